@@ -1,0 +1,61 @@
+"""Iterative magnitude pruning with rewinding: Algorithm 1 of Chen et al., NeurIPS 2020.
+
+`accelerate launch -m lth_scale.imp --task mlm`
+"""
+
+from typing import TYPE_CHECKING
+
+from lth_scale.arguments import Arguments, exit_on_bad_input, parse
+from lth_scale.record import Record
+from lth_scale.terminal import show
+
+if TYPE_CHECKING:
+    from lth_scale.search import Search
+
+
+def imp(search: "Search") -> None:
+    """Algorithm 1. From θ₀ to the ticket of the last sparsity; a round that is complete is not trained again."""
+    for k in search.rounds:
+        if search.is_complete(k):
+            continue
+        search.restart(k)  # m ⊙ θᵢ; in round 0, θ₀ under a mask of ones
+        if k == 0:
+            search.train(until=search.rewind_step)
+            search.keep_theta()  # θᵢ
+        search.train(until=search.steps)  # θₜ
+        search.evaluate()
+        search.prune()  # the next mask: the smallest |θₜ| among what m keeps
+        search.complete()
+
+
+def compare(search: "Search") -> None:
+    """The control of --control at the sparsities of the last tickets, trained from the same θᵢ."""
+    for k in search.controlled_rounds:
+        if search.is_complete(k, search.args.control):
+            continue
+        search.restart_control(k)
+        search.train(until=search.steps)
+        search.evaluate()
+        search.complete()
+
+
+def run(args: Arguments) -> None:
+    """Find a ticket and compare it, or go on where that stopped, or show what was found. Raises BadInput."""
+    record = Record.open(args)
+    if not record.is_done():
+        from lth_scale.search import Search  # imports torch: bad input and finished searches do not wait for it
+
+        search = Search.begin(args, record)
+        imp(search)
+        compare(search)
+        search.finish()
+    show(record)
+
+
+def main() -> None:
+    """The command line of `lth_scale.imp`."""
+    run(parse(None, prog="lth_scale.imp", description="Find a lottery ticket by iterative magnitude pruning."))
+
+
+if __name__ == "__main__":
+    exit_on_bad_input(main)

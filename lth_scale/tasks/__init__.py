@@ -1,0 +1,15 @@
+"""Tasks: data, head and metric. One module a family; nothing here knows of pruning."""
+
+from lth_scale.arguments import Arguments
+from lth_scale.tasks.task import Task
+
+__all__ = ["Task", "load"]
+
+
+def load(args: Arguments) -> Task:
+    """The task of --task with its model, tokenised data and metric. Raises BadInput."""
+    if args.task == "mlm":
+        from lth_scale.tasks.mlm import load
+    else:
+        from lth_scale.tasks.glue import load
+    return load(args)

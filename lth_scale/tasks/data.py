@@ -1,0 +1,141 @@
+"""Rows of a task: from JSON lines in the Hub's own columns, from the package, or from the Hub."""
+
+import hashlib
+import json
+import lzma
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import datasets
+from accelerate import PartialState
+from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, Value
+from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import HfApi
+
+from lth_scale.arguments import EMBEDDED, Arguments, BadInput, embedded_path
+
+Columns = Mapping[str, str]  # column → "string", "int64" or "float32", the dtypes of `datasets`
+KINDS: dict[str, tuple[type, ...]] = {"string": (str,), "int64": (int,), "float32": (float, int)}
+
+
+def local_file(directory: Path, split: str) -> Path:
+    """`directory/split.jsonl`, or its .xz. Raises BadInput where neither is."""
+    for path in (directory / f"{split}.jsonl", directory / f"{split}.jsonl.xz"):
+        if path.is_file():
+            return path
+    raise BadInput(f"--dataset_path {directory}: {split}.jsonl is missing; put it there, one JSON object a line")
+
+
+def _open(path: Path) -> IO[str]:
+    return lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")
+
+
+def read_rows(path: Path, columns: Columns, labels: int | None) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON-lines file, only `columns`, each checked.
+
+    labels: how many classes `label` has, or None. Raises BadInput with the line's number.
+    """
+    number = 0
+    try:
+        with _open(path) as lines:
+            for line in lines:
+                number += 1
+                if line.strip():
+                    yield _check_row(json.loads(line), columns, labels)
+    except json.JSONDecodeError as problem:
+        raise BadInput(f"--dataset_path {path}: line {number} is no JSON ({problem.msg}); mend the line") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"--dataset_path {path}: not UTF-8 after line {number}; convert the file") from None
+    except (EOFError, lzma.LZMAError, OSError) as problem:
+        raise BadInput(f"--dataset_path {path}: cannot be read after line {number} ({problem}); mend it") from None
+    except ValueError as problem:
+        raise BadInput(f"--dataset_path {path}: line {number}: {problem}") from None
+
+
+def _check_row(row: Any, columns: Columns, labels: int | None) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError("is no JSON object; write one object a line, with the Hub's columns")
+    for column, kind in columns.items():
+        if column not in row:
+            raise ValueError(f"column {column!r} is missing; the Hub's columns are {', '.join(columns)}")
+        if not isinstance(row[column], KINDS[kind]) or isinstance(row[column], bool):
+            raise ValueError(f"column {column!r} holds {row[column]!r}; it should be {kind}")
+    if labels is not None and not 0 <= row["label"] < labels:
+        raise ValueError(f"label {row['label']} is none of 0 … {labels - 1}; remove unlabelled rows")
+    return {column: row[column] for column in columns}
+
+
+def load_local(path: Path, columns: Columns, labels: int | None, limit: int | None) -> Dataset:
+    """The file's rows as an Arrow dataset in the `datasets` cache, the first `limit` of them. Raises BadInput."""
+    status = path.stat()
+    if next(read_rows(path, columns, labels), None) is None:
+        raise BadInput(f"--dataset_path {path}: holds no rows; write one JSON object a line")
+    rows = materialize(
+        lambda: read_rows(path, columns, labels),
+        fingerprint(path.resolve(), status.st_size, status.st_mtime_ns, columns, labels),
+        Features({name: Value(kind) for name, kind in columns.items()}),
+    )
+    return rows.select(range(min(limit or len(rows), len(rows))))
+
+
+def fingerprint(*key: Any) -> str:
+    """A name in the `datasets` cache for what `key` fixes."""
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:32]
+
+
+def materialize(rows: Callable[[], Iterable[dict]], key: str, features: Features | None = None) -> Dataset:
+    """Write `rows()` to the `datasets` cache under `key`, once, by the main process. Raises the BadInput of a row."""
+    with PartialState().main_process_first():
+        try:
+            return Dataset.from_generator(rows, features=features, fingerprint=key)
+        except DatasetGenerationError as problem:
+            if isinstance(problem.__cause__, BadInput):
+                raise problem.__cause__ from None
+            raise
+
+
+def load_hub(path: str, name: str | None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
+    """`datasets.load_dataset`, failing in seconds where there is no network and nothing is cached. Raises BadInput."""
+    try:
+        HfApi().dataset_info(path, timeout=10)
+    except Exception:  # whatever it was: from here on only the cache can help, and it is asked without retries
+        datasets.config.HF_HUB_OFFLINE = True
+    try:
+        return datasets.load_dataset(path, name, streaming=streaming)
+    except Exception as problem:
+        raise BadInput(f"dataset {path}: cannot be had from the Hub ({first_line(problem)}); {NO_NETWORK}") from None
+
+
+NO_NETWORK = (
+    "check the network, or use --preset demo, or local files with --model_name_or_path DIR and --dataset_path DIR"
+)
+
+
+def first_line(problem: Exception) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
+
+
+def local_directory(args: Arguments) -> Path | None:
+    """The directory of --dataset_path, or None for the Hub."""
+    if args.dataset_path == EMBEDDED:
+        return embedded_path(args.task)
+    return Path(args.dataset_path) if args.dataset_path else None
+
+
+def encode(rows: Dataset, function: Callable, tokenizer: Any, **arguments: Any) -> Dataset:
+    """`rows.map(function)` in batches, cached under a fingerprint of rows, vocabulary, function and arguments.
+
+    function(batch, tokenizer=…, **arguments) returns the encoded columns; the old ones are dropped.
+    (A tokenizer's own hash changes as it is used, so `datasets` cannot key on it.)
+    """
+    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True) + repr(tokenizer.init_kwargs)
+    key = fingerprint(rows._fingerprint, function.__qualname__, vocabulary, sorted(arguments.items()))
+    with PartialState().main_process_first():
+        return rows.map(
+            function,
+            batched=True,
+            fn_kwargs={"tokenizer": tokenizer, **arguments},
+            remove_columns=rows.column_names,
+            new_fingerprint=key,
+        )

@@ -1,0 +1,93 @@
+"""MLflow: a parent run for the command, a child run for each round. The only caller of MLflow."""
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+
+from lth_scale import files
+from lth_scale.arguments import Arguments
+from lth_scale.record import Record
+from lth_scale.terminal import round_name
+
+EXPERIMENT = "lth_scale"
+
+
+class Tracker:
+    """The runs of one search. Their ids are kept in the output directory, so that going on reopens them."""
+
+    def __init__(self, args: Arguments, record: Record):
+        self.args, self.store = args, record.mlflow_store()
+        self.artifacts = (record.directory.resolve().parent / "mlartifacts").as_uri()
+        self.client = MlflowClient(tracking_uri=self.store)
+        self.path = record.directory / "mlflow.json"
+        ids = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.ids: dict[str, str] = ids if ids.get("store") == self.store else {}
+        self.tags = {"task": args.task, "base_model": args.model_name_or_path, "seed": str(args.seed)}
+        self.current = ""
+        if not self.ids:
+            self._create_parent()
+        self.client.update_run(self.ids["parent"], status="RUNNING")
+
+    def _create_parent(self) -> None:
+        name = (
+            self.args.run_name
+            or f"{self.args.task} · {Path(self.args.model_name_or_path).name} · seed {self.args.seed}"
+        )
+        self.ids = {"store": self.store, "parent": self._create(name, {**self.tags, "control": "none"})}
+        params = [Param(key, str(value)[:6000]) for key, value in self.args.as_dict().items()]
+        for start in range(0, len(params), 100):
+            self.client.log_batch(self.ids["parent"], params=params[start : start + 100])
+        files.write_json(self.path, self.ids)
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found:
+            return found.experiment_id
+        local = self.store.startswith("sqlite:")  # a server knows where its artifacts go
+        return self.client.create_experiment(EXPERIMENT, artifact_location=self.artifacts if local else None)
+
+    def _create(self, name: str, tags: Mapping[str, str]) -> str:
+        return self.client.create_run(self._experiment(), tags=dict(tags), run_name=name).info.run_id
+
+    def start(self, k: int, sparsity: float, control: str, steps: int) -> None:
+        """Open the child run of a round; one that was left unfinished is made anew, so that no step is there twice."""
+        key = round_name(k, control)
+        if key in self.ids:
+            self.client.delete_run(self.ids[key])
+        tags = {**self.tags, "control": control, "round": str(k), "mlflow.parentRunId": self.ids["parent"]}
+        self.current = self.ids[key] = self._create(f"{key} · {100 * sparsity:.4g} %", tags)
+        files.write_json(self.path, self.ids)
+
+    def step(self, step: int, loss: float | None) -> None:
+        """Log the training loss, where there is one."""
+        if loss is not None:
+            self.client.log_metric(self.current, "loss", loss, step=step, synchronous=False)
+
+    def end(self, row: Mapping[str, Any], control: str) -> None:
+        """Log a finished round on its run, and its place on the curve over rounds on the parent's."""
+        now = int(time.time() * 1000)
+        numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+        scores = {f"eval/{name}": value for name, value in row["eval"].items()}
+        metrics = [Metric(name, float(value), now, 0) for name, value in {**numbers, **scores}.items()]
+        self.client.log_batch(self.current, metrics=metrics)
+        self.client.set_terminated(self.current)
+        curve = {**scores, "sparsity": row["sparsity"]} if control == "none" else {
+            f"{control}/{name}": value for name, value in row["eval"].items()
+        }  # fmt: skip
+        on_parent = [Metric(name, float(value), now, row["round"]) for name, value in curve.items()]
+        self.client.log_batch(self.ids["parent"], metrics=on_parent)
+
+    def finish(self, pictures: Mapping[str, bytes], table: str) -> None:
+        """Attach the pictures and the table to the parent run and close it."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, png in pictures.items():
+                (Path(folder) / name).write_bytes(png)
+            self.client.log_artifacts(self.ids["parent"], folder, "figures")
+        self.client.log_batch(self.ids["parent"], tags=[RunTag("mlflow.note.content", table)])
+        self.client.set_terminated(self.ids["parent"])

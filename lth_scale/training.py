@@ -1,0 +1,250 @@
+"""One network on Accelerate: prepare it, train it to a step, evaluate it, rewind it in place.
+
+The engine is prepared once. Rewinding copies weights into it and clears what an optimizer remembers,
+because a second `prepare` would leave `backward` driving the first engine.
+"""
+
+import math
+import os
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device, set_seed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import get_scheduler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from lth_scale import masking
+from lth_scale.arguments import Arguments, BadInput, parse_optim_args
+from lth_scale.prunable import prunable
+from lth_scale.tasks import Task
+
+Weights = dict[str, Tensor]
+OnStep = Callable[[int, float | None], None]
+
+
+class Batches(Dataset):
+    """Micro-batch n of this rank: a pure function of the seed, n, the rank and the world size.
+
+    So a round can start at any step, and a rewound round sees the very batches of the one before.
+    The last batch of an epoch is filled up from the epoch's start.
+    """
+
+    def __init__(self, task: Task, args: Arguments, rank: int, world: int):
+        self.task, self.args, self.rank, self.world = task, args, rank, world
+        self.lengths = [len(ids) for ids in task.train["input_ids"]] if task.grouped else None
+        self.whole = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
+        self.steps_per_epoch = math.ceil(len(task.train) / self.whole)
+        self.epoch = lru_cache(maxsize=2)(self._epoch)
+
+    def _epoch(self, epoch: int) -> list[int]:
+        """Row numbers in the order of this epoch: shuffled, or shuffled batches of similar length."""
+        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + epoch)
+        count = len(self.task.train)
+        if self.lengths is None:
+            order = torch.randperm(count, generator=generator).tolist()
+        else:
+            grouped = get_length_grouped_indices(self.lengths, self.whole, generator=generator)
+            batches = [grouped[i : i + self.whole] for i in range(0, count, self.whole)]
+            tail = [batches.pop()] if count % self.whole else []
+            shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+            order = [row for batch in (*shuffled, *tail) for row in batch]
+        copies = math.ceil(self.steps_per_epoch * self.whole / count)
+        return (order * copies)[: self.steps_per_epoch * self.whole]
+
+    def __getitem__(self, n: int) -> dict[str, Tensor]:
+        size, accumulate = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        epoch, step = divmod(n // accumulate, self.steps_per_epoch)
+        start = step * self.whole + (n % accumulate * self.world + self.rank) * size
+        rows = self.task.train[self.epoch(epoch)[start : start + size]]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hash((self.args.seed, n, self.rank)) % 2**63)
+            return self.task.collate(
+                [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+            )
+
+
+@dataclass
+class Net:
+    """A prepared network and where it stands. `weights`: every parameter by its name in the task's model."""
+
+    accelerator: Accelerator
+    task: Task
+    args: Arguments
+    model: nn.Module
+    optimizer: Any
+    batches: Batches
+    weights: Mapping[str, nn.Parameter]
+    prunable: Mapping[str, nn.Parameter]
+    masks: dict[str, Tensor]
+    scaler_state: dict[str, Any]
+    steps: int  # optimizer steps from θ₀ to the end of a round
+    step: int = 0
+    consumed: int = 0  # optimizer steps of data before this round's step 0
+
+    def copy_weights(self) -> Weights:
+        """Every parameter, copied to the CPU: nothing in it changes when training goes on."""
+        return {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights.items()}
+
+
+def make_accelerator(args: Arguments) -> Accelerator:
+    """Accelerate's state for this process. Raises BadInput where launcher and flags do not fit."""
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision, gradient_accumulation_steps=args.gradient_accumulation_steps
+        )
+    except ValueError as problem:
+        raise BadInput(f"--{precision}: {problem}; leave it out or take another machine") from None
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise BadInput(
+            f"--num_processes {launched}: this process is alone ({accelerator.num_processes} of {launched}); on CPU "
+            "launch with ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
+        )
+    return accelerator
+
+
+def make_optimizer(args: Arguments, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer of --optim over all parameters; matrices decay, vectors do not. Raises BadInput."""
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [
+        {"params": [weight for weight in trainable if weight.ndim >= 2], "weight_decay": args.weight_decay},
+        {"params": [weight for weight in trainable if weight.ndim < 2], "weight_decay": 0.0},
+    ]
+    kinds: dict[str, tuple[type, dict]] = {
+        "adamw_torch": (torch.optim.AdamW, {"eps": 1e-8}),
+        "adamw_torch_fused": (torch.optim.AdamW, {"eps": 1e-8, "fused": True}),
+        "sgd": (torch.optim.SGD, {}),
+    }
+    if args.optim == "adamw_bnb_8bit":
+        kinds[args.optim] = (_bitsandbytes_adamw(device), {"eps": 1e-8})
+    kind, options = kinds[args.optim]
+    options |= parse_optim_args(args.optim_args)
+    try:
+        return kind(groups, lr=args.learning_rate, **options)
+    except (TypeError, ValueError) as problem:
+        raise BadInput(f"--optim_args {args.optim_args}: {args.optim} refuses them ({problem}); mend them") from None
+
+
+def _bitsandbytes_adamw(device: torch.device) -> type:
+    if device.type != "cuda":
+        raise BadInput(f"--optim adamw_bnb_8bit: needs a CUDA GPU, this is {device.type}; use --optim adamw_torch")
+    try:
+        import bitsandbytes
+    except ImportError:
+        raise BadInput("--optim adamw_bnb_8bit: needs bitsandbytes; pip install 'lth_scale[gpu]'") from None
+    return bitsandbytes.optim.AdamW8bit
+
+
+def prepare(accelerator: Accelerator, task: Task, args: Arguments) -> Net:
+    """The task's network, ready to train from θ₀ with a mask of ones. Raises BadInput."""
+    model = task.model.to(accelerator.device)
+    optimizer = make_optimizer(args, model, accelerator.device)
+    batches = Batches(task, args, accelerator.process_index, accelerator.num_processes)
+    steps = args.max_steps if args.max_steps >= 0 else math.ceil(args.num_train_epochs * batches.steps_per_epoch)
+    targets = prunable(model)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    return Net(
+        accelerator, task, args, wrapped, optimizer, batches,
+        weights=dict(model.named_parameters()), prunable=targets,
+        masks={name: torch.ones_like(weight, dtype=torch.bool) for name, weight in targets.items()},
+        scaler_state=accelerator.scaler.state_dict() if accelerator.scaler else {}, steps=steps,
+    )  # fmt: skip
+
+
+def restart(net: Net, weights: Weights, masks: dict[str, Tensor], step: int, seed: int, consumed: int = 0) -> None:
+    """Put the network at m ⊙ `weights`, step `step`, as if it had been made now.
+
+    Clears optimizer moments and the loss scale, seeds every generator with `seed`, and places the data at
+    `consumed` + `step`. All in place: no engine is made anew.
+    """
+    with torch.no_grad():
+        for name, weight in net.weights.items():
+            weight.copy_(weights[name])
+    net.masks = {name: mask.to(net.prunable[name].device) for name, mask in masks.items()}
+    masking.apply(net.prunable, net.masks)
+    net.optimizer.zero_grad()
+    net.optimizer.state.clear()
+    if net.accelerator.scaler:
+        net.accelerator.scaler.load_state_dict(net.scaler_state)
+    set_seed(seed, device_specific=True)
+    random.seed(seed)
+    net.step, net.consumed = step, consumed
+
+
+def learning_rates(args: Arguments, total: int) -> Callable[[int], float]:
+    """step → learning rate under --lr_scheduler_type over `total` steps."""
+    nothing = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    warmup = math.ceil(args.warmup_steps * total) if args.warmup_steps < 1 else int(args.warmup_steps)
+    factor = get_scheduler(args.lr_scheduler_type, nothing, warmup, max(1, total)).lr_lambdas[0]
+    return lambda step: args.learning_rate * factor(step)
+
+
+def train(net: Net, until: int, rate: Callable[[int], float], on_step: OnStep) -> float:
+    """Train from net.step to step `until` with pruned weights held at zero; return the mean loss.
+
+    rate(step) is the learning rate of each optimizer step. on_step(step, loss) is called after each one;
+    loss is this rank's, and None but every --logging_steps.
+    """
+    accelerator, args = net.accelerator, net.args
+    accumulate = args.gradient_accumulation_steps
+    numbers = range((net.consumed + net.step) * accumulate, (net.consumed + until) * accumulate)
+    loader = DataLoader(
+        net.batches, batch_size=None, sampler=numbers,
+        num_workers=args.dataloader_num_workers, pin_memory=accelerator.device.type == "cuda",
+    )  # fmt: skip
+    net.model.train()
+    total = torch.zeros((), device=accelerator.device)
+    for batch in loader:
+        with accelerator.accumulate(net.model):
+            loss, _ = net.task.loss(net.model, send_to_device(batch, accelerator.device, non_blocking=True))
+            accelerator.backward(loss)
+            total += loss.detach()
+            if not accelerator.sync_gradients:
+                continue
+            step_optimizer(net, rate(net.step))
+        net.step += 1
+        on_step(net.step, float(loss.detach()) if net.step % args.logging_steps == 0 else None)
+    assert masking.is_held(net.prunable, net.masks), "a pruned weight is not zero"
+    return float(total) / max(1, len(numbers))
+
+
+def step_optimizer(net: Net, rate: float) -> None:
+    """Mask the gradients, clip what is left, and step."""
+    masking.mask_gradients(net.prunable, net.masks)
+    if net.args.max_grad_norm:
+        net.accelerator.clip_grad_norm_(net.model.parameters(), net.args.max_grad_norm)
+    for group in net.optimizer.param_groups:
+        group["lr"] = rate
+    net.optimizer.step()
+    net.optimizer.zero_grad()
+
+
+@torch.no_grad()
+def evaluate(net: Net) -> dict[str, float]:
+    """The task's metrics on its validation rows, the same on every rank and for every number of ranks."""
+    rows, size, world = net.task.validation, net.args.per_device_eval_batch_size, net.accelerator.num_processes
+    order = list(range(len(rows)))
+    if net.task.grouped:
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        order.sort(key=lambda i: -lengths[i])
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    net.model.eval()
+    found: dict[int, numpy.ndarray] = {}
+    for turn in range(math.ceil(len(batches) / world)):  # every rank takes as many turns
+        number = (turn * world + net.accelerator.process_index) % len(batches)
+        batch = net.task.eval_collate([rows[i] for i in batches[number]])
+        batch = send_to_device(batch, net.accelerator.device)
+        found[number] = net.task.rows(net.task.loss(net.model, batch)[1], batch)
+    everything: dict[int, numpy.ndarray] = {}
+    for part in gather_object([found]):
+        everything |= part
+    return net.task.score(numpy.concatenate([everything[number] for number in sorted(everything)]))
