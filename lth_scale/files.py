@@ -39,10 +39,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
-    """Write `tensors` as safetensors."""
+    """Write `tensors` as safetensors, the same bytes for the same content (the library shuffles its metadata)."""
     from safetensors.torch import save  # imports torch
 
-    write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    if metadata:
+        header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(end - 8)
+    assert len(text) == end - 8, "the header changed its length"
+    write_bytes(path, content[:8] + text + content[end:])
 
 
 @contextmanager

@@ -19,7 +19,7 @@ def sparsities(schedule: str, target: float, rate: float, start: float = 0.0) ->
     linear: `rate` of the original weights a round (the official code); geometric: `rate` of the
     remaining ones (the paper's text). A search that starts from a ticket starts at its sparsity.
     """
-    # Fractions are rounded to 12 digits so that 3 × 0.1 is 0.3 and the counts are those a reader computes.
+    # A last step below a hundredth of the rate is no round of its own. Fractions are rounded to 12 digits so that 3 × 0.1 is 0.3 and the counts are those a reader computes.
     if start >= target:
         return [start]
     share = (target - start) / (1 - start) if schedule != "linear" else target - start
@@ -27,6 +27,6 @@ def sparsities(schedule: str, target: float, rate: float, start: float = 0.0) ->
     while ladder[-1] < target:
         done = SCHEDULES[schedule](share, rate, k)
         reached = start + done if schedule == "linear" else 1 - (1 - start) * (1 - done)
-        ladder.append(target if reached >= target - 1e-9 else round(reached, 12))
+        ladder.append(target if reached >= target - rate / 100 else round(reached, 12))
         k += 1
     return ladder

@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file
 
 from lth_scale import controls, figures, files, tasks, terminal, threshold, training
-from lth_scale.arguments import Arguments, BadInput, parse_rewind_step
+from lth_scale.arguments import COSMETIC, Arguments, BadInput, parse_rewind_step
 from lth_scale.record import Record
 from lth_scale.schedule import sparsities
 from lth_scale.ticket import Ticket, digest
@@ -222,7 +222,7 @@ def first_ticket(args: Arguments, net: Net) -> Ticket:
         base_model=args.model_name_or_path,
         base_revision=args.model_revision or net.task.revision,
         task=args.task,
-        arguments=args.as_dict(),
+        arguments={name: value for name, value in args.as_dict().items() if name not in COSMETIC},
     )
 
 

@@ -200,6 +200,7 @@ def train(net: Net, until: int, rate: Callable[[int], float], on_step: OnStep) -
     loader = DataLoader(
         net.batches, batch_size=None, sampler=numbers,
         num_workers=args.dataloader_num_workers, pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator(),  # else opening the loader draws from the generator that dropout uses
     )  # fmt: skip
     net.model.train()
     total = torch.zeros((), device=accelerator.device)

@@ -108,13 +108,27 @@ def unigram_baseline(train: list[list[int]], validation: list[list[int]]) -> dic
     return {"accuracy": tokens.count(best) / len(tokens), "loss": sum(nats) / len(tokens)}
 
 
+def make_optimizers(model: BertForMaskedLM, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for the rest.
+
+    With AdamW alone this small model stays on the plateau of word frequencies (loss 5.9) for thousands
+    of steps; Muon leaves it within one thousand.
+    """
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".encoder." in name]
+    chosen = set(map(id, matrices))
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.AdamW(rest, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+        torch.optim.Muon(matrices, lr=args.muon_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+    ]
+
+
 def train(args: argparse.Namespace, model, train_docs, validation, tokenizer) -> list[dict]:
     """Train `model` in place for args.max_steps; evaluates every args.eval_steps; returns those rows."""
     collate = DataCollatorForLanguageModeling(tokenizer)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-    )
-    schedule = get_linear_schedule_with_warmup(optimizer, args.warmup_steps, args.max_steps)
+    masker = DataCollatorForLanguageModeling(tokenizer, mlm_probability=args.mlm_probability)
+    optimizers = make_optimizers(model, args)
+    schedules = [get_linear_schedule_with_warmup(o, args.warmup_steps, args.max_steps) for o in optimizers]
     history: list[dict] = []
     blocks: list[list[int]] = []
     started = time.monotonic()
@@ -125,12 +139,12 @@ def train(args: argparse.Namespace, model, train_docs, validation, tokenizer) ->
             order = torch.randperm(len(train_docs)).tolist()
             blocks = pack([train_docs[i] for i in order], tokenizer, length)
         batch = [{"input_ids": blocks.pop()} for _ in range(size)]
-        loss, _, _ = masked_loss(model, collate(batch))
+        loss, _, _ = masked_loss(model, masker(batch))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        for stepped in (*optimizers, *schedules):
+            stepped.step()
+        model.zero_grad()
         if step % args.eval_steps == 0 or step == args.max_steps:
             row = {"step": step, **evaluate(model, validation, collate)}
             history.append(row)
@@ -149,10 +163,12 @@ def main() -> None:
     """Run the recipe; see --help."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--max_steps", type=int, default=25_000)
-    parser.add_argument("--short_steps", type=int, default=15_000, help=f"first steps, on blocks of {SHORT} tokens")
+    parser.add_argument("--max_steps", type=int, default=12_000)
+    parser.add_argument("--short_steps", type=int, default=8_000, help=f"first steps, on blocks of {SHORT} tokens")
     parser.add_argument("--per_device_train_batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--muon_lr", type=float, default=2e-3)
+    parser.add_argument("--mlm_probability", type=float, default=0.3, help="while training; evaluation masks 15 %%")
     parser.add_argument("--warmup_steps", type=int, default=500)
     parser.add_argument("--eval_steps", type=int, default=1_000)
     parser.add_argument("--vocab_size", type=int, default=8192)

@@ -1,0 +1,140 @@
+"""Tiny real models and data, made on the spot: nothing here needs a network or a download."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny products are fastest on one thread
+
+from lth_scale.arguments import embedded_path
+
+WORDS = "the cat sat on a mat and saw one good dog run far from its old bad house by the sea".split()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The embedded model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(embedded_path("bert"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory, tokenizer) -> Path:
+    """A BertForMaskedLM directory: 2 layers, hidden 16, random weights, the embedded vocabulary."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("tiny_bert")
+    BertForMaskedLM(BertConfig(**SIZES, vocab_size=len(tokenizer))).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+}
+
+
+def sentence(i: int) -> str:
+    """A sentence of 5 to 12 words that depends on i alone."""
+    return " ".join(WORDS[(i * 7 + j * (i % 5 + 1)) % len(WORDS)] for j in range(5 + i % 8))
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    """Write one JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def sst2_data(tmp_path_factory) -> Path:
+    """train.jsonl (64 rows) and validation.jsonl (20 rows) in SST-2's columns."""
+    directory = tmp_path_factory.mktemp("sst2")
+    for split, count in (("train", 64), ("validation", 20)):
+        rows = [{"idx": i, "sentence": sentence(i), "label": int("good" in sentence(i))} for i in range(count)]
+        write_jsonl(directory / f"{split}.jsonl", rows)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def text_data(tmp_path_factory) -> Path:
+    """train.jsonl and validation.jsonl with a `text` column, enough for some blocks of 32 tokens."""
+    directory = tmp_path_factory.mktemp("text")
+    for split, count in (("train", 120), ("validation", 30)):
+        write_jsonl(directory / f"{split}.jsonl", [{"text": sentence(i)} for i in range(count)])
+    return directory
+
+
+@pytest.fixture
+def small(tiny_bert, sst2_data, tmp_path):
+    """Flags of a search on the tiny model that takes a second; keyword arguments override or add flags."""
+
+    def flags(**overrides) -> list[str]:
+        values = {
+            "task": "sst2",
+            "model_name_or_path": tiny_bert,
+            "dataset_path": sst2_data,
+            "output_dir": tmp_path / "out",
+            "per_device_train_batch_size": 8,
+            "max_steps": 4,
+            "max_seq_length": 32,
+            "learning_rate": 0.01,
+            "target_sparsity": 0.3,
+            "report_to": "none",
+            **overrides,
+        }
+        return [
+            part
+            for name, value in values.items()
+            if value is not None
+            for part in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+        ]
+
+    return flags
+
+
+@pytest.fixture
+def search(small):
+    """Run a search in this process and return its output directory."""
+    from accelerate.state import AcceleratorState
+
+    from lth_scale import imp
+    from lth_scale.arguments import parse
+
+    def go(**overrides) -> Path:
+        AcceleratorState._reset_state(reset_partial_state=True)  # one process, many searches
+        args = parse(small(**overrides), "test", "test")
+        imp.run(args)
+        return Path(args.output_dir)
+
+    return go
+
+
+@pytest.fixture
+def command():
+    """Run `python -m MODULE FLAGS…` in a process of its own."""
+
+    def go(module: str, *flags: str, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", module, *flags],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+        )
+
+    return go

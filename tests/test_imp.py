@@ -1,0 +1,264 @@
+"""imp.py: Algorithm 1 on a real (tiny) network, watched from outside."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, set_seed
+
+from lth_scale import Ticket, training
+from lth_scale.prunable import prunable
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """What each round really starts to train from: a copy of every parameter, taken as training is entered."""
+    seen = []
+    train = training.train
+
+    def spy(net, until, rate, on_step):
+        seen.append({
+            "step": net.step,
+            "weights": {name: weight.detach().clone() for name, weight in net.task.model.named_parameters()},
+            "masks": dict(net.masks),
+            "optimizer": len(net.optimizer.state),
+            "rng": torch.get_rng_state(),
+            "rate": rate(net.step),
+            "rows": net.batches[(net.consumed + net.step) * net.args.gradient_accumulation_steps],
+        })  # fmt: skip
+        loss = train(net, until, rate, on_step)
+        seen[-1]["trained"] = net.copy_weights()
+        return loss
+
+    monkeypatch.setattr(training, "train", spy)
+    return seen
+
+
+def theta_zero(task: str, model: str, seed: int = 42):
+    """θ₀ and γ₀, loaded by plain transformers."""
+    set_seed(seed)
+    auto = AutoModelForMaskedLM if task == "mlm" else AutoModelForSequenceClassification
+    return dict(auto.from_pretrained(model, dtype=torch.float32).named_parameters())
+
+
+def assert_starts_at(start: dict, theta: dict, out, k: int) -> None:
+    """Prunable weights are m ⊙ θ and all others θ, bit for bit."""
+    masks = Ticket.load(out / f"rounds/{k:02d}/ticket.safetensors").masks
+    prefix = next(name for name in start["weights"] if name.endswith(next(iter(masks)))).removesuffix(next(iter(masks)))
+    masks = {prefix + name: mask for name, mask in masks.items()}
+    for name, weight in start["weights"].items():
+        expected = theta[name] * masks[name] if name in masks else theta[name]
+        assert torch.equal(weight, expected), (k, name)
+
+
+@pytest.mark.parametrize("task", ["sst2", "mlm"])
+def test_every_round_starts_at_the_masked_pretrained_weights_bit_for_bit(
+    task, search, starts, tiny_bert, text_data, sst2_data
+):
+    """The official code fails this for MLM: its snapshot aliases the live weights, so it never rewinds."""
+    out = search(task=task, dataset_path=text_data if task == "mlm" else sst2_data)
+    theta = theta_zero(task, tiny_bert)
+    rounds = [start for start in starts if start["step"] == 0][1:]  # the first call trains zero steps, to θ₀
+    assert len(rounds) == 4
+    for k, start in enumerate(rounds):
+        assert_starts_at(start, theta, out, k)
+    moved = [not torch.equal(starts[1]["trained"][name], theta[name]) for name in theta]
+    assert sum(moved) > len(moved) * 0.9  # training does move them, so equality above means something
+
+
+def test_rewinding_to_step_i_restores_theta_i_head_included(search, starts):
+    out = search(rewind_step=2)
+    theta = load_file(out / "theta.safetensors")
+    assert starts[0]["step"] == 0 and starts[1]["step"] == 2  # the dense round: to θᵢ, and on from it
+    for name, weight in theta.items():
+        assert torch.equal(weight, starts[0]["trained"][name])
+    for k, start in enumerate(starts[2:], 1):
+        assert start["step"] == 2
+        assert_starts_at(start, theta, out, k)
+    assert any("classifier" in name for name in theta)
+    assert [row["steps"] for row in json.loads((out / "results.json").read_text())] == [4, 2, 2, 2]
+
+
+def test_a_fraction_rewinds_to_that_part_of_a_round(search, starts):
+    search(rewind_step="0.25", max_steps=8)
+    assert [start["step"] for start in starts] == [0, 2, 2, 2, 2]
+
+
+def test_rewinding_resets_optimizer_schedule_generators_and_data(search, starts):
+    search()
+    first, *rounds = starts[1:]
+    for start in rounds:
+        assert start["optimizer"] == 0
+        assert start["rate"] == first["rate"]
+        assert torch.equal(start["rng"], first["rng"])
+        assert all(torch.equal(start["rows"][name], first["rows"][name]) for name in first["rows"])
+
+
+def test_a_rewound_round_under_the_same_mask_repeats_the_dense_one(search, tiny_bert, tmp_path):
+    """With nothing pruned, rewinding must give the dense round again, to the last bit."""
+    from lth_scale.arguments import Arguments, resolve
+    from lth_scale.record import Record
+    from lth_scale.search import Search
+
+    given = dict(task="sst2", preset="demo", max_steps=3, max_train_samples=64, max_eval_samples=8, report_to="none")
+    args: Arguments = resolve({**given, "model_name_or_path": str(tiny_bert), "output_dir": str(tmp_path / "o")})
+    found = Search.begin(args, Record.open(args))
+    trained = []
+    theta = found.net.copy_weights()
+    for _ in range(2):
+        training.restart(found.net, theta, found.first.masks, 0, args.seed)
+        training.train(found.net, 3, training.learning_rates(args, 3), lambda step, loss: None)
+        trained.append(found.net.copy_weights())
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in theta)
+
+
+@pytest.mark.parametrize("rewind", ["none", "lr"])
+def test_without_rewinding_a_round_goes_on_from_the_weights_of_the_last(rewind, search, starts):
+    out = search(rewind=rewind)
+    rounds = starts[1:]
+    for k in range(1, len(rounds)):
+        assert_starts_at(rounds[k], rounds[k - 1]["trained"], out, k)
+        assert not torch.equal(rounds[k]["rng"], rounds[0]["rng"])
+    rates = [start["rate"] for start in rounds]
+    if rewind == "lr":
+        assert rates == [0.01] * 4
+    else:  # one decay over all 16 steps
+        assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+
+
+def test_lr_span_all_rounds_is_the_official_codes_schedule(search, starts):
+    search(lr_span="all_rounds")
+    assert [start["rate"] for start in starts[1:]] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "geometric", "one_shot", "cubic"])
+@pytest.mark.parametrize("scope", ["global", "layerwise"])
+def test_counts_are_exact_and_masks_nested(schedule, scope, search):
+    out = search(schedule=schedule, scope=scope, target_sparsity=0.37, prune_rate=0.15, max_steps=1)
+    tickets = [Ticket.load(path) for path in sorted(out.glob("rounds/*/ticket.safetensors"))]
+    rows = json.loads((out / "results.json").read_text())
+    assert len(tickets) == len(rows) >= 2
+    assert tickets[0].pruned == 0
+    assert tickets[-1].pruned == round(0.37 * tickets[-1].prunable)
+    for before, after, row in zip(tickets, tickets[1:], rows[1:], strict=False):
+        assert row["pruned"] == after.pruned > before.pruned
+        assert all((before.masks[name] | ~after.masks[name]).all() for name in after.masks)
+    if schedule == "linear":
+        assert [t.pruned for t in tickets] == [round(s * tickets[0].prunable) for s in (0, 0.15, 0.3, 0.37)]
+
+
+def test_training_nothing_gives_the_one_shot_ticket_of_the_pretrained_weights(search, tiny_bert):
+    out = search(max_steps=0, target_sparsity=0.45)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, dtype=torch.float32)
+    set_seed(42)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, dtype=torch.float32)
+    weights = prunable(model)
+    flat = torch.cat([weight.detach().flatten() for weight in weights.values()]).abs()
+    pruned = torch.zeros(len(flat), dtype=torch.bool)
+    pruned[flat.sort(stable=True).indices[: round(0.45 * len(flat))]] = True
+    ticket = Ticket.load(out / "ticket.safetensors")
+    assert torch.equal(torch.cat([mask.flatten() for mask in ticket.masks.values()]), ~pruned)
+    assert all(row["steps"] == 0 for row in json.loads((out / "results.json").read_text()))
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd"])
+def test_the_trained_network_has_exact_zeros_and_loads_with_from_pretrained(optim, search):
+    momentum = {"optim_args": "momentum=0.9"} if optim == "sgd" else {}
+    out = search(optim=optim, weight_decay=0.1, gradient_accumulation_steps=2, bf16=True, **momentum)
+    model = AutoModelForSequenceClassification.from_pretrained(out / "rounds/03/model")
+    ticket = Ticket.load(out / "ticket.safetensors")
+    for name, weight in prunable(model).items():
+        assert not weight[~ticket.masks[name]].any()
+        assert (weight[ticket.masks[name]] != 0).float().mean() > 0.99
+
+
+def test_the_directory_is_what_the_contract_says(search):
+    out = search(control="random_mask")
+    results = json.loads((out / "results.json").read_text())
+    assert [row["round"] for row in results] == [0, 1, 2, 3]
+    for k, row in enumerate(results):
+        directory = out / f"rounds/{k:02d}"
+        assert {"ticket.safetensors", "metrics.json", "complete"} <= {path.name for path in directory.iterdir()}
+        assert json.loads((directory / "metrics.json").read_text()) == row
+        assert {
+            "round",
+            "sparsity",
+            "pruned",
+            "prunable",
+            "threshold",
+            "steps",
+            "eval",
+            "seconds",
+            "peak_memory",
+        } <= set(row)
+        assert row["sparsity"] == row["pruned"] / row["prunable"]
+        assert math.isfinite(row["eval"]["accuracy"]) and row["peak_memory"] > 0 and row["seconds"] > 0
+    arguments = json.loads((out / "arguments.json").read_text())
+    assert arguments["task"] == "sst2" and arguments["versions"]["torch"] == torch.__version__
+    assert "git_commit" in arguments
+    last = Ticket.load(out / "ticket.safetensors")
+    assert last.masks.keys() == Ticket.load(out / "rounds/03/ticket.safetensors").masks.keys()
+    assert last.pruned == results[-1]["pruned"] and last.task == "sst2" and len(last.theta_sha256) == 64
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_the_threshold_is_the_largest_magnitude_that_the_cut_pruned(search, starts):
+    out = search()
+    results = json.loads((out / "results.json").read_text())
+    for k in (1, 2, 3):
+        before, after = (Ticket.load(out / f"rounds/{j:02d}/ticket.safetensors").masks for j in (k - 1, k))
+        trained = starts[k]["trained"]
+        cut = [trained[f"bert.{name}"][before[name] & ~after[name]] for name in after]
+        assert results[k]["threshold"] == torch.cat(cut).abs().max().item()
+
+
+def test_the_control_has_the_tickets_count_and_another_mask(search, starts):
+    out = search(control="random_mask")
+    for k in (2, 3):
+        found = Ticket.load(out / f"rounds/{k:02d}/ticket.safetensors")
+        random = Ticket.load(out / f"controls/random_mask/{k:02d}/ticket.safetensors")
+        assert random.pruned == found.pruned
+        shares = list(random.layer_sparsity().values())
+        assert max(abs(share - found.sparsity) for share in shares) < 0.15
+        assert found.overlap(random)["all"] == pytest.approx(1 - found.sparsity, abs=0.05)
+    assert not (out / "controls/random_mask/01").exists()
+
+
+def test_a_search_can_start_from_a_ticket(search, tmp_path):
+    first = search(target_sparsity=0.2)
+    out = search(ticket=first / "ticket.safetensors", output_dir=tmp_path / "second", target_sparsity=0.4)
+    start, end = Ticket.load(first / "ticket.safetensors"), Ticket.load(out / "ticket.safetensors")
+    rows = json.loads((out / "results.json").read_text())
+    assert [round(row["sparsity"], 2) for row in rows] == [0.2, 0.3, 0.4]
+    assert all((start.masks[name] | ~mask).all() for name, mask in end.masks.items())
+
+
+def test_a_finished_search_is_shown_and_not_trained_again(search, starts, capsys):
+    search()
+    shown = capsys.readouterr().out
+    calls = len(starts)
+    search()
+    assert len(starts) == calls
+    assert capsys.readouterr().out == shown
+    assert "| round | sparsity |" in shown
+
+
+def test_a_search_goes_on_after_its_last_complete_round_to_the_same_end(search, starts, tmp_path, monkeypatch):
+    whole = search(output_dir=tmp_path / "whole")
+
+    class Stopped(Exception):
+        pass
+
+    evaluate = training.evaluate
+    monkeypatch.setattr(
+        training, "evaluate", lambda net: (_ for _ in ()).throw(Stopped) if len(starts) == 9 else evaluate(net)
+    )
+    with pytest.raises(Stopped):
+        search(output_dir=tmp_path / "parts")
+    assert len(list((tmp_path / "parts").glob("rounds/*/complete"))) == 2
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    parts = search(output_dir=tmp_path / "parts")
+    assert len(starts) == (2 + 3) + (2 + 2) + 2  # whole; then rounds 0, 1 and a 2 that was lost; then 2 and 3
+    assert (parts / "ticket.safetensors").read_bytes() == (whole / "ticket.safetensors").read_bytes()

@@ -1,0 +1,39 @@
+"""schedule.py: the sparsities of the rounds."""
+
+import pytest
+
+from lth_scale.schedule import sparsities
+
+
+def test_linear_takes_the_rate_off_the_original_weights_each_round():
+    assert sparsities("linear", 0.9, 0.1) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+
+
+def test_linear_ends_at_the_target_though_it_is_no_multiple():
+    assert sparsities("linear", 0.25, 0.1) == [0.0, 0.1, 0.2, 0.25]
+
+
+def test_geometric_takes_the_rate_off_the_remaining_weights():
+    ladder = sparsities("geometric", 0.5, 0.2)
+    assert ladder == pytest.approx([0, 0.2, 0.36, 0.488, 0.5])
+
+
+def test_one_shot_has_the_dense_round_and_one_more():
+    assert sparsities("one_shot", 0.7, 0.1) == [0.0, 0.7]
+
+
+def test_cubic_prunes_most_at_first_and_ends_at_the_target():
+    ladder = sparsities("cubic", 0.8, 0.2)
+    assert ladder == pytest.approx([0.0] + [0.8 * (1 - (1 - k / 4) ** 3) for k in (1, 2, 3, 4)])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "geometric", "one_shot", "cubic"])
+@pytest.mark.parametrize("start", [0.0, 0.35])
+def test_every_schedule_rises_from_the_start_to_the_target(schedule, start):
+    ladder = sparsities(schedule, 0.83, 0.07, start)
+    assert ladder[0] == start and ladder[-1] == 0.83
+    assert all(a < b for a, b in zip(ladder, ladder[1:], strict=False))
+
+
+def test_a_start_past_the_target_leaves_nothing_to_prune():
+    assert sparsities("linear", 0.2, 0.1, start=0.5) == [0.5]

@@ -1,0 +1,171 @@
+"""ticket.py: the file format, application, overlap, and the command that prints one."""
+
+import json
+
+import numpy
+import pytest
+import torch
+import transformers as hf
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from lth_scale import Ticket
+from lth_scale.prunable import prunable
+from lth_scale.ticket import digest
+
+
+def tiny(layers: int = 2, hidden: int = 16, **head) -> hf.PreTrainedModel:
+    torch.manual_seed(1)
+    config = hf.BertConfig(
+        vocab_size=50, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=20,
+    )  # fmt: skip
+    return hf.BertModel(config, **head)
+
+
+def ticket_for(model, keep: float = 0.4, seed: int = 0) -> Ticket:
+    generator = torch.Generator().manual_seed(seed)
+    masks = {name: torch.rand(w.shape, generator=generator) < keep for name, w in prunable(model).items()}
+    return Ticket(masks, base_model="tiny", base_revision="r1", theta_sha256="ab", task="sst2", arguments={"seed": 7})
+
+
+@pytest.fixture
+def saved(tmp_path):
+    ticket = ticket_for(tiny())
+    path = tmp_path / "t.safetensors"
+    ticket.save(path)
+    return ticket, path
+
+
+def test_a_ticket_comes_back_as_it_was(saved):
+    ticket, path = saved
+    back = Ticket.load(path)
+    assert list(back.masks) == list(ticket.masks)
+    assert all(torch.equal(back.masks[name], mask) for name, mask in ticket.masks.items())
+    assert (back.base_model, back.base_revision, back.theta_sha256, back.task) == ("tiny", "r1", "ab", "sst2")
+    assert (back.arguments, back.pruned, back.prunable) == ({"seed": 7}, ticket.pruned, ticket.prunable)
+
+
+def test_the_file_is_the_published_format(saved):
+    ticket, path = saved
+    with safe_open(path, "numpy") as file:
+        meta, name = file.metadata(), "encoder.layer.1.output.dense.weight"
+        packed = file.get_tensor(name)
+    bits = numpy.unpackbits(packed, bitorder="little")[: ticket.masks[name].numel()]
+    assert packed.dtype == numpy.uint8
+    assert numpy.array_equal(bits.reshape(json.loads(meta["shapes"])[name]), ticket.masks[name].numpy())
+    assert meta["format"] == "lth_scale.ticket/1"
+    assert (int(meta["pruned"]), int(meta["prunable"])) == (ticket.pruned, ticket.prunable)
+    assert float(meta["sparsity"]) == ticket.pruned / ticket.prunable
+    assert json.loads(meta["arguments"]) == {"seed": 7}
+
+
+def test_apply_zeroes_what_is_pruned_and_nothing_else():
+    model, twin = tiny(), tiny()
+    ticket = ticket_for(model)
+    assert ticket.apply(model) is model
+    before = dict(twin.named_parameters())
+    for name, weight in model.named_parameters():
+        expected = before[name] * ticket.masks[name] if name in ticket.masks else before[name]
+        assert torch.equal(weight, expected), name
+
+
+def test_a_pooler_on_either_side_alone_is_no_obstacle():
+    with_pooler, without = tiny(), tiny(add_pooling_layer=False)
+    ticket_for(with_pooler).apply(without)
+    ticket_for(without).apply(with_pooler)
+    assert with_pooler.pooler.dense.weight.all()
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (dict(layers=3), r"no mask for encoder\.layer\.2\."),
+        (dict(layers=1), r"the model has no encoder\.layer\.1\."),
+        (dict(hidden=8), r"encoder\.layer\.0\.attention\.self\.query\.weight is \(16, 16\).*\(8, 8\)"),
+    ],
+)
+def test_a_ticket_of_another_model_is_refused_by_parameter(other, named):
+    model = tiny(**other)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    with pytest.raises(ValueError, match=named):
+        ticket_for(tiny()).apply(model)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
+
+def test_overlap_is_the_share_of_kept_weights_that_both_keep():
+    ours = Ticket({"a": torch.tensor([[True, True, True, False]]), "b": torch.tensor([[True, False]])})
+    theirs = Ticket({"a": torch.tensor([[True, False, False, True]]), "b": torch.tensor([[True, True]])})
+    assert ours.overlap(theirs) == {"a": 1 / 3, "b": 1.0, "all": 2 / 4}
+    assert ours.overlap(ours)["all"] == 1.0
+
+
+def rewrite(path, change_meta=None, change_tensors=None):
+    with safe_open(path, "numpy") as file:
+        meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    meta.update(change_meta or {})
+    tensors.update(change_tensors or {})
+    save_file(tensors, path, metadata=meta)
+
+
+FIRST = "encoder.layer.0.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("meta", "tensors", "said"),
+    [
+        ({"format": "pt"}, None, "its format is 'pt'"),
+        ({"pruned": "1"}, None, "it states"),
+        ({"shapes": "{}"}, None, "names of shapes and tensors differ"),
+        ({"shapes": "["}, None, "not a whole"),
+        ({"arguments": "x"}, None, "not a whole"),
+        (None, {FIRST: numpy.zeros(3, numpy.uint8)}, "3 bytes of uint8"),
+        (None, {FIRST: numpy.zeros(32, numpy.int8)}, "bytes of int8"),
+        (None, {"extra": numpy.zeros(1, numpy.uint8)}, "names of shapes and tensors differ"),
+    ],
+)
+def test_a_ticket_that_is_not_whole_is_refused(saved, meta, tensors, said):
+    rewrite(saved[1], meta, tensors)
+    with pytest.raises(ValueError, match=said):
+        Ticket.load(saved[1])
+
+
+def test_bits_set_past_the_end_are_refused(tmp_path):
+    Ticket({"a": torch.ones(3, 3, dtype=torch.bool)}).save(tmp_path / "t.safetensors")
+    rewrite(tmp_path / "t.safetensors", None, {"a": numpy.full(2, 255, numpy.uint8)})
+    with pytest.raises(ValueError, match="past its end"):
+        Ticket.load(tmp_path / "t.safetensors")
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, -1])
+def test_a_truncated_file_is_refused(saved, size):
+    content = saved[1].read_bytes()
+    saved[1].write_bytes(content[:size])
+    with pytest.raises(ValueError, match="cannot be read as a ticket"):
+        Ticket.load(saved[1])
+
+
+def test_the_digest_sees_names_shapes_and_every_bit():
+    weights = {"a": torch.ones(2, 3)}
+    changed = {"a": torch.ones(2, 3)}
+    changed["a"][1, 2] = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
+    digests = {digest(w) for w in (weights, changed, {"b": torch.ones(2, 3)}, {"a": torch.ones(3, 2)})}
+    assert len(digests) == 4
+
+
+def test_the_command_prints_totals_provenance_and_a_bar_a_matrix(saved, command):
+    ticket, path = saved
+    done = command("lth_scale.ticket", str(path))
+    assert done.returncode == 0, done.stderr
+    assert f"{ticket.pruned:,} of {ticket.prunable:,}" in done.stdout
+    assert "tiny@r1" in done.stdout and "--seed 7" in done.stdout
+    bars = [line for line in done.stdout.splitlines() if "█" in line]
+    assert len(bars) == len(ticket.masks)
+    assert f"{ticket.layer_sparsity()[FIRST]:.2%}" in bars[0]
+
+
+def test_the_command_refuses_what_is_no_ticket(tmp_path, command):
+    (tmp_path / "x.safetensors").write_text("no")
+    done = command("lth_scale.ticket", str(tmp_path / "x.safetensors"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
