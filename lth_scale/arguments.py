@@ -92,7 +92,7 @@ class Arguments:
     optim: str = flag("optimizer", "adamw_torch", choices=OPTIMIZERS)
     optim_args: str | None = flag("its arguments, as in 'momentum=0.9,nesterov=true'")
     bf16: bool = flag("bfloat16 mixed precision", False)
-    fp16: bool = flag("float16 mixed precision (GPU)", False)
+    fp16: bool = flag("float16 mixed precision, with loss scaling (GPU)", False)
     seed: int = flag("seed of the head, the data order, dropout and random masks", 42)
     dataloader_num_workers: int = flag("processes that prepare batches", 0)
 

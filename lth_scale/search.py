@@ -1,6 +1,7 @@
 """The steps of Algorithm 1 on a real network: what `imp.py` names, done with training, threshold and record."""
 
 import logging
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -237,5 +238,5 @@ def quiet_libraries() -> None:
     """Leave the terminal to our own bars and warnings."""
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    for chatty in ("alembic", "mlflow"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")

@@ -110,4 +110,4 @@ def _render(grid: Table) -> str:
     console = Console(width=200, force_terminal=False, color_system=None)
     with console.capture() as capture:
         console.print(grid)
-    return "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines())
+    return "\n".join(line.strip() for line in capture.get().splitlines() if line.strip())

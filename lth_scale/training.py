@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device, set_seed
+from accelerate.utils import DistributedType, gather_object, send_to_device, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import get_scheduler
@@ -103,6 +103,8 @@ def make_accelerator(args: Arguments) -> Accelerator:
         )
     except ValueError as problem:
         raise BadInput(f"--{precision}: {problem}; leave it out or take another machine") from None
+    if precision == "fp16" and accelerator.scaler is None and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise BadInput(f"--fp16: has no loss scaling on {accelerator.device.type}; take a GPU, or --bf16")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise BadInput(

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import datasets
+import huggingface_hub.constants
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, Value
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from lth_scale.arguments import EMBEDDED, Arguments, BadInput, embedded_path
 
@@ -95,12 +97,20 @@ def materialize(rows: Callable[[], Iterable[dict]], key: str, features: Features
             raise
 
 
+def settle_for_cache(path: str, kind: str) -> None:
+    """Where the Hub cannot be reached, go offline at once: the cache is asked without minutes of retries."""
+    try:
+        HfApi().repo_info(path, repo_type=kind, timeout=10)
+    except HfHubHTTPError:
+        return  # the Hub answered; what it said is for the loading code to tell
+    except Exception:
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+        datasets.config.HF_HUB_OFFLINE = True
+
+
 def load_hub(path: str, name: str | None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
     """`datasets.load_dataset`, failing in seconds where there is no network and nothing is cached. Raises BadInput."""
-    try:
-        HfApi().dataset_info(path, timeout=10)
-    except Exception:  # whatever it was: from here on only the cache can help, and it is asked without retries
-        datasets.config.HF_HUB_OFFLINE = True
+    settle_for_cache(path, "dataset")
     try:
         return datasets.load_dataset(path, name, streaming=streaming)
     except Exception as problem:

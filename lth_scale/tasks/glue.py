@@ -89,7 +89,7 @@ def load(args: Arguments) -> Task:
         return output.loss, output.logits
 
     def rows(logits: Tensor, batch: Batch) -> numpy.ndarray:
-        logits, labels = logits.float(), batch["labels"]
+        logits, labels = logits.detach().float(), batch["labels"]
         if family.classes == 1:
             predicted, each = logits[:, 0], (logits[:, 0] - labels) ** 2
         else:

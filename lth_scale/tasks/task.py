@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
-from lth_scale.arguments import EMBEDDED, Arguments, BadInput, embedded_path
+from lth_scale.arguments import EMBEDDED, Arguments, BadInput, embedded_path, is_local
 from lth_scale.prunable import base_model, prunable
-from lth_scale.tasks.data import NO_NETWORK, first_line
+from lth_scale.tasks.data import NO_NETWORK, first_line, settle_for_cache
 
 log = logging.getLogger("lth_scale")
 Batch = dict[str, Tensor]
@@ -51,6 +51,8 @@ def model_path(args: Arguments) -> str:
 
 def load_tokenizer(args: Arguments) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises BadInput where it has none."""
+    if not is_local(args.model_name_or_path):
+        settle_for_cache(args.model_name_or_path, "model")
     try:
         AutoConfig.from_pretrained(model_path(args), revision=args.model_revision)
         tokenizer = AutoTokenizer.from_pretrained(model_path(args), revision=args.model_revision)

@@ -1,0 +1,83 @@
+"""tasks/mlm.py: packing, masking, and a head that sees only what it must predict."""
+
+import numpy
+import pytest
+import torch
+import transformers as hf
+from datasets import Dataset
+from torch.nn import functional as F
+
+from lth_scale import tasks
+from lth_scale.arguments import parse
+from lth_scale.tasks.mlm import HeadAtMaskedPositions, pack
+
+SIZES = dict(vocab_size=90, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+MODELS = {
+    "bert": hf.BertConfig(**SIZES, max_position_embeddings=40),
+    "roberta": hf.RobertaConfig(**SIZES, max_position_embeddings=40),
+    "distilbert": hf.DistilBertConfig(vocab_size=90, dim=16, n_layers=2, n_heads=2, hidden_dim=24),
+    "mpnet": hf.MPNetConfig(**SIZES, max_position_embeddings=40),
+    "electra": hf.ElectraConfig(**SIZES, embedding_size=8, max_position_embeddings=40),
+    "deberta": hf.DebertaConfig(**SIZES, max_position_embeddings=40),
+    "deberta-v2": hf.DebertaV2Config(**SIZES, max_position_embeddings=40),
+    "modernbert": hf.ModernBertConfig(
+        **SIZES, pad_token_id=0, cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2
+    ),
+}
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_the_loss_and_its_gradient_are_those_of_the_whole_head(family):
+    torch.manual_seed(0)
+    model = hf.AutoModelForMaskedLM.from_config(MODELS[family]).eval()
+    ids = torch.randint(5, 90, (3, 20))
+    labels = torch.where(torch.rand(3, 20) < 0.3, ids, -100)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    logits = model(input_ids=ids, attention_mask=batch["attention_mask"]).logits
+    whole = F.cross_entropy(logits.view(-1, 90), labels.view(-1))
+    expected = torch.autograd.grad(whole, list(model.base_model.parameters()), allow_unused=True)
+    loss, chosen = HeadAtMaskedPositions(model).loss(model, batch)
+    found = torch.autograd.grad(loss, list(model.base_model.parameters()), allow_unused=True)
+    assert chosen.shape == (int((labels != -100).sum()), 90)
+    assert torch.allclose(loss, whole, rtol=1e-5)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_model_is_whole_again_after_the_loss():
+    model = hf.AutoModelForMaskedLM.from_config(MODELS["bert"]).eval()
+    ids = torch.randint(5, 90, (2, 10))
+    before = model(input_ids=ids).logits
+    HeadAtMaskedPositions(model).loss(model, {"input_ids": ids, "labels": ids})
+    assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_blocks_are_the_text_in_order_between_special_tokens(tokenizer):
+    texts = ["the cat sat on the mat .", "a dog ran far from the old house by the sea ."] * 3
+    flat = [token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    blocks = pack({"text": texts}, tokenizer, 12)["input_ids"]
+    assert len(blocks) == len(flat) // 10
+    for i, block in enumerate(blocks):
+        assert block == [tokenizer.cls_token_id, *flat[i * 10 : i * 10 + 10], tokenizer.sep_token_id]
+
+
+def test_validation_masks_are_the_same_each_time_and_15_percent(small, text_data):
+    args = parse(small(task="mlm", dataset_path=text_data), "t", "t")
+    first, second = (tasks.load(args) for _ in range(2))
+    assert first.validation["labels"] == second.validation["labels"]
+    labels = numpy.array(first.validation["labels"])
+    assert 0.08 < (labels != -100).mean() < 0.22
+    assert isinstance(first.train, Dataset) and {len(ids) for ids in first.train["input_ids"]} == {32}
+
+
+def test_the_score_is_masked_accuracy_and_mean_loss_over_tokens(small, text_data):
+    task = tasks.load(parse(small(task="mlm", dataset_path=text_data), "t", "t"))
+    logits = torch.tensor([[5.0, 0.0], [0.0, 5.0], [5.0, 0.0]])
+    batch = {"labels": torch.tensor([[0, -100, 1], [1, -100, -100]])}
+    row = task.rows(logits, batch)
+    right = [True, True, False]
+    losses = [-F.log_softmax(logits, -1)[i, y].item() for i, y in enumerate([0, 1, 1])]
+    assert task.score(row) == pytest.approx({"accuracy": sum(right) / 3, "loss": sum(losses) / 3})
+    both = task.score(numpy.concatenate([row, row]))
+    assert both == pytest.approx(task.score(row))

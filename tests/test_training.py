@@ -1,0 +1,108 @@
+"""training.py: batches that depend on their number alone, and evaluation that does not depend on batches."""
+
+import pytest
+import torch
+
+from lth_scale import tasks, training
+from lth_scale.arguments import parse
+from lth_scale.training import Batches
+
+
+@pytest.fixture
+def loaded(small):
+    args = parse(small(gradient_accumulation_steps=2), "t", "t")
+    return tasks.load(args), args
+
+
+def rows_of(batches: Batches, n: int) -> list[tuple]:
+    ids, mask = batches[n]["input_ids"], batches[n]["attention_mask"]
+    return [tuple(row[keep.bool()].tolist()) for row, keep in zip(ids, mask, strict=True)]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_ranks_share_each_epoch_out_and_every_row_is_in_it(world, loaded):
+    task, args = loaded
+    ranks = [Batches(task, args, rank, world) for rank in range(world)]
+    micro_steps = ranks[0].steps_per_epoch * args.gradient_accumulation_steps
+    seen = [row for batches in ranks for n in range(micro_steps) for row in rows_of(batches, n)]
+    everything = [tuple(ids) for ids in task.train["input_ids"]]
+    assert set(seen) == set(everything)
+    assert len(seen) == ranks[0].steps_per_epoch * 8 * 2 * world >= len(everything)
+
+
+def test_a_batch_is_a_function_of_its_number(loaded):
+    task, args = loaded
+    first, second = Batches(task, args, 0, 1), Batches(task, args, 0, 1)
+    assert rows_of(first, 3) == rows_of(second, 3)  # not asked in order, and by another object
+    later = 3 + first.steps_per_epoch * args.gradient_accumulation_steps
+    assert rows_of(first, 3) != rows_of(first, later)  # another epoch, another order
+
+
+def test_masked_tokens_are_redrawn_each_time_and_replayed_for_the_same_number(small, text_data):
+    args = parse(small(task="mlm", dataset_path=text_data), "t", "t")
+    task = tasks.load(args)
+    batches = Batches(task, args, 0, 1)
+    state = torch.get_rng_state()
+    once, again, other = batches[0], Batches(task, args, 0, 1)[0], Batches(task, args, 1, 2)[0]
+    assert torch.equal(once["labels"], again["labels"])
+    assert not torch.equal(once["labels"], other["labels"])
+    assert torch.equal(state, torch.get_rng_state())  # dropout's generator is not touched
+
+
+def test_batches_of_a_classification_task_hold_rows_of_similar_length(loaded):
+    task, args = loaded
+    batches = Batches(task, args, 0, 1)
+    lengths = [[len(row) for row in rows_of(batches, n)] for n in range(batches.steps_per_epoch * 2)]
+    within = sum(max(group) - min(group) for group in lengths) / len(lengths)
+    every = [len(ids) for ids in task.train["input_ids"]]
+    assert within < (max(every) - min(every)) / 2
+
+
+def test_worker_processes_change_nothing(search, tmp_path):
+    alone = search(output_dir=tmp_path / "a")
+    helped = search(output_dir=tmp_path / "b", dataloader_num_workers=1)
+    assert (alone / "ticket.safetensors").read_bytes() == (helped / "ticket.safetensors").read_bytes()
+
+
+def test_scores_do_not_depend_on_the_evaluation_batch(search, tmp_path):
+    import json
+
+    rows = [
+        json.loads(
+            (search(output_dir=tmp_path / str(size), per_device_eval_batch_size=size) / "results.json").read_text()
+        )
+        for size in (3, 64)
+    ]
+    for one, other in zip(*rows, strict=True):
+        assert one["eval"]["accuracy"] == other["eval"]["accuracy"]
+        assert one["eval"]["loss"] == pytest.approx(other["eval"]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "warmup", "expected"),
+    [
+        ("linear", 0, [1.0, 0.75, 0.5, 0.25]),
+        ("linear", 2, [0.0, 0.5, 1.0, 0.5]),
+        ("linear", 0.5, [0.0, 0.5, 1.0, 0.5]),
+        ("constant", 0, [1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_learning_rates_over_four_steps(kind, warmup, expected, small):
+    args = parse(small(lr_scheduler_type=kind, warmup_steps=warmup, learning_rate=1.0), "t", "t")
+    rate = training.learning_rates(args, 4)
+    assert [rate(step) for step in range(4)] == expected
+
+
+def test_vectors_do_not_decay_and_matrices_do(small, loaded):
+    args = parse(small(weight_decay=0.1), "t", "t")
+    optimizer = training.make_optimizer(args, loaded[0].model, torch.device("cpu"))
+    assert all(w.ndim >= 2 for w in optimizer.param_groups[0]["params"])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(loaded[0].model.parameters()))
+
+
+def test_the_8_bit_optimizer_is_bitsandbytes_own():
+    if not torch.cuda.is_available():
+        pytest.skip("adamw_bnb_8bit needs a CUDA GPU")
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    assert training._bitsandbytes_adamw(torch.device("cuda")) is bitsandbytes.optim.AdamW8bit
