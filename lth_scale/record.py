@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,14 +32,16 @@ class Record:
         """The record of --output_dir. Raises BadInput where it holds another search or cannot be written."""
         record = cls(Path(args.output_dir), args)
         record._refuse_other_arguments()
-        probe = record.directory / f".probe.{os.getpid()}"
         try:
-            record.directory.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
+            with tempfile.TemporaryDirectory(dir=record._nearest_directory()) as probe:
+                Path(probe, "file").touch()
         except OSError as problem:
             raise BadInput(f"--output_dir {args.output_dir}: cannot be written ({problem}); give another") from None
         return record
+
+    def _nearest_directory(self) -> Path:
+        """The output directory, or while it does not exist the one that it will be made in."""
+        return next(path for path in (self.directory, *self.directory.resolve().parents) if path.exists())
 
     def _refuse_other_arguments(self) -> None:
         path = self.directory / "arguments.json"

@@ -19,7 +19,8 @@ def sparsities(schedule: str, target: float, rate: float, start: float = 0.0) ->
     linear: `rate` of the original weights a round (the official code); geometric: `rate` of the
     remaining ones (the paper's text). A search that starts from a ticket starts at its sparsity.
     """
-    # A last step below a hundredth of the rate is no round of its own. Fractions are rounded to 12 digits so that 3 × 0.1 is 0.3 and the counts are those a reader computes.
+    # Fractions are rounded to 12 digits so that 3 × 0.1 is 0.3 and the counts are those a reader computes.
+    # A last step of less than a hundredth of the rate is not worth a round of its own.
     if start >= target:
         return [start]
     share = (target - start) / (1 - start) if schedule != "linear" else target - start

@@ -1,4 +1,4 @@
-"""Every command: bad input is one line on stderr that names flag, value and remedy, exit code 2, nothing overwritten."""
+"""Every command: bad input is one line that names flag, value and remedy, exit code 2, and nothing overwritten."""
 
 import json
 import lzma

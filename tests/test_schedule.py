@@ -32,7 +32,7 @@ def test_cubic_prunes_most_at_first_and_ends_at_the_target():
 def test_every_schedule_rises_from_the_start_to_the_target(schedule, start):
     ladder = sparsities(schedule, 0.83, 0.07, start)
     assert ladder[0] == start and ladder[-1] == 0.83
-    assert all(a < b for a, b in zip(ladder, ladder[1:], strict=False))
+    assert ladder == sorted(set(ladder))
 
 
 def test_a_start_past_the_target_leaves_nothing_to_prune():

@@ -17,7 +17,7 @@ def runs(search, tmp_path, monkeypatch):
 
 
 def test_a_parent_holds_the_arguments_the_curves_and_the_pictures(runs):
-    client, parent, children, out = runs
+    client, parent, _, out = runs
     assert parent.data.params["learning_rate"] == "0.01" and parent.data.params["schedule"] == "linear"
     assert {"task": "sst2", "control": "none", "seed": "42"}.items() <= parent.data.tags.items()
     curve = client.get_metric_history(parent.info.run_id, "eval/accuracy")

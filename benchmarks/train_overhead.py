@@ -1,0 +1,182 @@
+"""Steps per second of our training loop under a 70 % mask, beside three others: `python benchmarks/train_overhead.py`.
+
+Each variant is a process of its own that keeps its model and trains when it is told; the parent goes round
+them, so that a change of the machine's speed meets all alike. Ratios are taken round by round.
+
+    masked        lth_scale's loop, 70 % of the prunable weights masked
+    dense         the same loop, no mask
+    torch_prune   the same loop, the model reparametrised by torch.nn.utils.prune
+    hf_trainer    transformers.Trainer, dense
+
+The model has minilm-l3's shape (3 layers, hidden 384, vocabulary 30522), random weights and random tokens.
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from types import SimpleNamespace
+
+VARIANTS = ("masked", "dense", "torch_prune", "hf_trainer")
+ROWS = 512
+
+
+def make_data(length: int):
+    """ROWS rows of random token ids, all of `length`, with random binary labels."""
+    import torch
+    from datasets import Dataset
+
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, 30000, (ROWS, length), generator=generator)
+    labels = torch.randint(0, 2, (ROWS,), generator=generator)
+    return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+
+
+def make_model():
+    """A BertForSequenceClassification of minilm-l3's shape."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 384, "num_hidden_layers": 3, "num_attention_heads": 12, "intermediate_size": 1536}
+    return BertForSequenceClassification(BertConfig(**shape))
+
+
+def collate(rows: list[dict]) -> dict:
+    """Rows of one length as tensors."""
+    import torch
+
+    batch = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+    return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
+
+
+def our_loop(variant: str, options: SimpleNamespace):
+    """steps → the times at which each of that many steps ended, in lth_scale's loop."""
+    import torch
+    from torch.nn.utils import prune
+
+    from lth_scale import threshold, training
+    from lth_scale.arguments import resolve
+    from lth_scale.prunable import prunable
+
+    batch, optim = options.batch, "adamw_torch_fused"
+    args = resolve({"task": "sst2", "preset": "demo", "per_device_train_batch_size": batch, "optim": optim})
+    model, rows = make_model(), make_data(options.length)
+    ones = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+    masks, _ = threshold.prune(prunable(model), ones, 0.7, "global")
+    if variant == "torch_prune":
+        for name, mask in masks.items():
+            prune.custom_from_mask(model.base_model.get_submodule(name.removesuffix(".weight")), "weight", mask)
+
+    def loss(model, batch):
+        output = model(**batch)
+        return output.loss, output.logits
+
+    task = SimpleNamespace(model=model, train=rows, collate=collate, loss=loss, grouped=False)
+    net = training.prepare(training.make_accelerator(args), task, args)  # type: ignore[arg-type]
+    net.masks = {}
+    if variant == "masked":
+        training.restart(net, net.copy_weights(), masks, 0, 0)
+
+    def go(steps: int) -> list[float]:
+        ends: list[float] = []
+        until = net.step + steps
+        training.train(net, until, lambda step: 1e-5, lambda step, loss: ends.append(time.perf_counter()))
+        return ends
+
+    return go
+
+
+def hf_trainer(options: SimpleNamespace):
+    """The same for transformers.Trainer."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args, state, control, **rest):
+            ends.append(time.perf_counter())
+
+    model, rows = make_model(), make_data(options.length)
+
+    def go(steps: int) -> list[float]:
+        ends.clear()
+        arguments = TrainingArguments(
+            output_dir=tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=options.batch,
+            learning_rate=1e-5, optim="adamw_torch_fused", report_to="none", save_strategy="no", logging_strategy="no",
+            disable_tqdm=True, use_cpu=True,
+        )  # fmt: skip
+        Trainer(model, arguments, train_dataset=rows, data_collator=collate, callbacks=[Clock()]).train()
+        return list(ends)
+
+    return go
+
+
+def worker(variant: str, options: SimpleNamespace, pipe) -> None:
+    """Build the variant, then answer each number of steps with (seconds a step, peak memory in bytes)."""
+    import torch
+
+    torch.set_num_threads(options.threads)
+    go = hf_trainer(options) if variant == "hf_trainer" else our_loop(variant, options)
+    go(3)
+    pipe.send("ready")
+    while steps := pipe.recv():
+        ends = go(steps + 1)  # the first step of a call pays for opening the loader
+        pipe.send(((ends[-1] - ends[0]) / steps, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+
+
+def measure(options: SimpleNamespace) -> dict[str, list]:
+    """variant → [(seconds a step, peak memory)] of each round, the order of variants turning with the round."""
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for variant in VARIANTS:
+        ours, theirs = context.Pipe()
+        context.Process(target=worker, args=(variant, options, theirs), daemon=True).start()
+        assert ours.recv() == "ready"
+        pipes[variant] = ours
+    found: dict[str, list] = {variant: [] for variant in VARIANTS}
+    for turn in range(options.rounds):
+        for i in range(len(VARIANTS)):
+            variant = VARIANTS[(i + turn) % len(VARIANTS)]
+            pipes[variant].send(options.steps)
+            found[variant].append(pipes[variant].recv())
+    for pipe in pipes.values():
+        pipe.send(0)
+    return found
+
+
+def summary(found: dict[str, list]) -> list[dict]:
+    """Medians and quartiles of steps a second, and of the speed of `masked` against each other variant."""
+    lines = []
+    for variant, rounds in found.items():
+        speed = [1 / seconds for seconds, _ in rounds]
+        ratio = [theirs[0] / ours[0] for ours, theirs in zip(found["masked"], rounds, strict=True)]
+        lines.append({
+            "variant": variant, "steps_per_second": quartiles(speed), "masked_is_times_as_fast": quartiles(ratio),
+            "peak_memory_mb": round(rounds[-1][1] / 1e6), "n": len(rounds),
+        })  # fmt: skip
+    return lines
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """[lower quartile, median, upper quartile]."""
+    return [round(value, 3) for value in statistics.quantiles(values, n=4, method="inclusive")]
+
+
+def main() -> None:
+    """Measure and print one JSON line a variant."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("rounds", 15), ("steps", 10), ("batch", 32), ("length", 64), ("threads", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = SimpleNamespace(**vars(parser.parse_args()))
+    print(json.dumps({**vars(options), "machine": platform.processor() or platform.machine()}))
+    for line in summary(measure(options)):
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
