@@ -103,6 +103,11 @@ class Record:
         done = [directory for directory in directories if (directory / "complete").is_file()]
         return [json.loads((directory / "metrics.json").read_text()) for directory in done]
 
+    def all_rows(self) -> list[dict[str, Any]]:
+        """The rows of the rounds and of the control."""
+        control = self.arguments.control
+        return [*self.rows(), *(self.rows(control) if control != "none" else [])]
+
     def is_done(self) -> bool:
         """True once the search and its comparison are finished."""
         return (self.directory / "complete").is_file()

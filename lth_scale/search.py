@@ -59,9 +59,11 @@ class Search:
                 from lth_scale.tracking import Tracker  # imports mlflow, which takes its time
 
                 listeners.append(Tracker(args, record))
-            listeners.append(terminal.Bars(len(ladder)))
         accelerator.wait_for_everyone()
-        return cls(args, record, net, first, ladder, int(rewind_step), listeners)
+        search = cls(args, record, net, first, ladder, int(rewind_step), listeners)
+        if accelerator.is_main_process:
+            listeners.append(terminal.Bars(len(search.rounds) + len(search.controlled_rounds), len(record.all_rows())))
+        return search
 
     @property
     def rounds(self) -> range:
@@ -191,7 +193,8 @@ class Search:
     def finish(self) -> None:
         """Draw the pictures, close the runs, and mark the search done."""
         if self.net.accelerator.is_main_process:
-            pictures = figures.draw(self.record, self.ticket.layer_sparsity())
+            last = Ticket.load(self.record.directory / "ticket.safetensors")
+            pictures = figures.draw(self.record, last.layer_sparsity())
             self._tell("finish", pictures, terminal.report(self.record))
             self.record.mark_done()
         self.net.accelerator.end_training()

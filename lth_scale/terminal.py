@@ -1,7 +1,10 @@
 """What a person sees: live bars for rounds and steps, and one table at the end."""
 
+import json
 import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -15,11 +18,11 @@ from lth_scale.record import Record
 class Bars:
     """Progress on stderr: one bar over the rounds, one over the steps of the round; plain lines in a log file."""
 
-    def __init__(self, rounds: int):
+    def __init__(self, rounds: int, done: int):
         self.console = Console(stderr=True)
         columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)
-        self.rounds = self.progress.add_task("rounds", total=rounds)
+        self.rounds = self.progress.add_task("rounds", total=rounds, completed=done)
         self.steps = self.progress.add_task("steps", total=None)
         self.progress.start()
 
@@ -93,17 +96,24 @@ def show(record: Record) -> None:
     """Print the result, where it lies, and how to look at it. On the main process only."""
     if os.environ.get("RANK", "0") != "0":
         return
-    lines = [
-        report(record),
-        "",
-        f"written to  {record.directory}",
-        f"the ticket  {record.directory / 'ticket.safetensors'}",
-    ]
+    lines = [report(record), "", f"written to  {record.directory}"]
+    lines.append(f"the ticket  {record.directory / 'ticket.safetensors'}")
     if (record.directory / "mlflow.json").is_file():
-        store = record.mlflow_store()
-        is_server = store.startswith("http")
-        lines.append(f"MLflow      {store if is_server else f'mlflow ui --host 127.0.0.1 --backend-store-uri {store}'}")
+        lines += how_to_open_mlflow(record)
     print("\n" + "\n".join(lines), flush=True)
+
+
+def how_to_open_mlflow(record: Record) -> list[str]:
+    """The command that serves the store, and the page that shows this search's curves."""
+    ids = json.loads((record.directory / "mlflow.json").read_text())
+    page = f"#/experiments/{ids['experiment']}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    if ids["store"].startswith("http"):
+        return [f"MLflow      {ids['store'].rstrip('/')}/{page}"]
+    mlflow = os.path.relpath(Path(sys.executable).with_name("mlflow"))
+    return [
+        f"MLflow      {mlflow} ui --host 127.0.0.1 --backend-store-uri {ids['store']}",
+        f"            then open http://127.0.0.1:5000/{page}",
+    ]
 
 
 def _render(grid: Table) -> str:

@@ -39,7 +39,8 @@ class Tracker:
             self.args.run_name
             or f"{self.args.task} · {Path(self.args.model_name_or_path).name} · seed {self.args.seed}"
         )
-        self.ids = {"store": self.store, "parent": self._create(name, {**self.tags, "control": "none"})}
+        self.ids = {"store": self.store, "experiment": self._experiment()}
+        self.ids["parent"] = self._create(name, {**self.tags, "control": "none"})
         params = [Param(key, str(value)[:6000]) for key, value in self.args.as_dict().items()]
         for start in range(0, len(params), 100):
             self.client.log_batch(self.ids["parent"], params=params[start : start + 100])
@@ -53,7 +54,7 @@ class Tracker:
         return self.client.create_experiment(EXPERIMENT, artifact_location=self.artifacts if local else None)
 
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
-        return self.client.create_run(self._experiment(), tags=dict(tags), run_name=name).info.run_id
+        return self.client.create_run(self.ids["experiment"], tags=dict(tags), run_name=name).info.run_id
 
     def start(self, k: int, sparsity: float, control: str, steps: int) -> None:
         """Open the child run of a round; one that was left unfinished is made anew, so that no step is there twice."""

@@ -191,7 +191,7 @@ def learning_rates(args: Arguments, total: int) -> Callable[[int], float]:
 
 
 def train(net: Net, until: int, rate: Callable[[int], float], on_step: OnStep) -> float:
-    """Train from net.step to step `until` with pruned weights held at zero; return the mean loss.
+    """Train from net.step to step `until` with pruned weights held at zero; return the mean loss over all ranks.
 
     rate(step) is the learning rate of each optimizer step. on_step(step, loss) is called after each one;
     loss is this rank's, and None but every --logging_steps.
@@ -217,7 +217,7 @@ def train(net: Net, until: int, rate: Callable[[int], float], on_step: OnStep) -
         net.step += 1
         on_step(net.step, float(loss.detach()) if net.step % args.logging_steps == 0 else None)
     assert masking.is_held(net.prunable, net.masks), "a pruned weight is not zero"
-    return float(total) / max(1, len(numbers))
+    return float(accelerator.reduce(total, reduction="mean")) / max(1, len(numbers))
 
 
 def step_optimizer(net: Net, rate: float) -> None:

@@ -14,29 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny products are fastest on on
 
 from lth_scale.arguments import embedded_path
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "and",
-    "saw",
-    "one",
-    "good",
-    "dog",
-    "run",
-    "far",
-    "from",
-    "its",
-    "old",
-    "bad",
-    "house",
-    "by",
-    "the",
-    "sea",
-]
+WORDS = "the cat sat on a mat and saw one good dog run far from its old bad house by the sea".split()  # noqa: SIM905
 
 
 @pytest.fixture(scope="session")

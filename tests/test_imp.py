@@ -262,3 +262,17 @@ def test_a_search_goes_on_after_its_last_complete_round_to_the_same_end(search, 
     parts = search(output_dir=tmp_path / "parts")
     assert len(starts) == (2 + 3) + (2 + 2) + 2  # whole; then rounds 0, 1 and a 2 that was lost; then 2 and 3
     assert (parts / "ticket.safetensors").read_bytes() == (whole / "ticket.safetensors").read_bytes()
+
+
+def test_a_search_that_stopped_before_its_last_word_says_it_later(search, monkeypatch):
+    from lth_scale import figures
+
+    draw = figures.draw
+    monkeypatch.setattr(figures, "draw", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        search(control="random_mask")
+    drawn = []
+    monkeypatch.setattr(figures, "draw", lambda record, layers: drawn.append(layers) or draw(record, layers))
+    out = search(control="random_mask")
+    assert (out / "complete").exists()
+    assert drawn == [Ticket.load(out / "ticket.safetensors").layer_sparsity()]  # the ticket's, not the control's

@@ -159,6 +159,31 @@ def save(model: BertForMaskedLM, tokenizer: BertTokenizer, directory: Path) -> N
     tokenizer.save_pretrained(directory)
 
 
+def model_card(result: dict) -> str:
+    """The model's README: what it is, and what came out against a unigram baseline and random weights."""
+    last, flags = result["history"][-1], result["arguments"]
+    given = " ".join(f"--{name} {value}" for name, value in flags.items() if value is not None)
+    rows = {"this model": last, "random weights": result["random_init"], "unigram": result["unigram"]}
+    table = "\n".join(f"| {name} | {row['accuracy']:.4f} | {row['loss']:.3f} |" for name, row in rows.items())
+    return f"""# The embedded BERT
+
+A small uncased BERT (4 layers, hidden 128, 4 heads, {flags["vocab_size"]:,} WordPieces) for demonstrations
+and tests, pre-trained from scratch with the masked-LM objective on the public-domain books in `../mlm`
+({result["train_tokens"]:,} tokens). It has no pooler and knows nothing but these books. Weights are stored in fp16.
+
+    python -m lth_scale.embedded.pretrain --output_dir DIR {given}
+
+{last["step"]:,} steps; {result["machine"]}; one run. On held-out paragraphs, {last["n"]:,} masked tokens:
+
+| | masked accuracy | loss (nats) |
+| --- | --- | --- |
+{table}
+
+`unigram` always names the most frequent token; its loss is the cross-entropy of the training frequencies.
+The curve over the steps is in `pretraining.json`.
+"""
+
+
 def main() -> None:
     """Run the recipe; see --help."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -202,6 +227,7 @@ def main() -> None:
     result["history"] = train(args, model, train_docs, validation, tokenizer)
     result["arguments"] = {**vars(args), "output_dir": None}
     (args.output_dir / "pretraining.json").write_text(json.dumps(result, indent=1) + "\n")
+    (args.output_dir / "README.md").write_text(model_card(result))
 
 
 if __name__ == "__main__":
