@@ -101,8 +101,9 @@ def test_vectors_do_not_decay_and_matrices_do(small, loaded):
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(loaded[0].model.parameters()))
 
 
-def test_the_8_bit_optimizer_is_bitsandbytes_own():
+def test_a_search_with_the_8_bit_optimizer_holds_its_masks(search):
     if not torch.cuda.is_available():
         pytest.skip("adamw_bnb_8bit needs a CUDA GPU")
-    bitsandbytes = pytest.importorskip("bitsandbytes")
-    assert training._bitsandbytes_adamw(torch.device("cuda")) is bitsandbytes.optim.AdamW8bit
+    pytest.importorskip("bitsandbytes")
+    out = search(optim="adamw_bnb_8bit", weight_decay=0.1)  # `train` asserts that the mask holds after every round
+    assert (out / "complete").exists()

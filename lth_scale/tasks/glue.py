@@ -1,5 +1,6 @@
 """The GLUE tasks: a sentence or a pair of them, a class or a score."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +11,12 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lth_scale.arguments import Arguments
 from lth_scale.tasks import data
@@ -48,10 +54,19 @@ FAMILIES = {
 }
 
 
-def tokenize(batch: dict, tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...], length: int) -> dict:
-    """Token ids of the texts, cut to `length`, and `labels`."""
-    encoded = tokenizer(*(batch[text] for text in texts), truncation=True, max_length=length)
+def tokenize(
+    batch: dict, tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...], length: int, segments: bool
+) -> dict:
+    """Token ids of the texts, cut to `length`, and `labels`; `segments` says whether the model tells them apart."""
+    options = {} if segments else {"return_token_type_ids": False}
+    encoded = tokenizer(*(batch[text] for text in texts), truncation=True, max_length=length, **options)
     return {**encoded, "labels": batch["label"]}
+
+
+def has_segments(model: PreTrainedModel) -> bool:
+    """True where the model takes `token_type_ids` and has at least two of them."""
+    takes_them = "token_type_ids" in inspect.signature(model.forward).parameters
+    return takes_them and getattr(model.config, "type_vocab_size", 0) >= 2
 
 
 def load_rows(args: Arguments, family: Family) -> tuple[Dataset, Dataset]:
@@ -79,9 +94,8 @@ def load(args: Arguments) -> Task:
     train, validation = load_rows(args, family)
     model = load_model(args, AutoModelForSequenceClassification, tokenizer, num_labels=family.classes)
     length = sequence_length(args, model, tokenizer)
-    train, validation = (
-        data.encode(rows, tokenize, tokenizer, texts=family.texts, length=length) for rows in (train, validation)
-    )
+    options = {"texts": family.texts, "length": length, "segments": has_segments(model)}
+    train, validation = (data.encode(rows, tokenize, tokenizer, **options) for rows in (train, validation))
     collate = DataCollatorWithPadding(tokenizer)
 
     def loss(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
