@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import datasets
 import numpy
+import pyarrow.compute
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object, send_to_device, set_seed
@@ -39,7 +41,7 @@ class Batches(Dataset):
 
     def __init__(self, task: Task, args: Arguments, rank: int, world: int):
         self.task, self.args, self.rank, self.world = task, args, rank, world
-        self.lengths = [len(ids) for ids in task.train["input_ids"]] if task.grouped else None
+        self.lengths = token_counts(task.train) if task.grouped else None
         self.whole = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
         self.steps_per_epoch = math.ceil(len(task.train) / self.whole)
         self.epoch = lru_cache(maxsize=2)(self._epoch)
@@ -63,12 +65,21 @@ class Batches(Dataset):
         size, accumulate = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
         epoch, step = divmod(n // accumulate, self.steps_per_epoch)
         start = step * self.whole + (n % accumulate * self.world + self.rank) * size
-        rows = self.task.train[self.epoch(epoch)[start : start + size]]
+        rows = take(self.task.train, self.epoch(epoch)[start : start + size])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self.args.seed, n, self.rank)) % 2**63)
-            return self.task.collate(
-                [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-            )
+            return self.task.collate(rows)
+
+
+def take(rows: datasets.Dataset, numbers: list[int]) -> list[dict]:
+    """Some rows, read in one go."""
+    columns = rows[numbers]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def token_counts(rows: datasets.Dataset) -> list[int]:
+    """How many tokens each row has, without making Python objects of the tokens."""
+    return pyarrow.compute.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
 
 
 @dataclass
@@ -237,14 +248,14 @@ def evaluate(net: Net) -> dict[str, float]:
     rows, size, world = net.task.validation, net.args.per_device_eval_batch_size, net.accelerator.num_processes
     order = list(range(len(rows)))
     if net.task.grouped:
-        lengths = [len(ids) for ids in rows["input_ids"]]
+        lengths = token_counts(rows)
         order.sort(key=lambda i: -lengths[i])
     batches = [order[i : i + size] for i in range(0, len(order), size)]
     net.model.eval()
     found: dict[int, numpy.ndarray] = {}
     for turn in range(math.ceil(len(batches) / world)):  # every rank takes as many turns
         number = (turn * world + net.accelerator.process_index) % len(batches)
-        batch = net.task.eval_collate([rows[i] for i in batches[number]])
+        batch = net.task.eval_collate(take(rows, batches[number]))
         batch = send_to_device(batch, net.accelerator.device)
         found[number] = net.task.rows(net.task.loss(net.model, batch)[1], batch)
     everything: dict[int, numpy.ndarray] = {}
