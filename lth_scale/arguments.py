@@ -46,7 +46,7 @@ DEMO: dict[str, dict[str, Any]] = {
         **sizes,
     }
     for task, sizes in {
-        "mlm": {"per_device_train_batch_size": 16, "learning_rate": 1e-3, "max_steps": 80, "max_eval_samples": 300},
+        "mlm": {"per_device_train_batch_size": 16, "learning_rate": 5e-4, "max_steps": 50, "max_eval_samples": 300},
         "sst2": {"per_device_train_batch_size": 32, "learning_rate": 1e-3, "max_steps": 150},
     }.items()
 }

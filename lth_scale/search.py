@@ -197,6 +197,7 @@ class Search:
             pictures = figures.draw(self.record, last.layer_sparsity())
             self._tell("finish", pictures, terminal.report(self.record))
             self.record.mark_done()
+        self.net.accelerator.wait_for_everyone()  # a rank that leaves early can hang the others at their exit
         self.net.accelerator.end_training()
 
     @property

@@ -122,7 +122,17 @@ def make_accelerator(args: Arguments) -> Accelerator:
             f"--num_processes {launched}: this process is alone ({accelerator.num_processes} of {launched}); on CPU "
             "launch with ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
         )
+    if accelerator.device.type == "cpu":
+        take_cores()
     return accelerator
+
+
+def take_cores() -> None:
+    """Take this process's share of the cores: `accelerate launch` gives a CPU process one thread by default."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def make_optimizer(args: Arguments, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
