@@ -113,11 +113,6 @@ class Arguments:
     report_to: str = flag("where runs are tracked", "mlflow", choices=("mlflow", "none"))
     run_name: str | None = flag("name of the run in MLflow")
 
-    @property
-    def paper_sized(self) -> bool:
-        """True where the model or the data come from the Hub."""
-        return self.dataset_path is None or not is_local(self.model_name_or_path)
-
     def as_dict(self) -> dict[str, Any]:
         """The fields and their values, ready for JSON."""
         return asdict(self)

@@ -116,7 +116,7 @@ def load(args: Arguments) -> Task:
         return {**values, "loss": float(losses.mean())}
 
     return Task(
-        name=args.task, model=model, tokenizer=tokenizer, revision=getattr(model.config, "_commit_hash", None) or "",
+        model=model, tokenizer=tokenizer, revision=getattr(model.config, "_commit_hash", None) or "",
         train=train, validation=validation, collate=collate, eval_collate=collate,
         loss=loss, rows=rows, score=score, grouped=True,
     )  # fmt: skip

@@ -126,7 +126,7 @@ def load(args: Arguments) -> Task:
         return {"accuracy": right / tokens, "loss": loss / tokens}
 
     return Task(
-        name="mlm", model=model, tokenizer=tokenizer, revision=getattr(model.config, "_commit_hash", None) or "",
+        model=model, tokenizer=tokenizer, revision=getattr(model.config, "_commit_hash", None) or "",
         train=train, validation=validation, collate=DataCollatorForLanguageModeling(tokenizer), eval_collate=stack,
         loss=HeadAtMaskedPositions(model).loss, rows=rows, score=score, grouped=False,
     )  # fmt: skip

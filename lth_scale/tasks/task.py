@@ -30,7 +30,6 @@ class Task:
     The first metric stands for the task. grouped: batch rows of similar length.
     """
 
-    name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     revision: str
