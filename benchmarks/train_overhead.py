@@ -167,6 +167,27 @@ def quartiles(values: list[float]) -> list[float]:
     return [round(value, 3) for value in statistics.quantiles(values, n=4, method="inclusive")]
 
 
+def mask_alone(threads: int, calls: int = 50) -> dict:
+    """Milliseconds of one `masking.mask_gradients` on this model, without the step around it."""
+    import torch
+
+    from lth_scale import masking, threshold
+    from lth_scale.prunable import prunable
+
+    torch.set_num_threads(threads)
+    weights = prunable(make_model())
+    ones = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    masks, _ = threshold.prune(weights, ones, 0.7, "global")
+    times = []
+    for weight in weights.values():
+        weight.grad = torch.randn_like(weight)
+    for _ in range(calls):
+        started = time.perf_counter()
+        masking.mask_gradients(weights, masks)
+        times.append(1e3 * (time.perf_counter() - started))
+    return {"mask_alone_ms": quartiles(times), "n": calls}
+
+
 def main() -> None:
     """Measure and print one JSON line a variant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -176,6 +197,7 @@ def main() -> None:
     print(json.dumps({**vars(options), "machine": platform.processor() or platform.machine()}))
     for line in summary(measure(options)):
         print(json.dumps(line), flush=True)
+    print(json.dumps(mask_alone(options.threads)))
 
 
 if __name__ == "__main__":
