@@ -27,7 +27,7 @@ def mask_gradients(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -
         if gradient is None:
             continue
         if gradient.device.type == "cpu" and gradient.dtype == torch.float32:
-            view = gradient.numpy()  # fp32 × bool: several times faster in numpy than in torch
+            view = gradient.numpy()  # fp32 × bool: faster in numpy than in torch (benchmarks/README.md)
             numpy.multiply(view, mask.numpy(), out=view)
         else:
             gradient.mul_(mask)

@@ -6,7 +6,6 @@ because a second `prepare` would leave `backward` driving the first engine.
 
 import math
 import os
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -199,7 +198,6 @@ def restart(net: Net, weights: Weights, masks: dict[str, Tensor], step: int, see
     if net.accelerator.scaler:
         net.accelerator.scaler.load_state_dict(net.scaler_state)
     set_seed(seed, device_specific=True)
-    random.seed(seed)
     net.step, net.consumed = step, consumed
 
 
