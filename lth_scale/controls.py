@@ -15,5 +15,6 @@ def random_mask(keep: Mapping[str, Tensor], count: int, seed: int) -> dict[str, 
     """
     generator = torch.Generator().manual_seed(seed)
     scores = {name: torch.rand(mask.shape, generator=generator) for name, mask in keep.items()}
-    everything = {name: torch.ones(mask.shape, dtype=torch.bool) for name, mask in keep.items()}
-    return threshold.smallest(scores, everything, count)[0]
+    masks = {name: torch.ones(mask.shape, dtype=torch.bool) for name, mask in keep.items()}
+    threshold.smallest(scores, masks, count)
+    return masks

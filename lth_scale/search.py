@@ -31,11 +31,9 @@ class Search:
     args: Arguments
     record: Record
     net: Net
-    first: Ticket  # of round 0: a mask of ones, or --ticket's
     ladder: list[float]
     rewind_step: int
     listeners: list[Any]
-    ticket: Ticket = field(init=False)
     k: int = 0
     control: str = "none"
     started: float = 0.0
@@ -49,8 +47,7 @@ class Search:
         accelerator = training.make_accelerator(args)
         task = tasks.load(args)
         net = training.prepare(accelerator, task, args)
-        first = first_ticket(args, net)
-        ladder = sparsities(args.schedule, args.target_sparsity, args.prune_rate, first.sparsity)
+        ladder = sparsities(args.schedule, args.target_sparsity, args.prune_rate, first_ticket(args, net).sparsity)
         rewind_step = parse_rewind_step(args.rewind_step, net.steps)
         listeners: list[Any] = []
         if accelerator.is_main_process:
@@ -60,7 +57,7 @@ class Search:
 
                 listeners.append(Tracker(args, record))
         accelerator.wait_for_everyone()
-        search = cls(args, record, net, first, ladder, int(rewind_step), listeners)
+        search = cls(args, record, net, ladder, int(rewind_step), listeners)
         if accelerator.is_main_process:
             listeners.append(terminal.Bars(len(search.rounds) + len(search.controlled_rounds), len(record.all_rows())))
         return search
@@ -88,13 +85,14 @@ class Search:
         """Put the network at the start of round k: m ⊙ θᵢ, or as --rewind says."""
         self.k, self.control = k, "none"
         keeps_weights = self.args.rewind != "weights"
-        if k == 0:
-            self.ticket, weights = self.first, self.net.copy_weights()
-        else:
-            self.ticket = Ticket.load(self.record.round(k) / "ticket.safetensors")
+        ticket, weights = first_ticket(self.args, self.net), self.net.initial
+        self.net.initial = {}
+        if k > 0:
+            ticket = Ticket.load(self.ticket_file)
             weights = load_file(self.weights_file(k - 1) if keeps_weights else self.theta_file)
         self._start(
             weights,
+            ticket,
             step=0 if k == 0 or keeps_weights else self.rewind_step,
             seed=self.args.seed + (k if keeps_weights else 0),
             consumed=k * self.steps if keeps_weights else 0,
@@ -105,17 +103,17 @@ class Search:
         self.k, self.control = k, self.args.control
         found = Ticket.load(self.record.round(k) / "ticket.safetensors")
         masks = controls.random_mask(found.masks, found.pruned, self.args.seed)
-        self.ticket = replace(
-            found, masks=masks, threshold=0.0, arguments={**found.arguments, "found_by": self.control}
-        )
-        self._start(load_file(self.theta_file), step=self.rewind_step, seed=self.args.seed, consumed=0)
+        ticket = replace(found, masks=masks, threshold=0.0, arguments={**found.arguments, "found_by": self.control})
+        self._start(load_file(self.theta_file), ticket, step=self.rewind_step, seed=self.args.seed, consumed=0)
 
-    def _start(self, weights: training.Weights, step: int, seed: int, consumed: int) -> None:
+    def _start(self, weights: training.Weights, ticket: Ticket, step: int, seed: int, consumed: int) -> None:
         self.started = time.monotonic()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        training.restart(self.net, weights, self.ticket.masks, step, seed, consumed)
-        self._tell("start", self.k, self.ticket.sparsity, self.control, self.steps)
+        training.restart(self.net, weights, ticket.masks, step, seed, consumed)
+        if self.is_main:
+            ticket.save(self.ticket_file)
+        self._tell("start", self.k, ticket.sparsity, self.control, self.steps)
 
     def train(self, until: int) -> None:
         """Train to step `until` with the round's learning rates."""
@@ -131,9 +129,11 @@ class Search:
 
     def keep_theta(self) -> None:
         """Write θᵢ, which every later round starts from, and its digest into the ticket."""
-        self.ticket = replace(self.ticket, theta_sha256=digest(self.net.prunable))
-        if self.net.accelerator.is_main_process:
-            files.write_tensors(self.theta_file, self.net.copy_weights())
+        weights = self.net.shards.whole_weights()
+        if self.is_main:
+            files.write_tensors(self.theta_file, weights)
+            theta = digest({name: weights[full] for name, full in self.net.names.items()})
+            replace(Ticket.load(self.ticket_file), theta_sha256=theta).save(self.ticket_file)
 
     def evaluate(self) -> None:
         """Score the trained network on the validation data."""
@@ -141,40 +141,40 @@ class Search:
 
     def prune(self) -> None:
         """Find the next round's mask from the weights as trained, and write it."""
-        following = None
-        if self.k + 1 < len(self.ladder):
-            masks, cut = threshold.prune(self.net.prunable, self.net.masks, self.ladder[self.k + 1], self.args.scope)
-            following = replace(self.ticket, masks={name: mask.cpu() for name, mask in masks.items()}, threshold=cut)
-        if not self.net.accelerator.is_main_process:
+        net, last = self.net, self.k + 1 == len(self.ladder)
+        if not last:
+            weights = {name: piece.master() for name, piece in net.targets.items()}
+            cut = threshold.prune(weights, net.masks, self.ladder[self.k + 1], self.args.scope, net.shards.ranks)
+            masks = net.shards.gather(net.masks, net.targets)
+        if not self.is_main:
             return
-        self.ticket.save(self.record.round(self.k) / "ticket.safetensors")
-        if following:
-            following.save(self.record.round(self.k + 1) / "ticket.safetensors")
-        (following or self.ticket).save(self.record.directory / "ticket.safetensors")
+        found = Ticket.load(self.ticket_file)
+        if not last:
+            found = replace(found, masks=masks, threshold=cut)
+            found.save(self.record.round(self.k + 1) / "ticket.safetensors")
+        found.save(self.record.directory / "ticket.safetensors")
 
     def complete(self) -> None:
         """Write what the round gave, and mark it complete."""
-        if self.net.accelerator.is_main_process:
-            row = self._row()
-            if self.control == "none":
-                self._save_network()
-            else:
-                self.ticket.save(self.record.round(self.k, self.control) / "ticket.safetensors")
+        if self.control == "none":
+            self._save_network()
+        if self.is_main:
+            row = self._row(Ticket.load(self.ticket_file))
             self._tell("end", row, self.control)
             self.record.complete(row, self.control)
             if self.control == "none" and self.k:
                 self.record.drop_networks(self.k - 1)
         self.net.accelerator.wait_for_everyone()
 
-    def _row(self) -> dict[str, Any]:
+    def _row(self, ticket: Ticket) -> dict[str, Any]:
         """metrics.json of this round."""
         rewound = self.rewind_step if self.k or self.control != "none" else 0
         return {
             "round": self.k,
-            "sparsity": self.ticket.sparsity,
-            "pruned": self.ticket.pruned,
-            "prunable": self.ticket.prunable,
-            "threshold": self.ticket.threshold,
+            "sparsity": ticket.sparsity,
+            "pruned": ticket.pruned,
+            "prunable": ticket.prunable,
+            "threshold": ticket.threshold,
             "steps": self.steps - rewound,
             "train_loss": self.loss,
             "eval": self.scores,
@@ -184,21 +184,35 @@ class Search:
 
     def _save_network(self) -> None:
         """The subnetwork as trained, for `from_pretrained`; and by parameter, where the next round goes on from it."""
+        shards = self.net.shards
+        weights = shards.whole_weights()
+        if not self.is_main:
+            return
         with files.new_directory(self.record.round(self.k) / "model") as made:
-            self.net.task.model.save_pretrained(made)
+            shards.skeleton.save_pretrained(made, state_dict={**shards.buffers, **weights})
             self.net.task.tokenizer.save_pretrained(made)
         if self.args.rewind != "weights":
-            files.write_tensors(self.weights_file(self.k), self.net.copy_weights())
+            files.write_tensors(self.weights_file(self.k), weights)
 
     def finish(self) -> None:
         """Draw the pictures, close the runs, and mark the search done."""
-        if self.net.accelerator.is_main_process:
+        if self.is_main:
             last = Ticket.load(self.record.directory / "ticket.safetensors")
             pictures = figures.draw(self.record, last.layer_sparsity())
             self._tell("finish", pictures, terminal.report(self.record))
             self.record.mark_done()
         self.net.accelerator.wait_for_everyone()  # a rank that leaves early can hang the others at their exit
         self.net.accelerator.end_training()
+
+    @property
+    def is_main(self) -> bool:
+        """True on the process that writes files."""
+        return self.net.accelerator.is_main_process
+
+    @property
+    def ticket_file(self) -> Path:
+        """Where the ticket of this round, or of the control at its sparsity, lies."""
+        return self.record.round(self.k, self.control) / "ticket.safetensors"
 
     @property
     def theta_file(self) -> Path:
@@ -216,14 +230,15 @@ class Search:
 
 def first_ticket(args: Arguments, net: Net) -> Ticket:
     """The ticket of round 0: every weight kept, or the mask of --ticket. Raises BadInput."""
-    masks = net.masks
     if args.ticket:
         try:
-            masks = Ticket.load(args.ticket).masks_for(net.task.model)
+            masks = Ticket.load(args.ticket).masks_for(net.shards.skeleton)
         except BadInput as problem:
             raise BadInput(f"--ticket {args.ticket}: {problem}") from None
+    else:
+        masks = {name: torch.ones(piece.shape, dtype=torch.bool) for name, piece in net.targets.items()}
     return Ticket(
-        masks={name: mask.cpu() for name, mask in masks.items()},
+        masks=masks,
         base_model=args.model_name_or_path,
         base_revision=args.model_revision or net.task.revision,
         task=args.task,

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lth_scale import files, masking
+from lth_scale import files
 from lth_scale.arguments import BadInput, OneLineParser, exit_on_bad_input
 from lth_scale.prunable import prunable
 
@@ -132,7 +132,7 @@ class Ticket:
                     f"not a ticket of this model: {name} is {tuple(mask.shape)} in the ticket and "
                     f"{tuple(weight.shape)} in the model; it is for {self.base_model!r}"
                 )
-            masks[name] = mask.to(weight.device)
+            masks[name] = mask
         for name in self.masks:
             if name not in targets and not name.startswith("pooler."):
                 raise BadInput(f"not a ticket of this model: the model has no {name}; it is for {self.base_model!r}")
@@ -140,7 +140,10 @@ class Ticket:
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Zero the pruned weights of `model` in place and return it. Raises as `masks_for` does."""
-        masking.apply(prunable(model), self.masks_for(model))
+        masks = self.masks_for(model)
+        with torch.no_grad():
+            for name, weight in prunable(model).items():
+                weight.masked_fill_(~masks[name].to(weight.device), 0.0)
         return model
 
     def overlap(self, other: "Ticket") -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""One network on Accelerate: prepare it, train it to a step, evaluate it, rewind it in place.
+"""One network: prepare it, train it to a step, evaluate it, rewind it in place.
 
 The engine is prepared once. Rewinding copies weights into it and clears what an optimizer remembers,
-because a second `prepare` would leave `backward` driving the first engine.
+because a second `prepare` would leave `backward` driving the first engine. Where the weights lie is sharding's.
 """
 
 import math
@@ -9,22 +9,22 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import datasets
 import numpy
 import pyarrow.compute
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object, send_to_device, set_seed
+from accelerate.utils import gather_object, send_to_device, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import get_scheduler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from lth_scale import masking
+from lth_scale import masking, sharding
 from lth_scale.arguments import Arguments, BadInput, parse_optim_args
 from lth_scale.prunable import prunable
+from lth_scale.sharding import Piece, Shards
 from lth_scale.tasks import Task
 
 Weights = dict[str, Tensor]
@@ -83,44 +83,30 @@ def token_counts(rows: datasets.Dataset) -> list[int]:
 
 @dataclass
 class Net:
-    """A prepared network and where it stands. `weights`: every parameter by its name in the task's model."""
+    """A prepared network and where it stands.
+
+    names: of each prunable parameter, by its name in a ticket, the name in the model; targets: this rank's piece of
+    it; masks: the mask of that piece, flat, bool. initial: θ₀, whole, until the first restart takes it.
+    """
 
     accelerator: Accelerator
     task: Task
     args: Arguments
-    model: nn.Module
-    optimizer: Any
+    shards: Shards
     batches: Batches
-    weights: Mapping[str, nn.Parameter]
-    prunable: Mapping[str, nn.Parameter]
+    names: Mapping[str, str]
+    targets: Mapping[str, Piece]
     masks: dict[str, Tensor]
-    scaler_state: dict[str, Any]
+    initial: Weights
     steps: int  # optimizer steps from θ₀ to the end of a round
     step: int = 0
     consumed: int = 0  # optimizer steps of data before this round's step 0
-
-    def copy_weights(self) -> Weights:
-        """Every parameter, copied to the CPU: nothing in it changes when training goes on."""
-        return {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights.items()}
 
 
 def make_accelerator(args: Arguments) -> Accelerator:
     """Accelerate's state for this process. Raises BadInput where launcher and flags do not fit."""
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
-    try:
-        accelerator = Accelerator(
-            mixed_precision=precision, gradient_accumulation_steps=args.gradient_accumulation_steps
-        )
-    except ValueError as problem:
-        raise BadInput(f"--{precision}: {problem}; leave it out or take another machine") from None
-    if precision == "fp16" and accelerator.scaler is None and accelerator.distributed_type != DistributedType.DEEPSPEED:
-        raise BadInput(f"--fp16: has no loss scaling on {accelerator.device.type}; take a GPU, or --bf16")
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:
-        raise BadInput(
-            f"--num_processes {launched}: this process is alone ({accelerator.num_processes} of {launched}); on CPU "
-            "launch with ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
-        )
+    accelerator = sharding.connect(precision, args.gradient_accumulation_steps)
     if accelerator.device.type == "cpu":
         take_cores()
     return accelerator
@@ -167,36 +153,35 @@ def _bitsandbytes_adamw(device: torch.device) -> type:
 
 
 def prepare(accelerator: Accelerator, task: Task, args: Arguments) -> Net:
-    """The task's network, ready to train from θ₀ with a mask of ones. Raises BadInput."""
-    model = task.model.to(accelerator.device)
-    optimizer = make_optimizer(args, model, accelerator.device)
+    """The task's network, ready for its first restart. Raises BadInput."""
+    model = task.model
+    initial = {name: weight.detach().to("cpu", copy=True) for name, weight in model.named_parameters()}
+    full = {weight: name for name, weight in model.named_parameters()}
+    names = {name: full[weight] for name, weight in prunable(model).items()}
     batches = Batches(task, args, accelerator.process_index, accelerator.num_processes)
     steps = args.max_steps if args.max_steps >= 0 else math.ceil(args.num_train_epochs * batches.steps_per_epoch)
-    targets = prunable(model)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    optimizer = make_optimizer(args, model, accelerator.device)
+    shards = sharding.prepare(accelerator, model, optimizer, args.per_device_train_batch_size, args.max_grad_norm)
     return Net(
-        accelerator, task, args, wrapped, optimizer, batches,
-        weights=dict(model.named_parameters()), prunable=targets,
-        masks={name: torch.ones_like(weight, dtype=torch.bool) for name, weight in targets.items()},
-        scaler_state=accelerator.scaler.state_dict() if accelerator.scaler else {}, steps=steps,
+        accelerator, task, args, shards, batches, names,
+        targets={name: shards.pieces[full] for name, full in names.items()},
+        masks={}, initial=initial, steps=steps,
     )  # fmt: skip
 
 
 def restart(net: Net, weights: Weights, masks: dict[str, Tensor], step: int, seed: int, consumed: int = 0) -> None:
     """Put the network at m ⊙ `weights`, step `step`, as if it had been made now.
 
-    Clears optimizer moments and the loss scale, seeds every generator with `seed`, and places the data at
-    `consumed` + `step`. All in place: no engine is made anew.
+    weights, masks: whole tensors, of which each rank takes its pieces. Clears optimizer moments and the loss scale,
+    seeds every generator with `seed`, and places the data at `consumed` + `step`. All in place: no engine is made anew.
     """
-    with torch.no_grad():
-        for name, weight in net.weights.items():
-            weight.copy_(weights[name])
-    net.masks = {name: mask.to(net.prunable[name].device) for name, mask in masks.items()}
-    masking.apply(net.prunable, net.masks)
-    net.optimizer.zero_grad()
-    net.optimizer.state.clear()
-    if net.accelerator.scaler:
-        net.accelerator.scaler.load_state_dict(net.scaler_state)
+    net.shards.write(weights)
+    net.masks = {
+        name: piece.cut(masks[name]).to(piece.master().device, copy=True) for name, piece in net.targets.items()
+    }
+    masking.apply(net.targets, net.masks)
+    net.shards.publish()
+    net.shards.forget()
     set_seed(seed, device_specific=True)
     net.step, net.consumed = step, consumed
 
@@ -223,31 +208,28 @@ def train(net: Net, until: int, rate: Callable[[int], float], on_step: OnStep) -
         num_workers=args.dataloader_num_workers, pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator(),  # else opening the loader draws from the generator that dropout uses
     )  # fmt: skip
-    net.model.train()
+    net.shards.model.train()
     total = torch.zeros((), device=accelerator.device)
     for batch in loader:
-        with accelerator.accumulate(net.model):
-            loss, _ = net.task.loss(net.model, send_to_device(batch, accelerator.device, non_blocking=True))
-            accelerator.backward(loss)
+        with accelerator.accumulate(net.shards.model):
+            loss, _ = net.task.loss(net.shards.model, send_to_device(batch, accelerator.device, non_blocking=True))
+            net.shards.backward(loss)
             total += loss.detach()
             if not accelerator.sync_gradients:
                 continue
             step_optimizer(net, rate(net.step))
         net.step += 1
         on_step(net.step, float(loss.detach()) if net.step % args.logging_steps == 0 else None)
-    assert masking.is_held(net.prunable, net.masks), "a pruned weight is not zero"
+    assert masking.is_held(net.targets, net.masks), "a pruned weight is not zero"
     return float(accelerator.reduce(total, reduction="mean")) / max(1, len(numbers))
 
 
-def step_optimizer(net: Net, rate: float) -> None:
-    """Mask the gradients, clip what is left, and step."""
-    masking.mask_gradients(net.prunable, net.masks)
-    if net.args.max_grad_norm:
-        net.accelerator.clip_grad_norm_(net.model.parameters(), net.args.max_grad_norm)
-    for group in net.optimizer.param_groups:
+def step_optimizer(net: Net, rate: float) -> Tensor | float | None:
+    """Mask the gradients, clip what is left, and step. Returns the norm before clipping, that of the subnetwork."""
+    masking.mask_gradients(net.targets, net.masks)
+    for group in net.shards.optimizer.param_groups:
         group["lr"] = rate
-    net.optimizer.step()
-    net.optimizer.zero_grad()
+    return net.shards.step(net.args.max_grad_norm)
 
 
 @torch.no_grad()
@@ -259,13 +241,13 @@ def evaluate(net: Net) -> dict[str, float]:
         lengths = token_counts(rows)
         order.sort(key=lambda i: -lengths[i])
     batches = [order[i : i + size] for i in range(0, len(order), size)]
-    net.model.eval()
+    net.shards.model.eval()
     found: dict[int, numpy.ndarray] = {}
     for turn in range(math.ceil(len(batches) / world)):  # every rank takes as many turns
         number = (turn * world + net.accelerator.process_index) % len(batches)
         batch = net.task.eval_collate(take(rows, batches[number]))
         batch = send_to_device(batch, net.accelerator.device)
-        found[number] = net.task.rows(net.task.loss(net.model, batch)[1], batch)
+        found[number] = net.task.rows(net.task.loss(net.shards.model, batch)[1], batch)
     everything: dict[int, numpy.ndarray] = {}
     for part in gather_object([found]):
         everything |= part

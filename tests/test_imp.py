@@ -22,14 +22,13 @@ def starts(monkeypatch):
         seen.append({
             "step": net.step,
             "weights": {name: weight.detach().clone() for name, weight in net.task.model.named_parameters()},
-            "masks": dict(net.masks),
-            "optimizer": len(net.optimizer.state),
+            "optimizer": len(net.shards.optimizer.state),
             "rng": torch.get_rng_state(),
             "rate": rate(net.step),
             "rows": net.batches[(net.consumed + net.step) * net.args.gradient_accumulation_steps],
         })  # fmt: skip
         loss = train(net, until, rate, on_step)
-        seen[-1]["trained"] = net.copy_weights()
+        seen[-1]["trained"] = net.shards.whole_weights()
         return loss
 
     monkeypatch.setattr(training, "train", spy)
@@ -100,17 +99,17 @@ def test_a_rewound_round_under_the_same_mask_repeats_the_dense_one(search, tiny_
     """With nothing pruned, rewinding must give the dense round again, to the last bit."""
     from lth_scale.arguments import Arguments, resolve
     from lth_scale.record import Record
-    from lth_scale.search import Search
+    from lth_scale.search import Search, first_ticket
 
     given = dict(task="sst2", preset="demo", max_steps=3, max_train_samples=64, max_eval_samples=8, report_to="none")
     args: Arguments = resolve({**given, "model_name_or_path": str(tiny_bert), "output_dir": str(tmp_path / "o")})
     found = Search.begin(args, Record.open(args))
     trained = []
-    theta = found.net.copy_weights()
+    theta = found.net.shards.whole_weights()
     for _ in range(2):
-        training.restart(found.net, theta, found.first.masks, 0, args.seed)
+        training.restart(found.net, theta, first_ticket(args, found.net).masks, 0, args.seed)
         training.train(found.net, 3, training.learning_rates(args, 3), lambda step, loss: None)
-        trained.append(found.net.copy_weights())
+        trained.append(found.net.shards.whole_weights())
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in theta)
 
 

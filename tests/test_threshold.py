@@ -27,6 +27,12 @@ def ones(weights: dict) -> dict:
     return {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}
 
 
+def pruned(weights: dict, keep: dict, count: int, ranks=threshold.ALONE) -> tuple[dict, float]:
+    """(new masks, threshold); `keep` stays as it is."""
+    masks = {name: mask.clone() for name, mask in keep.items()}
+    return masks, threshold.smallest(weights, masks, count, ranks)
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_equals_a_stable_sort_for_any_shapes_ties_zeros_denormals_and_amounts(data):
@@ -42,8 +48,8 @@ def test_equals_a_stable_sort_for_any_shapes_ties_zeros_denormals_and_amounts(da
     first = data.draw(st.integers(0, total))
     second = data.draw(st.integers(first, total))
     keep = dense_reference(weights, ones(weights), first)
-    masks, cut = threshold.smallest(weights, keep, second)
     expected = dense_reference(weights, keep, second)
+    masks, cut = pruned(weights, keep, second)
     assert all(torch.equal(masks[name], expected[name]) for name in weights)
     newly = torch.cat([w[keep[n] & ~masks[n]] for n, w in weights.items()]).abs()
     assert cut == (newly.max().item() if len(newly) else 0.0)
@@ -66,7 +72,7 @@ def test_ten_rounds_give_the_masks_of_torch_global_unstructured(ties):
         torch_prune.global_unstructured(
             [(layer, "weight") for layer in layers], pruning_method=torch_prune.L1Unstructured, amount=1 / (10 - k)
         )
-        keep, cut = threshold.prune(weights, keep, (k + 1) / 10, "global")
+        cut = threshold.prune(weights, keep, (k + 1) / 10, "global")
         assert sum(int((~m).sum()) for m in keep.values()) == round((k + 1) / 10 * total)
         for name, layer in zip(weights, layers, strict=True):
             differ = keep[name] != layer.weight_mask.bool()
@@ -78,7 +84,7 @@ def test_ten_rounds_give_the_masks_of_torch_global_unstructured(ties):
 
 def test_ties_go_by_parameter_order_then_flat_index():
     weights = {"a": torch.tensor([[2.0, 1.0]]), "b": torch.tensor([[-1.0, 1.0]])}
-    masks, cut = threshold.smallest(weights, ones(weights), 2)
+    masks, cut = pruned(weights, ones(weights), 2)
     assert masks["a"].tolist() == [[True, False]]
     assert masks["b"].tolist() == [[False, True]]
     assert cut == 1.0
@@ -87,7 +93,7 @@ def test_ties_go_by_parameter_order_then_flat_index():
 def test_a_kept_zero_goes_after_what_is_pruned_already():
     weights = {"a": torch.tensor([[0.0, 0.0, 5.0]])}
     keep = {"a": torch.tensor([[True, False, True]])}
-    masks, _ = threshold.smallest(weights, keep, 1)
+    masks, _ = pruned(weights, keep, 1)
     assert masks["a"].tolist() == [[True, False, True]]
 
 
@@ -95,14 +101,15 @@ def test_a_kept_zero_goes_after_what_is_pruned_already():
 def test_nan_and_inf_are_refused_by_name(bad):
     weights = {"fine": torch.ones(2, 2), "broken.weight": torch.tensor([[1.0, bad]])}
     with pytest.raises(ValueError, match=r"broken\.weight.*NaN or Inf"):
-        threshold.smallest(weights, ones(weights), 1)
+        pruned(weights, ones(weights), 1)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.37, 0.9, 1.0])
 def test_layerwise_counts_are_even_and_exact_in_all(sparsity):
     torch.manual_seed(0)
     weights = {"a": torch.randn(7, 9), "b": torch.randn(11, 5) * 100, "c": torch.randn(3, 3)}
-    masks, _ = threshold.prune(weights, ones(weights), sparsity, "layerwise")
+    masks = ones(weights)
+    threshold.prune(weights, masks, sparsity, "layerwise")
     pruned = {name: int((~mask).sum()) for name, mask in masks.items()}
     assert sum(pruned.values()) == round(sparsity * (63 + 55 + 9))
     assert all(abs(pruned[name] - sparsity * w.numel()) <= 1 for name, w in weights.items())
@@ -113,5 +120,5 @@ def test_layerwise_counts_are_even_and_exact_in_all(sparsity):
 
 def test_half_precision_weights_are_ordered_exactly():
     weights = {"a": torch.randn(20, 20).bfloat16()}
-    masks, _ = threshold.smallest(weights, ones(weights), 123)
+    masks, _ = pruned(weights, ones(weights), 123)
     assert torch.equal(masks["a"], dense_reference(weights, ones(weights), 123)["a"])
