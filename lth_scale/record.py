@@ -17,7 +17,7 @@ from typing import Any
 from lth_scale import files
 from lth_scale.arguments import COSMETIC, Arguments, BadInput
 
-PACKAGES = ("lth_scale", "torch", "transformers", "accelerate", "datasets", "mlflow", "safetensors")
+PACKAGES = ("lth_scale", "torch", "transformers", "accelerate", "deepspeed", "datasets", "mlflow", "safetensors")
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,16 @@ class Shards:
     buffers: dict[str, Tensor]
     loss_scale: dict[str, Any]
 
+    def settle(self, loss: Callable[[], Tensor]) -> None:
+        """Let DDP put its buckets in order, which it does after its first backward pass.
+
+        Sums of three or more floats depend on where in a bucket they lie: the first step of a search would
+        otherwise not be that of a rewound or resumed one.
+        """
+        if self.kind == "replicated" and self.ranks.everyone > 1:
+            self.backward(loss())
+            self.optimizer.zero_grad()
+
     def backward(self, loss: Tensor) -> None:
         """Gradients of one micro-batch; the step is left to `step` also where DeepSpeed would take it here."""
         if not self.kind.startswith("zero"):
@@ -371,12 +381,13 @@ def prepare(
     weights = dict(module.named_parameters())
     assert list(weights) == names, "preparing has renamed the parameters"
     owner = wrapped.optimizer if kind.startswith("zero") else wrapped
+    pieces = {name: PIECES[kind](weight, owner) for name, weight in weights.items()}
     everyone, scaler = accelerator.num_processes, accelerator.scaler
+    ranks = Ranks(accelerator.process_index, 1 if kind == "replicated" else everyone, everyone, accelerator.device)
+    tiled = ranks.sum(torch.tensor([piece.size for piece in pieces.values()])).tolist()
+    assert tiled == [piece.shape.numel() for piece in pieces.values()], "the pieces do not make up the parameters"
     return Shards(
-        kind, accelerator, prepared, wrapped,
-        pieces={name: PIECES[kind](weight, owner) for name, weight in weights.items()},
-        ranks=Ranks(accelerator.process_index, 1 if kind == "replicated" else everyone, everyone, accelerator.device),
-        skeleton=skeleton, buffers=buffers,
+        kind, accelerator, prepared, wrapped, pieces, ranks, skeleton, buffers,
         loss_scale=copy.deepcopy(
             vars(owner.loss_scaler) if kind.startswith("zero") else scaler.state_dict() if scaler else {}
         ),

@@ -161,7 +161,7 @@ class _Search:
         wanted, bracket = [], [(1, INFINITE - 1) if count else (INFINITE, INFINITE) for count in counts]
         for group, (count, size, n) in enumerate(zip(counts, sizes, seen, strict=True)):
             middle, margin = count / max(1, size) * n, 2 * math.sqrt(n) + 1
-            if count:
+            if count and n:
                 wanted += [(group, max(1, math.floor(middle - margin))), (group, min(n, math.ceil(middle + margin)))]
         together = [torch.cat(sample) if sample else torch.empty(0, dtype=torch.int32) for sample in samples]
         anything = [(0, INFINITE - 1)] * len(counts)

@@ -162,6 +162,8 @@ def prepare(accelerator: Accelerator, task: Task, args: Arguments) -> Net:
     steps = args.max_steps if args.max_steps >= 0 else math.ceil(args.num_train_epochs * batches.steps_per_epoch)
     optimizer = make_optimizer(args, model, accelerator.device)
     shards = sharding.prepare(accelerator, model, optimizer, args.per_device_train_batch_size, args.max_grad_norm)
+    if steps:
+        shards.settle(lambda: task.loss(shards.model, send_to_device(batches[0], accelerator.device))[0])
     return Net(
         accelerator, task, args, shards, batches, names,
         targets={name: shards.pieces[full] for name, full in names.items()},

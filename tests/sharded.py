@@ -1,11 +1,13 @@
 """One rank of tests/test_sharding.py: runs every case of a world size on real engines and leaves what it found on disk.
 
-RANK=… WORLD_SIZE=… python tests/sharded.py DIRECTORY CASE…       (a case is KIND-PRECISION)
+RANK=… WORLD_SIZE=… python tests/sharded.py DIRECTORY CASE…       (a case is KIND-WHAT)
 """
 
-import json
+import ctypes
+import gc
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -118,21 +120,172 @@ def train(net, weights: dict, masks: dict) -> dict:
     }
 
 
-def run(case: str, directory: Path, world: int) -> dict:
-    kind, precision = case.split("-")
-    os.environ |= VARIABLES[kind]
+def train_cases(kind: str, precision: str, directory: Path, world: int) -> dict:
+    """Both optimizers trained twice, and the masks of θ₀ and of a θ full of ties."""
     found: dict = {}
     for optimizer in OPTIMIZERS:
-        args = arguments(directory, optimizer, world, precision)
-        net, theta = prepared(args)
+        net, theta = prepared(arguments(directory, optimizer, world, precision))
+        if precision == "fp16":
+            found["skipped"] = skip_a_step(net, theta)
         masks = half_mask({name: piece.shape for name, piece in net.targets.items()})
-        first = train(net, theta, masks)
-        again = train(net, theta, masks)
-        first["repeats"] = all(torch.equal(first["weights"][name], w) for name, w in again["weights"].items())
-        found[optimizer] = first
+        found[optimizer] = train(net, theta, masks)
+        if optimizer == "adamw":
+            again = train(net, theta, masks)["weights"]
+            found["repeats"] = all(torch.equal(found[optimizer]["weights"][name], again[name]) for name in again)
     found["masks"] = masks_at(net, theta, [0.1, 0.5, 0.9])
     found["tied"] = masks_at(net, tied(theta), [0.0, 0.1, 0.3, 0.5, 1.0])
-    found["sizes"] = [piece.size for piece in net.shards.pieces.values()]
+    found["broken"] = break_one_weight(net)
+    found["pieces"] = {name: (p.offset, p.size, p.shape.numel()) for name, p in net.shards.pieces.items()}
+    return found
+
+
+def skip_a_step(net, theta: dict) -> dict:
+    """Under an impossible loss scale the step is skipped; a restart brings the first scale back."""
+    from lth_scale import masking, training
+
+    scaler = net.shards.optimizer.optimizer.loss_scaler
+    masks = half_mask({name: piece.shape for name, piece in net.targets.items()})
+    training.restart(net, theta, masks, 0, 1)
+    scales, before = [scaler.cur_scale], net.shards.whole_weights()
+    scaler.cur_scale = 2.0**40
+    training.train(net, 1, lambda _: 1.0, lambda *_: None)
+    scales.append(scaler.cur_scale)
+    after, held = net.shards.whole_weights(), masking.is_held(net.targets, net.masks)
+    training.restart(net, theta, masks, 0, 1)
+    same = all(torch.equal(before[name], after[name]) for name in before)
+    return {"scales": [*scales, scaler.cur_scale], "same": same, "held": held}
+
+
+def break_one_weight(net) -> tuple[str, str]:
+    """(what the threshold says on this rank when the last rank that holds a piece has a NaN in it, what it should)."""
+    from lth_scale import threshold
+
+    ranks = net.shards.ranks
+    name, piece = [*net.targets.items()][2]
+    holder = -ranks.least(-ranks.index if piece.size else 0)
+    if ranks.index == holder:
+        piece.master()[-1] = float("nan")
+    masters = {name: piece.master() for name, piece in net.targets.items()}
+    try:
+        threshold.prune(masters, net.masks, 1.0, "global", ranks)
+    except ValueError as problem:
+        return str(problem), f"{name}: holds NaN or Inf on rank {holder}"
+    return "", "an error"
+
+
+def search_rounds(directory: Path, kind: str, first: int, last: int) -> dict:
+    """Rounds `first` to `last` of one search, in a directory that another number of ranks may have begun."""
+    from accelerate.state import AcceleratorState
+
+    from lth_scale.arguments import resolve
+    from lth_scale.imp import imp
+    from lth_scale.record import Record
+    from lth_scale.search import Search
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    out = directory / ("begun" if first == 0 else f"ended-{kind}")
+    given = arguments(directory, "adamw", 1).as_dict() | {"output_dir": str(out), "max_steps": 3, "rewind_step": "1"}
+    args = resolve({name: value for name, value in given.items() if value is not None})
+    search, done = Search.begin(args, Record.open(args)), Search.is_complete
+    trained = [k for k in search.rounds if not done(search, k)]
+    Search.is_complete = lambda self, k, control="none": k > last or done(self, k, control)
+    imp(search)
+    Search.is_complete = done
+    return {"trained": trained}
+
+
+def twenty_rounds(directory: Path, world: int) -> dict:
+    """Resident memory, in bytes, after each of 20 rounds of a model of 13 MB."""
+    import dataclasses
+
+    from lth_scale import threshold, training
+
+    args = dataclasses.replace(
+        arguments(directory, "adamw", world), model_name_or_path=str(directory / "big"), max_steps=1
+    )
+    net, theta = prepared(args)
+    masks = {name: torch.ones(piece.shape, dtype=torch.bool) for name, piece in net.targets.items()}
+    memory = []
+    for k in range(20):
+        training.restart(net, theta, masks, 0, 1)
+        training.train(net, 1, lambda _: 1e-4, lambda *_: None)
+        training.evaluate(net)
+        masters = {name: piece.master() for name, piece in net.targets.items()}
+        threshold.prune(masters, net.masks, k / 20, "global", net.shards.ranks)
+        net.shards.whole_weights()
+        net.shards.gather(net.masks, net.targets)
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back: the rest is held
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        memory.append(pages * os.sysconf("SC_PAGE_SIZE"))
+    return {"memory": memory, "model": 4 * sum(weight.numel() for weight in theta.values())}
+
+
+def threshold_cases(rank: int, world: int) -> dict:
+    """Any matrices, cut anywhere: the masks of all ranks together, against a stable sort; and what travels."""
+    from hypothesis import given, settings
+    from test_threshold import dense_reference, ones, problems
+
+    from lth_scale import threshold
+    from lth_scale.sharding import Ranks
+
+    seen = []
+
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None)  # the same examples on every rank
+    @given(problem=problems(world))
+    def check(problem) -> None:
+        weights, first, second, cuts = problem
+        keep = dense_reference(weights, ones(weights), first)
+        mine = {name: slice(cut[rank], cut[rank + 1]) for name, cut in cuts.items()}
+        masks = {name: keep[name].view(-1)[part].clone() for name, part in mine.items()}
+        pieces = {name: weights[name].view(-1)[part] for name, part in mine.items()}
+        threshold.smallest(pieces, masks, second, Ranks(rank, world, world))
+        parts: list[dict] = [{}] * world
+        torch.distributed.all_gather_object(parts, masks)
+        expected = dense_reference(weights, keep, second)
+        seen.append(all(torch.equal(torch.cat([p[name] for p in parts]), expected[name].view(-1)) for name in weights))
+
+    check()
+    traffic = [travels(Ranks(rank, world, world), *shape) for shape in ((4, 1000), (4, 400_000), (40, 1000))]
+    return {"equal": seen, "traffic": traffic}
+
+
+def travels(ranks, matrices: int, numel: int) -> tuple[int, int]:
+    """(collectives, bytes handed to them) for one threshold over so many matrices of so many weights a rank."""
+    from lth_scale import threshold
+
+    sent, all_reduce = [], torch.distributed.all_reduce
+
+    def counted(tensor, *how):
+        sent.append(tensor.nbytes)
+        return all_reduce(tensor, *how)
+
+    generator = torch.Generator().manual_seed(ranks.index)
+    weights = {str(i): torch.randn(numel, generator=generator) for i in range(matrices)}
+    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    torch.distributed.all_reduce = counted
+    threshold.prune(weights, masks, 0.3, "global", ranks)
+    torch.distributed.all_reduce = all_reduce
+    return len(sent), sum(sent)
+
+
+def run(case: str, directory: Path, world: int) -> dict:
+    kind, what = case.split("-", 1)
+    os.environ |= VARIABLES[kind]
+    if what == "begin":
+        found = search_rounds(directory, kind, 0, 1)
+    elif what == "end":
+        found = search_rounds(directory, kind, 2, 3)
+    elif what == "threshold":
+        found = threshold_cases(int(os.environ["RANK"]), world)
+    elif what == "memory":
+        found = twenty_rounds(directory, world)
+    else:
+        if what == "fp16":  # DeepSpeed asks the CPU for fast fp16, and slow will do
+            from deepspeed.accelerator import get_accelerator
+
+            get_accelerator().is_fp16_supported = lambda: True
+        found = train_cases(kind, what, directory, world)
     for name in VARIABLES[kind]:
         del os.environ[name]
     return found
@@ -140,11 +293,9 @@ def run(case: str, directory: Path, world: int) -> dict:
 
 def main() -> None:
     directory, cases = Path(sys.argv[1]), sys.argv[2:]
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     for case in cases:
-        found = run(case, directory, world)
-        torch.save(found, directory / f"{case}-{world}-{rank}.pt")
-        print(json.dumps({"case": case, "norms": found["adamw"]["norms"][:2]}), flush=True)
+        found = run(case, directory, int(os.environ["WORLD_SIZE"]))
+        torch.save(found, directory / f"{case}-{os.environ['WORLD_SIZE']}-{os.environ['RANK']}.pt")
 
 
 if __name__ == "__main__":
@@ -152,8 +303,7 @@ if __name__ == "__main__":
         main()
         torch.distributed.barrier()
     except BaseException:
-        import traceback
-
         traceback.print_exc()
+        sys.stderr.flush()
         os._exit(1)  # at once, so that the other ranks see it
     os._exit(0)

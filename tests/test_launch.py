@@ -60,16 +60,63 @@ def test_a_search_runs_is_not_run_twice_and_is_not_mixed_with_another(processes,
     assert stamps(tmp_path) == before
 
 
-def test_ranks_do_not_change_the_one_shot_ticket(tmp_path):
-    tickets = []
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        done = launch(
-            processes, "--task", "sst2", *SHORT, "--max_steps", "0", "--report_to", "none", "--output_dir", str(out)
-        )
-        assert done.returncode == 0, done.stderr
-        tickets.append((out / "ticket.safetensors").read_bytes())
-    assert tickets[0] == tickets[1]
+CONFIGS = sorted((Path(__file__).parents[1] / "accelerate_configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_the_first_line_of_a_config_is_a_command_that_uses_it(config):
+    line = config.read_text().splitlines()[0]
+    assert line.startswith("# run: ") and f"--config_file accelerate_configs/{config.name} " in line
+    after = line.split(" -m lth_scale.imp ")[1].split()
+    assert resolve_flags(after).output_dir == f"runs/{config.stem}"
+
+
+def resolve_flags(flags: list[str]):
+    from lth_scale.arguments import parse
+
+    return parse(flags, "test", "test")
+
+
+def run_line(config: str, *flags: str) -> subprocess.CompletedProcess:
+    """The command in a config's first line, with more flags, as a shell would run it."""
+    root = Path(__file__).parents[1]
+    line = (root / "accelerate_configs" / f"{config}.yaml").read_text().splitlines()[0].removeprefix("# run: ")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(
+        ["sh", "-c", f'{line} "$@"', "sh", *flags],
+        cwd=root, capture_output=True, text=True, timeout=400, env=environment, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one_shot(tmp_path_factory) -> bytes:
+    """The ticket of θ₀ that one plain process finds."""
+    out = tmp_path_factory.mktemp("one") / "out"
+    done = run_line("single_cpu", *ONE_SHOT, "--output_dir", str(out))
+    assert done.returncode == 0, done.stderr
+    return (out / "ticket.safetensors").read_bytes()
+
+
+ONE_SHOT = ["--task", "sst2", *SHORT, "--max_steps", "0", "--report_to", "none", "--control", "none"]
+
+
+@pytest.mark.parametrize("config", ["multi_cpu", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"])
+def test_the_command_of_a_config_finds_the_ticket_of_one_process_whatever_its_shards_and_precision(
+    config, one_shot, tmp_path
+):
+    done = run_line(config, *ONE_SHOT, "--output_dir", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/ticket.safetensors").read_bytes() == one_shot
+
+
+def test_fp16_is_refused_where_the_cpu_has_none(tmp_path):
+    from deepspeed.accelerator import get_accelerator
+
+    if get_accelerator().is_fp16_supported():
+        pytest.skip("this processor, or a GPU, has fp16")
+    done = run_line("zero2_fp16", *ONE_SHOT, "--output_dir", str(tmp_path / "out"))
+    assert done.returncode != 0 and done.stderr.count("error: ") == 1
+    assert "fp16 is not supported" in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_processes_that_do_not_know_each_other_are_refused(tmp_path):

@@ -33,26 +33,51 @@ def pruned(weights: dict, keep: dict, count: int, ranks=threshold.ALONE) -> tupl
     return masks, threshold.smallest(weights, masks, count, ranks)
 
 
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_equals_a_stable_sort_for_any_shapes_ties_zeros_denormals_and_amounts(data):
-    shapes = data.draw(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 7)), min_size=1, max_size=4))
+@st.composite
+def problems(draw, ranks: int = 1):
+    """(weights, how many are pruned already, how many shall be, where each matrix is cut into `ranks` pieces)."""
+    shapes = draw(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 7)), min_size=1, max_size=4))
     element = st.one_of(st.sampled_from(LEVELS), st.floats(width=32, allow_nan=False, allow_infinity=False))
     weights = {
-        f"w{i}": torch.tensor(
-            data.draw(st.lists(element, min_size=r * c, max_size=r * c)), dtype=torch.float32
-        ).view(r, c)
+        f"w{i}": torch.tensor(draw(st.lists(element, min_size=r * c, max_size=r * c)), dtype=torch.float32).view(r, c)
         for i, (r, c) in enumerate(shapes)
-    }  # fmt: skip
+    }
     total = sum(r * c for r, c in shapes)
-    first = data.draw(st.integers(0, total))
-    second = data.draw(st.integers(first, total))
+    first = draw(st.integers(0, total))
+    inner = {name: sorted(draw(st.integers(0, w.numel())) for _ in range(ranks - 1)) for name, w in weights.items()}
+    cuts = {name: [0, *places, weights[name].numel()] for name, places in inner.items()}
+    return weights, first, draw(st.integers(first, total)), cuts
+
+
+@pytest.mark.parametrize("sample", [threshold.SAMPLE, 4])
+@settings(max_examples=150, deadline=None)
+@given(problem=problems())
+def test_equals_a_stable_sort_for_any_shapes_ties_zeros_denormals_and_amounts(sample, problem):
+    """A sample of 4 nearly always misleads, and leaves no room to collect: then all weights are counted."""
+    weights, first, second, _ = problem
     keep = dense_reference(weights, ones(weights), first)
     expected = dense_reference(weights, keep, second)
-    masks, cut = pruned(weights, keep, second)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threshold, "SAMPLE", sample)
+        masks, cut = pruned(weights, keep, second)
     assert all(torch.equal(masks[name], expected[name]) for name in weights)
     newly = torch.cat([w[keep[n] & ~masks[n]] for n, w in weights.items()]).abs()
     assert cut == (newly.max().item() if len(newly) else 0.0)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.999, 1.0])
+def test_equals_a_stable_sort_where_a_sample_is_only_a_part(spread, sparsity):
+    """600,000 weights: the sample is one in twenty. A spread of 0 makes all of them tie, 0.001 nearly all of some."""
+    torch.manual_seed(0)
+    weights = {
+        name: 1 + spread * torch.randn(200, 1000) * scale for name, scale in (("a", 1.0), ("b", 3.0), ("c", 0.1))
+    }
+    weights["b"][:, ::3] = 1.0
+    expected = dense_reference(weights, ones(weights), round(sparsity * 600_000))
+    masks = ones(weights)
+    threshold.prune(weights, masks, sparsity, "global")
+    assert all(torch.equal(masks[name], expected[name]) for name in weights)
 
 
 @pytest.mark.parametrize("ties", [False, True])
