@@ -153,7 +153,7 @@ class _Search:
         samples: list[list[Tensor]] = [[] for _ in counts]
         generator = torch.Generator().manual_seed(self.ranks.index)
         for name, group in self.group.items():
-            stride = max(COLLECTED, sizes[group] // SAMPLE) if sizes[group] > SAMPLE else 1
+            stride = max(2 * COLLECTED, sizes[group] // SAMPLE) if sizes[group] > SAMPLE else 1
             every = slice(int(torch.randint(stride, (), generator=generator)), None, stride)
             some = [tensor[name].view(-1)[every].contiguous() for tensor in (self.weights, self.keep)]
             samples[group] += [bits.clone() for _, bits in magnitudes(*some)]
@@ -190,24 +190,27 @@ class _Search:
 
     def _sweep(self) -> tuple[list[int], list[int]]:
         """How many patterns of each group lie below its bracket and inside it; collects the latter if they are few."""
-        under, within, self.collected = [], [], {name: [] for name in self.keep}
+        under, within, self.collected, end = [], [], {}, 0
         room = max(SAMPLE, sum(mask.numel() for mask in self.keep.values()) // COLLECTED)
+        store = torch.empty(room, dtype=torch.int32, device=next(iter(self.keep.values())).device)
         ranks, broken = self.ranks, len(self.keep) * self.ranks.everyone
         for i, (name, mask) in enumerate(self.keep.items()):
             low, high = self.bracket[self.group[name]]
             under.append(0)
             within.append(0)
+            start = end
             for _, bits in magnitudes(self.weights[name], mask):
                 if int(bits.max()) >= INFINITE:
                     broken = min(broken, i * ranks.everyone + ranks.index)
                 under[-1] += _count(bits, low)
                 chosen = _between(bits, low, high)
                 within[-1] += len(chosen)
-                room -= len(chosen)
-                if room < 0:
-                    self.collected = None
-                elif self.collected is not None:
-                    self.collected[name].append(chosen)
+                if end + len(chosen) <= room:
+                    store[end : end + len(chosen)] = chosen
+                end += len(chosen)
+            self.collected[name] = [store[start:end]]
+        if end > room:
+            self.collected = None
         first = ranks.least(broken)
         if first < len(self.keep) * ranks.everyone:
             name = [*self.keep][first // ranks.everyone]
