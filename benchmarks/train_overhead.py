@@ -66,8 +66,8 @@ def our_loop(variant: str, options: SimpleNamespace):
     batch, optim = options.batch, "adamw_torch_fused"
     args = resolve({"task": "sst2", "preset": "demo", "per_device_train_batch_size": batch, "optim": optim})
     model, rows = make_model(), make_data(options.length)
-    ones = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
-    masks, _ = threshold.prune(prunable(model), ones, 0.7, "global")
+    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+    threshold.prune(prunable(model), masks, 0.7, "global")
     if variant == "torch_prune":
         for name, mask in masks.items():
             prune.custom_from_mask(model.base_model.get_submodule(name.removesuffix(".weight")), "weight", mask)
@@ -80,7 +80,7 @@ def our_loop(variant: str, options: SimpleNamespace):
     net = training.prepare(training.make_accelerator(args), task, args)  # type: ignore[arg-type]
     net.masks = {}
     if variant == "masked":
-        training.restart(net, net.copy_weights(), masks, 0, 0)
+        training.restart(net, net.initial, masks, 0, 0)
 
     def go(steps: int) -> list[float]:
         ends: list[float] = []
@@ -173,17 +173,20 @@ def mask_alone(threads: int, calls: int = 50) -> dict:
 
     from lth_scale import masking, threshold
     from lth_scale.prunable import prunable
+    from lth_scale.sharding import replicated
 
     torch.set_num_threads(threads)
     weights = prunable(make_model())
-    ones = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-    masks, _ = threshold.prune(weights, ones, 0.7, "global")
+    masks = {name: torch.ones(weight.numel(), dtype=torch.bool) for name, weight in weights.items()}
+    threshold.prune(weights, masks, 0.7, "global")
+    optimizer = torch.optim.SGD(weights.values())
+    pieces = {name: replicated(weight, optimizer) for name, weight in weights.items()}
     times = []
     for weight in weights.values():
         weight.grad = torch.randn_like(weight)
     for _ in range(calls):
         started = time.perf_counter()
-        masking.mask_gradients(weights, masks)
+        masking.mask_gradients(pieces, masks)
         times.append(1e3 * (time.perf_counter() - started))
     return {"mask_alone_ms": quartiles(times), "n": calls}
 
