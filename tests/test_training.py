@@ -107,3 +107,30 @@ def test_a_search_with_the_8_bit_optimizer_holds_its_masks(search):
     pytest.importorskip("bitsandbytes")
     out = search(optim="adamw_bnb_8bit", weight_decay=0.1)  # `train` asserts that the mask holds after every round
     assert (out / "complete").exists()
+
+
+def test_a_step_that_overflows_under_a_gradient_scaler_changes_nothing_and_a_restart_restores_the_scale(small):
+    """fp16 needs a GPU in Accelerate; the scaler that skips its steps does not."""
+    from accelerate.state import AcceleratorState
+
+    from lth_scale import masking
+    from lth_scale.search import first_ticket
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    args = parse(small(), "t", "t")
+    accelerator = training.make_accelerator(args)
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    net = training.prepare(accelerator, tasks.load(args), args)
+    masks = {name: torch.rand(mask.shape) > 0.5 for name, mask in first_ticket(args, net).masks.items()}
+    theta = net.initial
+    training.restart(net, theta, masks, 0, 1)
+    before = net.shards.whole_weights()
+    accelerator.scaler.load_state_dict(accelerator.scaler.state_dict() | {"scale": float("inf")})
+    training.train(net, 1, lambda step: 1.0, lambda step, loss: None)
+    assert all(torch.equal(before[name], weight) for name, weight in net.shards.whole_weights().items())
+
+    training.restart(net, theta, masks, 0, 1)
+    assert accelerator.scaler.get_scale() == 2.0**16
+    training.train(net, 2, lambda step: 0.01, lambda step, loss: None)
+    assert masking.is_held(net.targets, net.masks)
+    assert any(not torch.equal(before[name], weight) for name, weight in net.shards.whole_weights().items())
