@@ -4,6 +4,7 @@ import logging
 import os
 import resource
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -258,4 +259,5 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's use of it, not the user's
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
