@@ -5,6 +5,7 @@ Nothing here imports torch, so that bad input is refused in well under a second.
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -14,9 +15,11 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 EMBEDDED = "embedded"
 GLUE_TASKS = ("mnli", "qqp", "stsb", "wnli", "qnli", "mrpc", "rte", "sst2", "cola")
-TASKS = (*GLUE_TASKS, "mlm")
+TASKS = (*GLUE_TASKS, "squad", "mlm")
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adamw_bnb_8bit")
+CONTROLS = ("random_mask", "random_layerwise", "reinit", "shuffle_layers", "shuffle_within", "one_shot")
+QUICK_LOOK = "a quick look: few examples, a small encoder, no finding"
 
 # Chen et al. 2020, Table 1 and the README of VITA-Group/BERT-Tickets@4d8e035: batch, rate, length.
 GLUE_DEFAULTS: dict[str, Any] = {
@@ -28,13 +31,17 @@ GLUE_DEFAULTS: dict[str, Any] = {
     "max_seq_length": 128,
 }
 # The same sources; a round of the MLM search is 10,000 steps (`--save_steps 10000` there).
-MLM_DEFAULTS: dict[str, Any] = {
-    "model_name_or_path": "google-bert/bert-base-uncased",
-    "per_device_train_batch_size": 16,
-    "learning_rate": 5e-5,
-    "num_train_epochs": 1.0,
-    "max_steps": 10_000,
-    "max_seq_length": 512,
+DEFAULTS: dict[str, dict[str, Any]] = dict.fromkeys(GLUE_TASKS, GLUE_DEFAULTS) | {
+    "squad": GLUE_DEFAULTS
+    | {"per_device_train_batch_size": 16, "learning_rate": 3e-5, "num_train_epochs": 2.0, "max_seq_length": 384},
+    "mlm": GLUE_DEFAULTS
+    | {
+        "per_device_train_batch_size": 16,
+        "learning_rate": 5e-5,
+        "num_train_epochs": 1.0,
+        "max_steps": 10_000,
+        "max_seq_length": 512,
+    },
 }
 DEMO: dict[str, dict[str, Any]] = {
     task: {
@@ -50,6 +57,17 @@ DEMO: dict[str, dict[str, Any]] = {
         "sst2": {"per_device_train_batch_size": 32, "learning_rate": 1e-3, "max_steps": 150},
     }.items()
 }
+# BERT-mini of Turc et al. 2019 (arXiv:1908.08962) on a slice of the real data.
+QUICK: dict[str, Any] = {
+    "model_name_or_path": "google/bert_uncased_L-4_H-256_A-4",
+    "max_train_samples": 2_000,
+    "max_eval_samples": 500,
+    "max_steps": 60,
+    "learning_rate": 2e-4,
+    "max_seq_length": 128,
+    "prune_rate": 0.2,
+    "target_sparsity": 0.8,
+}
 
 
 class BadInput(ValueError):
@@ -62,31 +80,31 @@ def flag(help: str, default: Any = None, **options: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """What one IMP search is told. Every field is a flag of the same name."""
+class Training:
+    """What one training of a subnetwork is told. Every field is a flag of the same name."""
 
     task: str = flag("what to train on", MISSING, choices=TASKS)
-    preset: str | None = flag("demo: small model and data inside the package, no network", choices=("demo",))
+    preset: str | None = flag(
+        "demo: small model and data inside the package, no network; quick: a small encoder, a slice of the real data",
+        choices=("demo", "quick"),
+    )
     model_name_or_path: str = flag("Hub name, a directory, or 'embedded'")
     model_revision: str | None = flag("branch, tag or commit of a Hub model")
     dataset_path: str | None = flag("directory with train.jsonl and validation.jsonl in the Hub's columns")
-    output_dir: str = flag("where the search is written (default: runs/TASK-MODEL)")
+    output_dir: str = flag("where everything is written (default: below runs/)")
 
     per_device_train_batch_size: int = flag("examples a device and micro-step")
     per_device_eval_batch_size: int = flag("examples a device at evaluation", 64)
     gradient_accumulation_steps: int = flag("micro-steps an optimizer step", 1)
     learning_rate: float = flag("peak learning rate")
     lr_scheduler_type: str = flag("shape of the schedule", "linear", choices=SCHEDULERS)
-    lr_span: str = flag(
-        "what one schedule covers: a round (the paper), or all rounds together (the official code)",
-        choices=("round", "all_rounds"),
-    )
     warmup_steps: float = flag("steps of warm-up; below 1, a fraction of the schedule", 0.0)
     weight_decay: float = flag("decoupled weight decay of matrices", 0.0)
     max_grad_norm: float = flag("gradient clipping; 0 switches it off", 1.0)
     num_train_epochs: float = flag("epochs a round, where --max_steps is -1")
     max_steps: int = flag("optimizer steps a round; 0 trains nothing; -1 counts epochs instead")
     max_seq_length: int = flag("tokens a sequence, special tokens included")
+    doc_stride: int = flag("tokens between the starts of two windows over one context (squad)", 128)
     max_train_samples: int | None = flag("use the first N training examples (MLM: blocks)")
     max_eval_samples: int | None = flag("use the first N validation examples (MLM: blocks)")
     optim: str = flag("optimizer", "adamw_torch", choices=OPTIMIZERS)
@@ -95,19 +113,7 @@ class Arguments:
     fp16: bool = flag("float16 mixed precision, with loss scaling (GPU)", False)
     seed: int = flag("seed of the head, the data order, dropout and random masks", 42)
     dataloader_num_workers: int = flag("processes that prepare batches", 0)
-
-    target_sparsity: float = flag("fraction of the prunable weights pruned in the last round", 0.9)
-    prune_rate: float = flag("fraction pruned each round: of all (linear) or of the rest (geometric)", 0.1)
-    schedule: str = flag("sparsities of the rounds", "linear", choices=("linear", "geometric", "one_shot", "cubic"))
-    scope: str = flag("one threshold for all matrices, or one for each", "global", choices=("global", "layerwise"))
-    rewind: str = flag(
-        "between rounds: weights (to step i), lr (the schedule only) or none (standard pruning)",
-        "weights",
-        choices=("weights", "lr", "none"),
-    )
-    rewind_step: str = flag("i, in steps (100) or as a fraction of a round (0.05)", "0")
     ticket: str | None = flag("start from this ticket's mask instead of the dense network")
-    control: str = flag("also train this control at the last two sparsities", "none", choices=("none", "random_mask"))
 
     logging_steps: int = flag("steps between logged losses", 10)
     report_to: str = flag("where runs are tracked", "mlflow", choices=("mlflow", "none"))
@@ -117,9 +123,58 @@ class Arguments:
         """The fields and their values, ready for JSON."""
         return asdict(self)
 
+    @property
+    def note(self) -> str:
+        """What every output has to say of these settings, or nothing."""
+        return QUICK_LOOK if self.preset == "quick" else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Training):
+    """What one IMP search is told."""
+
+    lr_span: str = flag(
+        "what one schedule covers: a round (the paper), or all rounds together (the official code)",
+        choices=("round", "all_rounds"),
+    )
+    target_sparsity: float = flag("fraction of the prunable weights pruned in the last round (default: 0.9)")
+    prune_rate: float = flag("fraction pruned each round: of all (linear) or of the rest (geometric)", 0.1)
+    schedule: str = flag("sparsities of the rounds", "linear", choices=("linear", "geometric", "one_shot", "cubic"))
+    scope: str = flag("one threshold for all matrices, or one for each", "global", choices=("global", "layerwise"))
+    pattern: str = flag(
+        "what is pruned together: single weights, N:M (2:4 keeps 2 of 4 in a row) or block:RxC (block:4x1)",
+        "unstructured",
+    )
+    score: str = flag("what a weight is worth", "magnitude", choices=("magnitude", "movement"))
+    rewind: str = flag(
+        "between rounds: weights (to step i), lr (the schedule only) or none (standard pruning)",
+        "weights",
+        choices=("weights", "lr", "none"),
+    )
+    rewind_step: str = flag("i, in steps (100) or as a fraction of a round (0.05)", "0")
+    dense: str | None = flag("take round 0 and θᵢ from this finished search of the same task, seed and training")
+    keep_theta: str | None = flag("keep θᵢ at these further points too, for searches that take --dense (0.05,0.1)")
+    control: str = flag("also train this control at the last two sparsities", "none", choices=("none", *CONTROLS))
+    distill: bool = flag("learn from the dense network's outputs too, from round 1 on", False)
+    early_bird: bool = flag("end a round's training when the mask it would give stops moving", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Training):
+    """What one transfer is told: train m ⊙ θ on a task, once for each seed."""
+
+    seeds: tuple[int, ...] = flag("train once with each (default: --seed)", nargs="+", of=int)
+    target_sparsity: float | None = flag("without --ticket: the sparsity of random_mask, random_layerwise or one_shot")
+    theta: str | None = flag("θᵢ instead of θ₀ for the encoder: a theta.safetensors of lth_scale.imp")
+    control: str = flag("a mask or weights that were not found", "none", choices=("none", *CONTROLS))
+    compare_with: str | None = flag("a finished transfer of the same task; prints whether this one matches it")
+    connectivity: bool = flag(
+        "also train the first two seeds' data orders from one start and join them linearly", False
+    )
+
 
 # Flags that change what is shown, not what is found: the same search may go on with others.
-COSMETIC = ("output_dir", "logging_steps", "report_to", "run_name", "dataloader_num_workers")
+COSMETIC = ("output_dir", "logging_steps", "report_to", "run_name", "dataloader_num_workers", "seeds", "compare_with")
 
 FRACTION = "a fraction, at least 0 and below 1, such as 0.7"
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -143,6 +198,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "max_train_samples",
             "max_eval_samples",
             "logging_steps",
+            "doc_stride",
         )
     },
 }
@@ -166,78 +222,189 @@ def embedded_path(kind: str) -> Path:
     return Path(__file__).parent / "embedded" / kind
 
 
-def build_parser(prog: str, description: str) -> OneLineParser:
-    """One flag for each field of Arguments; a flag that is not given is absent from the namespace."""
+def build_parser(prog: str, description: str, kind: type) -> OneLineParser:
+    """One flag for each field of `kind`; a flag that is not given is absent from the namespace."""
     parser = OneLineParser(prog=prog, description=description, allow_abbrev=False)
-    hints = get_type_hints(Arguments)
-    for spec in fields(Arguments):
+    hints = get_type_hints(kind)
+    for spec in fields(kind):
         hint = hints[spec.name]
-        kind = next(t for t in get_args(hint) if t is not type(None)) if isinstance(hint, UnionType) else hint
+        of = next(t for t in get_args(hint) if t is not type(None)) if isinstance(hint, UnionType) else hint
+        of = spec.metadata.get("of", of)
         shown = "" if spec.default in (None, False, MISSING) else f" (default: {spec.default})"
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": spec.metadata["help"] + shown}
-        if kind is bool:
+        if of is bool:
             options["action"] = "store_true"
         else:
-            options |= {"type": kind, "choices": spec.metadata.get("choices"), "metavar": kind.__name__.upper()}
-            if options["choices"]:
-                del options["metavar"]
+            options |= {"type": of, "choices": spec.metadata.get("choices"), "nargs": spec.metadata.get("nargs")}
+            options |= {} if options["choices"] else {"metavar": of.__name__.upper()}
         parser.add_argument(f"--{spec.name}", required=spec.default is MISSING, **options)
     return parser
 
 
-def parse(argv: Sequence[str] | None, prog: str, description: str) -> Arguments:
-    """Arguments from a command line: what is given, else the preset's, else the paper's.
+def parse(argv: Sequence[str] | None, prog: str, description: str, kind: type = Arguments) -> Any:
+    """A `kind` from a command line: what is given, else the preset's, else the paper's.
 
     Raises BadInput (a ValueError) that names the flag, its value and the remedy.
     """
-    given = vars(build_parser(prog, description).parse_args(argv))
-    return resolve(given)
+    return resolve(vars(build_parser(prog, description, kind).parse_args(argv)), kind)
 
 
-def resolve(given: dict[str, Any]) -> Arguments:
+def resolve(given: dict[str, Any], kind: type = Arguments) -> Any:
     """Fill in what was not given and check the whole. Raises BadInput."""
-    task = given["task"]
-    values = dict(MLM_DEFAULTS if task == "mlm" else GLUE_DEFAULTS)
-    if given.get("preset") == "demo":
-        if task not in DEMO and "dataset_path" not in given:
-            raise BadInput(f"--preset demo: has no data for --task {task}; take --task {' or '.join(DEMO)}")
-        values |= DEMO.get(task, DEMO["sst2"])
+    task, known = given["task"], {spec.name for spec in fields(kind if kind is Arguments else Training)}
+    if given.get("preset") == "demo" and task not in DEMO and "dataset_path" not in given:
+        raise BadInput(f"--preset demo: has no data for --task {task}; take --task {' or '.join(DEMO)}")
+    preset = {None: {}, "demo": DEMO.get(task, DEMO["sst2"]), "quick": QUICK}[given.get("preset")]
+    values = DEFAULTS[task] | {name: value for name, value in preset.items() if name in known}
     if "num_train_epochs" in given:
         values["max_steps"] = -1
+    if given.get("ticket"):
+        values |= origin_of(given)
     values |= given
-    stem = "demo" if values["model_name_or_path"] == EMBEDDED else Path(values["model_name_or_path"]).name
-    values.setdefault("output_dir", os.path.join("runs", f"{task}-{stem}"))
-    values.setdefault("lr_span", "all_rounds" if values.get("rewind") == "none" else "round")
-    args = Arguments(**values)
+    if Path(values.get("ticket") or "").is_dir() and values.get("ticket"):
+        values["ticket"] = os.path.join(values["ticket"], "ticket.safetensors")
+    finish: Callable[[dict[str, Any]], None] = fill_in_search if kind is Arguments else fill_in_transfer
+    finish(values)
+    args = kind(**values)
     check(args)
     return args
 
 
-def check(args: Arguments) -> None:
+def origin_of(given: dict[str, Any]) -> dict[str, Any]:
+    """The base model that a ticket was found in, as the flags that load it; {} where the file cannot tell."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        path = Path(given["ticket"])
+        with safe_open(path / "ticket.safetensors" if path.is_dir() else path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}  # the ticket is refused when it is read
+    base, revision = metadata.get("base_model"), metadata.get("base_revision")
+    if not base or "model_name_or_path" in given:
+        return {}
+    return {"model_name_or_path": base, **({"model_revision": revision} if revision else {})}
+
+
+def fill_in_search(values: dict[str, Any]) -> None:
+    """Defaults that follow from other flags of a search."""
+    values.setdefault("output_dir", os.path.join("runs", f"{values['task']}-{_stem(values)}"))
+    values.setdefault("lr_span", "all_rounds" if values.get("rewind") == "none" else "round")
+    kind, kept, of = parse_pattern(values.get("pattern", "unstructured"))
+    values.setdefault("target_sparsity", 1 - kept / of if kind == "n:m" else 0.9)
+
+
+def fill_in_transfer(values: dict[str, Any]) -> None:
+    """Defaults that follow from other flags of a transfer."""
+    values["seeds"] = tuple(dict.fromkeys(values.get("seeds") or (values.get("seed", 42),)))
+    values["seed"] = values["seeds"][0]
+    source = "dense"
+    if values.get("ticket"):
+        rooms = Path(values["ticket"]).resolve().parent.parts
+        source = "-".join(rooms[-3::2] if "rounds" in rooms[-2:] else rooms[-1:])
+    what = source if values.get("control", "none") == "none" else f"{source}-{values['control']}"
+    values.setdefault("output_dir", os.path.join("runs", f"transfer-{values['task']}-{_stem(values)}-{what}"))
+
+
+def _stem(values: dict[str, Any]) -> str:
+    stem = "demo" if values["model_name_or_path"] == EMBEDDED else Path(values["model_name_or_path"]).name
+    return f"{stem}-quick" if values.get("preset") == "quick" else stem
+
+
+def check(args: Training) -> None:
     """Refuse values out of range and flags that contradict each other. Raises BadInput."""
+    for seed in getattr(args, "seeds", ()):
+        if not 0 <= seed < 2**32:
+            raise BadInput(f"--seeds {seed}: out of range; give integers from 0 to 4294967295")
     for name, (good, remedy) in RANGES.items():
-        value = getattr(args, name)
-        if not good(value):
+        value = getattr(args, name, None)
+        if value is not None and not good(value):
             raise BadInput(f"--{name} {value}: out of range; give {remedy}")
     if args.bf16 and args.fp16:
         raise BadInput("--bf16 --fp16: both are set; keep one")
-    parse_rewind_step(args.rewind_step, steps=None)
+    parse_optim_args(args.optim_args)
+    if isinstance(args, Arguments):
+        check_search(args)
+    if isinstance(args, Transfer):
+        check_transfer(args)
+    check_paths(args)
+
+
+def check_search(args: Arguments) -> None:
+    """Refuse flags of a search that contradict each other. Raises BadInput."""
+    for point in (args.rewind_step, *points(args.keep_theta)):
+        parse_rewind_step(point, steps=None)
     if args.rewind != "weights" and parse_rewind_step(args.rewind_step, steps=None) != 0:
         raise BadInput(f"--rewind_step {args.rewind_step}: has no meaning with --rewind {args.rewind}; leave one out")
     if args.rewind == "lr" and args.lr_span == "all_rounds":
         raise BadInput("--lr_span all_rounds: contradicts --rewind lr, which restarts it each round; leave one out")
-    parse_optim_args(args.optim_args)
-    check_paths(args)
+    if args.dense and args.score == "movement":
+        raise BadInput("--dense: keeps no movement of round 0; leave it out, or take --score magnitude")
+    for flag_name, what in (("dense", "round 0"), ("early_bird", "each round")):
+        if getattr(args, flag_name) and args.lr_span == "all_rounds":
+            raise BadInput(f"--{flag_name}: needs {what} to be trained by itself; give --lr_span round")
+    if args.score == "movement" and (args.max_steps == 0 or args.fp16):
+        raise BadInput(
+            "--score movement: sums gradients over training; give --max_steps above 0, and --bf16 for --fp16"
+        )
+    kind, kept, of = parse_pattern(args.pattern)
+    if kind == "n:m" and args.target_sparsity < 1 - kept / of:
+        raise BadInput(
+            f"--target_sparsity {args.target_sparsity}: --pattern {args.pattern} is reached at {1 - kept / of:g}; "
+            "give that or more"
+        )
 
 
-def check_paths(args: Arguments) -> None:
+def check_transfer(args: Transfer) -> None:
+    """Refuse flags of a transfer that contradict each other. Raises BadInput."""
+    without = ("random_mask", "random_layerwise", "one_shot")
+    if args.target_sparsity is not None and args.ticket:
+        raise BadInput(f"--target_sparsity {args.target_sparsity}: the ticket has its own; leave one out")
+    if args.target_sparsity is not None and args.control not in without:
+        raise BadInput(
+            f"--target_sparsity {args.target_sparsity}: --control {args.control} makes no mask; give --ticket, "
+            f"or --control {', '.join(without)}"
+        )
+    if args.control in without and args.target_sparsity is None and not args.ticket:
+        raise BadInput(f"--control {args.control}: how many weights to prune is not said; give --ticket FILE or "
+                       "--target_sparsity")  # fmt: skip
+    if args.connectivity and len(args.seeds) < 2:
+        raise BadInput(f"--connectivity: joins two seeds, and there is one ({args.seeds[0]}); give --seeds 1 2")
+
+
+def points(text: str | None) -> list[str]:
+    """The rewind points of --keep_theta."""
+    return [point.strip() for point in (text or "").split(",") if point.strip()]
+
+
+def parse_pattern(text: str) -> tuple[str, int, int]:
+    """('unstructured', 1, 1), ('n:m', N, M) or ('block', rows, columns). Raises BadInput."""
+    for kind, form in (("n:m", r"(\d+):(\d+)"), ("block", r"block:(\d+)x(\d+)")):
+        found = re.fullmatch(form, text)
+        first, second = map(int, found.groups()) if found else (0, 0)
+        if found and (0 < first < second <= 64 if kind == "n:m" else min(first, second) > 0):
+            return kind, first, second
+    if text != "unstructured":
+        raise BadInput(
+            f"--pattern {text}: is neither unstructured, nor N:M such as 2:4, nor block:RxC such as block:4x1"
+        )
+    return "unstructured", 1, 1
+
+
+def check_paths(args: Training) -> None:
     """Refuse local paths that do not hold what they should. Raises BadInput."""
     if args.dataset_path not in (None, EMBEDDED) and not Path(str(args.dataset_path)).is_dir():
         raise BadInput(f"--dataset_path {args.dataset_path}: no such directory; it holds train.jsonl and so on")
     if args.dataset_path == EMBEDDED and args.task not in DEMO:
         raise BadInput(f"--dataset_path embedded: has no data for --task {args.task}; take {' or '.join(DEMO)}")
-    if args.ticket is not None and not Path(args.ticket).is_file():
-        raise BadInput(f"--ticket {args.ticket}: no such file; give a ticket.safetensors")
+    for name, remedy in (("ticket", "a ticket.safetensors"), ("theta", "a theta.safetensors")):
+        value = getattr(args, name, None)
+        if value is not None and not Path(value).is_file():
+            raise BadInput(f"--{name} {value}: no such file; give {remedy}")
+    for name in ("dense", "compare_with"):
+        value = getattr(args, name, None)
+        if value is not None and not (Path(value) / "complete").is_file():
+            raise BadInput(f"--{name} {value}: no finished run lies there; give the --output_dir of one")
     model = args.model_name_or_path
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).exists()
     if model != EMBEDDED and looks_local and not (Path(model) / "config.json").is_file():

@@ -18,12 +18,15 @@ def imp(search: "Search") -> None:
     for k in search.rounds:
         if search.is_complete(k):
             continue
-        search.restart(k)  # m ⊙ θᵢ; in round 0, θ₀ under a mask of ones
-        if k == 0:
-            search.train(until=search.rewind_step)
-            search.keep_theta()  # θᵢ
-        search.train(until=search.steps)  # θₜ
-        search.evaluate()
+        if k == 0 and search.args.dense:
+            search.adopt(k)  # another search has trained this very network
+        else:
+            search.restart(k)  # m ⊙ θᵢ; in round 0, θ₀ under a mask of ones
+            for step in search.theta_steps if k == 0 else ():
+                search.train(until=step)
+                search.keep_theta(step)  # θᵢ
+            search.train(until=search.steps)  # θₜ
+            search.evaluate()
         search.prune()  # the next mask: the smallest |θₜ| among what m keeps
         search.complete()
 

@@ -15,20 +15,43 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale import files
-from lth_scale.arguments import COSMETIC, Arguments, BadInput
+from lth_scale.arguments import COSMETIC, Arguments, BadInput, Training
 
 PACKAGES = ("lth_scale", "torch", "transformers", "accelerate", "deepspeed", "datasets", "mlflow", "safetensors")
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One training that is recorded: a round of a search, a control at its sparsity, or a transfer with one seed.
+
+    room: the directory of its kind; control: `none`, or what was not found about it. Round 0 is the dense network.
+    """
+
+    room: str
+    number: int
+    control: str = "none"
+
+    @property
+    def name(self) -> str:
+        """`round 03`, `random_mask 03` or `seed 01`."""
+        kind = "seed" if self.room == "seeds" else "round" if self.control == "none" else self.control
+        return f"{kind} {self.number:02d}"
+
+
+def a_round(number: int, control: str = "none") -> Stage:
+    """A round of a search, or the control trained at that round's sparsity."""
+    return Stage("rounds" if control == "none" else f"controls/{control}", number, control)
+
+
+@dataclass(frozen=True)
 class Record:
-    """The files of one search below `directory`. Rounds are numbered from 0, the dense network."""
+    """The files of one search or transfer below `directory`."""
 
     directory: Path
-    arguments: Arguments
+    arguments: Training
 
     @classmethod
-    def open(cls, args: Arguments) -> "Record":
+    def open(cls, args: Training) -> "Record":
         """The record of --output_dir. Raises BadInput where it holds another search or cannot be written."""
         record = cls(Path(args.output_dir), args)
         record._refuse_other_arguments()
@@ -47,7 +70,9 @@ class Record:
         path = self.directory / "arguments.json"
         if not path.is_file():
             taken = [
-                name for name in ("rounds", "results.json", "ticket.safetensors") if (self.directory / name).exists()
+                name
+                for name in ("rounds", "seeds", "results.json", "ticket.safetensors")
+                if (self.directory / name).exists()
             ]
             if taken:
                 raise BadInput(
@@ -57,18 +82,20 @@ class Record:
             return
         try:
             before = json.loads(path.read_text())
-            before = {name: before[name] for name in self.arguments.as_dict()}
-        except (OSError, ValueError, KeyError, TypeError):
+            loose = (*COSMETIC, "seed") if self._wanted() else COSMETIC
+            before = {name: before[name] for name in self.arguments.as_dict() if name not in loose}
+        except KeyError as missing:
+            raise BadInput(
+                f"--output_dir {self.directory}: its arguments.json knows no {missing}: another command or version "
+                "wrote it; give another directory"
+            ) from None
+        except (OSError, ValueError, TypeError):
             raise BadInput(f"--output_dir {self.directory}: its arguments.json is damaged; give another") from None
         now = self.arguments.as_dict()
-        differ = [
-            f"--{name} was {before[name]}, is {now[name]}"
-            for name in now
-            if before[name] != now[name] and name not in COSMETIC
-        ]
+        differ = [f"--{name} was {before[name]}, is {now[name]}" for name in before if before[name] != now[name]]
         if differ:
             raise BadInput(
-                f"--output_dir {self.directory}: holds another search ({'; '.join(differ)}); "
+                f"--output_dir {self.directory}: holds another run ({'; '.join(differ)}); "
                 "use the same flags to go on, or another directory"
             )
 
@@ -78,48 +105,55 @@ class Record:
         if not path.exists():
             files.write_json(path, {**self.arguments.as_dict(), "versions": versions(), "git_commit": git_commit()})
 
-    def round(self, number: int, control: str = "none") -> Path:
-        """The directory of a round, or of the control trained at that round's sparsity."""
-        parent = self.directory / ("rounds" if control == "none" else f"controls/{control}")
-        return parent / f"{number:02d}"
+    def at(self, stage: Stage) -> Path:
+        """The directory of a stage."""
+        return self.directory / stage.room / f"{stage.number:02d}"
 
-    def is_complete(self, number: int, control: str = "none") -> bool:
-        """True once everything about the round is on disk."""
-        return (self.round(number, control) / "complete").is_file()
+    def is_complete(self, stage: Stage) -> bool:
+        """True once everything about the stage is on disk."""
+        return (self.at(stage) / "complete").is_file()
 
-    def complete(self, row: dict[str, Any], control: str = "none") -> None:
-        """Write the round's metrics and the table of all rounds, then mark the round complete."""
-        directory = self.round(row["round"], control)
+    def complete(self, stage: Stage, row: dict[str, Any]) -> None:
+        """Write the stage's metrics and the table of all stages of its kind, then mark it complete."""
+        directory = self.at(stage)
         files.write_json(directory / "metrics.json", row)
-        files.write_json(
-            self.directory / ("results.json" if control == "none" else "controls.json"),
-            [*(r for r in self.rows(control) if r["round"] != row["round"]), row],
-        )
+        table = "controls.json" if stage.room.startswith("controls/") else "results.json"
+        key = "seed" if stage.room == "seeds" else "round"
+        others = [other for other in self.rows(stage.room) if other[key] != row[key]]
+        files.write_json(self.directory / table, sorted([*others, row], key=lambda each: each[key]))
         files.write_bytes(directory / "complete", b"")
 
-    def rows(self, control: str = "none") -> list[dict[str, Any]]:
-        """metrics.json of every complete round, in order."""
-        directories = sorted(self.round(0, control).parent.glob("[0-9]*"))
-        done = [directory for directory in directories if (directory / "complete").is_file()]
-        return [json.loads((directory / "metrics.json").read_text()) for directory in done]
+    def rows(self, room: str = "rounds") -> list[dict[str, Any]]:
+        """metrics.json of every complete stage of a kind, in order."""
+        done = [path.parent for path in (self.directory / room).glob("[0-9]*/complete")]
+        return [json.loads((path / "metrics.json").read_text()) for path in sorted(done, key=lambda p: int(p.name))]
 
     def all_rows(self) -> list[dict[str, Any]]:
-        """The rows of the rounds and of the control."""
-        control = self.arguments.control
-        return [*self.rows(), *(self.rows(control) if control != "none" else [])]
+        """The rows of every kind."""
+        return [row for room in ("rounds", "seeds", f"controls/{self.control}") for row in self.rows(room)]
+
+    @property
+    def control(self) -> str:
+        """The control that a search trains beside its rounds, or `none`."""
+        return self.arguments.control if isinstance(self.arguments, Arguments) else "none"
 
     def is_done(self) -> bool:
-        """True once the search and its comparison are finished."""
-        return (self.directory / "complete").is_file()
+        """True once nothing is left to do."""
+        return (self.directory / "complete").is_file() and (
+            self._wanted() <= {row["seed"] for row in self.rows("seeds")}
+        )
+
+    def _wanted(self) -> set[int]:
+        return set(getattr(self.arguments, "seeds", ()))
 
     def mark_done(self) -> None:
         """Say that nothing is left to do."""
         files.write_bytes(self.directory / "complete", b"")
 
-    def drop_networks(self, number: int) -> None:
-        """Delete the trained weights of a round that no later round needs."""
-        shutil.rmtree(self.round(number) / "model", ignore_errors=True)
-        (self.round(number) / "weights.safetensors").unlink(missing_ok=True)
+    def drop_networks(self, stage: Stage) -> None:
+        """Delete the trained weights of a stage that no later one needs."""
+        shutil.rmtree(self.at(stage) / "model", ignore_errors=True)
+        (self.at(stage) / "weights.safetensors").unlink(missing_ok=True)
 
     def mlflow_store(self) -> str:
         """MLFLOW_TRACKING_URI, or the embedded store beside the output directory."""

@@ -1,66 +1,48 @@
 """The steps of Algorithm 1 on a real network: what `imp.py` names, done with training, threshold and record."""
 
-import logging
-import os
-import resource
-import time
-import warnings
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-import torch
-import transformers
 from safetensors.torch import load_file
 
-from lth_scale import controls, figures, files, tasks, terminal, threshold, training
-from lth_scale.arguments import COSMETIC, Arguments, BadInput, parse_rewind_step
-from lth_scale.record import Record
+from lth_scale import controls, figures, files, patterns, scores, training, trial
+from lth_scale.arguments import COSMETIC, Arguments, BadInput, Training, parse_rewind_step, points
+from lth_scale.early_bird import CHECKS, EarlyBird
+from lth_scale.record import Record, a_round
 from lth_scale.schedule import sparsities
 from lth_scale.ticket import Ticket, digest
-from lth_scale.training import Net
+from lth_scale.trial import Trial, first_ticket
 
 CONTROLLED_ROUNDS = 2
+# A search may take its round 0 from another where these agree; what they find afterwards may differ.
+SHARED = {spec.name for spec in fields(Training)} - {*COSMETIC} | {"lr_span", "early_bird"}
 
 
 @dataclass
-class Search:
-    """One search: the network, its ladder of sparsities, and the round that is being trained."""
+class Search(Trial):
+    """One search: its ladder of sparsities, and the points of round 0 at which θᵢ is kept, the rewind point's first."""
 
     args: Arguments
-    record: Record
-    net: Net
-    ladder: list[float]
-    rewind_step: int
-    listeners: list[Any]
-    k: int = 0
-    control: str = "none"
-    started: float = 0.0
-    loss: float = 0.0
-    scores: dict[str, float] = field(default_factory=dict)
+    ladder: list[float] = field(default_factory=list)
+    kept_steps: list[int] = field(default_factory=list)
 
     @classmethod
     def begin(cls, args: Arguments, record: Record) -> "Search":
         """Load everything, check it, and only then write. Raises BadInput."""
-        quiet_libraries()
-        accelerator = training.make_accelerator(args)
-        task = tasks.load(args)
-        net = training.prepare(accelerator, task, args)
-        ladder = sparsities(args.schedule, args.target_sparsity, args.prune_rate, first_ticket(args, net).sparsity)
-        rewind_step = parse_rewind_step(args.rewind_step, net.steps)
-        listeners: list[Any] = []
-        if accelerator.is_main_process:
-            record.begin()
-            if args.report_to == "mlflow":
-                from lth_scale.tracking import Tracker  # imports mlflow, which takes its time
-
-                listeners.append(Tracker(args, record))
-        accelerator.wait_for_everyone()
-        search = cls(args, record, net, ladder, int(rewind_step), listeners)
-        if accelerator.is_main_process:
-            listeners.append(terminal.Bars(len(search.rounds) + len(search.controlled_rounds), len(record.all_rows())))
+        net = trial.prepare(args)
+        start = first_ticket(args, net)
+        patterns.check(args.pattern, {name: mask.shape for name, mask in start.masks.items()})
+        if args.ticket and args.pattern not in ("unstructured", Ticket.load(args.ticket).arguments.get("pattern")):
+            raise BadInput(f"--pattern {args.pattern}: the ticket of --ticket was not found under it; leave one out")
+        ladder = sparsities(args.schedule, args.target_sparsity, args.prune_rate, start.sparsity)
+        kept = [int(parse_rewind_step(point, net.steps)) for point in (args.rewind_step, *points(args.keep_theta))]
+        if args.dense:
+            check_dense(args, kept[0])
+        search = cls(args, record, net, trial.begin(args, record, net), ladder=ladder, kept_steps=kept)
+        trial.bars(search, len(search.rounds) + len(search.controlled_rounds))
         return search
 
     @property
@@ -74,114 +56,138 @@ class Search:
         return self.rounds[1:][-CONTROLLED_ROUNDS:] if self.args.control != "none" else range(0)
 
     @property
-    def steps(self) -> int:
-        """Optimizer steps from θ₀ to the end of a round."""
-        return self.net.steps
+    def rewind_step(self) -> int:
+        """i of θᵢ."""
+        return self.kept_steps[0]
 
-    def is_complete(self, k: int, control: str = "none") -> bool:
-        """True where round k needs no more work."""
-        return self.record.is_complete(k, control)
+    @property
+    def is_last(self) -> bool:
+        """True in the round after which nothing is pruned."""
+        return self.stage.number + 1 == len(self.ladder)
 
     def restart(self, k: int) -> None:
         """Put the network at the start of round k: m ⊙ θᵢ, or as --rewind says."""
-        self.k, self.control = k, "none"
         keeps_weights = self.args.rewind != "weights"
         ticket, weights = first_ticket(self.args, self.net), self.net.initial
         self.net.initial = {}
         if k > 0:
-            ticket = Ticket.load(self.ticket_file)
-            weights = load_file(self.weights_file(k - 1) if keeps_weights else self.theta_file)
-        self._start(
+            ticket = Ticket.load(self.record.at(a_round(k)) / "ticket.safetensors")
+            weights = load_file(self.weights_file(k - 1) if keeps_weights else self.theta_file())
+            self._learn_from_dense()
+        self.start(
+            a_round(k),
             weights,
             ticket,
             step=0 if k == 0 or keeps_weights else self.rewind_step,
             seed=self.args.seed + (k if keeps_weights else 0),
             consumed=k * self.steps if keeps_weights else 0,
         )
+        self.net.moved = {name: mask.float().zero_() for name, mask in self.net.masks.items()} if self._moves else {}
+
+    @property
+    def _moves(self) -> bool:
+        return self.args.score == "movement"
+
+    def _learn_from_dense(self) -> None:
+        if self.args.distill and not self.net.taught:
+            training.teach(self.net, load_file(self.record.at(a_round(0)) / "model/model.safetensors"))
 
     def restart_control(self, k: int) -> None:
-        """Put the network at the control of round k: θᵢ under a mask that was not found."""
-        self.k, self.control = k, self.args.control
-        found = Ticket.load(self.record.round(k) / "ticket.safetensors")
-        masks = controls.random_mask(found.masks, found.pruned, self.args.seed)
-        ticket = replace(found, masks=masks, threshold=0.0, arguments={**found.arguments, "found_by": self.control})
-        self._start(load_file(self.theta_file), ticket, step=self.rewind_step, seed=self.args.seed, consumed=0)
+        """Put the network at the control of round k: θᵢ with a mask, or under the mask with weights, not found."""
+        found = Ticket.load(self.record.at(a_round(k)) / "ticket.safetensors")
+        start = controls.Start(
+            load_file(self.theta_file()), found.masks, self.net.names, self.net.shards.skeleton, self.args.pattern
+        )
+        made = controls.CONTROLS[self.args.control](start, self.args.seed)
+        arguments = {**found.arguments, "found_by": self.args.control}
+        ticket = replace(found, masks=made.masks, threshold=0.0, arguments=arguments)
+        self._learn_from_dense()
+        stage = a_round(k, self.args.control)
+        self.start(stage, made.weights, ticket, step=self.rewind_step, seed=self.args.seed)
 
-    def _start(self, weights: training.Weights, ticket: Ticket, step: int, seed: int, consumed: int) -> None:
-        self.started = time.monotonic()
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        training.restart(self.net, weights, ticket.masks, step, seed, consumed)
-        if self.is_main:
-            ticket.save(self.ticket_file)
-        self._tell("start", self.k, ticket.sparsity, self.control, self.steps)
+    @property
+    def theta_steps(self) -> list[int]:
+        """The steps of round 0 at which θᵢ is kept."""
+        return sorted({*self.kept_steps})
+
+    def adopt(self, k: int) -> None:
+        """Take round 0 and θᵢ from the search of --dense, which has trained the same network."""
+        dense = Record(Path(str(self.args.dense)), self.args)
+        weights = load_file(dense.at(a_round(0)) / "model/model.safetensors")
+        ticket = Ticket.load(dense.at(a_round(0)) / "ticket.safetensors")
+        self.start(a_round(k), weights, replace(ticket, arguments=first_ticket(self.args, self.net).arguments),
+                   step=self.steps, seed=self.args.seed)  # fmt: skip
+        row = json.loads((dense.at(a_round(0)) / "metrics.json").read_text())
+        self.scores, self.trained, self.total_loss = row["eval"], row["steps"], row["train_loss"] * row["steps"]
+        self._keep_theta(load_file(theta_of(dense.directory, self.rewind_step)), self.rewind_step)
 
     def train(self, until: int) -> None:
-        """Train to step `until` with the round's learning rates."""
+        """Train to step `until` with the round's learning rates, or until --early_bird sees the mask stand still."""
         rate = self._rate()
-        self.loss = training.train(self.net, until, rate, lambda step, loss: self._tell("step", step, loss))
+        if not (self.args.early_bird and until == self.steps and not self.is_last):
+            return self.train_to(until, rate)
+        bird, left = EarlyBird(self.net.masks, self.net.shards.ranks), until - self.net.step
+        stops = sorted({self.net.step + -(-left * check // CHECKS) for check in range(1, CHECKS + 1)})
+        for stop in stops:
+            self.train_to(stop, rate)
+            masks = {name: mask.clone() for name, mask in self.net.masks.items()}
+            self._prune(masks)
+            if bird.settled(masks):
+                return
 
     def _rate(self) -> Callable[[int], float]:
         if self.args.lr_span == "round":
             return training.learning_rates(self.args, self.steps)
         own = self.steps - self.rewind_step
         rate = training.learning_rates(self.args, self.rewind_step + own * len(self.ladder))
-        return lambda step: rate(self.k * own + step)
+        return lambda step: rate(self.stage.number * own + step)
 
-    def keep_theta(self) -> None:
+    def keep_theta(self, step: int) -> None:
         """Write θᵢ, which every later round starts from, and its digest into the ticket."""
-        weights = self.net.shards.whole_weights()
-        if self.is_main:
-            files.write_tensors(self.theta_file, weights)
+        self._keep_theta(self.net.shards.whole_weights(), step)
+
+    def _keep_theta(self, weights: training.Weights, step: int) -> None:
+        if not self.is_main:
+            return
+        files.write_tensors(self.theta_file(step), weights)
+        if step == self.rewind_step:
             theta = digest({name: weights[full] for name, full in self.net.names.items()})
             replace(Ticket.load(self.ticket_file), theta_sha256=theta).save(self.ticket_file)
 
-    def evaluate(self) -> None:
-        """Score the trained network on the validation data."""
-        self.scores = training.evaluate(self.net)
-
     def prune(self) -> None:
         """Find the next round's mask from the weights as trained, and write it."""
-        net, last = self.net, self.k + 1 == len(self.ladder)
-        if not last:
-            weights = {name: piece.master() for name, piece in net.targets.items()}
-            cut = threshold.prune(weights, net.masks, self.ladder[self.k + 1], self.args.scope, net.shards.ranks)
-            masks = net.shards.gather(net.masks, net.targets)
+        if not self.is_last:
+            cut = self._prune(self.net.masks)
+            masks = self.net.shards.gather(self.net.masks, self.net.targets)
         if not self.is_main:
             return
         found = Ticket.load(self.ticket_file)
-        if not last:
+        if not self.is_last:
             found = replace(found, masks=masks, threshold=cut)
-            found.save(self.record.round(self.k + 1) / "ticket.safetensors")
+            found.save(self.record.at(a_round(self.stage.number + 1)) / "ticket.safetensors")
         found.save(self.record.directory / "ticket.safetensors")
+
+    def _prune(self, masks: dict[str, Any]) -> float:
+        """Update this rank's parts of the masks in place to the next sparsity; return the threshold."""
+        args, shards, targets = self.args, self.net.shards, self.net.targets
+        weights = {name: piece.master() for name, piece in targets.items()}
+        if self._moves:
+            weights = {name: scores.as_magnitude(score) for name, score in self.net.moved.items()}
+        layout = patterns.Layout(
+            lambda name, part: shards.everywhere(part, targets[name]), lambda name, whole: targets[name].cut(whole)
+        )
+        sparsity = self.ladder[self.stage.number + 1]
+        cut = patterns.prune(weights, masks, sparsity, args.scope, args.pattern, shards.ranks, layout)
+        return scores.from_magnitude(cut) if self._moves else cut
 
     def complete(self) -> None:
         """Write what the round gave, and mark it complete."""
-        if self.control == "none":
+        searched, k = self.stage.control == "none", self.stage.number
+        if searched:
             self._save_network()
-        if self.is_main:
-            row = self._row(Ticket.load(self.ticket_file))
-            self._tell("end", row, self.control)
-            self.record.complete(row, self.control)
-            if self.control == "none" and self.k:
-                self.record.drop_networks(self.k - 1)
-        self.net.accelerator.wait_for_everyone()
-
-    def _row(self, ticket: Ticket) -> dict[str, Any]:
-        """metrics.json of this round."""
-        rewound = self.rewind_step if self.k or self.control != "none" else 0
-        return {
-            "round": self.k,
-            "sparsity": ticket.sparsity,
-            "pruned": ticket.pruned,
-            "prunable": ticket.prunable,
-            "threshold": ticket.threshold,
-            "steps": self.steps - rewound,
-            "train_loss": self.loss,
-            "eval": self.scores,
-            "seconds": time.monotonic() - self.started,
-            "peak_memory": peak_memory(),
-        }
+        super().complete()
+        if self.is_main and searched and k > (1 if self.args.keep_theta or self.args.distill else 0):
+            self.record.drop_networks(a_round(k - 1))
 
     def _save_network(self) -> None:
         """The subnetwork as trained, for `from_pretrained`; and by parameter, where the next round goes on from it."""
@@ -189,75 +195,56 @@ class Search:
         weights = shards.whole_weights()
         if not self.is_main:
             return
-        with files.new_directory(self.record.round(self.k) / "model") as made:
+        with files.new_directory(self.record.at(self.stage) / "model") as made:
             shards.skeleton.save_pretrained(made, state_dict={**shards.buffers, **weights})
             self.net.task.tokenizer.save_pretrained(made)
         if self.args.rewind != "weights":
-            files.write_tensors(self.weights_file(self.k), weights)
+            files.write_tensors(self.weights_file(self.stage.number), weights)
 
     def finish(self) -> None:
         """Draw the pictures, close the runs, and mark the search done."""
+        pictures = {}
         if self.is_main:
             last = Ticket.load(self.record.directory / "ticket.safetensors")
             pictures = figures.draw(self.record, last.layer_sparsity())
-            self._tell("finish", pictures, terminal.report(self.record))
-            self.record.mark_done()
-        self.net.accelerator.wait_for_everyone()  # a rank that leaves early can hang the others at their exit
-        self.net.accelerator.end_training()
+        self.close(pictures)
 
-    @property
-    def is_main(self) -> bool:
-        """True on the process that writes files."""
-        return self.net.accelerator.is_main_process
-
-    @property
-    def ticket_file(self) -> Path:
-        """Where the ticket of this round, or of the control at its sparsity, lies."""
-        return self.record.round(self.k, self.control) / "ticket.safetensors"
-
-    @property
-    def theta_file(self) -> Path:
-        """Where θᵢ lies."""
-        return self.record.directory / "theta.safetensors"
+    def theta_file(self, step: int | None = None) -> Path:
+        """Where θᵢ lies: that of the rewind point, or another one that --keep_theta names."""
+        where = self.record.directory
+        return where / "theta.safetensors" if step in (None, self.rewind_step) else where / f"theta-{step}.safetensors"
 
     def weights_file(self, k: int) -> Path:
         """Where the trained weights of round k lie, under --rewind none and lr."""
-        return self.record.round(k) / "weights.safetensors"
-
-    def _tell(self, event: str, *values: Any) -> None:
-        for listener in self.listeners:
-            getattr(listener, event)(*values)
+        return self.record.at(a_round(k)) / "weights.safetensors"
 
 
-def first_ticket(args: Arguments, net: Net) -> Ticket:
-    """The ticket of round 0: every weight kept, or the mask of --ticket. Raises BadInput."""
-    if args.ticket:
-        try:
-            masks = Ticket.load(args.ticket).masks_for(net.shards.skeleton)
-        except BadInput as problem:
-            raise BadInput(f"--ticket {args.ticket}: {problem}") from None
-    else:
-        masks = {name: torch.ones(piece.shape, dtype=torch.bool) for name, piece in net.targets.items()}
-    return Ticket(
-        masks=masks,
-        base_model=args.model_name_or_path,
-        base_revision=args.model_revision or net.task.revision,
-        task=args.task,
-        arguments={name: value for name, value in args.as_dict().items() if name not in COSMETIC},
-    )
+def theta_of(directory: Path, step: int) -> Path:
+    """The file of θᵢ at `step` in the directory of a search that has trained its round 0."""
+    arguments = json.loads((directory / "arguments.json").read_text())
+    row = json.loads((directory / "rounds/00/metrics.json").read_text())
+    own = parse_rewind_step(arguments["rewind_step"], row["steps"])
+    return directory / ("theta.safetensors" if own == step else f"theta-{step}.safetensors")
 
 
-def peak_memory() -> int:
-    """Bytes: the GPU's peak since the round began, or where there is none the process's peak ever."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def quiet_libraries() -> None:
-    """Leave the terminal to our own bars and warnings."""
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's use of it, not the user's
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+def check_dense(args: Arguments, step: int) -> None:
+    """Refuse a --dense whose round 0 was trained otherwise, or of which too little was kept. Raises BadInput."""
+    directory = Path(str(args.dense))
+    try:
+        before = json.loads((directory / "arguments.json").read_text())
+        theta = theta_of(directory, step)
+    except (OSError, ValueError, KeyError):
+        raise BadInput(
+            f"--dense {directory}: is no search, or a damaged one; give the directory of lth_scale.imp"
+        ) from None
+    now = args.as_dict()
+    differ = [
+        f"--{name} was {before.get(name)}, is {now[name]}" for name in sorted(SHARED) if before.get(name) != now[name]
+    ]
+    if differ:
+        raise BadInput(f"--dense {directory}: was trained otherwise ({'; '.join(differ)}); use the same flags")
+    if not (theta.is_file() and (directory / "rounds/00/model/model.safetensors").is_file()):
+        raise BadInput(
+            f"--dense {directory}: has not kept its round 0 and θᵢ at step {step}; search there with --keep_theta "
+            f"{args.rewind_step}"
+        )

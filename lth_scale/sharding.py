@@ -307,6 +307,16 @@ class Shards:
         dist.reduce(whole, 0)  # every place is zero on all ranks but one, so the bits arrive as they are
         return whole
 
+    @torch.no_grad()
+    def everywhere(self, part: Tensor, piece: Piece) -> Tensor:
+        """The whole of one parameter, fp32, of its shape, on every rank, from flat fp32 parts laid out as `piece`."""
+        if self.ranks.count == 1:
+            return part.view(piece.shape)
+        whole = torch.zeros(piece.shape.numel(), dtype=torch.int32, device=self.ranks.device)
+        piece.cut(whole).copy_(part.view(torch.int32))
+        dist.all_reduce(whole)  # every place is zero on all ranks but one
+        return whole.view(torch.float32).view(piece.shape)
+
     def whole_weights(self) -> dict[str, Tensor]:
         """Every parameter in fp32 on the CPU of the main process, {} elsewhere."""
         return self.gather({name: piece.master() for name, piece in self.pieces.items()}, self.pieces)

@@ -12,7 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lth_scale.record import Record
+from lth_scale import matching
+from lth_scale.arguments import BadInput, Transfer
+from lth_scale.record import Record, Stage
+
+DELTA = 0.01  # a point: how much worse still passes for no worse, in the test of `matching.verdicts`
 
 
 class Bars:
@@ -26,19 +30,19 @@ class Bars:
         self.steps = self.progress.add_task("steps", total=None)
         self.progress.start()
 
-    def start(self, k: int, sparsity: float, control: str, steps: int) -> None:
-        """A round begins."""
-        label = f"  {round_name(k, control)} · {100 * sparsity:.4g} %"
+    def start(self, stage: Stage, sparsity: float, steps: int) -> None:
+        """A stage begins."""
+        label = f"  {stage.name} · {100 * sparsity:.4g} %"
         self.progress.reset(self.steps, total=steps, description=label)
 
     def step(self, step: int, loss: float | None) -> None:
         """A step is done."""
         self.progress.update(self.steps, completed=step)
 
-    def end(self, row: Mapping[str, Any], control: str) -> None:
-        """A round is done."""
+    def end(self, stage: Stage, row: Mapping[str, Any]) -> None:
+        """A stage is done."""
         scores = ", ".join(f"{metric} {value:.4f}" for metric, value in row["eval"].items())
-        label = f"{round_name(row['round'], control)} · {100 * row['sparsity']:.4g} %"
+        label = f"{stage.name} · {100 * row['sparsity']:.4g} %"
         self.console.print(f"{label}: {scores}, {row['seconds']:.1f} s", highlight=False)
         self.progress.advance(self.rounds)
 
@@ -47,22 +51,17 @@ class Bars:
         self.progress.stop()
 
 
-def round_name(k: int, control: str = "none") -> str:
-    """`round 03`, or the control's name and number."""
-    return f"{'round' if control == 'none' else control} {k:02d}"
-
-
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rounds as a Markdown table: round, sparsity, pruned weights, threshold, scores, seconds."""
-    metrics = list(rows[0]["eval"])
+    """The stages as a Markdown table: number, sparsity, pruned weights, threshold, scores, seconds."""
+    metrics, key = list(rows[0]["eval"]), "seed" if "seed" in rows[0] else "round"
     grid = Table(box=box.MARKDOWN)
-    for title in ("round", "sparsity", "pruned weights", "threshold", *metrics, "seconds"):
+    for title in (key, "sparsity", "pruned weights", "threshold", *metrics, "seconds"):
         grid.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         scores = [f"{row['eval'][metric]:.4f}" for metric in metrics]
         pruned = f"{row['pruned']:,} / {row['prunable']:,}"
         grid.add_row(
-            str(row["round"]),
+            str(row[key]),
             f"{100 * row['sparsity']:.2f} %",
             pruned,
             f"{row['threshold']:.3e}",
@@ -86,10 +85,37 @@ def comparison(rows: list[dict[str, Any]], controls: list[dict[str, Any]], contr
 
 
 def report(record: Record) -> str:
-    """The table of the rounds and, where one was trained, the comparison with the control."""
-    rows, control = record.rows(), record.arguments.control
-    controls = record.rows(control) if control != "none" else []
-    return "\n\n".join([table(rows), *([comparison(rows, controls, control)] if controls else [])])
+    """What a search or a transfer found: its table, and how that compares. The note of a quick look stands first."""
+    parts = [f"**{record.arguments.note}**"] if record.arguments.note else []
+    if isinstance(record.arguments, Transfer):
+        return "\n\n".join([*parts, table(record.rows("seeds")), *over_seeds(record, record.arguments)])
+    rows, control = record.rows(), record.control
+    controls = record.rows(f"controls/{control}")
+    return "\n\n".join([*parts, table(rows), *([comparison(rows, controls, control)] if controls else [])])
+
+
+def over_seeds(record: Record, args: Transfer) -> list[str]:
+    """Mean and spread over the seeds, and with --compare_with the verdicts under each rule."""
+    found = by_seed(record.directory)
+    metric = next(iter(record.rows("seeds")[0]["eval"]))
+    parts = [f"{metric}: {matching.summary([*found.values()]):.4f}"]
+    if args.compare_with:
+        verdicts = matching.verdicts(found, by_seed(Path(args.compare_with)), DELTA)
+        parts.append(f"against {args.compare_with}:\n{matching.describe(verdicts, digits=4)}")
+    path = record.directory / "connectivity.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        parts.append(f"linear path between seeds {found['seeds']}: barrier {found['barrier']:.4f} in {metric}")
+    return parts
+
+
+def by_seed(directory: Path) -> dict[int, float]:
+    """The task's metric of each seed in the directory of a transfer. Raises BadInput where it is none."""
+    try:
+        rows = json.loads((directory / "results.json").read_text())
+        return {row["seed"]: next(iter(row["eval"].values())) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise BadInput(f"--compare_with {directory}: holds no results of lth_scale.transfer; give another") from None
 
 
 def show(record: Record) -> None:
@@ -97,15 +123,17 @@ def show(record: Record) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     lines = [report(record), "", f"written to  {record.directory}"]
-    lines.append(f"the ticket  {record.directory / 'ticket.safetensors'}")
-    if (record.directory / "mlflow.json").is_file():
-        lines += how_to_open_mlflow(record)
+    if (record.directory / "ticket.safetensors").is_file():
+        lines.append(f"the ticket  {record.directory / 'ticket.safetensors'}")
+    tracked = sorted([*record.directory.glob("mlflow.json"), *record.directory.glob("seeds/*/mlflow.json")])
+    if tracked:
+        lines += how_to_open_mlflow(tracked[0])
     print("\n" + "\n".join(lines), flush=True)
 
 
-def how_to_open_mlflow(record: Record) -> list[str]:
-    """The command that serves the store, and the page that shows this search's curves."""
-    ids = json.loads((record.directory / "mlflow.json").read_text())
+def how_to_open_mlflow(path: Path) -> list[str]:
+    """The command that serves the store, and the page that shows the curves of the runs in `path` (mlflow.json)."""
+    ids = json.loads(path.read_text())
     page = f"#/experiments/{ids['experiment']}/runs?workflowType=machine_learning&compareRunsMode=CHART"
     if ids["store"].startswith("http"):
         return [f"MLflow      {ids['store'].rstrip('/')}/{page}"]

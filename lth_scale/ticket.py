@@ -7,8 +7,8 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +151,41 @@ class Ticket:
 
         Counted over the matrices both have (a pooler may be missing). NaN where nothing is kept.
         """
-        common = [name for name in self.masks if name in other.masks]
+        common = [
+            name for name, mask in self.masks.items() if mask.shape == getattr(other.masks.get(name), "shape", None)
+        ]
+        if not common:
+            raise BadInput(f"tickets of two networks: {self.base_model!r} and {other.base_model!r} share no matrix")
         shared = {name: int((self.masks[name] & other.masks[name]).sum()) for name in common}
         kept = {name: int(self.masks[name].sum()) for name in common}
         shared["all"], kept["all"] = sum(shared.values()), sum(kept.values())
         return {name: shared[name] / kept[name] if kept[name] else float("nan") for name in shared}
+
+    def union(self, other: "Ticket") -> "Ticket":
+        """The ticket that keeps what either keeps, with this one's provenance. Raises as `intersect` does."""
+        return self._combined(other, torch.logical_or, "union")
+
+    def intersect(self, other: "Ticket") -> "Ticket":
+        """The ticket that keeps what both keep. A pooler that one lacks stays as the other has it.
+
+        Raises ValueError where the two are not about the same matrices.
+        """
+        return self._combined(other, torch.logical_and, "intersect")
+
+    def _combined(self, other: "Ticket", how: Callable[[Tensor, Tensor], Tensor], name: str) -> "Ticket":
+        masks = dict(self.masks)
+        for key, mask in other.masks.items():
+            if key in masks and masks[key].shape == mask.shape:
+                masks[key] = how(masks[key], mask)
+            elif key in masks or not key.startswith("pooler."):
+                raise BadInput(f"tickets of two networks: {key} is in one alone or has another shape there")
+            else:
+                masks[key] = mask
+        for key in self.masks:
+            if key not in other.masks and not key.startswith("pooler."):
+                raise BadInput(f"tickets of two networks: {key} is in one alone or has another shape there")
+        found_by = f"{name} of a ticket of {self.task} and one of {other.task}"
+        return replace(self, masks=masks, threshold=0.0, arguments={**self.arguments, "found_by": found_by})
 
 
 def _unpack(name: str, packed: numpy.ndarray, shape: list[int]) -> Tensor:
@@ -199,12 +229,35 @@ def describe(ticket: Ticket, path: str | Path) -> str:
 
 
 def main() -> None:
-    """Print the ticket that the command line names."""
-    parser: argparse.ArgumentParser = OneLineParser(prog="lth_scale.ticket", description="Print a ticket.")
+    """Print the ticket that the command line names, or what it has in common with another."""
+    parser: argparse.ArgumentParser = OneLineParser(prog="lth_scale.ticket", description="Print or combine tickets.")
     parser.add_argument("path", help="a ticket.safetensors, or the directory of a run or a round")
-    path = Path(parser.parse_args().path)
+    parser.add_argument("--overlap", metavar="OTHER", help="print the share of kept weights that OTHER keeps too")
+    parser.add_argument("--union", metavar="OTHER", help="keep what either keeps; needs --output")
+    parser.add_argument("--intersect", metavar="OTHER", help="keep what both keep; needs --output")
+    parser.add_argument("--output", metavar="FILE", help="where to write the combined ticket")
+    args = parser.parse_args()
+    ticket, path = _at(args.path)
+    text = describe(ticket, path)
+    if args.overlap:
+        shared = ticket.overlap(_at(args.overlap)[0])
+        width = max(map(len, shared))
+        text = "\n".join(f"{name:<{width}}  {share:7.2%}" for name, share in shared.items())
+    for name in ("union", "intersect"):
+        other = getattr(args, name)
+        if other and (args.output is None or Path(args.output).exists()):
+            raise BadInput(f"--output {args.output}: --{name} writes a new file; name one that does not exist")
+        if other:
+            made = getattr(ticket, name)(_at(other)[0])
+            made.save(args.output)
+            text = describe(made, args.output)
+    sys.stdout.write(text + "\n")
+
+
+def _at(text: str) -> tuple[Ticket, Path]:
+    path = Path(text)
     path = path / "ticket.safetensors" if path.is_dir() else path
-    sys.stdout.write(describe(Ticket.load(path), path) + "\n")
+    return Ticket.load(path), path
 
 
 if __name__ == "__main__":

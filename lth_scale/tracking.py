@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from lth_scale import files
-from lth_scale.arguments import Arguments
-from lth_scale.record import Record
-from lth_scale.terminal import round_name
+from lth_scale.arguments import Training, Transfer
+from lth_scale.record import Record, Stage
 
 EXPERIMENT = "lth_scale"
 
@@ -21,26 +20,27 @@ EXPERIMENT = "lth_scale"
 class Tracker:
     """The runs of one search. Their ids are kept in the output directory, so that going on reopens them."""
 
-    def __init__(self, args: Arguments, record: Record):
+    def __init__(self, args: Training, record: Record, directory: Path | None = None):
         self.args, self.store = args, record.mlflow_store()
         self.artifacts = (record.directory.resolve().parent / "mlartifacts").as_uri()
         self.client = MlflowClient(tracking_uri=self.store)
-        self.path = record.directory / "mlflow.json"
+        self.path = (directory or record.directory) / "mlflow.json"
         ids = json.loads(self.path.read_text()) if self.path.is_file() else {}
         self.ids: dict[str, str] = ids if ids.get("store") == self.store else {}
         self.tags = {"task": args.task, "base_model": args.model_name_or_path, "seed": str(args.seed)}
+        if args.note:
+            self.tags["note"] = args.note
         self.current = ""
         if not self.ids:
             self._create_parent()
         self.client.update_run(self.ids["parent"], status="RUNNING")
 
     def _create_parent(self) -> None:
-        name = (
-            self.args.run_name
-            or f"{self.args.task} · {Path(self.args.model_name_or_path).name} · seed {self.args.seed}"
-        )
+        args, control = self.args, self.args.control if isinstance(self.args, Transfer) else "none"
+        what = [args.task, Path(args.model_name_or_path).name, *([] if control == "none" else [control])]
+        name = args.run_name or " · ".join([*what, f"seed {args.seed}", *(["quick look"] if args.note else [])])
         self.ids = {"store": self.store, "experiment": self._experiment()}
-        self.ids["parent"] = self._create(name, {**self.tags, "control": "none"})
+        self.ids["parent"] = self._create(name, {**self.tags, "control": control})
         params = [Param(key, str(value)[:6000]) for key, value in self.args.as_dict().items()]
         for start in range(0, len(params), 100):
             self.client.log_batch(self.ids["parent"], params=params[start : start + 100])
@@ -56,13 +56,17 @@ class Tracker:
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
         return self.client.create_run(self.ids["experiment"], tags=dict(tags), run_name=name).info.run_id
 
-    def start(self, k: int, sparsity: float, control: str, steps: int) -> None:
-        """Open the child run of a round; one that was left unfinished is made anew, so that no step is there twice."""
-        key = round_name(k, control)
-        if key in self.ids:
-            self.client.delete_run(self.ids[key])
-        tags = {**self.tags, "control": control, "round": str(k), "mlflow.parentRunId": self.ids["parent"]}
-        self.current = self.ids[key] = self._create(f"{key} · {100 * sparsity:.4g} %", tags)
+    def start(self, stage: Stage, sparsity: float, steps: int) -> None:
+        """Open the child run of a stage; one that was left unfinished is made anew, so that no step is there twice."""
+        if stage.name in self.ids:
+            self.client.delete_run(self.ids[stage.name])
+        tags = {
+            **self.tags,
+            "control": stage.control,
+            "round": str(stage.number),
+            "mlflow.parentRunId": self.ids["parent"],
+        }
+        self.current = self.ids[stage.name] = self._create(f"{stage.name} · {100 * sparsity:.4g} %", tags)
         files.write_json(self.path, self.ids)
 
     def step(self, step: int, loss: float | None) -> None:
@@ -70,18 +74,18 @@ class Tracker:
         if loss is not None:
             self.client.log_metric(self.current, "loss", loss, step=step, synchronous=False)
 
-    def end(self, row: Mapping[str, Any], control: str) -> None:
-        """Log a finished round on its run, and its place on the curve over rounds on the parent's."""
+    def end(self, stage: Stage, row: Mapping[str, Any]) -> None:
+        """Log a finished stage on its run, and its place on the curve over rounds on the parent's."""
         now = int(time.time() * 1000)
         numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
         scores = {f"eval/{name}": value for name, value in row["eval"].items()}
         metrics = [Metric(name, float(value), now, 0) for name, value in {**numbers, **scores}.items()]
         self.client.log_batch(self.current, metrics=metrics)
         self.client.set_terminated(self.current)
-        curve = {**scores, "sparsity": row["sparsity"]} if control == "none" else {
-            f"{control}/{name}": value for name, value in row["eval"].items()
-        }  # fmt: skip
-        on_parent = [Metric(name, float(value), now, row["round"]) for name, value in curve.items()]
+        curve = {f"{stage.control}/{name}": value for name, value in row["eval"].items()}
+        if not stage.room.startswith("controls/"):
+            curve = {**scores, "sparsity": row["sparsity"]}
+        on_parent = [Metric(name, float(value), now, stage.number) for name, value in curve.items()]
         self.client.log_batch(self.ids["parent"], metrics=on_parent)
 
     def finish(self, pictures: Mapping[str, bytes], table: str) -> None:
@@ -92,3 +96,22 @@ class Tracker:
             self.client.log_artifacts(self.ids["parent"], folder, "figures")
         self.client.log_batch(self.ids["parent"], tags=[RunTag("mlflow.note.content", table)])
         self.client.set_terminated(self.ids["parent"])
+
+
+def log_report(store: str, name: str, paths: Sequence[Path]) -> None:
+    """Keep the files of a study's report as artifacts of the run `report · NAME`, the same one every time."""
+    client = MlflowClient(tracking_uri=store)
+    found = client.get_experiment_by_name(EXPERIMENT)
+    local = Path(store.removeprefix("sqlite:///")).parent / "mlartifacts" if store.startswith("sqlite:") else None
+    experiment = (
+        found.experiment_id
+        if found
+        else client.create_experiment(EXPERIMENT, artifact_location=local.as_uri() if local else None)
+    )
+    title = f"report · {name}"
+    runs = client.search_runs([experiment], "tags.report = 'study'")
+    same = [run.info.run_id for run in runs if run.info.run_name == title]
+    run = same[0] if same else client.create_run(experiment, tags={"report": "study"}, run_name=title).info.run_id
+    for path in paths:
+        client.log_artifact(run, str(path))
+    client.set_terminated(run)

@@ -4,10 +4,11 @@ The engine is prepared once. Rewinding copies weights into it and clears what an
 because a second `prepare` would leave `backward` driving the first engine. Where the weights lie is sharding's.
 """
 
+import copy
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import datasets
@@ -21,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import get_scheduler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from lth_scale import masking, sharding
-from lth_scale.arguments import Arguments, BadInput, parse_optim_args
+from lth_scale import distillation, masking, scores, sharding
+from lth_scale.arguments import BadInput, Training, parse_optim_args
 from lth_scale.prunable import prunable
 from lth_scale.sharding import Piece, Shards
 from lth_scale.tasks import Task
@@ -38,7 +39,7 @@ class Batches(Dataset):
     The last batch of an epoch is filled up from the epoch's start.
     """
 
-    def __init__(self, task: Task, args: Arguments, rank: int, world: int):
+    def __init__(self, task: Task, args: Training, rank: int, world: int):
         self.task, self.args, self.rank, self.world = task, args, rank, world
         self.lengths = token_counts(task.train) if task.grouped else None
         self.whole = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
@@ -86,12 +87,13 @@ class Net:
     """A prepared network and where it stands.
 
     names: of each prunable parameter, by its name in a ticket, the name in the model; targets: this rank's piece of
-    it; masks: the mask of that piece, flat, bool. initial: θ₀, whole, until the first restart takes it.
+    it; masks: the mask of that piece, flat, bool. initial: θ₀, whole, until the first restart takes it. moved: the
+    movement of each piece, where it is summed up. teacher: whole on every rank, in use once it is `taught`.
     """
 
     accelerator: Accelerator
     task: Task
-    args: Arguments
+    args: Training
     shards: Shards
     batches: Batches
     names: Mapping[str, str]
@@ -101,9 +103,12 @@ class Net:
     steps: int  # optimizer steps from θ₀ to the end of a round
     step: int = 0
     consumed: int = 0  # optimizer steps of data before this round's step 0
+    moved: dict[str, Tensor] = field(default_factory=dict)
+    teacher: nn.Module | None = None
+    taught: bool = False
 
 
-def make_accelerator(args: Arguments) -> Accelerator:
+def make_accelerator(args: Training) -> Accelerator:
     """Accelerate's state for this process. Raises BadInput where launcher and flags do not fit."""
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
     accelerator = sharding.connect(precision, args.gradient_accumulation_steps)
@@ -120,7 +125,7 @@ def take_cores() -> None:
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def make_optimizer(args: Arguments, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(args: Training, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """The optimizer of --optim over all parameters; matrices decay, vectors do not. Raises BadInput."""
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
@@ -152,9 +157,10 @@ def _bitsandbytes_adamw(device: torch.device) -> type:
     return bitsandbytes.optim.AdamW8bit
 
 
-def prepare(accelerator: Accelerator, task: Task, args: Arguments) -> Net:
+def prepare(accelerator: Accelerator, task: Task, args: Training) -> Net:
     """The task's network, ready for its first restart. Raises BadInput."""
     model = task.model
+    teacher = copy.deepcopy(model).eval() if getattr(args, "distill", False) else None  # before it is cut up
     initial = {name: weight.detach().to("cpu", copy=True) for name, weight in model.named_parameters()}
     full = {weight: name for name, weight in model.named_parameters()}
     names = {name: full[weight] for name, weight in prunable(model).items()}
@@ -167,8 +173,25 @@ def prepare(accelerator: Accelerator, task: Task, args: Arguments) -> Net:
     return Net(
         accelerator, task, args, shards, batches, names,
         targets={name: shards.pieces[full] for name, full in names.items()},
-        masks={}, initial=initial, steps=steps,
+        masks={}, initial=initial, steps=steps, teacher=teacher,
     )  # fmt: skip
+
+
+def with_seed(net: Net, seed: int) -> Net:
+    """The same network with the data order of another seed."""
+    args = replace(net.args, seed=seed)
+    return replace(net, args=args, batches=Batches(net.task, args, net.batches.rank, net.batches.world))
+
+
+def teach(net: Net, weights: Weights) -> None:
+    """Let the dense network with these weights be the teacher of all further training."""
+    assert net.teacher is not None, "no teacher was prepared"
+    own = dict(net.teacher.named_parameters())
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(weights[name])
+    net.teacher.to(net.accelerator.device).requires_grad_(False)
+    net.taught = True
 
 
 def restart(net: Net, weights: Weights, masks: dict[str, Tensor], step: int, seed: int, consumed: int = 0) -> None:
@@ -188,7 +211,7 @@ def restart(net: Net, weights: Weights, masks: dict[str, Tensor], step: int, see
     net.step, net.consumed = step, consumed
 
 
-def learning_rates(args: Arguments, total: int) -> Callable[[int], float]:
+def learning_rates(args: Training, total: int) -> Callable[[int], float]:
     """step → learning rate under --lr_scheduler_type over `total` steps."""
     nothing = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     warmup = math.ceil(args.warmup_steps * total) if args.warmup_steps < 1 else int(args.warmup_steps)
@@ -214,7 +237,7 @@ def train(net: Net, until: int, rate: Callable[[int], float], on_step: OnStep) -
     total = torch.zeros((), device=accelerator.device)
     for batch in loader:
         with accelerator.accumulate(net.shards.model):
-            loss, _ = net.task.loss(net.shards.model, send_to_device(batch, accelerator.device, non_blocking=True))
+            loss = loss_of(net, send_to_device(batch, accelerator.device, non_blocking=True))
             net.shards.backward(loss)
             total += loss.detach()
             if not accelerator.sync_gradients:
@@ -226,18 +249,42 @@ def train(net: Net, until: int, rate: Callable[[int], float], on_step: OnStep) -
     return float(accelerator.reduce(total, reduction="mean")) / max(1, len(numbers))
 
 
+def loss_of(net: Net, batch: dict[str, Tensor]) -> Tensor:
+    """The task's loss of one micro-batch, blended with the teacher's where there is one."""
+    loss, outputs = net.task.loss(net.shards.model, batch)
+    if not net.taught:
+        return loss
+    assert net.teacher is not None
+    with torch.no_grad(), net.accelerator.autocast():
+        _, taught = net.task.loss(net.teacher, batch)
+    return distillation.blend(loss, outputs, taught)
+
+
 def step_optimizer(net: Net, rate: float) -> Tensor | float | None:
     """Mask the gradients, clip what is left, and step. Returns the norm before clipping, that of the subnetwork."""
     masking.mask_gradients(net.targets, net.masks)
+    scores.accumulate(net.moved, net.targets, rate)
     for group in net.shards.optimizer.param_groups:
         group["lr"] = rate
     return net.shards.step(net.args.max_grad_norm)
 
 
-@torch.no_grad()
 def evaluate(net: Net) -> dict[str, float]:
-    """The task's metrics on its validation rows, the same on every rank and for every number of ranks."""
-    rows, size, world = net.task.validation, net.args.per_device_eval_batch_size, net.accelerator.num_processes
+    """The task's metrics on its validation rows, the same on every rank and for every number of ranks.
+
+    Further validation sets give their metrics under a suffix (MNLI: `accuracy_mismatched`).
+    """
+    found = score(net, net.task.validation)
+    loss = {"loss": found.pop("loss")}
+    for suffix, rows in net.task.more.items():
+        found |= {f"{metric}_{suffix}": value for metric, value in score(net, rows).items() if metric != "loss"}
+    return found | loss
+
+
+@torch.no_grad()
+def score(net: Net, rows: datasets.Dataset) -> dict[str, float]:
+    """The task's metrics on some rows, whose batches the ranks take in turn."""
+    size, world = net.args.per_device_eval_batch_size, net.accelerator.num_processes
     order = list(range(len(rows)))
     if net.task.grouped:
         lengths = token_counts(rows)

@@ -124,6 +124,25 @@ def search(small):
 
 
 @pytest.fixture
+def transfer(small, tmp_path):
+    """Run a transfer in this process and return its output directory."""
+    from accelerate.state import AcceleratorState
+
+    from lth_scale import transfer
+    from lth_scale.arguments import Transfer, parse
+
+    def go(*seeds: int, **overrides) -> Path:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        given = {"target_sparsity": None, "output_dir": tmp_path / "transfer", **overrides}
+        flags = [*small(**given), "--seeds", *map(str, seeds or (42,))]
+        args = parse(flags, "test", "test", Transfer)
+        transfer.run(args)
+        return Path(args.output_dir)
+
+    return go
+
+
+@pytest.fixture
 def command():
     """Run `python -m MODULE FLAGS…` in a process of its own."""
 

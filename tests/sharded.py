@@ -94,6 +94,22 @@ def masks_at(net, weights: dict, sparsities: list[float]) -> list[dict]:
     return found
 
 
+def pattern_masks(net, weights: dict) -> dict:
+    """The masks under patterns at 30 % and then 50 %, whole, on the main process."""
+    from lth_scale import patterns, training
+
+    targets, found = net.targets, {}
+    layout = patterns.Layout(lambda n, part: net.shards.everywhere(part, targets[n]), lambda n, w: targets[n].cut(w))
+    for pattern in ("2:4", "block:4x1"):
+        everything = {name: torch.ones(piece.shape, dtype=torch.bool) for name, piece in targets.items()}
+        training.restart(net, weights, everything, 0, 1)
+        masters = {name: piece.master() for name, piece in targets.items()}
+        for sparsity in (0.3, 0.5):
+            patterns.prune(masters, net.masks, sparsity, "global", pattern, net.shards.ranks, layout)
+            found[pattern, sparsity] = net.shards.gather(net.masks, targets)
+    return found
+
+
 def train(net, weights: dict, masks: dict) -> dict:
     """30 masked steps from `weights`: what they led to, and what was seen on the way."""
     from lth_scale import masking, training
@@ -134,6 +150,7 @@ def train_cases(kind: str, precision: str, directory: Path, world: int) -> dict:
             found["repeats"] = all(torch.equal(found[optimizer]["weights"][name], again[name]) for name in again)
     found["masks"] = masks_at(net, theta, [0.1, 0.5, 0.9])
     found["tied"] = masks_at(net, tied(theta), [0.0, 0.1, 0.3, 0.5, 1.0])
+    found["patterns"] = pattern_masks(net, theta)
     found["broken"] = break_one_weight(net)
     found["pieces"] = {name: (p.offset, p.size, p.shape.numel()) for name, p in net.shards.pieces.items()}
     return found

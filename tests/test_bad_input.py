@@ -21,13 +21,13 @@ from lth_scale.prunable import prunable
 def refused(small, capsys, monkeypatch, tmp_path):
     """Run imp with bad flags; check that nothing was written; return what it said."""
 
-    def go(*extra: str, **overrides) -> str:
+    def go(*extra: str, command=imp, **overrides) -> str:
         AcceleratorState._reset_state(reset_partial_state=True)
         capsys.readouterr()
         before = snapshot(tmp_path)
         monkeypatch.setattr(sys, "argv", ["imp", *small(**overrides), *extra])
         with pytest.raises(SystemExit) as stop:
-            exit_on_bad_input(imp.main)
+            exit_on_bad_input(command.main)
         out, err = capsys.readouterr()
         assert stop.value.code == 2
         assert err.startswith("error: ") and err.count("\n") == 1 and out == ""
@@ -90,6 +90,17 @@ FLAGS = [
     (dict(model_name_or_path="/no/such/model"), ["--model_name_or_path /no/such/model", "config.json"]),
     (dict(model_name_or_path="./no/model"), ["--model_name_or_path ./no/model", "save_pretrained"]),
     (dict(ticket="/no/ticket"), ["--ticket /no/ticket", "ticket.safetensors"]),
+    (dict(ticket="/no/ticket"), ["--ticket /no/ticket", "no such file"]),
+    (dict(pattern="4:2"), ["--pattern 4:2", "2:4", "block:4x1"]),
+    (dict(pattern="block:0x4"), ["--pattern block:0x4", "block:4x1"]),
+    (dict(pattern="block:3x5"), ["--pattern block:3x5", "encoder.layer.0", "divide"]),
+    (dict(pattern="2:4", target_sparsity="0.3"), ["--target_sparsity 0.3", "2:4", "0.5"]),
+    (dict(score="taylor"), ["--score", "taylor", "movement"]),
+    (dict(score="movement", max_steps="0"), ["--score movement", "--max_steps"]),
+    (dict(early_bird=True, rewind="none"), ["--early_bird", "--lr_span round"]),
+    (dict(dense="/no/run"), ["--dense /no/run", "--output_dir"]),
+    (dict(keep_theta="0.5,late"), ["--rewind_step late", "0.05"]),
+    (dict(doc_stride="0"), ["--doc_stride 0", "1 or more"]),
     (dict(output_dir="/proc/nothing/here"), ["--output_dir /proc/nothing/here", "another"]),
     (dict(output_dir="/dev/null/x"), ["--output_dir /dev/null/x", "another"]),
 ]
@@ -99,6 +110,33 @@ FLAGS = [
 def test_flags(flags, named, refused):
     said = refused(**flags)
     assert all(word in said for word in named), said
+
+
+TRANSFERS = [
+    (dict(seeds="-1"), ["--seeds -1"]),
+    (dict(control="random_mask"), ["--control random_mask", "--ticket", "--target_sparsity"]),
+    (dict(target_sparsity="0.5"), ["--target_sparsity 0.5", "--ticket", "one_shot"]),
+    (dict(target_sparsity="1.5", control="one_shot"), ["--target_sparsity 1.5", "0.7"]),
+    (dict(connectivity=True), ["--connectivity", "--seeds 1 2"]),
+    (dict(theta="/no/theta"), ["--theta /no/theta", "theta.safetensors"]),
+    (dict(compare_with="/no/run"), ["--compare_with /no/run", "--output_dir"]),
+    (dict(rewind="lr"), ["--rewind", "--help"]),
+]
+
+
+@pytest.mark.parametrize(("flags", "named"), TRANSFERS, ids=[" ".join(f) for f, _ in TRANSFERS])
+def test_flags_of_a_transfer(flags, named, refused):
+    from lth_scale import transfer
+
+    said = refused(command=transfer, **({"target_sparsity": None} | flags))
+    assert all(word in said for word in named), said
+
+
+def test_a_transfer_into_the_directory_of_a_search(search, refused):
+    from lth_scale import transfer
+
+    search(max_steps=1)
+    assert "another command" in refused(command=transfer, target_sparsity=None)
 
 
 ROW = {"sentence": "good", "label": 1}
@@ -231,13 +269,13 @@ def test_without_a_network_the_papers_set_up_names_the_ways_out(command, tmp_pat
         assert way in done.stderr
 
 
-def test_help_is_complete(command):
+@pytest.mark.parametrize(("module", "kind"), [("imp", "Arguments"), ("transfer", "Transfer")])
+def test_help_is_complete(module, kind, command):
     from dataclasses import fields
 
-    from lth_scale.arguments import Arguments
+    from lth_scale import arguments
 
-    shown = command("lth_scale.imp", "--help").stdout
+    shown = " ".join(command(f"lth_scale.{module}", "--help").stdout.split())
     assert all(
-        f"--{spec.name}" in shown and spec.metadata["help"][:20] in " ".join(shown.split())
-        for spec in fields(Arguments)
+        f"--{spec.name}" in shown and spec.metadata["help"][:20] in shown for spec in fields(getattr(arguments, kind))
     )

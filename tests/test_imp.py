@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, set_seed
 
 from lth_scale import Ticket, training
+from lth_scale.arguments import CONTROLS, TASKS, BadInput, parse
 from lth_scale.prunable import prunable
 
 
@@ -99,7 +100,8 @@ def test_a_rewound_round_under_the_same_mask_repeats_the_dense_one(search, tiny_
     """With nothing pruned, rewinding must give the dense round again, to the last bit."""
     from lth_scale.arguments import Arguments, resolve
     from lth_scale.record import Record
-    from lth_scale.search import Search, first_ticket
+    from lth_scale.search import Search
+    from lth_scale.trial import first_ticket
 
     given = dict(task="sst2", preset="demo", max_steps=3, max_train_samples=64, max_eval_samples=8, report_to="none")
     args: Arguments = resolve({**given, "model_name_or_path": str(tiny_bert), "output_dir": str(tmp_path / "o")})
@@ -275,3 +277,63 @@ def test_a_search_that_stopped_before_its_last_word_says_it_later(search, monkey
     out = search(control="random_mask")
     assert (out / "complete").exists()
     assert drawn == [Ticket.load(out / "ticket.safetensors").layer_sparsity()]  # the ticket's, not the control's
+
+
+@pytest.mark.parametrize("rewind_step", ["1", "0.5"])
+def test_a_search_that_takes_its_round_zero_from_another_finds_what_it_would_have_found(
+    rewind_step, search, tmp_path, starts
+):
+    dense = search(output_dir=tmp_path / "dense", target_sparsity=0.1, keep_theta="1,0.5")
+    alone = search(output_dir=tmp_path / "alone", rewind_step=rewind_step)
+    starts.clear()
+    shared = search(output_dir=tmp_path / "shared", rewind_step=rewind_step, dense=dense)
+    assert len(starts) == 3  # no training of round 0
+    for name in ("theta", "rounds/01/ticket", "ticket"):
+        found, expected = (load_file(out / f"{name}.safetensors") for out in (shared, alone))
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+    digests = [Ticket.load(out / "ticket.safetensors").theta_sha256 for out in (shared, alone)]
+    assert digests[0] == digests[1]
+    rows = [json.loads((out / "results.json").read_text()) for out in (shared, alone)]
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours["eval"] == theirs["eval"] and ours["steps"] == theirs["steps"]
+
+
+def test_dense_is_refused_where_it_was_trained_otherwise_or_kept_too_little(search, tmp_path):
+    dense = search(output_dir=tmp_path / "dense", target_sparsity=0.1, keep_theta="1")
+    for flags, said in (
+        ({"learning_rate": 0.02}, "--learning_rate was 0.01, is 0.02"),
+        ({"seed": 1}, "--seed was 42, is 1"),
+        ({"rewind_step": "2"}, "--keep_theta 2"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            search(output_dir=tmp_path / "o", dense=dense, **flags)
+        assert not (tmp_path / "o").exists()
+
+
+def test_a_quick_look_says_so_on_every_output(search, capsys, tmp_path):
+    from mlflow import MlflowClient
+
+    out = search(preset="quick", max_train_samples=None, max_eval_samples=None, report_to="mlflow", target_sparsity=0.2)
+    assert "a quick look" in capsys.readouterr().out
+    assert all("a quick look" in row["note"] for row in json.loads((out / "results.json").read_text()))
+    assert Ticket.load(out / "ticket.safetensors").arguments["preset"] == "quick"
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
+    assert all("a quick look" in run.data.tags["note"] for run in runs)
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert "quick look" in parent.info.run_name and "a quick look" in parent.data.tags["mlflow.note.content"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_a_quick_preset_of_real_data_and_a_small_encoder(task):
+    args = parse(["--task", task, "--preset", "quick"], "t", "t")
+    assert args.dataset_path is None and args.max_train_samples <= 2000 and "L-4" in args.model_name_or_path
+    assert args.note and "quick" in args.output_dir
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_a_search_trains_any_control_beside_its_last_tickets(control, search):
+    out = search(control=control, max_steps=1)
+    rows = json.loads((out / "controls.json").read_text())
+    assert [round(row["sparsity"], 1) for row in rows] == [0.2, 0.3]
+    assert (out / f"controls/{control}/03/complete").is_file()

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ CASES = {
         *HALF,
         "zero3-begin",
         "ddp-threshold",
-        *(f"{kind}-memory" for kind in KINDS),
+        *(f"{kind}-memory" for kind in LIVED),
     ],
     1: [*(f"{kind}-no" for kind in KINDS), "ddp-end"],
     3: [*(f"{kind}-no" for kind in KINDS), "zero2-end", "ddp-threshold"],
@@ -162,6 +163,18 @@ def test_the_mask_is_that_of_a_stable_sort_in_one_process(case, world, left, pla
             assert all(torch.equal(mask[name], keep[name]) for name in keep), sparsity
 
 
+@pytest.mark.parametrize(("case", "world"), TRAINED)
+def test_a_pattern_is_the_one_of_a_single_process_although_groups_lie_across_ranks(case, world, left, plain):
+    from lth_scale import patterns
+
+    found = ranks_of(left, case, world)[0]["patterns"]
+    for pattern in ("2:4", "block:4x1"):
+        keep = ones(plain["theta"])
+        for sparsity in (0.3, 0.5):
+            patterns.prune(plain["theta"], keep, sparsity, "global", pattern)
+            assert all(torch.equal(found[pattern, sparsity][name], keep[name]) for name in keep)
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_matrices_cut_anywhere_get_the_mask_of_a_stable_sort(world, left):
     for rank in ranks_of(left, "ddp-threshold", world):
@@ -248,5 +261,6 @@ def test_a_search_begun_with_zero3_on_two_ranks_goes_on_otherwise(kind, world, l
 
 @pytest.mark.parametrize("kind", LIVED)
 def test_twenty_rounds_take_no_more_memory_than_three(kind, left):
-    for rank in ranks_of(left, f"{kind}-memory", 2):
-        assert max(rank["memory"][3:]) < max(rank["memory"][:3]) + 2 * rank["model"], [m >> 20 for m in rank["memory"]]
+    for rank in ranks_of(left, f"{kind}-memory", 2):  # a copy left behind each round would be 16 of them by the end
+        first, last = median(rank["memory"][1:4]), median(rank["memory"][-3:])
+        assert last < first + 4 * rank["model"], [m >> 20 for m in rank["memory"]]

@@ -169,3 +169,40 @@ def test_the_command_refuses_what_is_no_ticket(tmp_path, command):
     done = command("lth_scale.ticket", str(tmp_path / "x.safetensors"))
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_union_and_intersection_by_hand():
+    def ticket(*kept, pooler=None):
+        masks = {"encoder.layer.0.a.weight": torch.tensor([[bool(k) for k in kept]])}
+        return Ticket(masks | ({"pooler.dense.weight": torch.tensor([[bool(pooler)]])} if pooler is not None else {}))
+
+    first, second = ticket(1, 1, 0, 0), ticket(1, 0, 1, 0, pooler=0)
+    assert first.union(second).masks["encoder.layer.0.a.weight"].tolist() == [[True, True, True, False]]
+    assert first.intersect(second).masks["encoder.layer.0.a.weight"].tolist() == [[True, False, False, False]]
+    assert first.union(second).masks["pooler.dense.weight"].tolist() == [[False]]
+    assert first.overlap(second)["all"] == 0.5
+    assert first.masks["encoder.layer.0.a.weight"].tolist() == [[True, True, False, False]]  # left as it was
+
+
+def test_tickets_of_two_networks_do_not_combine():
+    for other in (ticket_for(tiny(layers=3)), ticket_for(tiny(hidden=8))):
+        for how in ("union", "intersect"):
+            with pytest.raises(ValueError, match="two networks"):
+                getattr(ticket_for(tiny()), how)(other)
+    with pytest.raises(ValueError, match="share no matrix"):
+        ticket_for(tiny()).overlap(ticket_for(tiny(hidden=8)))
+
+
+def test_the_command_combines_tickets_and_never_overwrites(saved, tmp_path, command):
+    _, path = saved
+    other = tmp_path / "o.safetensors"
+    ticket_for(tiny(), seed=1).save(other)
+    made = tmp_path / "made.safetensors"
+    done = command("lth_scale.ticket", str(path), "--intersect", str(other), "--output", str(made))
+    assert done.returncode == 0 and "found_by" in done.stdout
+    first, second, both = (Ticket.load(each).masks for each in (path, other, made))
+    assert all(torch.equal(both[name], first[name] & second[name]) for name in first)
+    again = command("lth_scale.ticket", str(path), "--union", str(other), "--output", str(made))
+    assert again.returncode == 2 and again.stderr.startswith("error: --output")
+    shared = command("lth_scale.ticket", str(path), "--overlap", str(other))
+    assert shared.stdout.splitlines()[-1].split()[0] == "all"

@@ -1,15 +1,17 @@
 """Tasks: data, head and metric. One module a family; nothing here knows of pruning."""
 
-from lth_scale.arguments import Arguments
+from lth_scale.arguments import Training
 from lth_scale.tasks.task import Task
 
 __all__ = ["Task", "load"]
 
 
-def load(args: Arguments) -> Task:
+def load(args: Training) -> Task:
     """The task of --task with its model, tokenised data and metric. Raises BadInput."""
     if args.task == "mlm":
         from lth_scale.tasks.mlm import load
+    elif args.task == "squad":
+        from lth_scale.tasks.squad import load
     else:
         from lth_scale.tasks.glue import load
     return load(args)

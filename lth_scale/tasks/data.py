@@ -10,15 +10,16 @@ from typing import IO, Any
 import datasets
 import huggingface_hub.constants
 from accelerate import PartialState
-from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, Value
+from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, List, Value
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from lth_scale.arguments import EMBEDDED, Arguments, BadInput, embedded_path
+from lth_scale.arguments import EMBEDDED, BadInput, Training, embedded_path
 
-Columns = Mapping[str, str]  # column → "string", "int64" or "float32", the dtypes of `datasets`
-KINDS: dict[str, tuple[type, ...]] = {"string": (str,), "int64": (int,), "float32": (float, int)}
+Columns = Mapping[str, str]  # column → "string", "int64" or "float32", the dtypes of `datasets`, or "answers", SQuAD's
+KINDS: dict[str, tuple[type, ...]] = {"string": (str,), "int64": (int,), "float32": (float, int), "answers": (dict,)}
+ANSWERS = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
 
 
 def local_file(directory: Path, split: str) -> Path:
@@ -63,9 +64,46 @@ def _check_row(row: Any, columns: Columns, labels: int | None) -> dict[str, Any]
             raise ValueError(f"column {column!r} is missing; the Hub's columns are {', '.join(columns)}")
         if not isinstance(row[column], KINDS[kind]) or isinstance(row[column], bool):
             raise ValueError(f"column {column!r} holds {row[column]!r}; it should be {kind}")
+        if kind == "answers":
+            _check_answers(row[column], row["context"])
     if labels is not None and not 0 <= row["label"] < labels:
         raise ValueError(f"label {row['label']} is none of 0 … {labels - 1}; remove unlabelled rows")
     return {column: row[column] for column in columns}
+
+
+def _check_answers(answers: dict[str, Any], context: str) -> None:
+    texts, starts = answers.get("text"), answers.get("answer_start")
+    if not (isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts) > 0):
+        raise ValueError("column 'answers' needs 'text' and 'answer_start', lists of one length, of one answer or more")
+    for text, start in zip(texts, starts, strict=True):
+        if not isinstance(text, str) or not text.strip() or type(start) is not int or start < 0:
+            raise ValueError(
+                f"answer {text!r} at {start!r}; give a text that is not empty and where it starts, in characters"
+            )
+        if not context.startswith(text, start):
+            raise ValueError(f"answer {text!r} is not at character {start} of the context; mend answer_start")
+
+
+def first(rows: Dataset, limit: int | None) -> Dataset:
+    """The first `limit` rows, or all."""
+    return rows.select(range(min(limit or len(rows), len(rows))))
+
+
+def load_splits(
+    args: Training, hub: tuple[str, str | None], columns: Columns, labels: int | None,
+    limits: Mapping[str, int | None], optional: tuple[str, ...] = (),
+) -> dict[str, Dataset]:  # fmt: skip
+    """`columns` of the splits that `limits` names, each cut to its limit: of --dataset_path, or of the Hub's `hub`.
+
+    labels: how many classes `label` has, or None. A local file of an `optional` split may be missing; its split is
+    then left out. Raises BadInput.
+    """
+    directory = local_directory(args)
+    if directory is None:
+        whole = load_hub(*hub)
+        return {split: first(whole[split].select_columns([*columns]), limit) for split, limit in limits.items()}
+    wanted = [split for split in limits if split not in optional or any(directory.glob(f"{split}.jsonl*"))]
+    return {split: load_local(local_file(directory, split), columns, labels, limits[split]) for split in wanted}
 
 
 def load_local(path: Path, columns: Columns, labels: int | None, limit: int | None) -> Dataset:
@@ -76,9 +114,9 @@ def load_local(path: Path, columns: Columns, labels: int | None, limit: int | No
     rows = materialize(
         lambda: read_rows(path, columns, labels),
         fingerprint(path.resolve(), status.st_size, status.st_mtime_ns, columns, labels),
-        Features({name: Value(kind) for name, kind in columns.items()}),
+        Features({name: ANSWERS if kind == "answers" else Value(kind) for name, kind in columns.items()}),
     )
-    return rows.select(range(min(limit or len(rows), len(rows))))
+    return first(rows, limit)
 
 
 def fingerprint(*key: Any) -> str:
@@ -126,7 +164,7 @@ def first_line(problem: Exception) -> str:
     return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
 
 
-def local_directory(args: Arguments) -> Path | None:
+def local_directory(args: Training) -> Path | None:
     """The directory of --dataset_path, or None for the Hub."""
     if args.dataset_path == EMBEDDED:
         return embedded_path(args.task)

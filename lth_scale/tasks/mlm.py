@@ -8,10 +8,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
-from lth_scale.arguments import Arguments, BadInput
+from lth_scale import metrics
+from lth_scale.arguments import BadInput, Training
 from lth_scale.prunable import base_model
 from lth_scale.tasks import data
-from lth_scale.tasks.task import Batch, Task, load_model, load_tokenizer, sequence_length
+from lth_scale.tasks.task import (
+    Batch,
+    Task,
+    load_model,
+    load_tokenizer,
+    prediction_rows,
+    prediction_scores,
+    sequence_length,
+)
 
 WIKIPEDIA = ("wikimedia/wikipedia", "20231101.en")
 HELD_OUT_ARTICLES = 2_000  # of the stream; they are the validation split
@@ -20,32 +29,39 @@ SHUFFLE_BUFFER = 10_000
 EVAL_SEED = 1234  # fixes the masked positions of the validation blocks
 
 
-class HeadAtMaskedPositions:
-    """A forward hook on the encoder that hands the head only the positions to be predicted.
+CHOSEN = "positions_to_predict"
+
+
+def choose_positions(model: nn.Module) -> None:
+    """Have the encoder hand the head only the positions to be predicted, while `chosen_loss` asks for it.
 
     The loss is the same and the vocabulary's product, which costs more than a small encoder, shrinks to 15 %.
+    What is chosen is kept on the encoder, so that a deep copy of the model has its own.
     """
+    setattr(base_model(model), CHOSEN, None)
+    base_model(model).register_forward_hook(_cut_to_chosen)
 
-    def __init__(self, model: nn.Module):
-        self.chosen: Tensor | None = None
-        base_model(model).register_forward_hook(self)
 
-    def __call__(self, module: nn.Module, inputs: tuple, output):
-        """(batch, length, hidden) → (1, chosen positions, hidden), while `chosen` is set."""
-        if self.chosen is not None:
-            output["last_hidden_state"] = output[0][self.chosen].unsqueeze(0)
-        return output
+def _cut_to_chosen(encoder: nn.Module, inputs: tuple, output):
+    """(batch, length, hidden) → (1, chosen positions, hidden), while some are chosen."""
+    chosen = getattr(encoder, CHOSEN)
+    if chosen is not None:
+        output["last_hidden_state"] = output[0][chosen].unsqueeze(0)
+    return output
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(mean cross-entropy over the n masked tokens, fp32 logits (n, vocabulary))."""
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        self.chosen = batch["labels"] != -100
-        try:
-            logits = model(**inputs).logits[0].float()
-        finally:
-            self.chosen = None
-        labels = batch["labels"][batch["labels"] != -100]
-        return F.cross_entropy(logits, labels, reduction="sum") / max(1, labels.numel()), logits
+
+def chosen_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(mean cross-entropy over the n masked tokens, fp32 logits (n, vocabulary)), of a model or of its engine."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    chosen = batch["labels"] != -100
+    encoder = next(module for module in model.modules() if CHOSEN in vars(module))  # engines answer for what they wrap
+    setattr(encoder, CHOSEN, chosen)
+    try:
+        logits = model(**inputs).logits[0].float()
+    finally:
+        setattr(encoder, CHOSEN, None)
+    labels = batch["labels"][chosen]
+    return F.cross_entropy(logits, labels, reduction="sum") / max(1, labels.numel()), logits
 
 
 def pack(batch: dict, tokenizer: PreTrainedTokenizerBase, length: int) -> dict:
@@ -71,7 +87,7 @@ def stack(blocks: list[dict]) -> Batch:
     return {name: torch.tensor([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def load_blocks(args: Arguments, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[Dataset, Dataset]:
+def load_blocks(args: Training, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[Dataset, Dataset]:
     """(train, validation) blocks. Raises BadInput."""
     directory = data.local_directory(args)
     if directory is None:
@@ -84,11 +100,11 @@ def load_blocks(args: Arguments, tokenizer: PreTrainedTokenizerBase, length: int
         blocks = data.encode(rows, pack, tokenizer, length=length)
         if len(blocks) == 0:
             raise BadInput(f"--max_seq_length {length}: {file} has not enough text for one block; give a smaller one")
-        splits.append(blocks.select(range(min(limit or len(blocks), len(blocks)))))
+        splits.append(data.first(blocks, limit))
     return splits[0], splits[1]
 
 
-def stream_blocks(args: Arguments, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[Dataset, Dataset]:
+def stream_blocks(args: Training, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[Dataset, Dataset]:
     """Blocks of English Wikipedia, streamed once and kept on disk: every round sees the same ones in the same order."""
     articles = data.load_hub(*WIKIPEDIA, streaming=True)["train"]
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps * PartialState().num_processes
@@ -107,7 +123,7 @@ def stream_blocks(args: Arguments, tokenizer: PreTrainedTokenizerBase, length: i
     return splits[0], splits[1]
 
 
-def load(args: Arguments) -> Task:
+def load(args: Training) -> Task:
     """Masked language modelling with the model's own MLM head. Raises BadInput."""
     tokenizer = load_tokenizer(args)
     if tokenizer.mask_token_id is None:
@@ -115,18 +131,19 @@ def load(args: Arguments) -> Task:
     model = load_model(args, AutoModelForMaskedLM, tokenizer)
     train, validation = load_blocks(args, tokenizer, sequence_length(args, model, tokenizer))
     validation = data.encode(validation, mask_for_evaluation, tokenizer, seed=EVAL_SEED)
+    if not any(label != -100 for labels in validation["labels"] for label in labels):
+        raise BadInput(f"--dataset_path {args.dataset_path}: no token of its validation is masked; give it more text")
+    choose_positions(model)
+    metric = metrics.load("accuracy")
 
     def rows(logits: Tensor, batch: Batch) -> numpy.ndarray:
-        labels = batch["labels"][batch["labels"] != -100]
-        right = (logits.argmax(-1) == labels).sum()
-        return numpy.array([[float(right), labels.numel(), float(F.cross_entropy(logits, labels, reduction="sum"))]])
+        return prediction_rows(logits, batch["labels"][batch["labels"] != -100])
 
     def score(rows: numpy.ndarray) -> dict[str, float]:
-        right, tokens, loss = rows.sum(0)
-        return {"accuracy": right / tokens, "loss": loss / tokens}
+        return prediction_scores(rows, metric)
 
     return Task(
         model=model, tokenizer=tokenizer, revision=getattr(model.config, "_commit_hash", None) or "",
         train=train, validation=validation, collate=DataCollatorForLanguageModeling(tokenizer), eval_collate=stack,
-        loss=HeadAtMaskedPositions(model).loss, rows=rows, score=score, grouped=False,
+        loss=chosen_loss, rows=rows, score=score, grouped=False,
     )  # fmt: skip

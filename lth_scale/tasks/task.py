@@ -1,18 +1,21 @@
 """What the families of tasks share: the `Task` that training sees, and loading a model with its head."""
 
+import inspect
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
+import torch
 from accelerate.utils import set_seed
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
 
-from lth_scale.arguments import EMBEDDED, Arguments, BadInput, embedded_path, is_local
+from lth_scale.arguments import EMBEDDED, BadInput, Training, embedded_path, is_local
 from lth_scale.prunable import base_model, prunable
 from lth_scale.tasks.data import NO_NETWORK, first_line, settle_for_cache
 
@@ -25,9 +28,11 @@ class Task:
     """A model with its head, its data, and how to score it.
 
     train, validation: encoded rows. collate: rows → tensors of one batch, for either.
-    loss(model, batch) → (scalar loss, outputs). rows(outputs, batch) → float array (n, columns), which
-    evaluation stacks over all batches in order and hands to `score` → {metric: value}.
-    The first metric stands for the task. grouped: batch rows of similar length.
+    loss(model, batch) → (scalar loss, outputs); outputs is one tensor, and a softmax goes over its last dimension:
+    GLUE (n, classes), MLM (masked tokens, vocabulary), SQuAD (n, 2, length), the latter two fp32 and all of them
+    finite. rows(outputs, batch) → float64 array (n, columns), which evaluation stacks over all batches and hands to
+    `score` → {metric: value}. The first metric stands for the task. grouped: batch rows of similar length.
+    more: further validation rows, scored in the same way and reported as metric_name.
     """
 
     model: PreTrainedModel
@@ -37,18 +42,39 @@ class Task:
     validation: Dataset
     collate: Callable[[list[dict]], Batch]
     eval_collate: Callable[[list[dict]], Batch]
-    loss: Callable[[nn.Module, Batch], tuple[Tensor, Any]]
-    rows: Callable[[Any, Batch], numpy.ndarray]
+    loss: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+    rows: Callable[[Tensor, Batch], numpy.ndarray]
     score: Callable[[numpy.ndarray], dict[str, float]]
     grouped: bool
+    more: dict[str, Dataset] = field(default_factory=dict)
 
 
-def model_path(args: Arguments) -> str:
+def prediction_rows(logits: Tensor, labels: Tensor) -> numpy.ndarray:
+    """float64 (n, 3): prediction, label and loss of each example.
+
+    logits: (n, classes); labels: (n,). One class is regression: the prediction is the logit, the loss its squared
+    error. Else they are the likeliest class and the cross-entropy.
+    """
+    logits = logits.detach().float()
+    if logits.shape[1] == 1:
+        predicted, losses = logits[:, 0], (logits[:, 0] - labels) ** 2
+    else:
+        predicted, losses = logits.argmax(-1), F.cross_entropy(logits, labels, reduction="none")
+    return torch.stack([predicted.double(), labels.double(), losses.double()], dim=1).cpu().numpy()
+
+
+def prediction_scores(rows: numpy.ndarray, metric: Any) -> dict[str, float]:
+    """What the `evaluate.Metric` makes of `prediction_rows`, and the mean `loss`."""
+    predicted, labels, losses = rows.T
+    return {**metric.compute(predictions=predicted, references=labels), "loss": float(losses.mean())}
+
+
+def model_path(args: Training) -> str:
     """What `from_pretrained` is given."""
     return str(embedded_path("bert")) if args.model_name_or_path == EMBEDDED else args.model_name_or_path
 
 
-def load_tokenizer(args: Arguments) -> PreTrainedTokenizerBase:
+def load_tokenizer(args: Training) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises BadInput where it has none."""
     if not is_local(args.model_name_or_path):
         settle_for_cache(args.model_name_or_path, "model")
@@ -62,7 +88,7 @@ def load_tokenizer(args: Arguments) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(args: Arguments, auto_class: Any, tokenizer: PreTrainedTokenizerBase, **options: Any) -> PreTrainedModel:
+def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBase, **options: Any) -> PreTrainedModel:
     """θ₀ in fp32 with a head drawn from --seed. Raises BadInput unless the encoder is in the checkpoint."""
     name = f"--model_name_or_path {args.model_name_or_path}"
     verbosity = transformers_logging.get_verbosity()
@@ -73,7 +99,6 @@ def load_model(args: Arguments, auto_class: Any, tokenizer: PreTrainedTokenizerB
             model_path(args),
             revision=args.model_revision,
             dtype="float32",
-            use_safetensors=True,
             output_loading_info=True,
             **options,
         )
@@ -95,11 +120,17 @@ def load_model(args: Arguments, auto_class: Any, tokenizer: PreTrainedTokenizerB
     return model
 
 
-def _unusable(args: Arguments, problem: Exception) -> BadInput:
+def _unusable(args: Training, problem: Exception) -> BadInput:
     return BadInput(f"--model_name_or_path {args.model_name_or_path}: {first_line(problem)}; {NO_NETWORK}")
 
 
-def sequence_length(args: Arguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+def has_segments(model: PreTrainedModel) -> bool:
+    """True where the model takes `token_type_ids` and has at least two of them."""
+    takes_them = "token_type_ids" in inspect.signature(model.forward).parameters
+    return takes_them and getattr(model.config, "type_vocab_size", 0) >= 2
+
+
+def sequence_length(args: Training, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """--max_seq_length, shortened (with a warning) to what the model has positions for."""
     limit = tokenizer.model_max_length
     for name, module in base_model(model).named_modules():

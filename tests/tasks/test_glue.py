@@ -13,6 +13,13 @@ from lth_scale import tasks
 from lth_scale.arguments import GLUE_TASKS, parse
 from lth_scale.tasks.glue import FAMILIES
 
+METRICS = {task: ["accuracy"] for task in GLUE_TASKS} | {
+    "qqp": ["accuracy", "f1"],
+    "mrpc": ["accuracy", "f1"],
+    "stsb": ["pearson", "spearman"],
+    "cola": ["matthews_correlation"],
+}
+
 
 @pytest.fixture
 def load(small, tmp_path):
@@ -25,7 +32,7 @@ def load(small, tmp_path):
             {**{text: sentence(3 * i + j) for j, text in enumerate(family.texts)}, "label": label, "idx": i}
             for i, label in enumerate(labels)
         ]
-        for split in ("train", family.validation):
+        for split in ("train", family.validation, *family.more.values()):
             write_jsonl(tmp_path / name / f"{split}.jsonl", rows)
         return tasks.load(parse(small(task=name, dataset_path=tmp_path / name, **overrides), "t", "t"))
 
@@ -41,7 +48,16 @@ def test_every_task_loads_its_columns_and_trains(name, load):
     assert logits.shape == (4, FAMILIES[name].classes) and torch.isfinite(loss)
     assert len(task.train) == len(task.validation) == 10
     scores = task.score(task.rows(logits, batch))
-    assert list(scores) == [*FAMILIES[name].metrics, "loss"]
+    assert list(scores) == [*METRICS[name], "loss"]
+
+
+def test_mnli_has_mismatched_rows_too_where_they_are(load, small, tmp_path):
+    task = load("mnli", max_eval_samples=4)
+    assert list(task.more) == ["mismatched"] and len(task.more["mismatched"]) == len(task.validation) == 4
+    assert task.more["mismatched"].column_names == task.validation.column_names
+    (tmp_path / "mnli/validation_mismatched.jsonl").unlink()
+    assert tasks.load(parse(small(task="mnli", dataset_path=tmp_path / "mnli"), "t", "t")).more == {}
+    assert load("sst2").more == {}
 
 
 @pytest.mark.parametrize("name", ["mrpc", "stsb"])
@@ -72,6 +88,11 @@ def test_metrics_are_scikit_learns_and_scipys(load):
     scores = load("stsb").score(scale)
     assert scores["pearson"] == pytest.approx(pearsonr(scale[:, 0], scale[:, 1]).statistic)
     assert scores["spearman"] == pytest.approx(spearmanr(scale[:, 0], scale[:, 1]).statistic)
+
+
+def test_constant_scores_have_no_correlation_and_are_valid_json(load):
+    table = numpy.stack([numpy.ones(5), numpy.arange(5.0), numpy.ones(5)], axis=1)
+    assert load("stsb").score(table) == {"pearson": 0.0, "spearman": 0.0, "loss": 1.0}
 
 
 def test_a_changed_file_is_read_again(small, tmp_path):

@@ -1,15 +1,20 @@
 """tasks/mlm.py: packing, masking, and a head that sees only what it must predict."""
 
+import copy
+
 import numpy
 import pytest
 import torch
 import transformers as hf
+from conftest import write_jsonl
 from datasets import Dataset
+from torch import nn
 from torch.nn import functional as F
 
 from lth_scale import tasks
-from lth_scale.arguments import parse
-from lth_scale.tasks.mlm import HeadAtMaskedPositions, pack
+from lth_scale.arguments import BadInput, parse
+from lth_scale.tasks import mlm
+from lth_scale.tasks.mlm import choose_positions, chosen_loss, pack
 
 SIZES = dict(vocab_size=90, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
 MODELS = {
@@ -36,7 +41,8 @@ def test_the_loss_and_its_gradient_are_those_of_the_whole_head(family):
     logits = model(input_ids=ids, attention_mask=batch["attention_mask"]).logits
     whole = F.cross_entropy(logits.view(-1, 90), labels.view(-1))
     expected = torch.autograd.grad(whole, list(model.base_model.parameters()), allow_unused=True)
-    loss, chosen = HeadAtMaskedPositions(model).loss(model, batch)
+    choose_positions(model)
+    loss, chosen = chosen_loss(model, batch)
     found = torch.autograd.grad(loss, list(model.base_model.parameters()), allow_unused=True)
     assert chosen.shape == (int((labels != -100).sum()), 90)
     assert torch.allclose(loss, whole, rtol=1e-5)
@@ -49,8 +55,41 @@ def test_a_model_is_whole_again_after_the_loss():
     model = hf.AutoModelForMaskedLM.from_config(MODELS["bert"]).eval()
     ids = torch.randint(5, 90, (2, 10))
     before = model(input_ids=ids).logits
-    HeadAtMaskedPositions(model).loss(model, {"input_ids": ids, "labels": ids})
+    choose_positions(model)
+    chosen_loss(model, {"input_ids": ids, "labels": ids})
     assert torch.equal(model(input_ids=ids).logits, before)
+
+
+class Engine(nn.Module):
+    """Wraps a model and answers for its attributes, as DeepSpeed's engine and FSDP do."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+    def forward(self, **inputs):
+        return self.module(**inputs)
+
+
+def test_a_copy_and_a_wrapped_model_work_by_themselves():
+    model = hf.AutoModelForMaskedLM.from_config(MODELS["bert"]).eval()
+    choose_positions(model)
+    teacher, engine = copy.deepcopy(model), Engine(Engine(model))
+    ids = torch.randint(5, 90, (2, 10))
+    batch = {"input_ids": ids, "labels": torch.where(torch.arange(10) < 3, ids, -100)}
+    expected = chosen_loss(model, batch)[1]
+    assert torch.equal(chosen_loss(engine, batch)[1], expected)
+    assert torch.equal(chosen_loss(teacher, batch)[1], expected) and expected.shape == (6, 90)
+    with torch.no_grad():
+        teacher.cls.predictions.bias += 1
+    torch.testing.assert_close(chosen_loss(teacher, batch)[1], expected + 1)
+    assert torch.equal(chosen_loss(model, batch)[1], expected)
 
 
 def test_blocks_are_the_text_in_order_between_special_tokens(tokenizer):
@@ -76,8 +115,21 @@ def test_the_score_is_masked_accuracy_and_mean_loss_over_tokens(small, text_data
     logits = torch.tensor([[5.0, 0.0], [0.0, 5.0], [5.0, 0.0]])
     batch = {"labels": torch.tensor([[0, -100, 1], [1, -100, -100]])}
     row = task.rows(logits, batch)
+    assert row.shape == (3, 3) and row[:, :2].tolist() == [[0, 0], [1, 1], [0, 1]]
     right = [True, True, False]
     losses = [-F.log_softmax(logits, -1)[i, y].item() for i, y in enumerate([0, 1, 1])]
     assert task.score(row) == pytest.approx({"accuracy": sum(right) / 3, "loss": sum(losses) / 3})
     both = task.score(numpy.concatenate([row, row]))
     assert both == pytest.approx(task.score(row))
+
+
+def test_validation_without_a_masked_token_is_refused(small, tmp_path, monkeypatch):
+    for split in ("train", "validation"):
+        write_jsonl(tmp_path / f"d/{split}.jsonl", [{"text": "the cat sat on the mat ."}])
+    monkeypatch.setattr(mlm, "mask_for_evaluation", mask_nothing)
+    with pytest.raises(BadInput, match="no token of its validation is masked"):
+        tasks.load(parse(small(task="mlm", dataset_path=tmp_path / "d", max_seq_length=8), "t", "t"))
+
+
+def mask_nothing(batch: dict, tokenizer, seed: int) -> dict:
+    return {"input_ids": batch["input_ids"], "labels": [[-100] * len(ids) for ids in batch["input_ids"]]}

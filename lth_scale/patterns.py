@@ -1,0 +1,100 @@
+"""Masks that hardware likes, under the same global threshold: N:M and blocks.
+
+A group or block may lie across ranks, so under sharding each matrix travels once a round, one at a time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lth_scale import threshold
+from lth_scale.arguments import BadInput, parse_pattern
+from lth_scale.sharding import Ranks
+from lth_scale.threshold import ALONE, Weights
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a rank's parts make up whole matrices. whole(name, part) → (rows, columns), the same on every rank;
+    cut(name, whole) → this rank's part. By default the parts are the matrices."""
+
+    whole: Callable[[str, Tensor], Tensor] = lambda name, part: part
+    cut: Callable[[str, Tensor], Tensor] = lambda name, whole: whole
+
+
+def check(pattern: str, shapes: dict[str, torch.Size]) -> None:
+    """Raise BadInput, naming the matrix, where a pattern does not divide it."""
+    kind, first, second = parse_pattern(pattern)
+    rows, columns = {"n:m": (1, second), "block": (first, second), "unstructured": (1, 1)}[kind]
+    for name, shape in shapes.items():
+        if shape[0] % rows or shape[1] % columns:
+            raise BadInput(f"--pattern {pattern}: {name} is {tuple(shape)}, which it does not divide; give another")
+
+
+def prune(
+    weights: Weights,
+    keep: Weights,
+    sparsity: float,
+    scope: str,
+    pattern: str,
+    ranks: Ranks = ALONE,
+    layout: Layout = Layout(),
+) -> float:
+    """`threshold.prune` under a pattern; updates `keep` in place and returns the threshold.
+
+    n:m: at most m − n weights of each m in a row are pruned until all groups are; so at 1 − n/m the mask is the
+    pattern exactly, and before it every group keeps at least n (as in Zhou et al. 2021, arXiv:2102.04010, by
+    magnitude). block:RxC: whole blocks, by the sum of their magnitudes; `round(sparsity × blocks)` of them (as in
+    Narang et al. 2017, arXiv:1711.02782). Raises as `threshold.prune` does.
+    """
+    kind, first, second = parse_pattern(pattern)
+    if kind == "n:m":
+        return _prune_groups(weights, keep, sparsity, scope, first, second, ranks, layout)
+    if kind == "block":
+        return _prune_blocks(weights, keep, sparsity, scope, first, second, layout)
+    return threshold.prune(weights, keep, sparsity, scope, ranks)
+
+
+def spare(magnitude: Tensor, kept: int, of: int) -> Tensor:
+    """Bool: the of − kept smallest of each `of` in a row; of equal ones the first. A pruned weight counts as −1."""
+    groups = magnitude.reshape(-1, of)
+    order = groups.argsort(dim=1, stable=True)[:, : of - kept]
+    return torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True).view(magnitude.shape)
+
+
+def _prune_groups(
+    weights: Weights, keep: Weights, sparsity: float, scope: str, kept: int, of: int, ranks: Ranks, layout: Layout
+) -> float:
+    allowed, share = {}, 1 - kept / of
+    for name, mask in keep.items():
+        magnitude = layout.whole(name, torch.where(mask, weights[name].detach().float().abs(), -1.0))
+        free = layout.cut(name, spare(magnitude, kept, of)).view(mask.shape).to(mask.device)
+        value = weights[name].detach().float()
+        largest = torch.full_like(value, torch.finfo(torch.float32).max)
+        allowed[name] = torch.where(free | ~value.isfinite(), value, largest)
+    if sparsity <= share:
+        return threshold.prune(allowed, keep, sparsity, scope, ranks)
+    zeros, size = ranks.sum(
+        torch.tensor([[int((~mask).sum()), mask.numel()] for mask in keep.values()]).sum(0)
+    ).tolist()
+    if zeros < round(share * size):
+        threshold.prune(allowed, keep, share, scope, ranks)
+    return threshold.prune(weights, keep, sparsity, scope, ranks)
+
+
+def _prune_blocks(
+    weights: Weights, keep: Weights, sparsity: float, scope: str, rows: int, columns: int, layout: Layout
+) -> float:
+    scores, blocks = {}, {}
+    for name, mask in keep.items():
+        magnitude = layout.whole(name, weights[name].detach().float().abs() * mask)
+        tiles = magnitude.view(magnitude.shape[0] // rows, rows, magnitude.shape[1] // columns, columns)
+        scores[name] = tiles.double().sum((1, 3)).float()
+        blocks[name] = layout.whole(name, mask.float()).view(tiles.shape)[:, 0, :, 0] > 0
+    cut = threshold.prune(scores, blocks, sparsity, scope)  # every rank has all blocks
+    for name, mask in keep.items():
+        whole = blocks[name].repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+        mask.copy_(layout.cut(name, whole).view(mask.shape))
+    return cut

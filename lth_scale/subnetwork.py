@@ -1,0 +1,149 @@
+"""The steps of a transfer on a real network: what `transfer.py` names."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from lth_scale import controls, files, threshold, training, trial
+from lth_scale.arguments import BadInput, Transfer
+from lth_scale.prunable import base_model
+from lth_scale.record import Record, Stage
+from lth_scale.tasks.task import load_model
+from lth_scale.ticket import Ticket, digest
+from lth_scale.trial import Trial, first_ticket
+
+PATH_POINTS = 11  # of the line between two networks, its ends included
+
+
+@dataclass
+class Subnetwork(Trial):
+    """The ticket of --ticket or --target_sparsity, trained with one seed after another."""
+
+    args: Transfer
+    ticket: Ticket = field(default_factory=lambda: Ticket({}))
+
+    @classmethod
+    def begin(cls, args: Transfer, record: Record) -> "Subnetwork":
+        """Load everything, check it, and only then write. Raises BadInput."""
+        net = trial.prepare(args)
+        ticket = first_ticket(args, net)
+        if args.target_sparsity:
+            count = torch.Generator().manual_seed(args.seed)
+            noise = {name: torch.rand(mask.shape, generator=count) for name, mask in ticket.masks.items()}
+            threshold.prune(noise, ticket.masks, args.target_sparsity, "layerwise")
+        if args.theta:
+            theta_of_encoder(args.theta, net)
+        listeners = trial.begin(replace(args, report_to="none"), record, net)
+        network = cls(args, record, net, listeners, ticket=ticket)
+        trial.bars(network, len(args.seeds))
+        return network
+
+    def is_done_with(self, seed: int) -> bool:
+        """True where the seed needs no more work."""
+        return self.record.is_complete(Stage("seeds", seed, self.args.control))
+
+    def restart(self, seed: int) -> None:
+        """Put the network at m ⊙ θ of this seed: a new head, the control's mask or weights, its own data order."""
+        made = self._made(seed)
+        ticket = replace(
+            self.ticket,
+            masks=made.masks,
+            theta_sha256=digest({name: made.matrix(name) for name in made.masks}),
+            arguments={**self.ticket.arguments, "seed": seed, "found_by": self.args.control},
+        )
+        self.net = training.with_seed(self.net, seed)
+        stage = Stage("seeds", seed, self.args.control)
+        self._track(seed, self.record.at(stage))
+        self.start(stage, made.weights, ticket, step=0, seed=seed)
+
+    def _made(self, seed: int) -> controls.Start:
+        weights = self.net.initial if seed == self.args.seed else fresh_weights(self.net, self.args, seed)
+        if self.args.theta:
+            weights = weights | theta_of_encoder(self.args.theta, self.net)
+        pattern = self.ticket.arguments.get("pattern", "unstructured")
+        start = controls.Start(weights, self.ticket.masks, self.net.names, self.net.shards.skeleton, pattern)
+        return controls.CONTROLS[self.args.control](start, seed)
+
+    def _track(self, seed: int, directory: Path) -> None:
+        """One MLflow run for each seed."""
+        if self.is_main and self.args.report_to == "mlflow":
+            from lth_scale.tracking import Tracker  # imports mlflow, which takes its time
+
+            for listener in [listener for listener in self.listeners if isinstance(listener, Tracker)]:
+                listener.finish({}, "")
+                self.listeners.remove(listener)
+            directory.mkdir(parents=True, exist_ok=True)
+            self.listeners.append(Tracker(replace(self.args, seed=seed), self.record, directory))
+
+    def train(self) -> None:
+        """Train to the end of the schedule."""
+        self.train_to(self.steps, training.learning_rates(self.args, self.steps))
+
+    def connect(self, first: int, second: int) -> None:
+        """Linear mode connectivity: two networks trained from one start, head included, with two seeds' data orders.
+
+        The barrier is the mean of the ends' scores minus the lowest score on the straight line between them (Frankle
+        et al. 2020, arXiv:1912.05671, section 2, there in errors). Writes connectivity.json.
+        """
+        where, made = self.record.directory / "connectivity", self._made(first)
+        ends = []
+        for seed in (first, second):
+            net = training.with_seed(self.net, seed)
+            training.restart(net, made.weights, made.masks, 0, seed)
+            training.train(net, self.steps, training.learning_rates(self.args, self.steps), lambda step, loss: None)
+            weights = net.shards.whole_weights()
+            if self.is_main:
+                files.write_tensors(where / f"{seed:02d}.safetensors", weights)
+            net.accelerator.wait_for_everyone()
+            ends.append(load_file(where / f"{seed:02d}.safetensors"))
+        path: list[dict[str, Any]] = []
+        for point in range(PATH_POINTS):
+            share = point / (PATH_POINTS - 1)
+            weights = {name: torch.lerp(weight, ends[1][name], share) for name, weight in ends[0].items()}
+            training.restart(self.net, weights, made.masks, 0, first)
+            path.append({"share": share, "eval": training.evaluate(self.net)})
+        if self.is_main:
+            files.write_json(
+                self.record.directory / "connectivity.json",
+                {
+                    "seeds": [first, second],
+                    "barrier": barrier([next(iter(each["eval"].values())) for each in path]),
+                    "path": path,
+                },
+            )
+
+
+def barrier(scores: list[float]) -> float:
+    """Mean of the first and the last score minus the lowest of all."""
+    return (scores[0] + scores[-1]) / 2 - min(scores)
+
+
+def fresh_weights(net: training.Net, args: Transfer, seed: int) -> training.Weights:
+    """θ₀ with the head that `seed` draws, by names in the model."""
+    skeleton: Any = net.shards.skeleton
+    model = load_model(replace(args, seed=seed), type(skeleton), net.task.tokenizer, config=skeleton.config)
+    return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+def theta_of_encoder(path: str, net: training.Net) -> training.Weights:
+    """The encoder's weights in a theta.safetensors of a search, which may have another head. Raises BadInput."""
+    skeleton = net.shards.skeleton
+    encoder = base_model(skeleton)
+    ours = {name for name, weight in skeleton.named_parameters() if any(weight is own for own in encoder.parameters())}
+    try:
+        kept = {name: weight for name, weight in load_file(path).items() if name in ours}
+    except (OSError, SafetensorError) as problem:
+        raise BadInput(f"--theta {path}: cannot be read ({problem}); give a theta.safetensors") from None
+    shapes = dict(skeleton.named_parameters())
+    wrong = [
+        name
+        for name in sorted(ours)
+        if "pooler." not in name and getattr(kept.get(name), "shape", None) != shapes[name].shape
+    ]
+    if wrong:
+        raise BadInput(f"--theta {path}: has no {wrong[0]} of this model's shape; give θᵢ of the same encoder")
+    return {name: weight for name, weight in kept.items() if weight.shape == shapes[name].shape}

@@ -1,0 +1,50 @@
+"""Train m ⊙ θ on a task, once for each seed, with a fresh head: from a ticket of any task, or a control of it.
+
+`accelerate launch -m lth_scale.transfer --task sst2 --ticket runs/mlm-bert-base-uncased --seeds 1 2 3`
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lth_scale.arguments import Transfer, exit_on_bad_input, parse
+from lth_scale.record import Record
+from lth_scale.terminal import by_seed, show
+
+if TYPE_CHECKING:
+    from lth_scale.subnetwork import Subnetwork
+
+
+def transfer(network: "Subnetwork") -> None:
+    """Train the subnetwork with each seed; a seed that is complete is not trained again."""
+    for seed in network.args.seeds:
+        if network.is_done_with(seed):
+            continue
+        network.restart(seed)  # m ⊙ θ, or the control's, under a new head
+        network.train()
+        network.evaluate()
+        network.complete()
+    if network.args.connectivity:
+        network.connect(*network.args.seeds[:2])
+
+
+def run(args: Transfer) -> None:
+    """Transfer, or go on where that stopped, or show what was found. Raises BadInput."""
+    record = Record.open(args)
+    if args.compare_with:
+        by_seed(Path(args.compare_with))
+    if not record.is_done():
+        from lth_scale.subnetwork import Subnetwork  # imports torch: bad input and finished work do not wait for it
+
+        network = Subnetwork.begin(args, record)
+        transfer(network)
+        network.close({})
+    show(record)
+
+
+def main() -> None:
+    """The command line of `lth_scale.transfer`."""
+    run(parse(None, "lth_scale.transfer", "Train a subnetwork on a task, from a ticket of any task.", Transfer))
+
+
+if __name__ == "__main__":
+    exit_on_bad_input(main)

@@ -1,0 +1,173 @@
+"""One subnetwork in training: started, trained, evaluated, recorded. What searches and transfers share."""
+
+import logging
+import os
+import resource
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+
+from lth_scale import tasks, terminal, training
+from lth_scale.arguments import COSMETIC, BadInput, Training
+from lth_scale.record import Record, Stage, a_round
+from lth_scale.ticket import Ticket
+from lth_scale.training import Net
+
+
+@dataclass
+class Trial:
+    """A prepared network, where it is recorded, who is told, and the stage that is being trained."""
+
+    args: Training
+    record: Record
+    net: Net
+    listeners: list[Any]
+    stage: Stage = field(default_factory=lambda: a_round(0))
+    started: float = 0.0
+    trained: int = 0
+    total_loss: float = 0.0
+    scores: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_main(self) -> bool:
+        """True on the process that writes files."""
+        return self.net.accelerator.is_main_process
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps from θ₀ to the end of a round."""
+        return self.net.steps
+
+    @property
+    def ticket_file(self) -> Path:
+        """Where the ticket of this stage lies."""
+        return self.record.at(self.stage) / "ticket.safetensors"
+
+    def is_complete(self, number: int, control: str = "none") -> bool:
+        """True where a round, or the control at its sparsity, needs no more work."""
+        return self.record.is_complete(a_round(number, control))
+
+    def start(
+        self, stage: Stage, weights: training.Weights, ticket: Ticket, step: int, seed: int, consumed: int = 0
+    ) -> None:
+        """Put the network at m ⊙ `weights`, step `step`, and write the mask down."""
+        self.stage, self.started, self.trained, self.total_loss = stage, time.monotonic(), 0, 0.0
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        training.restart(self.net, weights, ticket.masks, step, seed, consumed)
+        if self.is_main:
+            ticket.save(self.ticket_file)
+        self.tell("start", stage, ticket.sparsity, self.steps)
+
+    def train_to(self, until: int, rate: Callable[[int], float]) -> None:
+        """Train to step `until` with `rate(step)`."""
+        steps = max(0, until - self.net.step)
+        loss = training.train(self.net, until, rate, lambda step, loss: self.tell("step", step, loss))
+        self.trained, self.total_loss = self.trained + steps, self.total_loss + steps * loss
+
+    def evaluate(self) -> None:
+        """Score the trained network on the validation data."""
+        self.scores = training.evaluate(self.net)
+
+    def complete(self) -> None:
+        """Write what the stage gave, and mark it complete."""
+        if self.is_main:
+            row = self.row(Ticket.load(self.ticket_file))
+            self.tell("end", self.stage, row)
+            self.record.complete(self.stage, row)
+        self.net.accelerator.wait_for_everyone()
+
+    def row(self, ticket: Ticket) -> dict[str, Any]:
+        """metrics.json of this stage."""
+        return {
+            "seed" if self.stage.room == "seeds" else "round": self.stage.number,
+            "sparsity": ticket.sparsity,
+            "pruned": ticket.pruned,
+            "prunable": ticket.prunable,
+            "threshold": ticket.threshold,
+            "steps": self.trained,
+            "train_loss": self.total_loss / max(1, self.trained),
+            "eval": self.scores,
+            "seconds": time.monotonic() - self.started,
+            "peak_memory": peak_memory(),
+            **({"note": self.args.note} if self.args.note else {}),
+        }
+
+    def close(self, pictures: dict[str, bytes]) -> None:
+        """Close the tracked runs and mark everything done."""
+        if self.is_main:
+            self.tell("finish", pictures, terminal.report(self.record))
+            self.record.mark_done()
+        self.net.accelerator.wait_for_everyone()  # a rank that leaves early can hang the others at their exit
+        self.net.accelerator.end_training()
+
+    def tell(self, event: str, *values: Any) -> None:
+        """Pass an event on to the progress bars and the tracker."""
+        for listener in self.listeners:
+            getattr(listener, event)(*values)
+
+
+def prepare(args: Training) -> Net:
+    """The network of the flags, ready for its first start. Raises BadInput."""
+    quiet_libraries()
+    accelerator = training.make_accelerator(args)
+    return training.prepare(accelerator, tasks.load(args), args)
+
+
+def begin(args: Training, record: Record, net: Net) -> list[Any]:
+    """Write the first file, once everything has been found usable; the tracker of --report_to, on the main process."""
+    listeners: list[Any] = []
+    if net.accelerator.is_main_process:
+        record.begin()
+        if args.report_to == "mlflow":
+            from lth_scale.tracking import Tracker  # imports mlflow, which takes its time
+
+            listeners.append(Tracker(args, record))
+    net.accelerator.wait_for_everyone()
+    return listeners
+
+
+def bars(trial: Trial, stages: int) -> None:
+    """Show progress, on the main process."""
+    if trial.is_main:
+        trial.listeners.append(terminal.Bars(stages, len(trial.record.all_rows())))
+
+
+def first_ticket(args: Training, net: Net) -> Ticket:
+    """The ticket to start from: every weight kept, or the mask of --ticket. Raises BadInput."""
+    masks = {name: torch.ones(piece.shape, dtype=torch.bool) for name, piece in net.targets.items()}
+    if args.ticket:
+        try:
+            masks = Ticket.load(args.ticket).masks_for(net.shards.skeleton)
+        except BadInput as problem:
+            raise BadInput(f"--ticket {args.ticket}: {problem}") from None
+    return Ticket(
+        masks=masks,
+        base_model=args.model_name_or_path,
+        base_revision=args.model_revision or net.task.revision,
+        task=args.task,
+        arguments={name: value for name, value in args.as_dict().items() if name not in COSMETIC},
+    )
+
+
+def peak_memory() -> int:
+    """Bytes: the GPU's peak since the stage began, or where there is none the process's peak ever."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to our own bars and warnings."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's use of it, not the user's
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")

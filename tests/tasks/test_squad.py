@@ -1,0 +1,294 @@
+"""tasks/squad.py: windows, labels, and answers cut out of the context as it stands."""
+
+import json
+
+import numpy
+import pytest
+import torch
+from conftest import WORDS, sentence, write_jsonl
+from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import RobertaProcessing
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
+
+from lth_scale import tasks
+from lth_scale.arguments import BadInput, parse
+from lth_scale.tasks import squad
+from lth_scale.tasks.data import read_rows
+
+QUESTION = "what did the cat see ?"
+LONG = " ".join(sentence(i) for i in range(12))  # some windows of 32 tokens
+
+
+def example(context: str, answer: str, question: str = QUESTION, start: int | None = None) -> dict:
+    start = context.index(answer) if start is None else start
+    return {
+        "id": f"{start}",
+        "context": context,
+        "question": question,
+        "answers": {"text": [answer], "answer_start": [start]},
+    }
+
+
+def make(tokenizer, rows: list[dict], length=32, stride=8, segments=True) -> tuple[dict, dict]:
+    """(columns of the windows of some rows, their batch)."""
+    columns = squad.windows(
+        {name: [row[name] for row in rows] for name in rows[0]}, tokenizer, length, stride, segments
+    )
+    listed = [dict(zip(columns, values, strict=True), window=i) for i, values in enumerate(zip(*columns.values()))]  # noqa: B905
+    return columns, squad.collate(listed, tokenizer)
+
+
+def pointing(batch: dict, starts=None, stops=None, high: float = 9.0) -> torch.Tensor:
+    """Logits that point at the labels of each window, or at the given tokens."""
+    logits = torch.zeros(len(batch["window"]), 2, batch["input_ids"].shape[1])
+    n = torch.arange(len(logits))
+    logits[n, 0, batch["start_positions"] if starts is None else starts] = high
+    logits[n, 1, batch["end_positions"] if stops is None else stops] = high
+    return logits.masked_fill(batch["attention_mask"][:, None] == 0, squad.PADDING)
+
+
+def answer(context: str, rows: numpy.ndarray) -> str:
+    best = rows[rows[:, 3].argmax()]
+    return context[int(best[1]) : int(best[2])]
+
+
+@pytest.fixture(scope="module")
+def byte_level():
+    """A RoBERTa-like tokenizer: bytes, no segments, two separators between the pair."""
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 9, vocab_size=300, special_tokens=["<s>", "<pad>", "</s>"])
+    tokenizer._tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, pad_token="<pad>", cls_token="<s>")
+
+
+@pytest.fixture
+def load(small, tmp_path):
+    """The task on some rows."""
+
+    def go(rows: list[dict], **overrides) -> tasks.Task:
+        for split in ("train", "validation"):
+            write_jsonl(tmp_path / f"squad/{split}.jsonl", rows)
+        flags = {"max_seq_length": 32, "doc_stride": 8, **overrides}
+        return tasks.load(parse(small(task="squad", dataset_path=tmp_path / "squad", **flags), "t", "t"))
+
+    return go
+
+
+def evaluated(task: tasks.Task, order=None, size: int = 4) -> dict[str, float]:
+    """The score of logits that point at the labels, the windows taken in some order."""
+    order = list(range(len(task.validation))) if order is None else order
+    batches = [task.eval_collate([task.validation[i] for i in order[n : n + size]]) for n in range(0, len(order), size)]
+    return task.score(numpy.concatenate([task.rows(pointing(batch), batch) for batch in batches]))
+
+
+def test_it_loads_its_columns_and_trains(load):
+    rows = [{**example(LONG, "good dog"), "title": "T"}, example("the dog ran far .", "ran far")]
+    task = load(rows)
+    assert set(task.train.column_names) == {*squad.INPUTS, "start_positions", "end_positions"}
+    batch = task.eval_collate([task.validation[i] for i in (0, 1, len(task.validation) - 1)])
+    loss, logits = task.loss(task.model, batch)
+    loss.backward()
+    assert logits.shape == (3, 2, 32) and logits.dtype == torch.float32 and torch.isfinite(logits).all()
+    found = task.rows(logits, batch)
+    assert found.shape == (3, 5) and found.dtype == numpy.float64
+    assert list(task.score(found)) == ["f1", "exact_match", "loss"]
+    assert task.score(found)["loss"] == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_limits_count_questions_and_the_stride_is_part_of_the_cache(load):
+    rows = [example(LONG, "good dog")] * 3
+    one, two = load(rows, max_train_samples=1, max_eval_samples=2), load(rows, doc_stride=4)
+    assert 2 * len(one.train) == len(one.validation)
+    assert len(two.train) == len(two.validation) > 3 * len(one.train)
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "byte_level"])
+def test_windows_start_doc_stride_tokens_apart_and_cover_the_context(kind, request):
+    tokenizer = request.getfixturevalue(kind)
+    segments = kind == "tokenizer"
+    columns, _ = make(tokenizer, [example(LONG, "good dog")], segments=segments)
+    whole = tokenizer(LONG, add_special_tokens=False, return_offsets_mapping=True)
+    room = 32 - len(tokenizer(QUESTION, add_special_tokens=False)["input_ids"]) - (3 if segments else 4)
+    assert ("token_type_ids" in columns) == segments
+    assert columns["part"] == list(range(len(columns["part"]))) and len(columns["part"]) > 4
+    for i, (ids, ends) in enumerate(zip(columns["input_ids"], columns["ends"], strict=True)):
+        inside = [token for token, end in zip(ids, ends, strict=True) if end >= 0]
+        assert inside == whole["input_ids"][8 * i : 8 * i + room]
+        assert [end for end in ends if end >= 0] == [b for _, b in whole["offset_mapping"]][8 * i : 8 * i + room]
+    assert max(map(max, columns["ends"])) == len(LONG)
+
+
+def test_a_stride_above_what_fits_leaves_no_gap(tokenizer):
+    columns, _ = make(tokenizer, [example(LONG, "good dog")], stride=500)
+    ends = [end for row in columns["ends"] for end in row if end >= 0]
+    assert ends == [b for _, b in tokenizer(LONG, add_special_tokens=False, return_offsets_mapping=True).offset_mapping]
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "byte_level"])
+def test_every_answer_comes_back_wherever_it_lies(kind, request):
+    tokenizer = request.getfixturevalue(kind)
+    words, whole_windows = LONG.split(), set()
+    for i in range(0, len(words) - 1):
+        start, text = len(" ".join(words[:i])) + bool(i), " ".join(words[i : i + 2])
+        columns, batch = make(tokenizer, [example(LONG, text, start=start)], segments=kind == "tokenizer")
+        rows = squad.best_spans(pointing(batch), batch)
+        assert answer(LONG, rows) == text and rows[rows[:, 3].argmax(), 1] == start
+        whole_windows.add(sum(end > 0 for end in columns["end_positions"]))
+        assert all(
+            (a > 0) == (b > 0) for a, b in zip(columns["start_positions"], columns["end_positions"], strict=True)
+        )
+    assert min(whole_windows) >= 1 and max(whole_windows) > 1
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "byte_level"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "10\u00a0000 good\u00a0dogs",
+        "Café Zoë",
+        "cafe\u0301 mat",
+        "🐈\u200d⬛ cat 👍🏽",
+        "sea—house",
+        "d'Été,  two",
+        "Straße",
+        "中文 mat",
+    ],
+)
+@pytest.mark.parametrize("where", [0, 150, None], ids=["start", "middle", "end"])
+def test_the_text_is_the_contexts_own(kind, text, where, request):
+    before = "" if where == 0 else LONG[:where] + " "
+    context = before + text + ("" if where is None else " " + LONG)
+    rows = [example(context, text, start=len(before))]
+    _, batch = make(request.getfixturevalue(kind), rows, length=64, stride=16, segments=kind == "tokenizer")
+    assert answer(context, squad.best_spans(pointing(batch), batch)) == text
+
+
+def official_max_context(counts: list[int], step: int) -> list[int]:
+    """The rule as run_squad.py states it, token by token."""
+    best = []
+    for token in range(step * (len(counts) - 1) + counts[-1]):
+        scores = []
+        for i, count in enumerate(counts):
+            left, right = token - i * step, i * step + count - 1 - token
+            scores.append(min(left, right) + 0.01 * count if left >= 0 and right >= 0 else -1)
+        best.append(scores.index(max(scores)))
+    return best
+
+
+@pytest.mark.parametrize(("counts", "step"), [([5], 5), ([20, 20, 20, 7], 8), ([10, 10, 3], 10), ([9, 9, 9, 9], 1)])
+def test_a_start_counts_in_the_window_with_the_most_context(counts, step):
+    assert squad.widest(counts, step).tolist() == official_max_context(counts, step)
+
+
+def test_a_start_without_the_most_context_gives_no_answer(tokenizer):
+    columns, batch = make(tokenizer, [example(LONG, "good dog")])
+    begins, ends = torch.tensor(columns["begins"][1]), torch.tensor(columns["ends"][1])
+    token = int(((begins < 0) & (ends >= 0)).nonzero()[0])
+    one = {name: tensor[1:2] for name, tensor in batch.items()}
+    only = pointing(one, token, token).masked_fill(pointing(one, token, token) == 0, -50.0)
+    first = squad.best_spans(only, one)[0]
+    assert first[1] != columns["ends"][1][token] and first[3] < 0
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 0), (2, 10), (12, 11), (10, 3)], ids=["CLS", "question", "backwards", "ends in question"]
+)
+def test_what_is_no_span_of_the_context_is_the_empty_answer(start, stop, tokenizer, monkeypatch):
+    monkeypatch.setattr(squad, "BEST", 1)
+    _, batch = make(tokenizer, [example("the cat sat on the mat .", "mat")])
+    rows = squad.best_spans(pointing(batch, start, stop), batch)
+    assert rows[0, 1:4].tolist() == [0, 0, -numpy.inf]
+
+
+def test_an_answer_has_at_most_30_tokens(tokenizer, monkeypatch):
+    monkeypatch.setattr(squad, "BEST", 1)
+    context = " ".join(["cat"] * 60)
+    _, batch = make(tokenizer, [example(context, "cat")], length=96)
+    first = int((batch["ends"][0] >= 0).nonzero()[0])
+    assert answer(context, squad.best_spans(pointing(batch, first, first + 29), batch)) == " ".join(["cat"] * 30)
+    assert answer(context, squad.best_spans(pointing(batch, first, first + 30), batch)) == ""
+
+
+def test_a_long_question_is_cut_to_64_tokens(tokenizer):
+    columns, _ = make(tokenizer, [example(LONG, "good dog", " ".join(["cat"] * 100))], length=96, stride=16)
+    cat = tokenizer.convert_tokens_to_ids("cat")
+    assert columns["input_ids"][0][:66] == [tokenizer.cls_token_id, *[cat] * 64, tokenizer.sep_token_id]
+    assert len(columns["input_ids"][0]) == 96
+
+
+def test_a_question_that_leaves_no_room_is_refused(load):
+    with pytest.raises(BadInput, match=r"--max_seq_length 32: the question 'cat cat .* give 96"):
+        load([example(LONG, "good dog", " ".join(["cat"] * 29))])
+    assert len(load([example(LONG, "good dog", " ".join(["cat"] * 28))]).train) > 20
+    with pytest.raises(BadInput, match="--doc_stride 0"):
+        load([example(LONG, "good dog")], doc_stride=0)
+
+
+def test_the_score_takes_the_best_window_of_each_question_in_any_order(load):
+    rows = [
+        example(LONG, "good dog"),
+        example("the dog ran far .", "ran far"),
+        example(LONG, "far", start=LONG.rindex("far")),
+    ]
+    task = load(rows)
+    count = len(task.validation)
+    assert count > len(rows)
+    straight = evaluated(task)
+    assert straight["f1"] == straight["exact_match"] == 1
+    for size, order in ((1, range(count)[::-1]), (7, numpy.random.default_rng(0).permutation(count).tolist())):
+        assert evaluated(task, list(order), size) == pytest.approx(straight)
+
+
+def test_the_score_is_a_fraction_and_the_first_of_tied_windows_wins(load):
+    task = load([example(LONG, "good dog"), example("the cat sat .", "sat")])
+    count = len(task.validation)
+    text = LONG.index("good dog")
+    table = numpy.zeros((count, 5))
+    table[:, 0], table[:, 3], table[:, 4] = numpy.arange(count), -numpy.inf, 2.0
+    table[0, 1:4] = text, text + 8, 5.0
+    table[1, 1:4] = 0, 3, 5.0
+    table[-1, 1:4] = 4, 11, 1.0  # "cat sat", of which "sat" is right
+    for rows in (table, table[::-1]):
+        assert task.score(rows) == pytest.approx({"f1": (1 + 2 / 3) / 2, "exact_match": 0.5, "loss": 2.0})
+    table[:, 3] = -numpy.inf
+    table[:, 1:3] = 0
+    assert task.score(table) == {"f1": 0.0, "exact_match": 0.0, "loss": 2.0}
+
+
+def test_padding_changes_no_loss_and_keeps_divergences_finite(load):
+    task = load([example(LONG, "good dog"), example("a cat .", "cat")])
+    task.model.eval()
+    short = task.validation[len(task.validation) - 1]
+    alone, together = task.eval_collate([short]), task.eval_collate([task.validation[0], short])
+    loss, logits = task.loss(task.model, alone)
+    padded = task.loss(task.model, together)[1]
+    assert logits.shape[2] < padded.shape[2] == 32
+    assert task.rows(padded, together)[1, 4] == pytest.approx(loss.item(), rel=1e-5)
+    logs = F.log_softmax(padded, dim=-1)
+    other = F.log_softmax(padded.flip(1), dim=-1)
+    divergence = F.kl_div(logs, other, log_target=True, reduction="none")
+    assert torch.isfinite(divergence).all() and (logs.exp()[1, :, logits.shape[2] :] == 0).all()
+
+
+GOOD = example("the cat sat", "cat")
+BAD = [
+    ({"answers": None}, "'answers' holds None"),
+    ({"answers": {"text": ["cat"]}}, "lists of one length"),
+    ({"answers": {"text": [], "answer_start": []}}, "lists of one length"),
+    ({"answers": {"text": ["cat"], "answer_start": [4, 4]}}, "lists of one length"),
+    ({"answers": {"text": "cat", "answer_start": 4}}, "lists of one length"),
+    ({"answers": {"text": ["cat"], "answer_start": [5]}}, "not at character 5"),
+    ({"answers": {"text": ["sat", "cat"], "answer_start": [8, -7]}}, "'cat' at -7"),
+    ({"answers": {"text": ["cat"], "answer_start": ["4"]}}, "'cat' at '4'"),
+    ({"answers": {"text": [" "], "answer_start": [3]}}, "not empty"),
+    ({"question": 3}, "'question' holds 3"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), BAD, ids=[named for _, named in BAD])
+def test_bad_rows_are_named_by_line(change, named, tmp_path):
+    path = write_jsonl(tmp_path / "train.jsonl", [GOOD, {**GOOD, **change}])
+    with pytest.raises(BadInput, match=f"line 2: .*{named}"):
+        list(read_rows(path, squad.COLUMNS, None))
+    assert json.loads(path.read_text().splitlines()[0]) == GOOD

@@ -1,0 +1,175 @@
+"""transfer.py and subnetwork.py: m ⊙ θ on another task, seed by seed, beside its controls."""
+
+import json
+
+import pytest
+import torch
+from conftest import sentence, write_jsonl
+from safetensors.torch import load_file, save_file
+
+from lth_scale import Ticket, training
+from lth_scale.arguments import CONTROLS, BadInput, Transfer, parse
+from lth_scale.subnetwork import barrier
+
+
+def rows(out) -> list[dict]:
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """What every training started from: weights, masks, the first batch; and the generator's state."""
+    seen = []
+    train = training.train
+
+    def watch(net, until, rate, on_step):
+        weights = {name: weight.clone() for name, weight in net.shards.whole_weights().items()}
+        seen.append({"weights": weights, "first": net.batches[0], "seed": net.args.seed, "rng": torch.get_rng_state()})
+        return train(net, until, rate, on_step)
+
+    monkeypatch.setattr(training, "train", watch)
+    return seen
+
+
+@pytest.fixture
+def pair_data(tmp_path):
+    """MRPC's columns."""
+    for split, count in (("train", 40), ("validation", 16)):
+        made = [
+            {"sentence1": sentence(i), "sentence2": sentence(i + 1), "label": i % 2, "idx": i} for i in range(count)
+        ]
+        write_jsonl(tmp_path / f"pairs/{split}.jsonl", made)
+    return tmp_path / "pairs"
+
+
+def test_the_dense_network_and_a_round_are_those_of_a_search_with_that_seed(search, transfer, tmp_path):
+    found = search(seed=7)
+    dense = transfer(7, output_dir=tmp_path / "dense")
+    ticket = found / "rounds/02/ticket.safetensors"
+    again = transfer(7, ticket=ticket)
+    same = ("sparsity", "pruned", "eval", "train_loss", "steps")
+    for k, out in ((0, dense), (2, again)):
+        assert [rows(out)[0][name] for name in same] == [rows(found)[k][name] for name in same]
+    assert Ticket.load(again / "seeds/07/ticket.safetensors").masks.keys() == Ticket.load(ticket).masks.keys()
+
+
+def test_every_seed_has_its_own_head_and_data_order_and_the_same_subnetwork(search, transfer, starts):
+    found = search(max_steps=1)
+    starts.clear()
+    out = transfer(1, 2, 3, ticket=found)
+    ticket = Ticket.load(found / "ticket.safetensors")
+    assert [start["seed"] for start in starts] == [1, 2, 3]
+    for name, mask in ticket.masks.items():
+        weights = [start["weights"][f"bert.{name}"] for start in starts]
+        assert all(not weight[~mask].any() for weight in weights)
+        if not name.startswith("pooler."):  # the checkpoint has none: it is as new as the head
+            assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
+    heads = [start["weights"]["classifier.weight"] for start in starts]
+    assert not torch.equal(heads[0], heads[1]) and not torch.equal(heads[1], heads[2])
+    assert not torch.equal(starts[0]["first"]["labels"], starts[1]["first"]["labels"]) or not torch.equal(
+        starts[0]["first"]["input_ids"], starts[1]["first"]["input_ids"]
+    )
+    assert [row["seed"] for row in rows(out)] == [1, 2, 3]
+    assert (out / "seeds/03/complete").is_file() and (out / "complete").is_file()
+
+
+def test_a_ticket_brings_its_base_model_along(search, small, tiny_bert):
+    found = search(max_steps=1, target_sparsity=0.1)
+    flags = small(ticket=found, target_sparsity=None, model_name_or_path=None)
+    assert parse(flags, "t", "t", Transfer).model_name_or_path == str(tiny_bert)
+
+
+@pytest.mark.parametrize(("source", "target"), [("mlm", "sst2"), ("sst2", "mlm"), ("mrpc", "squad"), ("squad", "mrpc")])
+def test_a_ticket_of_one_task_trains_another_with_and_without_pooler(
+    source, target, search, transfer, text_data, sst2_data, pair_data, tmp_path
+):
+    context = " ".join(sentence(i) for i in range(6))
+    asked = [
+        {
+            "id": str(i),
+            "title": "t",
+            "context": context,
+            "question": sentence(i),
+            "answers": {"text": [context[:3]], "answer_start": [0]},
+        }
+        for i in range(12)
+    ]
+    for split in ("train", "validation"):
+        write_jsonl(tmp_path / f"squad/{split}.jsonl", asked)
+    data = {"mlm": text_data, "sst2": sst2_data, "mrpc": pair_data, "squad": tmp_path / "squad"}
+    sizes = {"max_seq_length": 48, "doc_stride": 16}
+    found = search(task=source, dataset_path=data[source], max_steps=1, target_sparsity=0.2, **sizes)
+    out = transfer(1, task=target, dataset_path=data[target], ticket=found, max_steps=1, **sizes)
+    ticket = Ticket.load(found / "ticket.safetensors")
+    used = Ticket.load(out / "seeds/01/ticket.safetensors")
+    assert all(torch.equal(used.masks[name], mask) for name, mask in ticket.masks.items() if name in used.masks)
+    extra = set(used.masks) ^ set(ticket.masks)
+    assert extra == ({"pooler.dense.weight"} if {source, target} & {"mlm", "squad"} else set())
+    assert used.task == target
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_a_control_of_a_ticket_has_its_sparsity(control, search, transfer):
+    found = search(max_steps=1, target_sparsity=0.2)
+    out = transfer(5, ticket=found, control=control, max_steps=1)
+    assert rows(out)[0]["pruned"] == Ticket.load(found / "ticket.safetensors").pruned
+    used = Ticket.load(out / "seeds/05/ticket.safetensors")
+    assert used.arguments["found_by"] == control
+
+
+@pytest.mark.parametrize("control", ["random_mask", "random_layerwise", "one_shot"])
+def test_without_a_ticket_a_control_prunes_what_target_sparsity_says(control, transfer):
+    row = rows(transfer(5, control=control, target_sparsity=0.37, max_steps=0))[0]
+    assert row["pruned"] == round(0.37 * row["prunable"])
+
+
+def test_theta_i_of_a_search_can_take_the_place_of_theta_zero(search, transfer, starts, text_data):
+    found = search(task="mlm", dataset_path=text_data, rewind_step=2, target_sparsity=0.1)
+    theta = load_file(found / "theta.safetensors")
+    starts.clear()
+    transfer(1, ticket=found, theta=found / "theta.safetensors")
+    masks = Ticket.load(found / "ticket.safetensors").masks
+    for name, mask in masks.items():
+        assert torch.equal(starts[0]["weights"][f"bert.{name}"], theta[f"bert.{name}"] * mask)
+    embedding = "bert.embeddings.word_embeddings.weight"
+    assert torch.equal(starts[0]["weights"][embedding], theta[embedding])
+
+
+def test_it_goes_on_with_the_seeds_that_are_missing_and_adds_more(transfer, starts):
+    transfer(1, 2)
+    before = rows(transfer(1, 2))
+    out = transfer(1, 2, 3)
+    assert [start["seed"] for start in starts] == [1, 2, 3]
+    assert rows(out)[:2] == before
+
+
+def test_the_output_gives_mean_spread_and_every_rule_by_name(transfer, tmp_path, capsys):
+    dense = transfer(1, 2, 3, output_dir=tmp_path / "dense")
+    transfer(1, 2, 3, control="random_mask", target_sparsity=0.9, compare_with=dense)
+    said = capsys.readouterr().out
+    scores = [row["eval"]["accuracy"] for row in rows(dense)]
+    assert f"{sum(scores) / 3:.4f} ± {torch.tensor(scores, dtype=torch.float64).std():.4f} (n = 3)" in said
+    assert all(rule in said for rule in ("strict", "within_sd_full", "within_sd_max", "welch"))
+
+
+def test_connectivity_joins_two_data_orders_from_one_start(transfer, starts):
+    out = transfer(1, 2, connectivity=True)
+    first, second = starts[-2:]
+    assert all(torch.equal(first["weights"][name], weight) for name, weight in second["weights"].items())
+    assert (first["seed"], second["seed"]) == (1, 2) and not torch.equal(first["rng"], second["rng"])
+    found = json.loads((out / "connectivity.json").read_text())
+    assert [each["share"] for each in found["path"]] == [i / 10 for i in range(11)]
+    scores = [each["eval"]["accuracy"] for each in found["path"]]
+    assert scores[0] == rows(out)[0]["eval"]["accuracy"]  # the first seed's own network
+    assert found["barrier"] == barrier(scores)
+
+
+def test_a_barrier_is_what_the_line_loses_against_the_mean_of_its_ends():
+    assert barrier([0.8, 0.5, 0.6]) == pytest.approx(0.2)
+    assert barrier([0.8, 0.9, 0.8]) == 0
+
+
+def test_theta_of_another_network_is_refused(transfer, tmp_path):
+    save_file({"bert.encoder.layer.0.output.dense.weight": torch.zeros(2, 2)}, tmp_path / "theta.safetensors")
+    with pytest.raises(BadInput, match="--theta"):
+        transfer(1, theta=tmp_path / "theta.safetensors")
