@@ -1,195 +1,129 @@
 """A study's YAML file, and the jobs and cells that its grid comes to. Nothing here runs anything."""
 
 import functools
-import itertools
-import re
-import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lth_scale import arguments
-from lth_scale.arguments import CONTROLS, QUICK_LOOK, TASKS, Arguments, BadInput, Training, Transfer
+from lth_scale.arguments import QUICK_LOOK, TASKS, Arguments, BadInput, Transfer
 from lth_scale.schedule import sparsities
 
 Flags = dict[str, Any]
 KINDS: dict[str, type] = {"imp": Arguments, "transfer": Transfer}
 FLAGS = {kind: {spec.name for spec in fields(of)} for kind, of in KINDS.items()}
 # The grid decides these.
-RESERVED = {
-    "task",
-    "seed",
-    "seeds",
-    "output_dir",
-    "target_sparsity",
-    "ticket",
-    "theta",
-    "dense",
-    "keep_theta",
-    "rewind",
-}
-RESERVED |= {"rewind_step", "control"}
+RESERVED = {"task", "seed", "seeds", "output_dir", "target_sparsity", "ticket", "theta", "dense", "keep_theta",
+            "rewind", "rewind_step", "control"}  # fmt: skip
 WITHOUT_TICKET = ("one_shot", "random_mask")  # nothing but the number of pruned weights matters to them
+SPARSITIES = ("sparsities", "control_sparsities", "rewind_sparsities")
+SOME_FLAGS = {"max_steps": 100, "learning_rate": 1e-3, "optim": "sgd", "bf16": True}
+# Examples of what each key may hold: a value has the types of one of them, and so have its entries.
+KEYS: dict[str, tuple] = {
+    "name": ("mine",), "note": ("one sentence",), "launcher": ("accelerate launch -m",), "include": (["demo.yaml"],),
+    "flags": (SOME_FLAGS,), "tasks": (["mlm", "sst2"], {"mlm": SOME_FLAGS, "sst2": {}}), "seeds": ([1, 2, 3],),
+    "controls": (["random_mask", "reinit"],), "rewind": ([0.05, 100, "none"],),
+    "transfer": ({"sources": ["mlm"], "targets": ["sst2"], "sparsity": 0.7, "seeds": [1], "source_seed": 1},),
+    **dict.fromkeys(SPARSITIES, ([0.5, 0.7], {"mlm": [0.7], "sst2": [0.6]})),
+}  # fmt: skip
+TRANSFER_KEYS: dict[str, tuple] = {
+    "sources": (["mlm", "sst2"],), "targets": (["mlm", "sst2"],), "sparsity": (0.7,), "source_seed": (1,),
+    "seeds": KEYS["seeds"], "controls": KEYS["controls"],
+}  # fmt: skip
 
 
-def _list_of(good: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: isinstance(value, list) and value and all(map(good, value))
-
-
-def _by_task(good: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: isinstance(value, dict) and all(task in TASKS and good(x) for task, x in value.items())
-
-
-def _is_fraction(value: Any) -> bool:
-    return type(value) is float and 0 < value < 1
-
-
-def _is_flags(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, dict) and all(type(x) in (str, int, float, bool) for x in value.values())
-    )
-
-
-def _is_command(value: Any) -> bool:
-    try:
-        return shutil.which(shlex.split(value)[0]) is not None
-    except (ValueError, IndexError, AttributeError, TypeError):
-        return False
-
-
-_are_tasks, _are_fractions = _list_of(lambda value: value in TASKS), _list_of(_is_fraction)
-RULES: dict[str, tuple[Callable[[Any], Any], str]] = {  # keys: what is good, and how to say it
-    "name": (lambda value: isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value), "letters, digits, - and _"),
-    "note": (lambda value: isinstance(value, str), "a text"),
-    "launcher": (_is_command, "a command that is installed, such as 'accelerate launch -m'"),
-    "flags": (_is_flags, "a mapping of flags to values such as {max_steps: 100}"),
-    "tasks": (
-        lambda value: _are_tasks(value) or _by_task(_is_flags)(value),
-        f"a list of {', '.join(TASKS)}, or a mapping of them to flags",
-    ),
-    "sources targets": (_are_tasks, f"a list of {', '.join(TASKS)}"),
-    "seeds": (_list_of(lambda value: type(value) is int), "a list of whole numbers such as [1, 2, 3]"),
-    "source_seed": (lambda value: type(value) is int, "a whole number"),
-    "sparsity": (_is_fraction, "a fraction such as 0.7"),
-    "sparsities control_sparsities rewind_sparsities": (
-        lambda value: _are_fractions(value) or _by_task(_are_fractions)(value),
-        "a list of fractions such as [0.5, 0.7], or a mapping of tasks to such lists",
-    ),
-    "controls": (_list_of(lambda value: value in CONTROLS), f"a list of {', '.join(CONTROLS)}"),
-    "rewind": (_list_of(lambda value: type(value) in (str, int, float)), "a list such as [0.05, 0.5, none]"),
-    "transfer": (lambda value: isinstance(value, dict), "a mapping with sources, targets and sparsity"),
-    "include": (_list_of(lambda value: isinstance(value, str)), "a list of files, named from this one"),
-}
-TRANSFER_KEYS = {"sources", "targets", "sparsity", "seeds", "source_seed", "controls"}
-KEYS = {key for keys in RULES for key in keys.split()} - TRANSFER_KEYS | {"seeds", "controls"}
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Study:
-    """One YAML file, checked and filled in: flags with those from outside, sparsities by task."""
+    """One YAML file, checked, with what it did not say; `flags`, and those of each task, with the ones from outside."""
 
     file: Path
-    name: str
-    note: str = ""
-    launcher: str = ""
+    keys: dict[str, Any]
     flags: Flags
     tasks: dict[str, Flags]
-    seeds: Sequence[int] = ()
-    sparsities: dict[str, list[float]]
-    controls: Sequence[str] = ()
-    control_sparsities: dict[str, list[float]]
-    rewind: Sequence[str]
-    rewind_sparsities: dict[str, list[float]]
-    transfer: dict[str, Any]
 
     def flags_of(self, task: str, kind: str) -> Flags:
         """Of this study's flags for a task, those that a kind of job has."""
-        mine = {"task": task, **self.tasks.get(task, self.flags)}
-        mine = {name: value for name, value in mine.items() if name in FLAGS[kind]}
-        return {name: x.replace("{task}", task) if isinstance(x, str) else x for name, x in mine.items()}
+        mine = {name: x for name, x in self.tasks.get(task, self.flags).items() if name in FLAGS[kind]}
+        filled = {name: x.replace("{task}", task) for name, x in mine.items() if isinstance(x, str)}
+        return {"task": task, **mine, **filled}
 
 
 def load(file: Path, given: Flags, outer: tuple[Path, ...] = ()) -> list[Study]:
-    """A YAML file and those it includes; `given` are flags that override theirs.
-
-    Raises BadInput that names file, key, value and remedy.
-    """
+    """A YAML file and those it includes; `given` overrides their flags. Raises BadInput: file, key, value, remedy."""
     if file.resolve() in outer:
         raise BadInput(f"{file}: include: the file includes itself; take it out")
     try:
         keys = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as problem:
-        raise BadInput(f"{file}: cannot be read ({problem}); give a study such as studies/demo.yaml") from None
-    except yaml.YAMLError as problem:
-        raise BadInput(f"{file}: is not YAML ({problem}); mend it") from None
-    check_keys(str(file), keys, KEYS)
-    check_keys(f"{file}: transfer", keys.get("transfer", {}), TRANSFER_KEYS)
-    check_sides(str(file), keys)
-    included = keys.pop("include", [])
-    study = Study(file=file, **fill_in({"name": file.stem, **keys}, given))
-    for flags in (study.flags, *study.tasks.values()):
-        check_flags(str(file), flags)
-    parts = [load(file.parent / name, study.flags, (*outer, file.resolve())) for name in included]
-    return [study, *itertools.chain(*parts)]
+        check_keys("", keys, KEYS)
+        check_keys("transfer: ", keys.get("transfer", {}), TRANSFER_KEYS)
+        check_sides(keys)
+        study = fill_in(file, keys, given)
+    except BadInput as problem:
+        raise BadInput(f"{file}: {problem}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+        raise BadInput(f"{file}: cannot be read as YAML ({problem}); give a study such as studies/demo.yaml") from None
+    parts = [load(file.parent / name, study.flags, (*outer, file.resolve())) for name in keys.get("include", ())]
+    return [study, *chain(*parts)]
 
 
-def check_keys(where: str, given: Any, known: set[str]) -> None:
+def check_keys(where: str, given: Any, known: dict[str, tuple]) -> None:
     """Refuse unknown keys and wrong values. Raises BadInput."""
     if not isinstance(given, dict):
-        raise BadInput(f"{where}: holds no keys; give some of {', '.join(sorted(known))}")
+        raise BadInput(f"{where}holds no keys; give some of {', '.join(known)}")
     for key, value in given.items():
         if key not in known:
-            raise BadInput(f"{where}: {key}: is no key of a study; take one of {', '.join(sorted(known))}")
-        good, remedy = next(rule for keys, rule in RULES.items() if key in keys.split())
-        if not good(value):
-            raise BadInput(f"{where}: {key}: {value!r} cannot be used; give {remedy}")
+            raise BadInput(f"{where}{key}: is no key of a study; take one of {', '.join(known)}")
+        if not any(is_like(value, example) for example in known[key]):
+            raise BadInput(f"{where}{key}: {value!r} cannot be used; give such as {' or '.join(map(str, known[key]))}")
 
 
-def check_sides(where: str, keys: dict[str, Any]) -> None:
-    """Refuse a grid with a side missing. Raises BadInput."""
-    transfer = keys.get("transfer", {})
-    if not any(key in keys for key in ("sparsities", "transfer", "include")):
-        raise BadInput(f"{where}: sparsities: are missing; give sparsities, transfer or include")
-    if "sparsities" not in keys and (late := {"controls", "control_sparsities", "rewind"} & keys.keys()):
-        raise BadInput(f"{where}: {min(late)}: needs a search; give sparsities")
-    needed = [key for key in ("tasks", "seeds") if "sparsities" in keys and key not in keys]
-    needed += [f"transfer: {key}" for key in ("sources", "targets", "sparsity") if transfer and key not in transfer]
+def is_like(value: Any, example: Any) -> bool:
+    """True for a value of the example's type, each of whose entries is like one of the example's."""
+    if isinstance(value, dict) and isinstance(example, dict):
+        return not value or is_like(list(value.values()), list(example.values()))
+    if isinstance(value, list) and isinstance(example, list):
+        return value != [] and all(any(is_like(x, y) for y in example) for x in value)
+    return type(value) is type(example)
+
+
+def check_sides(keys: dict[str, Any]) -> None:
+    """Refuse a grid with a side missing, and a launcher that is not there. Raises BadInput."""
+    transfer = keys.get("transfer", TRANSFER_KEYS)
+    needed = [f"transfer: {key}" for key in ("sources", "targets", "sparsity") if key not in transfer]
+    if not {"transfer", "include"} & keys.keys() or {"controls", "rewind", *SPARSITIES} & keys.keys():
+        needed += [key for key in ("sparsities", "tasks", "seeds") if key not in keys]
     if needed:
-        raise BadInput(f"{where}: {needed[0]}: is missing; give it")
-    for key in ("sparsities", "control_sparsities", "rewind_sparsities"):
+        raise BadInput(f"{needed[0]}: is missing; give it")
+    for key in SPARSITIES:
         of, tasks = keys.get(key), set(keys.get("tasks", ()))
         if isinstance(of, dict) and (differ := set(of) - tasks or (key == "sparsities" and tasks - set(of))):
-            raise BadInput(f"{where}: {key}: {min(differ)} is in only one of it and tasks; make them agree")
+            raise BadInput(f"{key}: {min(differ)} is in only one of it and tasks; make them agree")
+    if "launcher" in keys and not shutil.which(keys["launcher"].split(" ")[0]):
+        raise BadInput(f"launcher: {keys['launcher']!r} is no command here; install it, or leave it out")
 
 
-def check_flags(where: str, flags: Flags) -> None:
-    """Refuse flags that no job has, and those that the grid decides. Raises BadInput."""
-    for name, value in flags.items():
+def fill_in(file: Path, keys: dict[str, Any], given: Flags) -> Study:
+    """A study from its keys and the flags from outside. Raises BadInput for flags that it cannot have."""
+    own, flags = keys.get("tasks", {}), {**keys.get("flags", {}), **given}
+    tasks = {task: {**flags, **(own[task] if isinstance(own, dict) else {}), **given} for task in own}
+    for name, value in chain(flags.items(), *(mine.items() for mine in tasks.values())):
         if name in RESERVED:
-            raise BadInput(f"{where}: --{name} {value}: the study's grid decides it; leave it out")
-        if not any(name in known for known in FLAGS.values()):
-            raise BadInput(f"{where}: --{name} {value}: is no flag of lth_scale.imp or lth_scale.transfer; see --help")
-
-
-def fill_in(keys: dict[str, Any], given: Flags) -> dict[str, Any]:
-    """What was not said; sparsities by task; rewind points as text, without the 0 that is always there."""
-    tasks, goals, flags = keys.get("tasks", []), keys.get("sparsities", {}), {**(keys.get("flags") or {}), **given}
-    for key in ("sparsities", "control_sparsities", "rewind_sparsities"):
-        value = keys.get(key, goals)
+            raise BadInput(f"--{name} {value}: the study's grid decides it; leave it out")
+        if name not in FLAGS["imp"] | FLAGS["transfer"]:
+            raise BadInput(f"--{name} {value}: is no flag of lth_scale.imp or lth_scale.transfer; see --help")
+    keys = {"name": file.stem, "note": "", "launcher": "", "seeds": [1], "controls": [], **keys}
+    for key in SPARSITIES:
+        value = keys.get(key, keys.get("sparsities", {}))
         keys[key] = value if isinstance(value, dict) else dict.fromkeys(tasks, value)
-    own = tasks if isinstance(tasks, dict) else {}
-    keys["tasks"] = {task: {**flags, **(own.get(task) or {}), **given} for task in tasks}
-    keys["flags"] = flags
-    keys["rewind"] = [str(point) for point in keys.get("rewind", ()) if point not in (0, "0")]
-    transfer = keys.setdefault("transfer", {})
-    if transfer:
-        seeds = transfer.get("seeds") or keys.get("seeds") or [1]
-        keys["transfer"] = {"controls": [], "seeds": seeds, "source_seed": seeds[0], **transfer}
-    return keys
+    keys["rewind"] = [str(point) for point in keys.get("rewind", ()) if point not in (0, "0")]  # 0 is always there
+    what = {"sources": [], "targets": [], "controls": [], "seeds": keys["seeds"], **keys.get("transfer", {})}
+    keys["transfer"] = {"source_seed": what["seeds"][0], **what}
+    return Study(file, keys, flags, tasks)
 
 
 @dataclass(frozen=True)
@@ -202,15 +136,14 @@ class Job:
     needs: tuple[str, ...] = ()
 
     @functools.cached_property
-    def args(self) -> Training:
-        """The arguments as the command will resolve them. Raises BadInput."""
-        late = [name for name in ("ticket", "dense", "control") if self.needs and name in self.flags]
-        argv = as_argv({name: value for name, value in self.flags.items() if name not in late})
-        check = arguments.check_search if self.kind == "imp" else arguments.check_transfer
+    def args(self) -> Any:
+        """The Arguments or Transfer that the command will resolve. Raises BadInput."""
         try:
-            args = arguments.resolve(vars(_parser(self.kind).parse_args(argv)), KINDS[self.kind])
-            args = replace(args, **{name: self.flags[name] for name in late})  # not files yet
-            check(args)
+            given = vars(arguments.build_parser("", "", KINDS[self.kind]).parse_args(as_argv(self.flags)))
+            late = {name: given.pop(name) for name in ("ticket", "dense", "control") if self.needs and name in given}
+            args = replace(arguments.resolve(given, KINDS[self.kind]), **late)  # not files yet
+            if self.kind == "imp":
+                arguments.check_search(args)
         except BadInput as problem:
             raise BadInput(f"{self.id}: {problem}") from None
         return args
@@ -218,19 +151,19 @@ class Job:
     @property
     def ladder(self) -> list[float]:
         """The sparsities of a search's rounds."""
-        assert isinstance(self.args, Arguments)
         return sparsities(self.args.schedule, self.args.target_sparsity, self.args.prune_rate)
-
-
-@functools.cache
-def _parser(kind: str) -> arguments.OneLineParser:
-    return arguments.build_parser(kind, "", KINDS[kind])
 
 
 def as_argv(flags: Flags) -> list[str]:
     """The flags as a command line; true is a flag without a value, false is left out."""
     given = {name: value for name, value in flags.items() if value is not False}
     return [part for name, value in given.items() for part in (f"--{name}", str(value))[: 1 if value is True else 2]]
+
+
+def difference(old: Flags, new: Flags, but: Collection[str]) -> str:
+    """The first flag that differs, with both values, or nothing."""
+    differ = (name for name in {**old, **new} if name not in but and old.get(name) != new.get(name))
+    return next((f"--{name} {old.get(name)} and {new.get(name)}" for name in differ), "")
 
 
 @dataclass(frozen=True)
@@ -256,27 +189,22 @@ class Plan:
     def add(self, job: Job) -> str:
         """Take in a job, or merge it with the same one: a search goes to the largest sparsity that is wanted."""
         old, new = self.jobs.get(job.id, job).flags, job.flags
-        grown: Flags = {}
-        if "target_sparsity" in new:
-            grown["target_sparsity"] = max(old["target_sparsity"], new["target_sparsity"])
+        grown: Flags = {name: max(old[name], new[name]) for name in ("target_sparsity",) if name in new}
         if kept := dict.fromkeys(arguments.points(old.get("keep_theta")) + arguments.points(new.get("keep_theta"))):
             grown["keep_theta"] = ",".join(kept)
-        for name in ({**old, **new}).keys() - grown.keys():
-            if old.get(name) != new.get(name):
-                raise BadInput(
-                    f"{job.id}: two studies want it, with --{name} {old.get(name)} and {new.get(name)}; use one value"
-                )
+        if differ := difference(old, new, but=grown):
+            raise BadInput(f"{job.id}: two studies want it, with {differ}; use one value")
         self.jobs[job.id] = replace(job, flags={**new, **grown})
         return job.id
 
     def rung(self, search: str, sparsity: float) -> int:
         """The round of a search that trains at `sparsity`. Raises BadInput."""
         ladder = self.jobs[search].ladder
-        near = [k for k, reached in enumerate(ladder) if abs(reached - sparsity) < 1e-9]
-        if not near:
-            there = ", ".join(f"{reached:g}" for reached in ladder)
-            raise BadInput(f"sparsity {sparsity}: {search} has no such round; take of {there}, or another prune_rate")
-        return near[0]
+        for k, reached in enumerate(ladder):
+            if abs(reached - sparsity) < 1e-9:
+                return k
+        there = ", ".join(f"{reached:g}" for reached in ladder)
+        raise BadInput(f"sparsity {sparsity}: {search} has no such round; take of {there}, or another prune_rate")
 
 
 def plan(studies: list[Study]) -> Plan:
@@ -288,8 +216,7 @@ def plan(studies: list[Study]) -> Plan:
         for study in studies:
             add_grid(made, study)
             add_transfers(made, study)
-        for job in made.jobs.values():
-            assert job.args
+        assert all(job.args for job in made.jobs.values())
     except BadInput as problem:
         raise BadInput(f"{studies[0].file}: {problem}") from None
     return made
@@ -302,50 +229,48 @@ def search_id(task: str, seed: int, point: str = "0") -> str:
 
 def add_searches(made: Plan, study: Study) -> None:
     """The searches of a study's grid and of its transfers' sources."""
-    for task, seed in itertools.product(study.sparsities, study.seeds):
-        goals = study.sparsities[task] + study.control_sparsities.get(task, [])
-        rewound = study.rewind_sparsities.get(task, [])
-        points = study.rewind if rewound else []
+    keys, what = study.keys, study.keys["transfer"]
+    for task, seed in product(keys["sparsities"], keys["seeds"]):
+        rewound = keys["rewind_sparsities"].get(task, [])
+        points = keys["rewind"] if rewound else []
         kept = ",".join(point for point in points if point != "none")
-        add_search(made, study, task, seed, goals, {"keep_theta": kept} if kept else {})
+        goals = keys["sparsities"][task] + keys["control_sparsities"].get(task, [])
+        add_search(made, study, task, seed, goals, **({"keep_theta": kept} if kept else {}))
         for point in points:
-            add_search(made, study, task, seed, rewound, {}, point)
-    for task in study.transfer.get("sources", ()):
-        add_search(made, study, task, study.transfer["source_seed"], [study.transfer["sparsity"]], {})
+            plain = {"rewind_step": point, "dense": f"jobs/{search_id(task, seed)}"}
+            add_search(made, study, task, seed, rewound, **({"rewind": "none"} if point == "none" else plain))
+    for task in what["sources"]:
+        add_search(made, study, task, what["source_seed"], [what["sparsity"]])
 
 
-def add_search(made: Plan, study: Study, task: str, seed: int, goals: list[float], more: Flags,
-               point: str = "0") -> None:  # fmt: skip
+def add_search(made: Plan, study: Study, task: str, seed: int, goals: list[float], **more: str) -> None:
     """A search to the largest of `goals`; one that rewinds to θᵢ takes the dense network and θᵢ of the plain one."""
-    needs: tuple[str, ...] = ()
-    if point == "none":
-        more = {"rewind": "none"}
-    elif point != "0":
-        needs = (search_id(task, seed),)
-        more = {"rewind_step": point, "dense": f"jobs/{needs[0]}"}
-    flags = {"seed": seed, "control": "none", "target_sparsity": max(goals), **more}
-    made.add(Job(search_id(task, seed, point), "imp", {**study.flags_of(task, "imp"), **flags}, needs))
+    flags = {**study.flags_of(task, "imp"), "seed": seed, "control": "none", "target_sparsity": max(goals), **more}
+    point = more.get("rewind_step", more.get("rewind", "0"))
+    needs = (search_id(task, seed),) if "dense" in more else ()
+    made.add(Job(search_id(task, seed, point), "imp", flags, needs))
 
 
 def add_grid(made: Plan, study: Study) -> None:
     """The cells of a study's tasks: dense, found, rewound, and the controls' jobs."""
-    for task, seed in itertools.product(study.sparsities, study.seeds):
+    keys = study.keys
+    for task, seed in product(keys["sparsities"], keys["seeds"]):
         add_dense(made, study, task, seed)
-        for sparsity in study.sparsities[task]:
+        for sparsity in keys["sparsities"][task]:
             add_cell(made, study, Cell(task, seed, sparsity, source=task), seed)
-        for control, sparsity in itertools.product(study.controls, study.control_sparsities.get(task, [])):
+        for control, sparsity in product(keys["controls"], keys["control_sparsities"].get(task, [])):
             add_cell(made, study, Cell(task, seed, sparsity, control, task), seed)
-        for point, sparsity in itertools.product(study.rewind, study.rewind_sparsities.get(task, [])):
+        for point, sparsity in product(keys["rewind"], keys["rewind_sparsities"].get(task, [])):
             made.rung(search_id(task, seed, point), sparsity)
             made.cells[Cell(task, seed, sparsity, source=task, rewind=point)] = search_id(task, seed, point)
 
 
 def add_transfers(made: Plan, study: Study) -> None:
     """Every source's ticket, and every control, on every target; a target with a search of that seed takes its own."""
-    what = study.transfer
-    for target, seed in itertools.product(what.get("targets", ()), what.get("seeds", ())):
+    what = study.keys["transfer"]
+    for target, seed in product(what["targets"], what["seeds"]):
         add_dense(made, study, target, seed)
-        for control, source in itertools.product(["none", *what["controls"]], what["sources"]):
+        for control, source in product(["none", *what["controls"]], what["sources"]):
             own = made.jobs.get(search_id(target, seed)) if source == target else None
             mine = own is not None and own.flags["target_sparsity"] >= what["sparsity"]
             cell = Cell(target, seed, what["sparsity"], control, source)
@@ -356,8 +281,7 @@ def add_dense(made: Plan, study: Study, task: str, seed: int) -> None:
     """The dense network: round 0 of the search of that task and seed, or where there is none a job of its own."""
     job = search_id(task, seed)
     if job not in made.jobs:
-        flags = {**study.flags_of(task, "transfer"), "seeds": seed}
-        job = made.add(Job(f"dense-{task}-seed{seed}", "transfer", flags))
+        job = made.add(Job(f"dense-{task}-seed{seed}", "transfer", study.flags_of(task, "transfer") | {"seeds": seed}))
     made.cells[Cell(task, seed)] = job
 
 
@@ -381,18 +305,14 @@ def add_cell(made: Plan, study: Study, cell: Cell, source_seed: int) -> None:
 
 def summary(made: Plan) -> dict[str, Any]:
     """study.json: what the report needs."""
-    first, cells = made.studies[0], made.cells
-    quick = all(job.flags.get("preset") in ("quick", "demo") for job in made.jobs.values())
-    jobs = [
-        {"id": job.id, "kind": job.kind, "directory": f"jobs/{job.id}", "needs": job.needs, "flags": job.flags}
-        for job in made.jobs.values()
-    ]
+    first, cells, jobs = made.studies[0], made.cells, made.jobs.values()
+    quick = all(job.flags.get("preset") in ("quick", "demo") for job in jobs)
     return {
-        "name": first.name,
-        "note": "; ".join(filter(None, (first.note, QUICK_LOOK if quick else ""))),
-        "model": ", ".join(sorted({job.args.model_name_or_path for job in made.jobs.values()})),
+        "name": first.keys["name"],
+        "note": "; ".join(filter(None, (first.keys["note"], QUICK_LOOK if quick else ""))),
+        "model": ", ".join(sorted({job.args.model_name_or_path for job in jobs})),
         "tasks": [task for task in TASKS if any(cell.task == task for cell in cells)],
         "sparsities": sorted({cell.sparsity for cell in cells if cell.sparsity}),
-        "jobs": jobs,
+        "jobs": [{**asdict(job), "directory": f"jobs/{job.id}"} for job in jobs],
         "cells": [{**asdict(cell), "job": job} for cell, job in cells.items()],
     }

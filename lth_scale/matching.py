@@ -1,7 +1,6 @@
 """Is a subnetwork matching the full network? Five rules, each with its name, for scores in any one unit.
 
-Chen et al. 2020 (arXiv:2007.12223), section 2, asks for a score at least the full network's; its Table 2 allows
-one standard deviation. A rule that cannot be told (one seed, no spread) says so instead of guessing.
+A rule that cannot be told (one seed, no spread) says so instead of guessing.
 """
 
 import math
@@ -13,7 +12,13 @@ import numpy
 from scipy import stats
 
 ALPHA = 0.05
-RULES = ("strict", "within_sd_full", "within_sd_max", "welch", "paired")
+RULES = {  # the first: section 2 and Table 4 of Chen et al. 2020 (arXiv:2007.12223); the second: caption of its Table 2
+    "strict": "mean ≥ full mean",
+    "within_sd_full": "mean ≥ full mean − its sd",
+    "within_sd_max": "the larger of the two sds instead (the paper's own Table 2 needs it for MRPC, SST-2, CoLA, MLM)",
+    "welch": f"a one-sided test of “worse by more than δ”, which matches where p ≥ {ALPHA}",
+    "paired": "the same by seed",
+}
 WORDS = {True: "matches", False: "does not match", None: "cannot be told"}
 Scores = Mapping[int, float] | Sequence[float]  # by seed, or without
 
@@ -27,14 +32,12 @@ class Summary:
     n: int
 
     def __str__(self) -> str:
-        return format(self)
+        return format(self, ".1f")
 
     def __format__(self, spec: str) -> str:
-        """`82.6 ± 0.2 (n = 5)`; `spec` formats both numbers (default .1f)."""
-        if not self.n:
-            return "missing"
-        spread = f" ± {self.sd:{spec or '.1f'}}" if self.n > 1 else ""
-        return f"{self.mean:{spec or '.1f'}}{spread} (n = {self.n})"
+        """`82.6 ± 0.2 (n = 5)`; `spec` formats both numbers."""
+        spread = f" ± {self.sd:{spec}}" if self.n > 1 else ""
+        return f"{self.mean:{spec}}{spread} (n = {self.n})" if self.n else "missing"
 
 
 @dataclass(frozen=True)
@@ -51,32 +54,17 @@ class Verdict:
     full: Summary
     delta: float
 
-    @property
-    def n_sub(self) -> int:
-        """Scores of the subnetwork."""
-        return self.sub.n
-
-    @property
-    def n_full(self) -> int:
-        """Scores of the full network."""
-        return self.full.n
-
-    @property
-    def words(self) -> str:
-        """`matches`, `does not match` or `cannot be told`."""
-        return WORDS[self.matches]
-
 
 def summary(values: Scores) -> Summary:
     """Mean, standard deviation and count; a mapping's values are its scores."""
-    scores = _list(values)
+    scores = [float(v) for v in (values.values() if isinstance(values, Mapping) else values)]
     mean = statistics.fmean(scores) if scores else math.nan
     return Summary(mean, statistics.stdev(scores) if len(scores) > 1 else math.nan, len(scores))
 
 
 def at_least(a: float, b: float) -> bool | None:
     """a ≥ b, with equal scores equal whatever the order they were summed in; None where either is unknown."""
-    return None if math.isnan(a) or math.isnan(b) else a >= b or math.isclose(a, b, rel_tol=1e-12)
+    return None if math.isnan(a) or math.isnan(b) else a >= b or math.isclose(a, b, abs_tol=1e-12)
 
 
 def verdicts(sub: Scores, full: Scores, delta: float) -> list[Verdict]:
@@ -85,7 +73,9 @@ def verdicts(sub: Scores, full: Scores, delta: float) -> list[Verdict]:
     `paired` is among them where both are given by seed.
     """
     a, b = summary(sub), summary(full)
-    result = [Verdict(rule.__name__, rule(a, b), None, a, b, delta) for rule in (strict, within_sd_full, within_sd_max)]
+    larger = float(numpy.maximum(a.sd, b.sd))  # NaN where either is, which max() may lose
+    allowed = {"strict": 0.0, "within_sd_full": b.sd, "within_sd_max": larger}
+    result = [Verdict(rule, at_least(a.mean, b.mean - loss), None, a, b, delta) for rule, loss in allowed.items()]
     p = welch(a, b, delta)
     result.append(Verdict("welch", judge(p), p, a, b, delta))
     if isinstance(sub, Mapping) and isinstance(full, Mapping):
@@ -94,22 +84,6 @@ def verdicts(sub: Scores, full: Scores, delta: float) -> list[Verdict]:
         p = paired(ours, theirs, delta)
         result.append(Verdict("paired", judge(p), p, summary(ours), summary(theirs), delta))
     return result
-
-
-def strict(sub: Summary, full: Summary) -> bool | None:
-    """Mean ≥ full mean: the definition of matching in section 2 of the paper, and the rule of its Table 4."""
-    return at_least(sub.mean, full.mean)
-
-
-def within_sd_full(sub: Summary, full: Summary) -> bool | None:
-    """Mean ≥ full mean − sd of full: "within one standard deviation of the unpruned BERT", caption of Table 2."""
-    return at_least(sub.mean, full.mean - full.sd)
-
-
-def within_sd_max(sub: Summary, full: Summary) -> bool | None:
-    """Mean ≥ full mean − the larger of the two sds: what Table 2's own numbers need (MRPC, SST-2, CoLA, MLM)."""
-    larger = float(numpy.maximum(sub.sd, full.sd))  # NaN where either is, which max() may lose
-    return at_least(sub.mean, full.mean - larger)
 
 
 def welch(sub: Summary, full: Summary, delta: float) -> float | None:
@@ -135,8 +109,8 @@ def paired(sub: Sequence[float], full: Sequence[float], delta: float) -> float |
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p-values adjusted for testing them all (Holm 1979, step down); None and NaN stay and do not count."""
-    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None and not math.isnan(p))
+    """p-values adjusted for testing them all (Holm 1979, step down); None stays and does not count."""
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted, largest = list(p_values), 0.0
     for rank, (p, i) in enumerate(known):
         largest = max(largest, min(1.0, (len(known) - rank) * p))
@@ -146,23 +120,19 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 def judge(p: float | None) -> bool | None:
     """Matching under a test: p of being worse is not below ALPHA; None where there is no p."""
-    return None if p is None or math.isnan(p) else p >= ALPHA
+    return None if p is None else p >= ALPHA
+
+
+def tested(name: str, p: float | None) -> str:
+    """`, p = 0.412` or `, p < 0.001` for the name `p`; empty where there is no p."""
+    return "" if p is None else f", {name} < 0.001" if p < 0.001 else f", {name} = {p:.3f}"
 
 
 def describe(results: Sequence[Verdict], digits: int = 1) -> str:
     """Mean ± sd and n of both networks, then a line a rule; `digits` after the point of a score."""
-    spec = f".{digits}f"
-    first = results[0]
+    first, spec = results[0], f".{digits}f"
     lines = [f"subnetwork      {first.sub:{spec}}", f"full network    {first.full:{spec}}"]
     for v in results:
-        test = "" if v.rule not in ("welch", "paired") else f"  δ = {v.delta:g}, p = {_number(v.p)}"
-        lines.append(f"{v.rule:<15} {v.words:<14}  n = {v.n_sub} and {v.n_full}{test}")
+        test = f"  δ = {v.delta:g}{tested('p', v.p)}" if v.rule in ("welch", "paired") else ""
+        lines.append(f"{v.rule:<15} {WORDS[v.matches]:<14}  n = {v.sub.n} and {v.full.n}{test}")
     return "\n".join(lines)
-
-
-def _list(values: Scores) -> list[float]:
-    return [float(v) for v in (values.values() if isinstance(values, Mapping) else values)]
-
-
-def _number(p: float | None) -> str:
-    return "none" if p is None else f"{p:.3g}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lth_scale import threshold
 from lth_scale.arguments import BadInput, parse_pattern
+from lth_scale.scores import SCORES, Score
 from lth_scale.sharding import Ranks
 from lth_scale.threshold import ALONE, Weights
 
@@ -33,67 +34,72 @@ def check(pattern: str, shapes: dict[str, torch.Size]) -> None:
             raise BadInput(f"--pattern {pattern}: {name} is {tuple(shape)}, which it does not divide; give another")
 
 
+MAGNITUDE = SCORES["magnitude"]
+
+
 def prune(
-    weights: Weights,
+    values: Weights,
     keep: Weights,
     sparsity: float,
     scope: str,
     pattern: str,
     ranks: Ranks = ALONE,
     layout: Layout = Layout(),
+    score: Score = MAGNITUDE,
 ) -> float:
-    """`threshold.prune` under a pattern; updates `keep` in place and returns the threshold.
+    """`threshold.prune` under a pattern, of what the values are worth; updates `keep` in place, returns the threshold.
 
     n:m: at most m − n weights of each m in a row are pruned until all groups are; so at 1 − n/m the mask is the
     pattern exactly, and before it every group keeps at least n (as in Zhou et al. 2021, arXiv:2102.04010, by
-    magnitude). block:RxC: whole blocks, by the sum of their magnitudes; `round(sparsity × blocks)` of them (as in
+    magnitude). block:RxC: whole blocks, by the sum of their magnitudes or movements; `round(sparsity × blocks)` of them (as in
     Narang et al. 2017, arXiv:1711.02782). Raises as `threshold.prune` does.
     """
     kind, first, second = parse_pattern(pattern)
-    if kind == "n:m":
-        return _prune_groups(weights, keep, sparsity, scope, first, second, ranks, layout)
     if kind == "block":
-        return _prune_blocks(weights, keep, sparsity, scope, first, second, layout)
-    return threshold.prune(weights, keep, sparsity, scope, ranks)
+        cut = _prune_blocks(values, keep, sparsity, scope, first, second, layout, score)
+    elif kind == "n:m":
+        worth = {name: score.worth(score.each(value.detach().float())) for name, value in values.items()}
+        cut = _prune_groups(worth, keep, sparsity, scope, first, second, ranks, layout)
+    else:
+        cut = threshold.prune({name: score.worth(v) for name, v in values.items()}, keep, sparsity, scope, ranks)
+    return score.back(cut)
 
 
-def spare(magnitude: Tensor, kept: int, of: int) -> Tensor:
+def spare(worth: Tensor, kept: int, of: int) -> Tensor:
     """Bool: the of − kept smallest of each `of` in a row; of equal ones the first. A pruned weight counts as −1."""
-    groups = magnitude.reshape(-1, of)
+    groups = worth.reshape(-1, of)
     order = groups.argsort(dim=1, stable=True)[:, : of - kept]
-    return torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True).view(magnitude.shape)
+    return torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True).view(worth.shape)
 
 
 def _prune_groups(
-    weights: Weights, keep: Weights, sparsity: float, scope: str, kept: int, of: int, ranks: Ranks, layout: Layout
+    worth: Weights, keep: Weights, sparsity: float, scope: str, kept: int, of: int, ranks: Ranks, layout: Layout
 ) -> float:
     allowed, share = {}, 1 - kept / of
     for name, mask in keep.items():
-        magnitude = layout.whole(name, torch.where(mask, weights[name].detach().float().abs(), -1.0))
-        free = layout.cut(name, spare(magnitude, kept, of)).view(mask.shape).to(mask.device)
-        value = weights[name].detach().float()
-        largest = torch.full_like(value, torch.finfo(torch.float32).max)
-        allowed[name] = torch.where(free | ~value.isfinite(), value, largest)
+        whole = layout.whole(name, torch.where(mask, worth[name], -1.0))
+        free = layout.cut(name, spare(whole, kept, of)).view(mask.shape).to(mask.device)
+        largest = torch.full_like(worth[name], torch.finfo(torch.float32).max)
+        allowed[name] = torch.where(free | ~worth[name].isfinite(), worth[name], largest)
     if sparsity <= share:
         return threshold.prune(allowed, keep, sparsity, scope, ranks)
-    zeros, size = ranks.sum(
-        torch.tensor([[int((~mask).sum()), mask.numel()] for mask in keep.values()]).sum(0)
-    ).tolist()
+    counts = [[int((~mask).sum()), mask.numel()] for mask in keep.values()]
+    zeros, size = ranks.sum(torch.tensor(counts).sum(0)).tolist()
     if zeros < round(share * size):
         threshold.prune(allowed, keep, share, scope, ranks)
-    return threshold.prune(weights, keep, sparsity, scope, ranks)
+    return threshold.prune(worth, keep, sparsity, scope, ranks)
 
 
 def _prune_blocks(
-    weights: Weights, keep: Weights, sparsity: float, scope: str, rows: int, columns: int, layout: Layout
+    values: Weights, keep: Weights, sparsity: float, scope: str, rows: int, columns: int, layout: Layout, score: Score
 ) -> float:
-    scores, blocks = {}, {}
+    worth, blocks = {}, {}
     for name, mask in keep.items():
-        magnitude = layout.whole(name, weights[name].detach().float().abs() * mask)
-        tiles = magnitude.view(magnitude.shape[0] // rows, rows, magnitude.shape[1] // columns, columns)
-        scores[name] = tiles.double().sum((1, 3)).float()
+        whole = layout.whole(name, score.each(values[name].detach().float()) * mask)
+        tiles = whole.view(whole.shape[0] // rows, rows, whole.shape[1] // columns, columns)
+        worth[name] = score.worth(tiles.double().sum((1, 3)).float())
         blocks[name] = layout.whole(name, mask.float()).view(tiles.shape)[:, 0, :, 0] > 0
-    cut = threshold.prune(scores, blocks, sparsity, scope)  # every rank has all blocks
+    cut = threshold.prune(worth, blocks, sparsity, scope)  # every rank has all blocks
     for name, mask in keep.items():
         whole = blocks[name].repeat_interleave(rows, 0).repeat_interleave(columns, 1)
         mask.copy_(layout.cut(name, whole).view(mask.shape))

@@ -1,6 +1,7 @@
-"""What a weight is worth, where that is not its magnitude: movement, summed up while a round trains."""
+"""What a weight is worth: its magnitude, or its movement, summed up while a round trains."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,3 +41,22 @@ def from_magnitude(magnitude: float) -> float:
     order = (int(torch.tensor(magnitude).view(torch.int32)) << 1) - SIGN
     bits = order ^ (SIGN - 1) if order < 0 else order
     return float(torch.tensor(bits, dtype=torch.int64).int().view(torch.float32))
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a threshold compares the values of weights.
+
+    each: a value as what a group of weights sums up; worth: such a sum as a number whose magnitude a threshold cuts;
+    back: the threshold as a value again.
+    """
+
+    each: Callable[[Tensor], Tensor]
+    worth: Callable[[Tensor], Tensor]
+    back: Callable[[float], float]
+
+
+SCORES = {
+    "magnitude": Score(torch.abs, lambda value: value, float),
+    "movement": Score(lambda value: value, as_magnitude, from_magnitude),
+}

@@ -170,15 +170,12 @@ class Search(Trial):
     def _prune(self, masks: dict[str, Any]) -> float:
         """Update this rank's parts of the masks in place to the next sparsity; return the threshold."""
         args, shards, targets = self.args, self.net.shards, self.net.targets
-        weights = {name: piece.master() for name, piece in targets.items()}
-        if self._moves:
-            weights = {name: scores.as_magnitude(score) for name, score in self.net.moved.items()}
+        values = self.net.moved if self._moves else {name: piece.master() for name, piece in targets.items()}
         layout = patterns.Layout(
             lambda name, part: shards.everywhere(part, targets[name]), lambda name, whole: targets[name].cut(whole)
         )
-        sparsity = self.ladder[self.stage.number + 1]
-        cut = patterns.prune(weights, masks, sparsity, args.scope, args.pattern, shards.ranks, layout)
-        return scores.from_magnitude(cut) if self._moves else cut
+        sparsity, score = self.ladder[self.stage.number + 1], scores.SCORES[args.score]
+        return patterns.prune(values, masks, sparsity, args.scope, args.pattern, shards.ranks, layout, score)
 
     def complete(self) -> None:
         """Write what the round gave, and mark it complete."""

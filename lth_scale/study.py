@@ -1,12 +1,7 @@
-"""Run a study: each job of its grid once, in processes of their own, however often it is stopped and started.
-
-`python -m lth_scale.study studies/demo.yaml`
-"""
+"""Run a study, each job once, however often it is stopped: `python -m lth_scale.study studies/demo.yaml`."""
 
 import fcntl
-import functools
 import json
-import lzma
 import math
 import os
 import shlex
@@ -14,19 +9,15 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from subprocess import DEVNULL, STDOUT, Popen, TimeoutExpired
+from subprocess import DEVNULL, STDOUT, Popen
 
 from lth_scale import arguments, files
 from lth_scale.arguments import Arguments, BadInput, Training, exit_on_bad_input
-from lth_scale.grid import Flags, Job, Plan, as_argv, load, plan, summary
+from lth_scale.grid import Flags, Job, Plan, as_argv, difference, load, plan, summary
 
-POLL_SECONDS = 1.0
-GRACE_SECONDS = 30.0
-# Training examples, for the costs where the data is not at hand: the data sets' own sizes, which agree with Table 1 of
-# Chen et al. 2020 (squad: windows of 384 tokens). A round of mlm is counted in steps.
+# Training examples, as in Table 1 of Chen et al. 2020 (squad: windows of 384 tokens); a round of mlm is in steps.
 ROWS = {"mnli": 392_702, "qqp": 363_846, "stsb": 5_749, "wnli": 635, "qnli": 104_743, "mrpc": 3_668, "rte": 2_490,
         "sst2": 67_349, "cola": 8_551, "squad": 88_641}  # fmt: skip
 
@@ -52,16 +43,13 @@ class Runner:
     def run(self) -> None:
         """Run what is not done. A job that another process is on is waited for, and run here should that one die."""
         (self.directory / "jobs").mkdir(parents=True, exist_ok=True)
-        left = [job for job in self.jobs if not self.is_done(job)]
-        told = False
+        left, told = [job for job in self.jobs if not self.is_done(job)], False
         while left:
-            still = [job for job in left if not self.settle(job)]
-            if len(still) == len(left):
-                if not told:
-                    print(f"waiting for {left[0].id}, which another process runs", flush=True)
+            before, left = left, [job for job in left if not self.settle(job)]
+            if left == before:
+                print("" if told else f"waiting for {left[0].id}, which another process runs\n", end="", flush=True)
                 told = True
-                time.sleep(POLL_SECONDS)
-            left = still
+                time.sleep(1)
 
     def settle(self, job: Job) -> bool:
         """Run a job if that can be done now. True where nothing is left to do about it."""
@@ -81,68 +69,42 @@ class Runner:
         return True
 
     def start(self, job: Job, lock: int) -> None:
-        """Run a job and say how it went."""
+        """Run a job and say how it went. Its process holds the lock too, and so outlives a study that is killed."""
         print(f"[{self.jobs.index(job) + 1}/{len(self.jobs)}] {job.id} … ", end="", flush=True)
-        began = time.monotonic()
-        code = self.call(job, lock)
-        took = time.monotonic() - began
-        if self.is_done(job):
-            print(f"done, {took:.0f} s", flush=True)
-        else:
-            self.failed[job.id] = f"exit code {code}: {last_lines(self.path(job, '.log'))}"
-            print(f"failed, {took:.0f} s, {self.failed[job.id]}", flush=True)
-
-    def call(self, job: Job, lock: int) -> int:
-        """The exit code of a job's process, which holds the lock too and so outlives a study that is killed."""
-        with open(self.path(job, ".log"), "ab") as log:
-            command = self.command(job)
-            log.write(f"$ {shlex.join(command)}\n".encode())
-            log.flush()
-            child = Popen(command, stdin=DEVNULL, stdout=log, stderr=STDOUT, pass_fds=[lock], start_new_session=True)
+        began, command, log = time.monotonic(), self.command(job), self.path(job, ".log")
+        with open(log, "a") as to:
+            print("$", shlex.join(command), file=to, flush=True)
+            child = Popen(command, stdin=DEVNULL, stdout=to, stderr=STDOUT, pass_fds=[lock], start_new_session=True)
             try:
-                return child.wait()
-            finally:
-                end(child)
+                child.wait()
+            except SystemExit:  # a signal: end the launcher and what it started
+                os.killpg(child.pid, signal.SIGTERM)
+                child.wait()
+                raise
+        if not self.is_done(job):
+            last = log.read_text(errors="replace").rstrip().splitlines()[-1]
+            self.failed[job.id] = f"exit code {child.returncode}: {last} ({log})"
+        print("failed" if job.id in self.failed else "done", f"after {time.monotonic() - began:.0f} s", flush=True)
 
     def command(self, job: Job) -> list[str]:
         """A job's command line."""
-        launcher = shlex.split(self.made.studies[0].launcher) or [sys.executable, "-m"]
+        launcher = self.made.studies[0].keys["launcher"].split() or [sys.executable, "-m"]
         flags: Flags = {**job.flags, "output_dir": self.path(job)}
         flags |= {name: self.directory / flags[name] for name in ("ticket", "dense") if name in flags}
         return [*launcher, f"lth_scale.{job.kind}", *as_argv(flags)]
 
     def table(self) -> str:
         """How many jobs are done, and why the others are not."""
-        done = sum(self.is_done(job) for job in self.jobs)
-        counts = {"done": done, "failed": len(self.failed), "waiting": len(self.waiting)}
-        lines = ["", "| state   | jobs |", "|---------|------|"]
-        lines += [f"| {state:<7} | {count:4} |" for state, count in counts.items()]
-        lines += [""] if self.failed else []
-        lines += [f"failed   {job}: {why} (jobs/{job}.log)" for job, why in self.failed.items()]
-        return "\n".join([*lines, *(f"waiting  {job}: {why}" for job, why in self.waiting.items())])
-
-
-def end(child: Popen) -> None:
-    """Stop a job and the processes it started, if it still runs."""
-    if child.poll() is not None:
-        return
-    os.killpg(child.pid, signal.SIGTERM)
-    try:
-        child.wait(GRACE_SECONDS)
-    except TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-
-
-def last_lines(log: Path, count: int = 2) -> str:
-    """The end of a log."""
-    lines = [line.strip() for line in log.read_bytes()[-4096:].decode(errors="replace").splitlines()]
-    return " / ".join([line for line in lines if line and not line.startswith("$ ")][-count:])
+        counts = {"done": sum(map(self.is_done, self.jobs)), "failed": len(self.failed), "waiting": len(self.waiting)}
+        lines = ["", "| state   | jobs |", "|---------|------|", *(f"| {k:<7} | {n:4} |" for k, n in counts.items())]
+        for state, jobs in (("failed", self.failed), ("waiting", self.waiting)):
+            lines += [f"{state:<8} {job}: {why}" for job, why in jobs.items()]
+        return "\n".join(lines)
 
 
 def share(made: Plan, index: int, of: int) -> list[Job]:
     """Every `of`-th job from `index` on, and what those need."""
-    wanted = {job.id for position, job in enumerate(made.jobs.values()) if position % of == index}
+    wanted = set(list(made.jobs)[index::of])
     for job in reversed(made.jobs.values()):  # a job comes after what it needs
         wanted |= set(job.needs) if job.id in wanted else set()
     return [job for job in made.jobs.values() if job.id in wanted]
@@ -150,53 +112,34 @@ def share(made: Plan, index: int, of: int) -> list[Job]:
 
 def refuse_other_flags(made: Plan, directory: Path) -> None:
     """Refuse to mix jobs that were begun with other flags. Raises BadInput."""
-    try:
-        before = {job["id"]: job["flags"] for job in json.loads((directory / "study.json").read_text())["jobs"]}
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError):
-        raise BadInput(f"--output_dir {directory}: its study.json is damaged; delete that file") from None
+    path = directory / "study.json"
+    before = {job["id"]: job["flags"] for job in json.loads(path.read_text())["jobs"]} if path.exists() else {}
     for job in made.jobs.values():
-        old: Flags = before.get(job.id, job.flags)
-        differ = [name for name in {**old, **job.flags} if old.get(name) != job.flags.get(name)]
         home = directory / "jobs" / job.id
-        for name in differ:
-            if home.exists() and name not in arguments.COSMETIC:
-                raise BadInput(
-                    f"--output_dir {directory}: {job.id} was begun with --{name} {old.get(name)}, is now to have "
-                    f"{job.flags.get(name)}; give another directory, or delete {home}"
-                )
+        differ = difference(before.get(job.id, job.flags), job.flags, but=arguments.COSMETIC)
+        if differ and home.exists():
+            raise BadInput(f"--output_dir {directory}: {job.id} was begun with other flags: {differ}, then and now; "
+                           f"give another directory, or delete {home}")  # fmt: skip
 
 
-@functools.cache
-def count_rows(directory: Path) -> int | None:
-    """Lines of train.jsonl, or of its .xz; None where there is neither."""
-    for name, reader in (("train.jsonl", open), ("train.jsonl.xz", lzma.open)):
-        if (directory / name).is_file():
-            with reader(directory / name, "rb") as lines:
-                return sum(1 for line in lines if line.strip())
-    return None
-
-
-def steps_a_round(args: Training) -> int | None:
-    """Optimizer steps of one training on one device, or None where that cannot be known before it starts."""
+def steps_a_round(args: Training) -> float:
+    """Optimizer steps of one training on one device, or nan where that cannot be known before it starts."""
     if args.max_steps >= 0:
         return args.max_steps
-    rows = ROWS.get(args.task)
-    if args.dataset_path and rows:  # a line of mlm is not an example
-        is_embedded = args.dataset_path == arguments.EMBEDDED
-        rows = count_rows(arguments.embedded_path(args.task) if is_embedded else Path(args.dataset_path))
-    rows = min(filter(None, (rows, args.max_train_samples)), default=None)
+    rows, file = ROWS.get(args.task, math.inf), Path(args.dataset_path or "", "train.jsonl")
+    if args.dataset_path and args.task in ROWS:  # a line of mlm is not an example
+        rows = file.read_bytes().count(b"\n") if file.is_file() else math.inf
+    rows = min(rows, args.max_train_samples or math.inf)
     whole = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    return None if rows is None else math.ceil(args.num_train_epochs * math.ceil(rows / whole))
+    return math.nan if rows == math.inf else math.ceil(args.num_train_epochs * math.ceil(rows / whole))
 
 
-def steps_of(job: Job) -> int | None:
+def steps_of(job: Job) -> float:
     """Optimizer steps of a job: of all the rounds that it trains itself. Raises BadInput."""
     one = steps_a_round(job.args)
-    if one is None or not isinstance(job.args, Arguments):
+    if math.isnan(one) or not isinstance(job.args, Arguments):
         return one
-    later = one - int(arguments.parse_rewind_step(job.args.rewind_step, one))
+    later = one - int(arguments.parse_rewind_step(job.args.rewind_step, int(one)))
     return (0 if job.args.dense else one) + (len(job.ladder) - 1) * later
 
 
@@ -210,37 +153,23 @@ def seconds_a_step(runner: Runner) -> dict[str, float]:
 
 
 def costs(runner: Runner) -> str:
-    """Each job with what it costs, and what the jobs that are not done cost in all."""
-    measured = seconds_a_step(runner)
-    left: list[list[float | None]] = []
-    lines = [f"{'state':<6}{'steps':>11}{'tokens at most':>18}{'hours':>9}  job (needs)"]
+    """Each job with what it costs, and what the jobs that are not done cost in all; ? is what is not known."""
+    measured, left = seconds_a_step(runner), []
+    line = "{:<6}{:>11,}{:>18,}{:>9,.3f}  {}".format
+    lines = ["state       steps    tokens at most    hours  job (needs)"]
     for job in runner.jobs:
-        args, steps, rate = job.args, steps_of(job), measured.get(job.args.task)
-        size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.max_seq_length
-        cost: list[float | None] = [None] * 3
-        if steps is not None:
-            cost = [steps, steps * size, None if rate is None else rate * steps / 3600]
-        left += [] if runner.is_done(job) else [cost]
-        needs = f" ({', '.join(job.needs)})" if job.needs else ""
-        lines.append(f"{'done' if runner.is_done(job) else 'to do':<6}{columns(cost)}  {job.id}{needs}")
-    known = [[value for cost in left if (value := cost[i]) is not None] for i in range(3)]
-    unknown = len(left) - len(known[2])
-    total: list[float | None] = [sum(values) if values or not left else None for values in known]
-    lines += [
-        f"{'in all':<6}{columns(total)}  {len(left)} of {len(runner.jobs)} jobs to do",
-        "Steps are those of one device. Hours go by finished jobs of the same task in this directory;",
-        f"what is not measured is not known, nor in the sum: {unknown} of the {len(left)} jobs ('?').",
-    ]
-    return "\n".join(lines)
+        args, steps, state = job.args, steps_of(job), "done" if runner.is_done(job) else "to do"
+        tokens = steps * args.per_device_train_batch_size * args.gradient_accumulation_steps * args.max_seq_length
+        cost = [steps, tokens, steps * measured.get(args.task, math.nan) / 3600]
+        left += [cost] if state == "to do" else []
+        lines.append(line(state, *cost, job.id + (f" ({', '.join(job.needs)})" if job.needs else "")))
+    total = [sum(cost[i] for cost in left) for i in range(3)]
+    lines.append(line("in all", *total, f"{len(left)} of {len(runner.jobs)} jobs to do"))
+    lines.append("Steps are those of one device; hours go by the finished jobs of each task in this directory.")
+    return "\n".join(lines).replace(" nan", "   ?")
 
 
-def columns(cost: Sequence[float | None]) -> str:
-    """Steps, tokens and hours of a line; ? is what is not known."""
-    shown = ["?" if value is None else f"{value:,.{digits}f}" for value, digits in zip(cost, (0, 0, 3), strict=True)]
-    return f"{shown[0]:>11}{shown[1]:>18}{shown[2]:>9}"
-
-
-def overrides(rest: Iterable[str]) -> Flags:
+def overrides(rest: list[str]) -> Flags:
     """`--flag value …` for every job. Raises BadInput."""
     given: Flags = {}
     for part in rest:
@@ -256,12 +185,8 @@ def overrides(rest: Iterable[str]) -> Flags:
 
 def command_line() -> tuple[Namespace, Flags]:
     """The study's own flags, and those for its jobs. Raises BadInput."""
-    parser = arguments.OneLineParser(
-        prog="lth_scale.study",
-        description="Run a grid of searches, controls and transfers, each job once. Any further --flag value of "
-        "lth_scale.imp or lth_scale.transfer is given to every job, and wins over the file.",
-        allow_abbrev=False,
-    )
+    what = "Run a grid of jobs, each once; any further --flag value goes to every job and wins over the file."
+    parser = arguments.OneLineParser("lth_scale.study", description=what, allow_abbrev=False)
     parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="what to run: studies/*.yaml, docs/studies.md")
     parser.add_argument("--output_dir", type=Path, help="where everything is written (default: runs/NAME)")
     parser.add_argument("--dry_run", action="store_true", help="print the jobs and their costs, and write nothing")
@@ -273,27 +198,22 @@ def command_line() -> tuple[Namespace, Flags]:
     return given, overrides(rest)
 
 
-def stop(number: int, _frame: object) -> None:
-    """A signal: leave, and end the job on the way out."""
-    sys.exit(128 + number)
-
-
 def main() -> None:
     """The command line of `lth_scale.study`."""
     given, flags = command_line()
     made = plan(load(given.study, flags))
-    directory = given.output_dir or Path("runs") / made.studies[0].name
+    directory = given.output_dir or Path("runs") / made.studies[0].keys["name"]
     refuse_other_flags(made, directory)
     runner = Runner(made, directory, share(made, given.index, given.of))
     if given.dry_run:
         print(costs(runner))
         return
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # see Runner.start
     files.write_json(directory / "study.json", summary(made))
     runner.run()
     print(runner.table(), flush=True)
-    if runner.failed or runner.waiting:
+    if runner.failed:
         sys.exit(1)
 
 

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lth_scale import matching
 from lth_scale.arguments import BadInput, Transfer
 from lth_scale.record import Record, Stage
 
@@ -96,6 +95,8 @@ def report(record: Record) -> str:
 
 def over_seeds(record: Record, args: Transfer) -> list[str]:
     """Mean and spread over the seeds, and with --compare_with the verdicts under each rule."""
+    from lth_scale import matching  # imports scipy: bad input does not wait for it
+
     found = by_seed(record.directory)
     metric = next(iter(record.rows("seeds")[0]["eval"]))
     parts = [f"{metric}: {matching.summary([*found.values()]):.4f}"]

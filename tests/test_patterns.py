@@ -80,6 +80,19 @@ def test_blocks_are_constant_nested_and_exactly_as_many_as_asked(scope, pattern,
         assert sum(int((~mask).sum()) for mask in keep.values()) == size * round(sparsity * total / size)
 
 
+def test_under_movement_a_block_is_worth_its_sum_and_a_group_loses_what_moved_to_zero_most():
+    from lth_scale.scores import SCORES
+
+    moved = {"w": torch.tensor([[1.0, -5.0, 2.0, -1.0], [-3.0, 1.0, 0.5, 0.4]])}
+    keep = keep_all(moved)
+    cut = patterns.prune(moved, keep, 0.5, "global", "block:2x1", score=SCORES["movement"])
+    assert keep["w"].tolist() == [[False, False, True, True]] * 2  # sums -2, -4, 2.5 and -0.6
+    assert cut == pytest.approx(-2.0, rel=1e-6)
+    keep = keep_all(moved)
+    patterns.prune(moved, keep, 0.5, "global", "2:4", score=SCORES["movement"])
+    assert keep["w"].tolist() == [[True, False, True, False], [False, True, True, False]]
+
+
 @pytest.mark.parametrize("pattern", ["2:4", "block:4x1"])
 def test_a_nan_is_an_error_that_names_the_matrix(pattern):
     weights = random_weights()

@@ -206,3 +206,37 @@ def test_the_command_combines_tickets_and_never_overwrites(saved, tmp_path, comm
     assert again.returncode == 2 and again.stderr.startswith("error: --output")
     shared = command("lth_scale.ticket", str(path), "--overlap", str(other))
     assert shared.stdout.splitlines()[-1].split()[0] == "all"
+
+
+HEADS = {
+    "MaskedLM": {},  # no pooler
+    "QuestionAnswering": {"num_labels": 2},  # no pooler
+    **{f"SequenceClassification of {n}": {"num_labels": n} for n in (1, 2, 3)},
+}
+
+
+def with_head(head: str) -> hf.PreTrainedModel:
+    torch.manual_seed(1)
+    config = hf.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=20, **HEADS[head],
+    )  # fmt: skip
+    return getattr(hf, f"BertFor{head.split()[0]}")(config)
+
+
+@pytest.mark.parametrize("source", HEADS)
+@pytest.mark.parametrize("target", HEADS)
+def test_a_ticket_of_one_tasks_network_applies_to_every_others(source, target):
+    ticket, model = ticket_for(with_head(source)), with_head(target)
+    ticket.apply(model)
+    weights = prunable(model)
+    for name, weight in weights.items():
+        if name in ticket.masks:
+            assert (
+                torch.equal(weight != 0, ticket.masks[name] & (weight != 0)) and not weight[~ticket.masks[name]].any()
+            )
+        else:
+            assert name == "pooler.dense.weight" and weight.all()
+    assert sum(int((weight == 0).sum()) for weight in weights.values()) == sum(
+        int((~mask).sum()) for name, mask in ticket.masks.items() if name in weights
+    )
