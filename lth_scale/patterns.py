@@ -51,7 +51,7 @@ def prune(
 
     n:m: at most m − n weights of each m in a row are pruned until all groups are; so at 1 − n/m the mask is the
     pattern exactly, and before it every group keeps at least n (as in Zhou et al. 2021, arXiv:2102.04010, by
-    magnitude). block:RxC: whole blocks, by the sum of their magnitudes or movements; `round(sparsity × blocks)` of them (as in
+    magnitude). block:RxC: whole blocks, by the sum of what is in them; `round(sparsity × blocks)` of them (as in
     Narang et al. 2017, arXiv:1711.02782). Raises as `threshold.prune` does.
     """
     kind, first, second = parse_pattern(pattern)

@@ -52,6 +52,7 @@ class Subnetwork(Trial):
         ticket = replace(
             self.ticket,
             masks=made.masks,
+            threshold=self.ticket.threshold if made.masks is self.ticket.masks else 0.0,
             theta_sha256=digest({name: made.matrix(name) for name in made.masks}),
             arguments={**self.ticket.arguments, "seed": seed, "found_by": self.args.control},
         )

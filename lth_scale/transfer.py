@@ -3,10 +3,11 @@
 `accelerate launch -m lth_scale.transfer --task sst2 --ticket runs/mlm-bert-base-uncased --seeds 1 2 3`
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lth_scale.arguments import Transfer, exit_on_bad_input, parse
+from lth_scale.arguments import BadInput, Transfer, exit_on_bad_input, parse
 from lth_scale.record import Record
 from lth_scale.terminal import by_seed, show
 
@@ -31,7 +32,7 @@ def run(args: Transfer) -> None:
     """Transfer, or go on where that stopped, or show what was found. Raises BadInput."""
     record = Record.open(args)
     if args.compare_with:
-        by_seed(Path(args.compare_with))
+        check_comparable(args, Path(args.compare_with))
     if not record.is_done():
         from lth_scale.subnetwork import Subnetwork  # imports torch: bad input and finished work do not wait for it
 
@@ -39,6 +40,16 @@ def run(args: Transfer) -> None:
         transfer(network)
         network.close({})
     show(record)
+
+
+def check_comparable(args: Transfer, other: Path) -> None:
+    """Refuse a --compare_with that is no transfer, or one to another task. Raises BadInput."""
+    by_seed(other)
+    task = json.loads((other / "arguments.json").read_text())["task"]
+    if task != args.task:
+        raise BadInput(
+            f"--compare_with {other}: is a transfer to {task}, this one to {args.task}; give one to the same"
+        )
 
 
 def main() -> None:

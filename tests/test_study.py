@@ -245,7 +245,7 @@ def test_steps_come_from_the_data_or_the_papers_sizes(write, sst2_data):
         ("figure2_transfer", 11 + 22 + (363 - 11) + 33, 33 * (1 + 11 + 1)),
         ("rewinding", 33 * 6, 33 * (1 + 6)),
         ("paper", 55 + 220 + 330 + 33 + 33 * 5, 55 * (1 + 9 + 4) + 330 + 33 + 33 * 5),
-        ("demo", 6 + 6 + 6 + 6 + 6, 6 * (1 + 4) + 6 + 6 + 6 + 6),
+        ("demo", 6 + 6 + 3 + 6 + 6, 6 * (1 + 4) + 6 + 3 + 6 + 6),
     ],
 )
 def test_the_shipped_studies_plan_and_every_flag_resolves(name, jobs, cells):

@@ -173,3 +173,12 @@ def test_theta_of_another_network_is_refused(transfer, tmp_path):
     save_file({"bert.encoder.layer.0.output.dense.weight": torch.zeros(2, 2)}, tmp_path / "theta.safetensors")
     with pytest.raises(BadInput, match="--theta"):
         transfer(1, theta=tmp_path / "theta.safetensors")
+
+
+def test_a_comparison_across_tasks_or_with_a_search_is_refused(search, transfer, tmp_path, text_data):
+    other = transfer(1, task="mlm", dataset_path=text_data, output_dir=tmp_path / "other", max_steps=1)
+    found = search(max_steps=1, target_sparsity=0.1)
+    for directory, said in ((other, "transfer to mlm, this one to sst2"), (found, "no results of lth_scale.transfer")):
+        with pytest.raises(BadInput, match=said):
+            transfer(1, compare_with=directory)
+    assert not (tmp_path / "transfer").exists()
