@@ -298,12 +298,15 @@ def fill_in_transfer(values: dict[str, Any]) -> None:
     """Defaults that follow from other flags of a transfer."""
     values["seeds"] = tuple(dict.fromkeys(values.get("seeds") or (values.get("seed", 42),)))
     values["seed"] = values["seeds"][0]
-    source = "dense"
-    if values.get("ticket"):
-        rooms = Path(values["ticket"]).resolve().parent.parts
-        source = "-".join(rooms[-3::2] if "rounds" in rooms[-2:] else rooms[-1:])
-    what = source if values.get("control", "none") == "none" else f"{source}-{values['control']}"
+    source, control = source_name(values.get("ticket")), values.get("control", "none")
+    what = source if control == "none" else f"{source}-{control}"
     values.setdefault("output_dir", os.path.join("runs", f"transfer-{values['task']}-{_stem(values)}-{what}"))
+
+
+def source_name(ticket: str | None) -> str:
+    """A short name for where a ticket comes from: `dense`, the run's directory, or that and the round."""
+    rooms = Path(ticket or "").resolve().parent.parts
+    return "dense" if not ticket else "-".join(rooms[-3::2] if "rounds" in rooms[-2:] else rooms[-1:])
 
 
 def _stem(values: dict[str, Any]) -> str:

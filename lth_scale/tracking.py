@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from lth_scale import files
-from lth_scale.arguments import Training, Transfer
+from lth_scale.arguments import Training, Transfer, source_name
 from lth_scale.record import Record, Stage
 
 EXPERIMENT = "lth_scale"
@@ -36,8 +36,11 @@ class Tracker:
         self.client.update_run(self.ids["parent"], status="RUNNING")
 
     def _create_parent(self) -> None:
-        args, control = self.args, self.args.control if isinstance(self.args, Transfer) else "none"
-        what = [args.task, Path(args.model_name_or_path).name, *([] if control == "none" else [control])]
+        args, control = self.args, "none"
+        what = [args.task, Path(args.model_name_or_path).name]
+        if isinstance(args, Transfer):
+            control = args.control
+            what += [f"from {source_name(args.ticket)}", *([] if control == "none" else [control])]
         name = args.run_name or " · ".join([*what, f"seed {args.seed}", *(["quick look"] if args.note else [])])
         self.ids = {"store": self.store, "experiment": self._experiment()}
         self.ids["parent"] = self._create(name, {**self.tags, "control": control})

@@ -80,3 +80,17 @@ def test_going_on_reopens_the_runs_and_repeats_no_step(search, tmp_path, monkeyp
 def test_report_to_none_writes_no_store(search, tmp_path):
     search(report_to="none")
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_each_seed_of_a_transfer_is_a_run_that_says_where_its_ticket_comes_from(search, transfer, tmp_path):
+    found = search(output_dir=tmp_path / "found", target_sparsity=0.1, max_steps=1)
+    transfer(1, 2, ticket=found / "rounds/01/ticket.safetensors", control="reinit", report_to="mlflow", max_steps=1)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
+    parents = {run.data.tags["seed"]: run for run in runs if "mlflow.parentRunId" not in run.data.tags}
+    assert set(parents) == {"1", "2"}
+    for seed, run in parents.items():
+        assert run.info.run_name.endswith(f"from found-01 · reinit · seed {seed}") and run.info.status == "FINISHED"
+        assert run.data.tags["control"] == "reinit" and "eval/accuracy" in run.data.metrics
+        (child,) = [each for each in runs if each.data.tags.get("mlflow.parentRunId") == run.info.run_id]
+        assert child.info.run_name == f"seed 0{seed} · 9.995 %"  # 435 of 4,352 weights
