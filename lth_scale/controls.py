@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lth_scale import patterns, threshold
+from lth_scale.arguments import BadInput
 
 Tensors = dict[str, Tensor]
 
@@ -73,7 +74,8 @@ def reinit(start: Start, seed: int) -> Start:
 def shuffle_layers(start: Start, seed: int) -> Start:
     """θ₀″ of the official code: one permutation of the layers, applied to all their matrices (pertub_weight.py).
 
-    Pooler, biases, LayerNorm and embeddings stay. Matrices of other shapes than their namesakes stay too.
+    Pooler, biases, LayerNorm and embeddings stay. Matrices of other shapes than their namesakes stay too. Never the
+    identity. Raises BadInput where no two layers are alike.
     """
     layers: dict[str, dict[int, str]] = {}
     for name in start.masks:
@@ -81,14 +83,23 @@ def shuffle_layers(start: Start, seed: int) -> Start:
         if stack:
             namesakes = f"{stack[1]}#{stack[3]} {tuple(start.masks[name].shape)}"
             layers.setdefault(namesakes, {})[int(stack[2])] = name
-    weights = dict(start.weights)
+    weights, deepest = dict(start.weights), max(map(len, layers.values()), default=0)
+    if deepest < 2:
+        raise BadInput("--control shuffle_layers: the model has no two layers alike; take shuffle_within")
     for kind in layers.values():
-        generator = torch.Generator().manual_seed(seed)  # anew, so that layers of one depth move together
-        order = torch.randperm(len(kind), generator=generator).tolist()
+        order = other_order(len(kind), seed)  # the same for all of one depth, so that a layer moves as a whole
         sources = [kind[layer] for layer in sorted(kind)]
         for target, index in zip(sources, order, strict=True):
             weights[start.names[target]] = start.matrix(sources[index])
     return replace(start, weights=weights)
+
+
+def other_order(count: int, seed: int) -> list[int]:
+    """A random order of `count` things, but never the one they are in, unless there is one thing alone."""
+    generator, order = torch.Generator().manual_seed(seed), list(range(count))
+    while count > 1 and order == sorted(order):
+        order = torch.randperm(count, generator=generator).tolist()
+    return order
 
 
 def shuffle_within(start: Start, seed: int) -> Start:

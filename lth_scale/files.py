@@ -1,5 +1,6 @@
 """Files that are whole or absent: write to a temporary name, fsync, rename, fsync the directory."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -67,3 +68,12 @@ def new_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
     made.rename(path)
     sync_directory(path.parent)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """One process at a time, of those that ask for the same path; a lock of the system, gone when its holder is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

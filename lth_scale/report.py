@@ -544,8 +544,11 @@ def main() -> None:
 
         beside = f"sqlite:///{args.directory.resolve() / 'jobs' / 'mlflow.db'}"
         store = os.environ.get("MLFLOW_TRACKING_URI") or beside
-        tracking.log_report(store, study.name, written)
-        print(f"MLflow   logged to {store}")
+        try:
+            tracking.log_report(store, study.name, written)
+            print(f"MLflow   logged to {store}")
+        except Exception as problem:  # MLflow raises many kinds, and the report is written
+            print(f"MLflow   not logged to {store}: {str(problem).partition(chr(10))[0]}")
 
 
 if __name__ == "__main__":

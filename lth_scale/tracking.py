@@ -4,6 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ class Tracker:
 
     def __init__(self, args: Training, record: Record, directory: Path | None = None):
         self.args, self.store = args, record.mlflow_store()
-        self.artifacts = (record.directory.resolve().parent / "mlartifacts").as_uri()
-        self.client = MlflowClient(tracking_uri=self.store)
+        self.client, experiment = connect(self.store)
         self.path = (directory or record.directory) / "mlflow.json"
         ids = json.loads(self.path.read_text()) if self.path.is_file() else {}
         self.ids: dict[str, str] = ids if ids.get("store") == self.store else {}
@@ -32,29 +32,22 @@ class Tracker:
             self.tags["note"] = args.note
         self.current = ""
         if not self.ids:
-            self._create_parent()
+            self._create_parent(experiment)
         self.client.update_run(self.ids["parent"], status="RUNNING")
 
-    def _create_parent(self) -> None:
+    def _create_parent(self, experiment: str) -> None:
         args, control = self.args, "none"
         what = [args.task, Path(args.model_name_or_path).name]
         if isinstance(args, Transfer):
             control = args.control
             what += [f"from {source_name(args.ticket)}", *([] if control == "none" else [control])]
         name = args.run_name or " · ".join([*what, f"seed {args.seed}", *(["quick look"] if args.note else [])])
-        self.ids = {"store": self.store, "experiment": self._experiment()}
+        self.ids = {"store": self.store, "experiment": experiment}
         self.ids["parent"] = self._create(name, {**self.tags, "control": control})
         params = [Param(key, str(value)[:6000]) for key, value in self.args.as_dict().items()]
         for start in range(0, len(params), 100):
             self.client.log_batch(self.ids["parent"], params=params[start : start + 100])
         files.write_json(self.path, self.ids)
-
-    def _experiment(self) -> str:
-        found = self.client.get_experiment_by_name(EXPERIMENT)
-        if found:
-            return found.experiment_id
-        local = self.store.startswith("sqlite:")  # a server knows where its artifacts go
-        return self.client.create_experiment(EXPERIMENT, artifact_location=self.artifacts if local else None)
 
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
         return self.client.create_run(self.ids["experiment"], tags=dict(tags), run_name=name).info.run_id
@@ -101,16 +94,21 @@ class Tracker:
         self.client.set_terminated(self.ids["parent"])
 
 
+def connect(store: str) -> tuple[MlflowClient, str]:
+    """A client of the store, and the id of our experiment there. A local store is made by one process alone."""
+    local = Path(store.removeprefix("sqlite:///")).resolve() if store.startswith("sqlite:///") else None
+    with files.exclusive(local) if local else nullcontext():
+        client = MlflowClient(tracking_uri=store)
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found:
+            return client, found.experiment_id
+        artifacts = (local.parent / "mlartifacts").as_uri() if local else None  # a server knows where its own go
+        return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+
+
 def log_report(store: str, name: str, paths: Sequence[Path]) -> None:
     """Keep the files of a study's report as artifacts of the run `report · NAME`, the same one every time."""
-    client = MlflowClient(tracking_uri=store)
-    found = client.get_experiment_by_name(EXPERIMENT)
-    local = Path(store.removeprefix("sqlite:///")).parent / "mlartifacts" if store.startswith("sqlite:") else None
-    experiment = (
-        found.experiment_id
-        if found
-        else client.create_experiment(EXPERIMENT, artifact_location=local.as_uri() if local else None)
-    )
+    client, experiment = connect(store)
     title = f"report · {name}"
     runs = client.search_runs([experiment], "tags.report = 'study'")
     same = [run.info.run_id for run in runs if run.info.run_name == title]

@@ -1,5 +1,8 @@
 """tracking.py: what a reviewer finds in a real MLflow store."""
 
+import subprocess
+import sys
+
 import pytest
 from mlflow import MlflowClient
 
@@ -94,3 +97,10 @@ def test_each_seed_of_a_transfer_is_a_run_that_says_where_its_ticket_comes_from(
         assert run.data.tags["control"] == "reinit" and "eval/accuracy" in run.data.metrics
         (child,) = [each for each in runs if each.data.tags.get("mlflow.parentRunId") == run.info.run_id]
         assert child.info.run_name == f"seed 0{seed} · 9.995 %"  # 435 of 4,352 weights
+
+
+def test_processes_that_make_one_store_at_once_share_one_experiment(tmp_path):
+    code = f"from lth_scale.tracking import connect; print(connect('sqlite:///{tmp_path}/new/mlflow.db')[1])"
+    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    found = [process.communicate(timeout=120)[0].strip() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0] and len(set(found)) == 1
