@@ -200,12 +200,18 @@ def drop_layer(directory):
     )
 
 
+def only_a_pickle(directory):
+    torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
+    (directory / "model.safetensors").unlink()
+
+
 MODELS = {
     "no weights": (lambda d: (d / "model.safetensors").unlink(), ["model.safetensors"]),
     "cut weights": (lambda d: (d / "model.safetensors").write_bytes(b"\x08" * 50), ["--model_name_or_path"]),
     "no config": (lambda d: (d / "config.json").unlink(), ["config.json"]),
     "config is no JSON": (lambda d: (d / "config.json").write_text("{"), ["--model_name_or_path"]),
     "no tokenizer": (lambda d: [p.unlink() for p in d.glob("token*")], ["--model_name_or_path"]),
+    "only a pickle": (only_a_pickle, ["model.safetensors"]),
     "a layer is missing": (drop_layer, ["lacks encoder.layer.1.output.dense.weight"]),
 }
 

@@ -97,8 +97,9 @@ def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBa
     try:
         model, info = auto_class.from_pretrained(
             model_path(args),
-            revision=args.model_revision,
+            revision=args.model_revision or "main",  # by name, or transformers looks for no converted safetensors
             dtype="float32",
+            use_safetensors=True,
             output_loading_info=True,
             **options,
         )
