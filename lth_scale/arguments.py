@@ -74,6 +74,10 @@ class BadInput(ValueError):
     """Something the user gave cannot be used; the message names the flag, its value and the remedy."""
 
 
+class Diverged(RuntimeError):
+    """A training whose loss is no number any more; what was complete before it stands."""
+
+
 def flag(help: str, default: Any = None, **options: Any) -> Any:
     """A dataclass field that is also a command-line flag."""
     return field(default=default, metadata={"help": help, **options})
@@ -112,6 +116,7 @@ class Training:
     bf16: bool = flag("bfloat16 mixed precision", False)
     fp16: bool = flag("float16 mixed precision, with loss scaling (GPU)", False)
     seed: int = flag("seed of the head, the data order, dropout and random masks", 42)
+    full_determinism: bool = flag("deterministic algorithms alone, where there are any: slower on GPUs", False)
     dataloader_num_workers: int = flag("processes that prepare batches", 0)
     ticket: str | None = flag("start from this ticket's mask instead of the dense network")
 
@@ -210,6 +215,11 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise BadInput; `main` of each command turns it into exit code 2."""
         raise BadInput(f"{message.removeprefix('argument ')} (see --help)")
+
+
+def without_secrets(url: str) -> str:
+    """A URL without the user and password in it: what may be printed and kept."""
+    return re.sub(r"(?<=://)[^/@]*@", "", url)
 
 
 def is_local(name: str) -> bool:
@@ -452,11 +462,11 @@ def parse_optim_args(text: str | None) -> dict[str, Any]:
 
 
 def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
-    """Run a command; BadInput becomes one `error: …` line a node and exit code 2."""
+    """Run a command; BadInput becomes one `error: …` line a node and exit code 2, Diverged the same and 1."""
     try:
         command()
-    except BadInput as problem:
+    except (BadInput, Diverged) as problem:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print("error:", " ".join(str(problem).split()), file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(2 if isinstance(problem, BadInput) else 1)
     sys.exit(0)

@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from lth_scale import figures, files, page
-from lth_scale.arguments import CONTROLS, TASKS, BadInput, OneLineParser, exit_on_bad_input
+from lth_scale.arguments import CONTROLS, TASKS, BadInput, OneLineParser, exit_on_bad_input, without_secrets
 from lth_scale.matching import RULES, WORDS, at_least, holm, judge, summary, tested, verdicts
 from lth_scale.page import Section, Table
 
@@ -546,9 +546,10 @@ def main() -> None:
         store = os.environ.get("MLFLOW_TRACKING_URI") or beside
         try:
             tracking.log_report(store, study.name, written)
-            print(f"MLflow   logged to {store}")
+            print(f"MLflow   logged to {without_secrets(store)}")
         except Exception as problem:  # MLflow raises many kinds, and the report is written
-            print(f"MLflow   not logged to {store}: {str(problem).partition(chr(10))[0]}")
+            why = without_secrets(str(problem).partition("\n")[0])
+            print(f"MLflow   not logged to {without_secrets(store)}: {why}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from lth_scale import files
-from lth_scale.arguments import Training, Transfer, source_name
+from lth_scale.arguments import Training, Transfer, source_name, without_secrets
 from lth_scale.record import Record, Stage
 
 EXPERIMENT = "lth_scale"
@@ -26,7 +26,7 @@ class Tracker:
         self.client, experiment = connect(self.store)
         self.path = (directory or record.directory) / "mlflow.json"
         ids = json.loads(self.path.read_text()) if self.path.is_file() else {}
-        self.ids: dict[str, str] = ids if ids.get("store") == self.store else {}
+        self.ids: dict[str, str] = ids if ids.get("store") == without_secrets(self.store) else {}
         self.tags = {"task": args.task, "base_model": args.model_name_or_path, "seed": str(args.seed)}
         if args.note:
             self.tags["note"] = args.note
@@ -42,7 +42,7 @@ class Tracker:
             control = args.control
             what += [f"from {source_name(args.ticket)}", *([] if control == "none" else [control])]
         name = args.run_name or " · ".join([*what, f"seed {args.seed}", *(["quick look"] if args.note else [])])
-        self.ids = {"store": self.store, "experiment": experiment}
+        self.ids = {"store": without_secrets(self.store), "experiment": experiment}
         self.ids["parent"] = self._create(name, {**self.tags, "control": control})
         params = [Param(key, str(value)[:6000]) for key, value in self.args.as_dict().items()]
         for start in range(0, len(params), 100):

@@ -19,11 +19,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import get_scheduler
+from transformers import enable_full_determinism, get_scheduler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lth_scale import distillation, masking, scores, sharding
-from lth_scale.arguments import BadInput, Training, parse_optim_args
+from lth_scale.arguments import BadInput, Diverged, Training, parse_optim_args
 from lth_scale.prunable import prunable
 from lth_scale.sharding import Piece, Shards
 from lth_scale.tasks import Task
@@ -112,6 +112,8 @@ def make_accelerator(args: Training) -> Accelerator:
     """Accelerate's state for this process. Raises BadInput where launcher and flags do not fit."""
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
     accelerator = sharding.connect(precision, args.gradient_accumulation_steps)
+    if args.full_determinism:
+        enable_full_determinism(args.seed)
     if accelerator.device.type == "cpu":
         take_cores()
     return accelerator
@@ -223,7 +225,8 @@ def train(net: Net, until: int, rate: Callable[[int], float], on_step: OnStep) -
     """Train from net.step to step `until` with pruned weights held at zero; return the mean loss over all ranks.
 
     rate(step) is the learning rate of each optimizer step. on_step(step, loss) is called after each one;
-    loss is this rank's, and None but every --logging_steps.
+    loss is this rank's, and None but every --logging_steps. Raises Diverged on all ranks, by the next of those steps,
+    where the loss of any is no number.
     """
     accelerator, args = net.accelerator, net.args
     accumulate = args.gradient_accumulation_steps
@@ -244,9 +247,20 @@ def train(net: Net, until: int, rate: Callable[[int], float], on_step: OnStep) -
                 continue
             step_optimizer(net, rate(net.step))
         net.step += 1
+        if net.step in (until, net.step // args.logging_steps * args.logging_steps):
+            check_loss(net, total)
         on_step(net.step, float(loss.detach()) if net.step % args.logging_steps == 0 else None)
     assert masking.is_held(net.targets, net.masks), "a pruned weight is not zero"
     return float(accelerator.reduce(total, reduction="mean")) / max(1, len(numbers))
+
+
+def check_loss(net: Net, total: Tensor) -> None:
+    """Raise Diverged on all ranks where a rank's sum of losses is no number."""
+    if not math.isfinite(float(net.accelerator.reduce(total))):
+        raise Diverged(
+            f"the loss is NaN or infinite by step {net.step} of {net.steps}; the rounds before this one stand: lower "
+            f"--learning_rate {net.args.learning_rate}, or warm up, in another --output_dir"
+        )
 
 
 def loss_of(net: Net, batch: dict[str, Tensor]) -> Tensor:

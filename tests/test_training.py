@@ -134,3 +134,34 @@ def test_a_step_that_overflows_under_a_gradient_scaler_changes_nothing_and_a_res
     training.train(net, 2, lambda step: 0.01, lambda step, loss: None)
     assert masking.is_held(net.targets, net.masks)
     assert any(not torch.equal(before[name], weight) for name, weight in net.shards.whole_weights().items())
+
+
+def test_a_loss_that_is_no_number_stops_the_round_and_those_before_it_stand(search, monkeypatch, tmp_path):
+    import json
+
+    from lth_scale.arguments import Diverged
+
+    loss_of, calls = training.loss_of, []
+
+    def spoil(net, batch):
+        calls.append(net.step)
+        return loss_of(net, batch) * (float("nan") if len(calls) == 6 else 1.0)  # the second step of round 1
+
+    monkeypatch.setattr(training, "loss_of", spoil)
+    with pytest.raises(Diverged, match=r"by step 2 of 4.*--learning_rate 0.01"):
+        search(logging_steps=2)
+    assert [row["round"] for row in json.loads((tmp_path / "out/results.json").read_text())] == [0]
+    assert not (tmp_path / "out/rounds/01/complete").exists()
+    monkeypatch.setattr(training, "loss_of", loss_of)
+    assert (search(logging_steps=2) / "complete").is_file()
+
+
+def test_the_same_command_twice_finds_the_same_to_the_last_bit(search, tmp_path):
+    import json
+
+    first, second = (search(output_dir=tmp_path / name, full_determinism=True, rewind_step=1) for name in ("a", "b"))
+    assert (first / "ticket.safetensors").read_bytes() == (second / "ticket.safetensors").read_bytes()
+    rows = [json.loads((out / "results.json").read_text()) for out in (first, second)]
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours["eval"] == theirs["eval"] and ours["train_loss"] == theirs["train_loss"]
+    torch.use_deterministic_algorithms(False)
