@@ -141,6 +141,11 @@ class Study:
         mine = [c for c in self.cells if c.task == c.source == task and c.control == "none" and c.sparsity]
         return sorted({c.sparsity for c in mine if (c.rewind != "0") == rewound})
 
+    def compared(self, task: str) -> list[float]:
+        """Of those, the ones at which a control is planned too; all of them where none is."""
+        beside = {c.sparsity for c in self.cells if c.task == task and c.control != "none"}
+        return [sparsity for sparsity in self.own(task) if sparsity in beside] or self.own(task)
+
     def transferred(self) -> list[float]:
         """The sparsities at which a ticket is trained on another task than its own."""
         return sorted({c.sparsity for c in self.cells if c.kind == OTHER})
@@ -230,11 +235,11 @@ def summarise(study: Study) -> Section:
 
 
 def at_paper(task: str, grid: Sequence[float]) -> tuple[float, str]:
-    """The paper's sparsity of Table 2 if it is in the grid, else the nearest lower one; and that in words."""
+    """The paper's sparsity of Table 2 if `grid` has it, else the next lower one, else the lowest; and in words."""
     theirs = printed(task)["sparsity"] / 100
     lower = [s for s in grid if s <= theirs + CLOSE]
     chosen = max(lower, default=min(grid))
-    differs = f" (the {'next lower' if lower else 'lowest'} planned)" if abs(chosen - theirs) > CLOSE else ""
+    differs = f" (the {'next lower' if lower else 'lowest'} compared)" if abs(chosen - theirs) > CLOSE else ""
     return chosen, percent(chosen) + differs
 
 
@@ -244,7 +249,7 @@ def table2(study: Study, tasks: Sequence[str], delta: float) -> Section:
     controls = [control for control in CONTROLS if control in planned]
     rows, entries = [], []
     for task in tasks:
-        sparsity, words = at_paper(task, study.own(task))
+        sparsity, words = at_paper(task, study.compared(task))
         full, *ours = study.group(task), *(study.group(task, sparsity, control) for control in ("none", *controls))
         rows += [[task, "here", study.metric(task), words, *map(str, [full, *ours])], paper_row(task, controls)]
         entries.append(([task, percent(sparsity)], ours[0], full))
@@ -482,7 +487,7 @@ def every_verdict(study: Study, delta: float) -> Section:
     labels, title = ["task", "ticket of", "sparsity"], "Verdicts on all tickets, p uncorrected"
     tables = [verdict_table(title, labels, entries, delta, adjust=False)]
     values: dict[tuple[str, ...], list[float]] = defaultdict(list)
-    at_table = {task: at_paper(task, study.own(task))[0] for task in study.tasks if study.own(task)}
+    at_table = {task: at_paper(task, study.compared(task))[0] for task in study.tasks if study.own(task)}
     for cell in study.cells:
         if cell.sparsity in (0, at_table.get(cell.task)) and cell.source == cell.task and cell.rewind == "0":
             for name, value in list(cell.evals.items())[1:]:

@@ -141,7 +141,17 @@ def test_the_table_holds_hand_computed_numbers(written):
     assert ours["mrpc"]["f(m_IMP, θ₀″), layers shuffled, as the paper's code"] == "59.8 ± 0.4 (n = 3)"
     theirs = rows[rows.index(ours["mrpc"]) + 1]
     assert theirs["full f(θ₀)"] == "85.2 ± 0.1 (n = 5)" and theirs["f(m_RP, θ₀)"] == "69.6"
-    assert ours["wnli"]["sparsity"] == "70 % (the next lower planned)"  # the paper's 90 % is not planned
+    assert ours["wnli"]["sparsity"] == "70 % (the next lower compared)"  # the paper's 90 % is not planned
+
+
+def test_table_2_is_at_a_sparsity_whose_controls_there_are(tmp_path):
+    plan = Plan(tmp_path, tasks=["mrpc"], seeds=(1, 2))
+    for seed in plan.seeds:
+        plan.search("mrpc", seed)
+    plan.transfer("mrpc", 0.6, "random_mask", "mrpc")  # the paper's is 50 %, which is in the grid
+    report.write(report.load(plan.write()), tmp_path / "report", 1.0)
+    (first, _) = tables((tmp_path / "report/report.md").read_text())["Scores"]
+    assert first["sparsity"] == "60 % (the lowest compared)" and "n = 2" in first["f(m_RP, θ₀)"]
 
 
 def test_missing_cells_are_shown(written):
