@@ -49,7 +49,7 @@ def _random(masks: Tensors, count: int, generator: torch.Generator) -> Tensors:
 def random_mask(start: Start, seed: int) -> Start:
     """m_RP: as many weights pruned uniformly at random, in all matrices together.
 
-    The official code magnitude-prunes a freshly initialised BERT, which is the same (paper.json, procedure.m_RP).
+    The official code magnitude-prunes a freshly initialised BERT, which is the same (oneshot.py --weight rand).
     The same seed gives nested masks.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from lth_scale import controls, figures, files, patterns, scores, training, trial
 from lth_scale.arguments import COSMETIC, Arguments, BadInput, Training, parse_rewind_step, points
@@ -28,6 +29,7 @@ class Search(Trial):
     args: Arguments
     ladder: list[float] = field(default_factory=list)
     kept_steps: list[int] = field(default_factory=list)
+    moved: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, args: Arguments, record: Record) -> "Search":
@@ -82,7 +84,9 @@ class Search(Trial):
             seed=self.args.seed + (k if keeps_weights else 0),
             consumed=k * self.steps if keeps_weights else 0,
         )
-        self.net.moved = {name: mask.float().zero_() for name, mask in self.net.masks.items()} if self._moves else {}
+        if self._moves:
+            self.moved = {name: mask.float().zero_() for name, mask in self.net.masks.items()}
+            self.net.before_step = lambda rate: scores.accumulate(self.moved, self.net.targets, rate)
 
     @property
     def _moves(self) -> bool:
@@ -170,7 +174,7 @@ class Search(Trial):
     def _prune(self, masks: dict[str, Any]) -> float:
         """Update this rank's parts of the masks in place to the next sparsity; return the threshold."""
         args, shards, targets = self.args, self.net.shards, self.net.targets
-        values = self.net.moved if self._moves else {name: piece.master() for name, piece in targets.items()}
+        values = self.moved if self._moves else {name: piece.master() for name, piece in targets.items()}
         layout = patterns.Layout(
             lambda name, part: shards.everywhere(part, targets[name]), lambda name, whole: targets[name].cut(whole)
         )

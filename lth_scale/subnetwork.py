@@ -65,7 +65,7 @@ class Subnetwork(Trial):
         weights = self.net.initial if seed == self.args.seed else fresh_weights(self.net, self.args, seed)
         if self.args.theta:
             weights = weights | theta_of_encoder(self.args.theta, self.net)
-        pattern = self.ticket.arguments.get("pattern", "unstructured")
+        pattern = self.ticket.arguments["pattern"]
         start = controls.Start(weights, self.ticket.masks, self.net.names, self.net.shards.skeleton, pattern)
         return controls.CONTROLS[self.args.control](start, seed)
 

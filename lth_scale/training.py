@@ -8,7 +8,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import datasets
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import enable_full_determinism, get_scheduler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from lth_scale import distillation, masking, scores, sharding
+from lth_scale import distillation, masking, sharding
 from lth_scale.arguments import BadInput, Diverged, Training, parse_optim_args
 from lth_scale.prunable import prunable
 from lth_scale.sharding import Piece, Shards
@@ -87,8 +87,9 @@ class Net:
     """A prepared network and where it stands.
 
     names: of each prunable parameter, by its name in a ticket, the name in the model; targets: this rank's piece of
-    it; masks: the mask of that piece, flat, bool. initial: θ₀, whole, until the first restart takes it. moved: the
-    movement of each piece, where it is summed up. teacher: whole on every rank, in use once it is `taught`.
+    it; masks: the mask of that piece, flat, bool. initial: θ₀, whole, until the first restart takes it. before_step is
+    told the learning rate when gradients are masked and no step is taken yet. teacher: whole on every rank, in use
+    once it is `taught`.
     """
 
     accelerator: Accelerator
@@ -103,7 +104,7 @@ class Net:
     steps: int  # optimizer steps from θ₀ to the end of a round
     step: int = 0
     consumed: int = 0  # optimizer steps of data before this round's step 0
-    moved: dict[str, Tensor] = field(default_factory=dict)
+    before_step: Callable[[float], None] = lambda rate: None
     teacher: nn.Module | None = None
     taught: bool = False
 
@@ -277,7 +278,7 @@ def loss_of(net: Net, batch: dict[str, Tensor]) -> Tensor:
 def step_optimizer(net: Net, rate: float) -> Tensor | float | None:
     """Mask the gradients, clip what is left, and step. Returns the norm before clipping, that of the subnetwork."""
     masking.mask_gradients(net.targets, net.masks)
-    scores.accumulate(net.moved, net.targets, rate)
+    net.before_step(rate)
     for group in net.shards.optimizer.param_groups:
         group["lr"] = rate
     return net.shards.step(net.args.max_grad_norm)

@@ -143,11 +143,12 @@ def bars(trial: Trial, stages: int) -> None:
 def first_ticket(args: Training, net: Net) -> Ticket:
     """The ticket to start from: every weight kept, or the mask of --ticket. Raises BadInput."""
     masks = {name: torch.ones(piece.shape, dtype=torch.bool) for name, piece in net.targets.items()}
-    threshold = 0.0
+    threshold, pattern = 0.0, "unstructured"
     if args.ticket:
         try:
             found = Ticket.load(args.ticket)
             masks, threshold = found.masks_for(net.shards.skeleton), found.threshold
+            pattern = found.arguments.get("pattern", pattern)
         except BadInput as problem:
             raise BadInput(f"--ticket {args.ticket}: {problem}") from None
     return Ticket(
@@ -156,7 +157,8 @@ def first_ticket(args: Training, net: Net) -> Ticket:
         base_revision=args.model_revision or net.task.revision,
         task=args.task,
         threshold=threshold,
-        arguments={name: value for name, value in args.as_dict().items() if name not in COSMETIC},
+        arguments={"pattern": pattern}
+        | {name: value for name, value in args.as_dict().items() if name not in COSMETIC},
     )
 
 

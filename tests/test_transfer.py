@@ -182,3 +182,11 @@ def test_a_comparison_across_tasks_or_with_a_search_is_refused(search, transfer,
         with pytest.raises(BadInput, match=said):
             transfer(1, compare_with=directory)
     assert not (tmp_path / "transfer").exists()
+
+
+def test_one_shot_beside_a_ticket_under_a_pattern_has_the_pattern(search, transfer):
+    found = search(pattern="2:4", target_sparsity=0.5, prune_rate=0.25, max_steps=1)
+    out = transfer(1, ticket=found, control="one_shot", max_steps=1)
+    used, ticket = Ticket.load(out / "seeds/01/ticket.safetensors"), Ticket.load(found / "ticket.safetensors")
+    assert used.pruned == ticket.pruned and used.arguments["pattern"] == "2:4"
+    assert all((mask.view(-1, 4).sum(1) == 2).all() for mask in used.masks.values())
