@@ -4,14 +4,19 @@ Nothing here imports torch, so that bad input is refused in well under a second.
 """
 
 import argparse
+import atexit
+import errno
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, get_args, get_type_hints
+
+from lth_scale import files
 
 EMBEDDED = "embedded"
 GLUE_TASKS = ("mnli", "qqp", "stsb", "wnli", "qnli", "mrpc", "rte", "sst2", "cola")
@@ -19,6 +24,8 @@ TASKS = (*GLUE_TASKS, "squad", "mlm")
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adamw_bnb_8bit")
 CONTROLS = ("random_mask", "random_layerwise", "reinit", "shuffle_layers", "shuffle_within", "one_shot")
+AGAIN = "start the same command again: it goes on from what was written last"
+SILENCE = 20  # seconds in which the first rank of a node can say what the others would say too
 QUICK_LOOK = "a quick look: few examples, a small encoder, no finding"
 
 # Chen et al. 2020, Table 1 and the README of VITA-Group/BERT-Tickets@4d8e035: batch, rate, length.
@@ -74,8 +81,12 @@ class BadInput(ValueError):
     """Something the user gave cannot be used; the message names the flag, its value and the remedy."""
 
 
-class Diverged(RuntimeError):
-    """A training whose loss is no number any more; what was complete before it stands."""
+class Stopped(RuntimeError):
+    """A command that ends before its work is done; what was written before it stands, and it can go on from there."""
+
+
+class Diverged(Stopped):
+    """A training whose loss is no number any more."""
 
 
 def flag(help: str, default: Any = None, **options: Any) -> Any:
@@ -121,6 +132,9 @@ class Training:
     ticket: str | None = flag("start from this ticket's mask instead of the dense network")
 
     logging_steps: int = flag("steps between logged losses", 10)
+    save_steps: int = flag("steps between checkpoints within a round; 0: only when a signal asks for one", 500)
+    save_total_limit: int = flag("checkpoints of the round in training that are kept", 2)
+    ddp_timeout: int = flag("seconds after which ranks that wait for another give up", 1800)
     report_to: str = flag("where runs are tracked", "mlflow", choices=("mlflow", "none"))
     run_name: str | None = flag("name of the run in MLflow")
 
@@ -179,8 +193,13 @@ class Transfer(Training):
 
 
 # Flags that change what is shown, not what is found: the same search may go on with others.
-COSMETIC = ("output_dir", "logging_steps", "report_to", "run_name", "dataloader_num_workers", "seeds", "compare_with")
+COSMETIC = (
+    *("output_dir", "logging_steps", "report_to", "run_name", "dataloader_num_workers", "seeds", "compare_with"),
+    *("save_steps", "save_total_limit", "ddp_timeout"),
+)
 
+# What a ticket may name to be loaded; a revision becomes a path in the Hub's cache.
+HUB_NAME, REVISION = r"(\w[\w.-]*/)?\w[\w.-]*", r"(\w[\w./-]*)?"
 FRACTION = "a fraction, at least 0 and below 1, such as 0.7"
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "target_sparsity": (lambda x: 0 <= x < 1, FRACTION),
@@ -194,6 +213,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda x: 0 <= x < 2**32, "an integer from 0 to 4294967295"),
     "max_seq_length": (lambda x: x >= 8, "8 or more"),
     "dataloader_num_workers": (lambda x: x >= 0, "0 or more"),
+    "save_steps": (lambda x: x >= 0, "0 (none) or more"),
     **{
         name: (lambda x: x is None or x >= 1, "1 or more")
         for name in (
@@ -203,6 +223,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "max_train_samples",
             "max_eval_samples",
             "logging_steps",
+            "save_total_limit",
+            "ddp_timeout",
             "doc_stride",
         )
     },
@@ -217,9 +239,14 @@ class OneLineParser(argparse.ArgumentParser):
         raise BadInput(f"{message.removeprefix('argument ')} (see --help)")
 
 
-def without_secrets(url: str) -> str:
-    """A URL without the user and password in it: what may be printed and kept."""
-    return re.sub(r"(?<=://)[^/@]*@", "", url)
+def without_secrets(text: str) -> str:
+    """A text without the users and passwords of the URLs in it: what may be printed and kept."""
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)
+
+
+def printable(text: str) -> str:
+    """A text without what could drive a terminal: names in files are anybody's."""
+    return "".join(each if each.isprintable() or each == "\n" else "�" for each in text)
 
 
 def is_local(name: str) -> bool:
@@ -290,9 +317,16 @@ def origin_of(given: dict[str, Any]) -> dict[str, Any]:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError):
         return {}  # the ticket is refused when it is read
-    base, revision = metadata.get("base_model"), metadata.get("base_revision")
+    base, revision = metadata.get("base_model", ""), metadata.get("base_revision", "")
     if not base or "model_name_or_path" in given:
         return {}
+    is_model = re.fullmatch(HUB_NAME, base, re.ASCII) or os.path.isfile(os.path.join(base, "config.json"))
+    if not is_model or not re.fullmatch(REVISION, revision, re.ASCII) or ".." in revision:
+        name = f"{base}@{revision}" if revision else base
+        raise BadInput(
+            f"--ticket {given['ticket']}: its base model {name[:99]!r} is neither a name on the Hub "
+            "nor a directory here; give --model_name_or_path, and --model_revision where it needs one"
+        )
     return {"model_name_or_path": base, **({"model_revision": revision} if revision else {})}
 
 
@@ -345,8 +379,9 @@ def check(args: Training) -> None:
 
 def check_search(args: Arguments) -> None:
     """Refuse flags of a search that contradict each other. Raises BadInput."""
-    for point in (args.rewind_step, *points(args.keep_theta)):
-        parse_rewind_step(point, steps=None)
+    parse_rewind_step(args.rewind_step, steps=None)
+    for point in points(args.keep_theta):
+        parse_rewind_step(point, steps=None, name="keep_theta")
     if args.rewind != "weights" and parse_rewind_step(args.rewind_step, steps=None) != 0:
         raise BadInput(f"--rewind_step {args.rewind_step}: has no meaning with --rewind {args.rewind}; leave one out")
     if args.rewind == "lr" and args.lr_span == "all_rounds":
@@ -416,8 +451,14 @@ def check_paths(args: Training) -> None:
             raise BadInput(f"--{name} {value}: no such file; give {remedy}")
     for name in ("dense", "compare_with"):
         value = getattr(args, name, None)
-        if value is not None and not (Path(value) / "complete").is_file():
+        if value is None:
+            continue
+        if not (Path(value) / "complete").is_file():
             raise BadInput(f"--{name} {value}: no finished run lies there; give the --output_dir of one")
+        try:
+            files.check_whole(Path(value))
+        except ValueError as problem:
+            raise BadInput(f"--{name} {value}: {problem}; put back a copy of it, or give another run") from None
     model = args.model_name_or_path
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).exists()
     if model != EMBEDDED and looks_local and not (Path(model) / "config.json").is_file():
@@ -427,7 +468,7 @@ def check_paths(args: Training) -> None:
         )
 
 
-def parse_rewind_step(text: str, steps: int | None) -> int | float:
+def parse_rewind_step(text: str, steps: int | None, name: str = "rewind_step") -> int | float:
     """The rewind point in steps; a fraction stays a fraction while `steps` a round is None.
 
     Raises BadInput for what is neither a whole number of steps nor a fraction below 1, and for
@@ -438,12 +479,12 @@ def parse_rewind_step(text: str, steps: int | None) -> int | float:
     except ValueError:
         value = -1
     if not (isinstance(value, int) or 0 <= value < 1) or value < 0:
-        raise BadInput(f"--rewind_step {text}: give a whole number of steps (100) or a fraction below 1 (0.05)")
+        raise BadInput(f"--{name} {text}: give a whole number of steps (100) or a fraction below 1 (0.05)")
     if steps is None:
         return value
     point = round(value * steps) if isinstance(value, float) else value
     if point and point >= steps:
-        raise BadInput(f"--rewind_step {text}: a round has {steps} steps; give a smaller number or a fraction")
+        raise BadInput(f"--{name} {text}: a round has {steps} steps; give a smaller number or a fraction")
     return point
 
 
@@ -462,11 +503,43 @@ def parse_optim_args(text: str | None) -> dict[str, Any]:
 
 
 def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
-    """Run a command; BadInput becomes one `error: …` line a node and exit code 2, Diverged the same and 1."""
+    """Run a command; BadInput becomes one `error: …` line a node and exit code 2, Stopped the same and 1.
+
+    What it writes can be written by its user alone: the umask is 022 or stricter.
+    """
+    os.umask(os.umask(0o022) | 0o022)
+    code, said = 0, ""
     try:
         command()
-    except (BadInput, Diverged) as problem:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print("error:", " ".join(str(problem).split()), file=sys.stderr, flush=True)
-        sys.exit(2 if isinstance(problem, BadInput) else 1)
-    sys.exit(0)
+    except KeyboardInterrupt:
+        code, said = 1, f"interrupted; {AGAIN}"
+    except Exception as problem:
+        code, said = judge(problem)
+    if said:
+        print("error:", without_secrets(printable(" ".join(said.split()))), file=sys.stderr, flush=True)
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        sys.exit(code)
+    # The threads of gloo and of the store are not to be met by an interpreter that is taking itself apart.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def judge(problem: Exception) -> tuple[int, str]:
+    """The exit code for an error, and what this rank is to say of it. Raises it again where that is no user's doing."""
+    number = getattr(problem, "errno", None)
+    if number == errno.ENAMETOOLONG:
+        problem = BadInput(f"{getattr(problem, 'filename', '')}: the name is too long; give a shorter path")
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(problem):
+        problem = Stopped(f"{problem}; what was written before stands: free some room, then {AGAIN}")
+    watch = sys.modules.get("lth_scale.watch")
+    watched = bool(watch and watch.WATCHES)
+    of_others = watch.explain(problem) if watch else None
+    if of_others is not None:
+        return 1, of_others
+    if not isinstance(problem, BadInput | Stopped):
+        raise problem
+    code, first = 2 if isinstance(problem, BadInput) else 1, os.environ.get("LOCAL_RANK", "0") == "0"
+    if not (first or watched):  # the first rank of the node speaks, and a launcher ends the others with it
+        time.sleep(SILENCE)
+    return code, str(problem) if first or not watched else ""

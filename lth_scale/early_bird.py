@@ -20,17 +20,28 @@ class EarlyBird:
     Hamming distance over all weights, which stays small by itself where a round prunes a tenth.
     """
 
-    def __init__(self, before: Mapping[str, Tensor], ranks: Ranks = ALONE):
-        self.before, self.ranks = {name: mask.clone() for name, mask in before.items()}, ranks
-        self.last: dict[str, Tensor] = {}
-        self.distances: deque[float] = deque(maxlen=PATIENCE)
+    def __init__(self, before: Mapping[str, Tensor], ranks: Ranks = ALONE, state: Mapping[str, Tensor] | None = None):
+        self.before, self.ranks, state = {name: mask.clone() for name, mask in before.items()}, ranks, state or {}
+        self.last = {name: state[f"last/{name}"].to(m.device) for name, m in before.items() if f"last/{name}" in state}
+        self.distances = deque(state["distances"].tolist() if state else [], maxlen=PATIENCE)
+        self.step = int(state["step"]) if state else -1
 
-    def settled(self, masks: dict[str, Tensor]) -> bool:
-        """Take the next mask (bool, this rank's parts); True once the last PATIENCE distances are below STILL."""
+    def state(self) -> dict[str, Tensor]:
+        """What another one goes on from."""
+        numbers = {"distances": torch.tensor(self.distances, dtype=torch.float64), "step": torch.tensor(self.step)}
+        return {f"last/{name}": mask for name, mask in self.last.items()} | numbers
+
+    def settled(self, masks: dict[str, Tensor], step: int) -> bool:
+        """Take the mask of `step` (bool, this rank's parts); True once the last PATIENCE distances are below STILL."""
+        self.step = step
         if self.last:
             differ = sum(int((mask ^ self.last[name]).sum()) for name, mask in masks.items())
             either = sum(int((self.before[name] & ~(mask & self.last[name])).sum()) for name, mask in masks.items())
             all_differ, all_either = self.ranks.sum(torch.tensor([differ, either])).tolist()
             self.distances.append(all_differ / max(1, all_either))
         self.last = masks
+        return self.is_still()
+
+    def is_still(self) -> bool:
+        """True once the last PATIENCE distances are below STILL."""
         return len(self.distances) == PATIENCE and max(self.distances) < STILL

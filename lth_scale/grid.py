@@ -37,6 +37,16 @@ TRANSFER_KEYS: dict[str, tuple] = {
 }  # fmt: skip
 
 
+class WithoutAliases(yaml.SafeLoader):
+    """Plain values alone, and no aliases: a few of those can stand for more than fits in memory."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Raises BadInput at an alias."""
+        if self.check_event(yaml.AliasEvent):
+            raise BadInput(f"*{self.peek_event().anchor}: aliases are not read; write out what they stand for")
+        return super().compose_node(parent, index)
+
+
 @dataclass(frozen=True)
 class Study:
     """One YAML file, checked, with what it did not say; `flags`, and those of each task, with the ones from outside."""
@@ -58,14 +68,14 @@ def load(file: Path, given: Flags, outer: tuple[Path, ...] = ()) -> list[Study]:
     if file.resolve() in outer:
         raise BadInput(f"{file}: include: the file includes itself; take it out")
     try:
-        keys = yaml.safe_load(file.read_text(encoding="utf-8"))
+        keys = WithoutAliases(file.read_text(encoding="utf-8")).get_single_data()
         check_keys("", keys, KEYS)
         check_keys("transfer: ", keys.get("transfer", {}), TRANSFER_KEYS)
         check_sides(keys)
         study = fill_in(file, keys, given)
     except BadInput as problem:
         raise BadInput(f"{file}: {problem}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as problem:
         raise BadInput(f"{file}: cannot be read as YAML ({problem}); give a study such as studies/demo.yaml") from None
     parts = [load(file.parent / name, study.flags, (*outer, file.resolve())) for name in keys.get("include", ())]
     return [study, *chain(*parts)]
@@ -79,7 +89,9 @@ def check_keys(where: str, given: Any, known: dict[str, tuple]) -> None:
         if key not in known:
             raise BadInput(f"{where}{key}: is no key of a study; take one of {', '.join(known)}")
         if not any(is_like(value, example) for example in known[key]):
-            raise BadInput(f"{where}{key}: {value!r} cannot be used; give such as {' or '.join(map(str, known[key]))}")
+            raise BadInput(
+                f"{where}{key}: {repr(value)[:99]} cannot be used; give such as {' or '.join(map(str, known[key]))}"
+            )
 
 
 def is_like(value: Any, example: Any) -> bool:

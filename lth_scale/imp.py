@@ -6,6 +6,7 @@
 from typing import TYPE_CHECKING
 
 from lth_scale.arguments import Arguments, exit_on_bad_input, parse
+from lth_scale.outbox import send_waiting
 from lth_scale.record import Record
 from lth_scale.terminal import show
 
@@ -52,6 +53,7 @@ def run(args: Arguments) -> None:
         imp(search)
         compare(search)
         search.finish()
+    send_waiting(record)
     show(record)
 
 

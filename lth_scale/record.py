@@ -8,16 +8,19 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
+import time
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
 from lth_scale import files
-from lth_scale.arguments import COSMETIC, Arguments, BadInput, Training
+from lth_scale.arguments import COSMETIC, Arguments, BadInput, Training, without_secrets
 
 PACKAGES = ("lth_scale", "torch", "transformers", "accelerate", "deepspeed", "datasets", "mlflow", "safetensors")
+PATIENCE = 45  # seconds; a launcher gives its processes 30 to stop in
+# What a tracking store's URL may begin with, beside what plugins add; MLflow 3.17 has given up files.
+STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,31 @@ class Record:
         """The record of --output_dir. Raises BadInput where it holds another search or cannot be written."""
         record = cls(Path(args.output_dir), args)
         record._refuse_other_arguments()
+        record._refuse_unknown_store()
         try:
-            with tempfile.TemporaryDirectory(dir=record._nearest_directory()) as probe:
-                Path(probe, "file").touch()
+            files.check_whole(record.directory)
+        except ValueError as problem:
+            raise BadInput(
+                f"--output_dir {args.output_dir}: {problem}; put back a copy of it, or give another directory"
+            ) from None
+        try:
+            files.check_writable(record.directory)
         except OSError as problem:
-            raise BadInput(f"--output_dir {args.output_dir}: cannot be written ({problem}); give another") from None
+            raise BadInput(
+                f"--output_dir {args.output_dir}: cannot be written ({problem.strerror}); give another"
+            ) from None
         return record
 
-    def _nearest_directory(self) -> Path:
-        """The output directory, or while it does not exist the one that it will be made in."""
-        return next(path for path in (self.directory, *self.directory.resolve().parents) if path.exists())
+    def _refuse_unknown_store(self) -> None:
+        store = self.mlflow_store()
+        scheme, mark, _ = store.partition("://")
+        known = (*STORES, *entry_points(group="mlflow.tracking_store").names)
+        if self.arguments.report_to != "mlflow" or store == "databricks" or (mark and scheme.split("+")[0] in known):
+            return
+        raise BadInput(
+            f"MLFLOW_TRACKING_URI {without_secrets(store)}: is no store that MLflow knows; give http://HOST:PORT or "
+            "sqlite:///FILE, or --report_to none"
+        )
 
     def _refuse_other_arguments(self) -> None:
         path = self.directory / "arguments.json"
@@ -100,7 +118,16 @@ class Record:
             )
 
     def begin(self) -> None:
-        """Write arguments.json, once everything has been found usable."""
+        """Claim the directory and write arguments.json, once everything has been found usable. Raises BadInput.
+
+        A process that is being stopped is waited for.
+        """
+        began = time.monotonic()
+        while other := files.claim(self.directory):
+            if time.monotonic() - began > PATIENCE:
+                raise BadInput(f"--output_dir {self.directory}: {other} works there; wait for it, or stop it")
+            time.sleep(0.5)
+        files.sweep(self.directory)
         path = self.directory / "arguments.json"
         if not path.exists():
             files.write_json(path, {**self.arguments.as_dict(), "versions": versions(), "git_commit": git_commit()})
@@ -147,8 +174,9 @@ class Record:
         return set(getattr(self.arguments, "seeds", ()))
 
     def mark_done(self) -> None:
-        """Say that nothing is left to do."""
+        """Say that nothing is left to do, and leave the directory to others."""
         files.write_bytes(self.directory / "complete", b"")
+        files.release(self.directory)
 
     def drop_networks(self, stage: Stage) -> None:
         """Delete the trained weights of a stage that no later one needs."""

@@ -169,6 +169,8 @@ def load(directory: Path) -> Study:
         places = {job["id"]: directory / job["directory"] for job in plan["jobs"]}
         results = {job: path for job, place in places.items() if (path := place / "results.json").is_file()}
         rows = {job: _read(results[job]) if job in results else [] for job in places}
+        if not all(isinstance(mine, list) for mine in rows.values()):
+            raise TypeError("a results.json holds no list")
         cells = [_cell(spec, rows[spec["job"]]) for spec in plan["cells"]]
         rewound = {spec["job"] for spec in plan["cells"] if spec["rewind"] != "0"}
         plain = [job for job in plan["jobs"] if job["kind"] == "imp" and job["id"] not in rewound]
@@ -182,7 +184,7 @@ def load(directory: Path) -> Study:
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise BadInput(f"{path}: cannot be read ({problem}); run its job again, or give another directory") from None
 
 
@@ -190,7 +192,7 @@ def _cell(spec: Mapping[str, Any], rows: list[dict[str, Any]]) -> Cell:
     """A search has a row a sparsity, anything else a row a seed."""
     key = "sparsity" if rows and "round" in rows[0] else "seed"
     evals: Mapping[str, float] = next((row["eval"] for row in rows if abs(row[key] - spec[key]) <= CLOSE), {})
-    scaled = {name: value if name in UNSCALED else 100 * value for name, value in evals.items()}
+    scaled = {name: float(value) * (1 if name in UNSCALED else 100) for name, value in evals.items()}
     plan = {name: spec[name] for name in ("task", "seed", "sparsity", "control", "rewind")}
     return Cell(**plan, source=spec["source"] or spec["task"], evals=scaled)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class Search(Trial):
     ladder: list[float] = field(default_factory=list)
     kept_steps: list[int] = field(default_factory=list)
     moved: dict[str, Tensor] = field(default_factory=dict)
+    bird: EarlyBird | None = None
 
     @classmethod
     def begin(cls, args: Arguments, record: Record) -> "Search":
@@ -74,8 +76,12 @@ class Search(Trial):
         self.net.initial = {}
         if k > 0:
             ticket = Ticket.load(self.record.at(a_round(k)) / "ticket.safetensors")
-            weights = load_file(self.weights_file(k - 1) if keeps_weights else self.theta_file())
+            weights = load_file(self.weights_file(k - 1)) if keeps_weights else self._theta(ticket)
             self._learn_from_dense()
+        if self._moves:
+            self.moved = {name: torch.zeros_like(piece.master()) for name, piece in self.net.targets.items()}
+            self.net.before_step = lambda rate: scores.accumulate(self.moved, self.net.targets, rate)
+        self.bird = None
         self.start(
             a_round(k),
             weights,
@@ -84,9 +90,28 @@ class Search(Trial):
             seed=self.args.seed + (k if keeps_weights else 0),
             consumed=k * self.steps if keeps_weights else 0,
         )
-        if self._moves:
-            self.moved = {name: mask.float().zero_() for name, mask in self.net.masks.items()}
-            self.net.before_step = lambda rate: scores.accumulate(self.moved, self.net.targets, rate)
+
+    def _theta(self, ticket: Ticket) -> training.Weights:
+        """θᵢ as the ticket knows it by its digest. Raises BadInput where the file was altered."""
+        weights = load_file(self.theta_file())
+        if digest({name: weights[full] for name, full in self.net.names.items()}) != ticket.theta_sha256:
+            raise BadInput(
+                f"--output_dir {self.record.directory}: theta.safetensors was altered; put back a copy of it, or give "
+                "another directory"
+            )
+        return weights
+
+    def extras(self) -> dict[str, Tensor]:
+        """What movement has summed and what early bird has seen, this rank's parts."""
+        moved = {f"moved/{name}": value for name, value in self.moved.items()}
+        return moved | (self.bird.state() if self.bird else {})
+
+    def take(self, extras: dict[str, Tensor]) -> None:
+        """Go on with what `extras` gave."""
+        for name, value in self.moved.items():
+            value.copy_(extras[f"moved/{name}"])
+        if "distances" in extras:
+            self.bird = EarlyBird(self.net.masks, self.net.shards.ranks, extras)
 
     @property
     def _moves(self) -> bool:
@@ -100,13 +125,13 @@ class Search(Trial):
         """Put the network at the control of round k: θᵢ with a mask, or under the mask with weights, not found."""
         found = Ticket.load(self.record.at(a_round(k)) / "ticket.safetensors")
         start = controls.Start(
-            load_file(self.theta_file()), found.masks, self.net.names, self.net.shards.skeleton, self.args.pattern
+            self._theta(found), found.masks, self.net.names, self.net.shards.skeleton, self.args.pattern
         )
         made = controls.CONTROLS[self.args.control](start, self.args.seed)
         arguments = {**found.arguments, "found_by": self.args.control}
         ticket = replace(found, masks=made.masks, threshold=0.0, arguments=arguments)
         self._learn_from_dense()
-        stage = a_round(k, self.args.control)
+        stage, self.bird = a_round(k, self.args.control), None
         self.start(stage, made.weights, ticket, step=self.rewind_step, seed=self.args.seed)
 
     @property
@@ -122,7 +147,8 @@ class Search(Trial):
         self.start(a_round(k), weights, replace(ticket, arguments=first_ticket(self.args, self.net).arguments),
                    step=self.steps, seed=self.args.seed)  # fmt: skip
         row = json.loads((dense.at(a_round(0)) / "metrics.json").read_text())
-        self.scores, self.trained, self.total_loss = row["eval"], row["steps"], row["train_loss"] * row["steps"]
+        self.scores, self.net.began = row["eval"], self.steps - row["steps"]
+        self.net.losses += row["train_loss"] * row["steps"] * self.args.gradient_accumulation_steps
         self._keep_theta(load_file(theta_of(dense.directory, self.rewind_step)), self.rewind_step)
 
     def train(self, until: int) -> None:
@@ -130,13 +156,16 @@ class Search(Trial):
         rate = self._rate()
         if not (self.args.early_bird and until == self.steps and not self.is_last):
             return self.train_to(until, rate)
-        bird, left = EarlyBird(self.net.masks, self.net.shards.ranks), until - self.net.step
-        stops = sorted({self.net.step + -(-left * check // CHECKS) for check in range(1, CHECKS + 1)})
+        self.bird = self.bird or EarlyBird(self.net.masks, self.net.shards.ranks)
+        first = self.theta_steps[-1] if self.stage.number == 0 else self.net.began
+        stops = sorted({first + -(-(until - first) * check // CHECKS) for check in range(1, CHECKS + 1)})
         for stop in stops:
+            if stop <= self.bird.step or self.bird.is_still():
+                continue  # looked at before a checkpoint
             self.train_to(stop, rate)
             masks = {name: mask.clone() for name, mask in self.net.masks.items()}
             self._prune(masks)
-            if bird.settled(masks):
+            if self.bird.settled(masks, stop):
                 return
 
     def _rate(self) -> Callable[[int], float]:
@@ -147,8 +176,9 @@ class Search(Trial):
         return lambda step: rate(self.stage.number * own + step)
 
     def keep_theta(self, step: int) -> None:
-        """Write θᵢ, which every later round starts from, and its digest into the ticket."""
-        self._keep_theta(self.net.shards.whole_weights(), step)
+        """Write θᵢ, which every later round starts from, and its digest into the ticket; once."""
+        if self.net.step == step:
+            self._keep_theta(self.net.shards.whole_weights(), step)
 
     def _keep_theta(self, weights: training.Weights, step: int) -> None:
         if not self.is_main:
@@ -198,7 +228,9 @@ class Search(Trial):
             return
         with files.new_directory(self.record.at(self.stage) / "model") as made:
             shards.skeleton.save_pretrained(made, state_dict={**shards.buffers, **weights})
-            self.net.task.tokenizer.save_pretrained(made)
+            tokenizer = self.net.task.tokenizer
+            tokenizer.backend_tokenizer.no_truncation()  # else what is saved tells whether the data came from a cache
+            tokenizer.save_pretrained(made)
         if self.args.rewind != "weights":
             files.write_tensors(self.weights_file(self.stage.number), weights)
 

@@ -4,12 +4,16 @@ What is not public API was checked against deepspeed 0.19.8, accelerate 1.15.0 a
 tests/test_sharding.py fails where it moves. Everything works without a process group.
 """
 
-import copy
+import itertools
 import logging
 import os
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -23,7 +27,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 from transformers.integrations import unset_hf_deepspeed_config
 
-from lth_scale.arguments import BadInput
+from lth_scale.arguments import BadInput, Stopped
 from lth_scale.prunable import base_model
 
 ON_CPU = "accelerate_configs/*_cpu.yaml"
@@ -33,13 +37,15 @@ ON_CPU = "accelerate_configs/*_cpu.yaml"
 class Ranks:
     """The ranks that hold the other pieces. Alone, or among replicas, a sum is the number itself.
 
-    index: this rank. count: how many ranks the pieces are spread over. everyone: how many there are.
+    index: this rank. count: how many ranks the pieces are spread over. everyone: how many there are. side: a group
+    whose messages do not wait for the GPU.
     """
 
     index: int = 0
     count: int = 1
     everyone: int = 1
     device: str | torch.device = "cpu"
+    side: Any = None
 
     def sum(self, numbers: Tensor) -> Tensor:
         """The sum over the ranks that hold pieces, the same on all of them; int64 in and out."""
@@ -48,6 +54,13 @@ class Ranks:
     def least(self, number: int) -> int:
         """The smallest of all ranks' numbers."""
         return number if self.everyone == 1 else int(self._reduce(torch.tensor([number]), dist.ReduceOp.MIN))
+
+    def most(self, number: int) -> int:
+        """The largest of all ranks' numbers, told from CPU to CPU."""
+        numbers = torch.tensor([number])
+        if self.everyone > 1:
+            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self.side)
+        return int(numbers)
 
     def _reduce(self, numbers: Tensor, how: Any) -> Tensor:
         on_wire = numbers.to(self.device, copy=True)
@@ -199,7 +212,7 @@ class Shards:
     ranks: Ranks
     skeleton: PreTrainedModel  # the model on the meta device: what a whole network is saved through
     buffers: dict[str, Tensor]
-    loss_scale: dict[str, Any]
+    first_scale: dict[str, Any] = field(default_factory=dict)
 
     def settle(self, loss: Callable[[], Tensor]) -> None:
         """Let DDP put its buckets in order, which it does after its first backward pass.
@@ -275,15 +288,65 @@ class Shards:
     def forget(self) -> None:
         """Clear gradients, moments, step counters and the loss scale: as if nothing had been trained."""
         self.optimizer.zero_grad()
-        if not self.kind.startswith("zero"):
-            self.optimizer.optimizer.state.clear()
-            if self.accelerator.scaler:
-                self.accelerator.scaler.load_state_dict(copy.deepcopy(self.loss_scale))
-            return
-        zero = self.optimizer.optimizer
-        zero.optimizer.state.clear()
-        zero._hp_optimizer_states_linked = False  # deepspeed 0.19.8: else its accessors keep the old moments alive
-        vars(zero.loss_scaler).update(copy.deepcopy(self.loss_scale))
+        self._base.state.clear()
+        if self.kind.startswith("zero"):
+            self.optimizer.optimizer._hp_optimizer_states_linked = False  # deepspeed 0.19.8: it would keep old moments
+        self.set_scale(self.first_scale)
+
+    @property
+    def _base(self) -> torch.optim.Optimizer:
+        """The torch optimizer that takes the steps."""
+        inner = self.optimizer.optimizer
+        return inner.optimizer if self.kind.startswith("zero") else inner
+
+    @property
+    def _owned(self) -> list[Tensor]:
+        """The tensors that this rank's optimizer updates, in a fixed order."""
+        if self.kind in ("zero1", "zero2"):
+            return self.optimizer.optimizer.single_partition_of_fp32_groups
+        if self.kind == "zero3":
+            return self.optimizer.optimizer.fp32_partitioned_groups_flat
+        return [weight for group in self._base.param_groups for weight in group["params"]]
+
+    @property
+    def keeper(self) -> int:
+        """The rank that writes down what this rank holds: replicas are written once."""
+        return 0 if self.kind == "replicated" else self.ranks.index
+
+    def scale(self) -> dict[str, Any]:
+        """The state of the loss scale: numbers."""
+        if self.kind.startswith("zero"):
+            state = vars(self.optimizer.optimizer.loss_scaler)
+            return {name: value for name, value in state.items() if isinstance(value, int | float)}
+        return self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
+
+    def set_scale(self, scale: Mapping[str, Any]) -> None:
+        """Put the loss scale into a state that `scale` gave."""
+        if self.kind.startswith("zero"):
+            vars(self.optimizer.optimizer.loss_scaler).update(scale)
+        elif self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(dict(scale))
+
+    @torch.no_grad()
+    def state(self) -> dict[str, Tensor]:
+        """CPU copies of this rank's masters and everything that the optimizer remembers of them, padding included."""
+        found = {}
+        for number, owned in enumerate(self._owned):
+            found[f"{number}"] = owned
+            for key, value in self._base.state.get(owned, {}).items():
+                if value is not None:
+                    found[f"{number}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+        return {name: _local(value).detach().to("cpu", copy=True).contiguous() for name, value in found.items()}
+
+    @torch.no_grad()
+    def take(self, state: Mapping[str, Tensor]) -> None:
+        """Be as `state` found it, on the same rank of as many, after `forget`. `publish` makes the copies follow."""
+        groups = self._base.param_groups
+        counters_on = "cpu" if not any(group.get("fused") or group.get("capturable") for group in groups) else None
+        for number, owned in enumerate(self._owned):
+            _local(owned).copy_(state[f"{number}"])
+            for name in (name for name in state if name.startswith(f"{number}/")):
+                self._base.state[owned][name.partition("/")[2]] = _like(owned, state[name], counters_on)
 
     @torch.no_grad()
     def gather(self, parts: Mapping[str, Tensor], pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
@@ -322,32 +385,72 @@ class Shards:
         return self.gather({name: piece.master() for name, piece in self.pieces.items()}, self.pieces)
 
 
-def connect(precision: str | None, accumulate: int) -> Accelerator:
-    """Accelerate's state for this process, on GPU or CPU. Raises BadInput where launcher and flags do not fit."""
-    handlers = [] if torch.cuda.is_available() else _settle_for_cpu()
+def connect(precision: str | None, accumulate: int, timeout: float) -> Accelerator:
+    """Accelerate's state for this process, on GPU or CPU; ranks wait `timeout` seconds for each other.
+
+    Raises BadInput where launcher and flags do not fit.
+    """
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
     try:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            _meet("nccl" if torch.cuda.is_available() else "gloo", group.timeout)
+        if not torch.cuda.is_available():
+            _settle_for_cpu(group)
         accelerator = Accelerator(
             mixed_precision=precision,
             # a plugin, because the launcher's variable would overrule the plain argument
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate),
-            kwargs_handlers=handlers,
+            kwargs_handlers=[group],
         )
     except (ValueError, ImportError) as problem:
         raise BadInput(f"--{precision or 'config_file'}: {problem}; change one of them") from None
+    except RuntimeError as problem:  # dist.DistError and what gloo says
+        raise Stopped(f"--ddp_timeout {timeout:g}: the ranks have not found each other ({problem}); see to it that all "
+                      "are started, or give them longer") from None  # fmt: skip
     unset_hf_deepspeed_config()  # or transformers would cut θ₀ up, and round it, as it reads it (ZeRO-3)
     _check_launch(accelerator)
     return accelerator
 
 
-def _settle_for_cpu() -> list[Any]:
-    """Let DeepSpeed and FSDP run on gloo ranks; returns handlers for Accelerate.
+def _meet(backend: str, timeout: timedelta) -> None:
+    """Start the process group without what an attempt that failed has left in the launcher's store.
+
+    torch 2.13 shares one store among all attempts (pytorch #135712): a rank that comes early would take an address of
+    the last one. So rank 0 gives its attempt a name, and repeats it until all have heard it.
+    """
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store: Any = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, False, timeout)
+    key, met, name = "lth_scale.attempt", threading.Event(), uuid.uuid4().hex
+    if rank == 0:
+        own = store.clone()  # the main thread's connection will be busy waiting
+
+        def repeat() -> None:
+            for count in itertools.count():
+                own.set(key, f"{name} {count}")
+                if met.wait(0.1):
+                    return
+
+        threading.Thread(target=repeat, daemon=True).start()
+    else:
+        before = heard = store.get(key)
+        while heard == before:
+            time.sleep(0.05)
+            heard = store.get(key)
+        name = heard.decode().split()[0]
+    dist.init_process_group(backend, store=dist.PrefixStore(name, store), rank=rank, world_size=world, timeout=timeout)
+    met.set()
+
+
+def _settle_for_cpu(group: InitProcessGroupKwargs) -> None:
+    """Let DeepSpeed and FSDP run on gloo ranks.
 
     Accelerate 1.15 takes FSDP up on accelerators alone, and on CPU would train the ranks apart without a word.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and "LOCAL_RANK" in os.environ:
-        PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
-    return [InitProcessGroupKwargs(backend="gloo")] if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" else []
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        group.backend = "gloo"
+    elif os.environ.get("ACCELERATE_USE_FSDP") == "true" and "LOCAL_RANK" in os.environ:
+        PartialState(cpu=True, **group.to_kwargs()).distributed_type = DistributedType.MULTI_GPU
 
 
 def _check_launch(accelerator: Accelerator) -> None:
@@ -392,16 +495,28 @@ def prepare(
     assert list(weights) == names, "preparing has renamed the parameters"
     owner = wrapped.optimizer if kind.startswith("zero") else wrapped
     pieces = {name: PIECES[kind](weight, owner) for name, weight in weights.items()}
-    everyone, scaler = accelerator.num_processes, accelerator.scaler
-    ranks = Ranks(accelerator.process_index, 1 if kind == "replicated" else everyone, everyone, accelerator.device)
+    everyone, device = accelerator.num_processes, accelerator.device
+    side = dist.new_group(backend="gloo") if everyone > 1 and device.type != "cpu" else None
+    ranks = Ranks(accelerator.process_index, 1 if kind == "replicated" else everyone, everyone, device, side)
     tiled = ranks.sum(torch.tensor([piece.size for piece in pieces.values()])).tolist()
     assert tiled == [piece.shape.numel() for piece in pieces.values()], "the pieces do not make up the parameters"
-    return Shards(
-        kind, accelerator, prepared, wrapped, pieces, ranks, skeleton, buffers,
-        loss_scale=copy.deepcopy(
-            vars(owner.loss_scaler) if kind.startswith("zero") else scaler.state_dict() if scaler else {}
-        ),
-    )  # fmt: skip
+    shards = Shards(kind, accelerator, prepared, wrapped, pieces, ranks, skeleton, buffers)
+    shards.first_scale = shards.scale()
+    return shards
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(owned: Tensor, value: Tensor, counters_on: str | None) -> Any:
+    """What an optimizer remembers of `owned`, where it belongs: moments as `owned`, counters on the CPU or numbers."""
+    if value.dtype == torch.int64 and value.ndim == 0:
+        return value.item()
+    if isinstance(owned, DTensor) and value.shape == _local(owned).shape:
+        return DTensor.from_local(value.to(owned.device), owned.device_mesh, owned.placements,
+                                  shape=owned.shape, stride=owned.stride())  # fmt: skip
+    return value.to(owned.device if value.ndim else counters_on or owned.device)
 
 
 def _stack(module: nn.Module) -> Iterable[nn.Module]:

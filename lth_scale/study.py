@@ -113,7 +113,11 @@ def share(made: Plan, index: int, of: int) -> list[Job]:
 def refuse_other_flags(made: Plan, directory: Path) -> None:
     """Refuse to mix jobs that were begun with other flags. Raises BadInput."""
     path = directory / "study.json"
-    before = {job["id"]: job["flags"] for job in json.loads(path.read_text())["jobs"]} if path.exists() else {}
+    try:
+        before = {job["id"]: {**job["flags"]} for job in json.loads(path.read_text())["jobs"]} if path.exists() else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise BadInput(f"--output_dir {directory}: its study.json is damaged, so it is not known with which flags its "
+                       "jobs were begun; put back a copy of it, or give another directory") from None  # fmt: skip
     for job in made.jobs.values():
         home = directory / "jobs" / job.id
         differ = difference(before.get(job.id, job.flags), job.flags, but=arguments.COSMETIC)
@@ -145,11 +149,16 @@ def steps_of(job: Job) -> float:
 
 def seconds_a_step(runner: Runner) -> dict[str, float]:
     """By task, as measured in its finished jobs, evaluation included."""
-    rows: dict[str, list[dict]] = {}
+    rows: dict[str, list[tuple[float, float]]] = {}
     for job in filter(runner.is_done, runner.made.jobs.values()):
-        rows.setdefault(job.args.task, []).extend(json.loads(runner.path(job, "/results.json").read_text()))
-    steps = {task: sum(row["steps"] for row in those) for task, those in rows.items()}
-    return {task: sum(row["seconds"] for row in rows[task]) / count for task, count in steps.items() if count}
+        file = runner.path(job, "/results.json")
+        try:
+            those = [(float(row["steps"]), float(row["seconds"])) for row in json.loads(file.read_text())]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise BadInput(f"{file}: is damaged or missing; put back a copy of it, or delete {file.parent}") from None
+        rows.setdefault(job.args.task, []).extend(those)
+    sums = {task: [sum(column) for column in zip(*those, strict=True)] for task, those in rows.items()}
+    return {task: seconds / steps for task, (steps, seconds) in sums.items() if steps}
 
 
 def costs(runner: Runner) -> str:
@@ -208,6 +217,10 @@ def main() -> None:
     if given.dry_run:
         print(costs(runner))
         return
+    try:
+        files.check_writable(directory)
+    except OSError as problem:
+        raise BadInput(f"--output_dir {directory}: cannot be written ({problem.strerror}); give another") from None
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # see Runner.start
     files.write_json(directory / "study.json", summary(made))

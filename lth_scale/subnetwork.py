@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from lth_scale import controls, files, threshold, training, trial
+from lth_scale import controls, files, patterns, threshold, training, trial
 from lth_scale.arguments import BadInput, Transfer
 from lth_scale.prunable import base_model
 from lth_scale.record import Record, Stage
@@ -31,6 +31,10 @@ class Subnetwork(Trial):
         """Load everything, check it, and only then write. Raises BadInput."""
         net = trial.prepare(args)
         ticket = first_ticket(args, net)
+        try:
+            patterns.check(ticket.arguments["pattern"], {name: mask.shape for name, mask in ticket.masks.items()})
+        except BadInput as problem:
+            raise BadInput(f"--ticket {args.ticket}: {problem}") from None
         if args.target_sparsity:
             count = torch.Generator().manual_seed(args.seed)
             noise = {name: torch.rand(mask.shape, generator=count) for name, mask in ticket.masks.items()}
@@ -93,14 +97,16 @@ class Subnetwork(Trial):
         where, made = self.record.directory / "connectivity", self._made(first)
         ends = []
         for seed in (first, second):
-            net = training.with_seed(self.net, seed)
-            training.restart(net, made.weights, made.masks, 0, seed)
-            training.train(net, self.steps, training.learning_rates(self.args, self.steps), lambda step, loss: None)
-            weights = net.shards.whole_weights()
-            if self.is_main:
-                files.write_tensors(where / f"{seed:02d}.safetensors", weights)
-            net.accelerator.wait_for_everyone()
-            ends.append(load_file(where / f"{seed:02d}.safetensors"))
+            end = where / f"{seed:02d}.safetensors"
+            if not end.is_file():
+                net = training.with_seed(self.net, seed)
+                training.restart(net, made.weights, made.masks, 0, seed)
+                training.train(net, self.steps, training.learning_rates(self.args, self.steps), lambda step, loss: None)
+                weights = net.shards.whole_weights()
+                if self.is_main:
+                    files.write_tensors(end, weights)
+            self.net.accelerator.wait_for_everyone()
+            ends.append(load_file(end))
         path: list[dict[str, Any]] = []
         for point in range(PATH_POINTS):
             share = point / (PATH_POINTS - 1)

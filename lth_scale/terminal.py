@@ -15,6 +15,7 @@ from rich.table import Table
 from lth_scale.arguments import BadInput, Transfer
 from lth_scale.record import Record, Stage
 
+CONSOLE = Console(stderr=True)
 DELTA = 0.01  # a point: how much worse still passes for no worse, in the test of `matching.verdicts`
 
 
@@ -22,15 +23,14 @@ class Bars:
     """Progress on stderr: one bar over the rounds, one over the steps of the round; plain lines in a log file."""
 
     def __init__(self, rounds: int, done: int):
-        self.console = Console(stderr=True)
         columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)
+        self.progress = Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal, transient=True)
         self.rounds = self.progress.add_task("rounds", total=rounds, completed=done)
         self.steps = self.progress.add_task("steps", total=None)
         self.progress.start()
 
-    def start(self, stage: Stage, sparsity: float, steps: int) -> None:
-        """A stage begins."""
+    def start(self, stage: Stage, sparsity: float, steps: int, resumed: bool) -> None:
+        """A stage begins, or goes on."""
         label = f"  {stage.name} · {100 * sparsity:.4g} %"
         self.progress.reset(self.steps, total=steps, description=label)
 
@@ -42,12 +42,17 @@ class Bars:
         """A stage is done."""
         scores = ", ".join(f"{metric} {value:.4f}" for metric, value in row["eval"].items())
         label = f"{stage.name} · {100 * row['sparsity']:.4g} %"
-        self.console.print(f"{label}: {scores}, {row['seconds']:.1f} s", highlight=False)
+        say(f"{label}: {scores}, {row['seconds']:.1f} s")
         self.progress.advance(self.rounds)
 
     def finish(self, pictures: Mapping[str, bytes], table: str) -> None:
         """The search is done."""
         self.progress.stop()
+
+
+def say(line: str) -> None:
+    """Print one line on stderr, above the bars where there are any."""
+    CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

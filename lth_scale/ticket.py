@@ -6,6 +6,8 @@
 import argparse
 import hashlib
 import json
+import math
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,10 +20,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lth_scale import files
-from lth_scale.arguments import BadInput, OneLineParser, exit_on_bad_input
+from lth_scale.arguments import BadInput, OneLineParser, exit_on_bad_input, parse_pattern, printable
 from lth_scale.prunable import prunable
 
 FORMAT = "lth_scale.ticket/1"
+# Its metadata, all of them strings. The last two are not in tickets of every origin; any other is a damaged one.
+KEYS = ("format", "shapes", "base_model", "base_revision", "theta_sha256", "task", "sparsity", "pruned", "prunable",
+        "arguments", "threshold", "content_sha256")  # fmt: skip
 
 
 @dataclass
@@ -78,40 +83,56 @@ class Ticket:
             "threshold": repr(self.threshold),
             "arguments": json.dumps(self.arguments, ensure_ascii=False),
         }
+        metadata["content_sha256"] = _checksum(metadata, {name: bits.numpy() for name, bits in packed.items()})
         files.write_tensors(Path(path), packed, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Ticket":
-        """Read a ticket file. Raises ValueError, naming the file and what is wrong, unless it is whole."""
+        """Read a ticket file, which may be anybody's: no memory is taken before the sizes are found to agree.
+
+        Raises ValueError, naming the file and what is wrong, unless it is whole. A file that `save` wrote is refused
+        where one byte of it has changed, or the change alters nothing that is read.
+        """
         try:
             with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                return cls._decode(file.metadata() or {}, file)
         except (SafetensorError, OSError) as problem:
             raise BadInput(f"{path}: cannot be read as a ticket ({problem}); give a ticket.safetensors") from None
-        try:
-            return cls._decode(metadata, packed)
-        except (KeyError, TypeError, ValueError) as problem:
+        except (KeyError, TypeError, ValueError, RecursionError) as problem:
             raise BadInput(
                 f"{path}: not a whole {FORMAT} file ({problem}); find or download the ticket again"
             ) from None
 
     @classmethod
-    def _decode(cls, metadata: dict[str, str], packed: dict[str, numpy.ndarray]) -> "Ticket":
+    def _decode(cls, metadata: dict[str, str], file: Any) -> "Ticket":
         if metadata.get("format") != FORMAT:
             raise ValueError(f"its format is {metadata.get('format')!r}")
-        shapes = json.loads(metadata["shapes"])
-        if set(shapes) != set(packed):
-            raise ValueError("the names of shapes and tensors differ")
+        if unknown := metadata.keys() - set(KEYS):
+            raise ValueError(f"its metadata has {min(unknown)!r}, which is no part of it")
+        if lost := set(KEYS[:10]) - metadata.keys():
+            raise ValueError(f"its metadata has no {min(lost)}")
+        shapes, arguments = json.loads(metadata["shapes"]), json.loads(metadata["arguments"])
+        if not (isinstance(shapes, dict) and isinstance(arguments, dict)):
+            raise ValueError("its shapes or arguments are no JSON object")
+        if set(shapes) != set(file.keys()) or not shapes:
+            raise ValueError("the names of shapes and tensors differ, or there are none")
+        for name, shape in shapes.items():
+            _check_size(name, shape, file.get_slice(name))
+        packed = {name: file.get_tensor(name) for name in shapes}
+        parse_pattern(arguments.get("pattern", "unstructured"))
         ticket = cls(
             masks={name: _unpack(name, packed[name], shape) for name, shape in shapes.items()},
             threshold=float(metadata.get("threshold", "0.0")),
-            arguments=json.loads(metadata["arguments"]),
+            arguments=arguments,
             **{name: metadata[name] for name in ("base_model", "base_revision", "theta_sha256", "task")},
         )
         stated = (int(metadata["pruned"]), int(metadata["prunable"]))
         if stated != (ticket.pruned, ticket.prunable):
             raise ValueError(f"it states {stated} weights and holds {(ticket.pruned, ticket.prunable)}")
+        if not (math.isfinite(ticket.threshold) and abs(float(metadata["sparsity"]) - ticket.sparsity) < 1e-4):
+            raise ValueError(f"its sparsity {metadata['sparsity']} or threshold {ticket.threshold} cannot be")
+        if metadata.get("content_sha256", sha := _checksum(metadata, packed)) != sha:
+            raise ValueError("it was changed since it was written: its content_sha256 differs")
         return ticket
 
     def masks_for(self, model: nn.Module) -> dict[str, Tensor]:
@@ -188,16 +209,30 @@ class Ticket:
         return replace(self, masks=masks, threshold=0.0, arguments={**self.arguments, "found_by": found_by})
 
 
+def _check_size(name: str, shape: Any, stored: Any) -> None:
+    """Raise ValueError unless `stored` (not read yet) has the bytes of a mask of this shape."""
+    if not (isinstance(shape, list) and 0 < len(shape) < 9 and all(type(side) is int and side > 0 for side in shape)):
+        raise ValueError(f"{name} has the shape {str(shape)[:99]}")
+    held, kind = stored.get_shape(), stored.get_dtype()
+    if kind != "U8" or held != [(math.prod(shape) + 7) // 8]:
+        kind = {"U8": "uint8", "I8": "int8"}.get(kind, kind)
+        raise ValueError(f"{name} has {math.prod(held)} bytes of {kind} for the shape {str(shape)[:99]}")
+
+
+def _checksum(metadata: Mapping[str, str], packed: Mapping[str, numpy.ndarray]) -> str:
+    """SHA-256 over the other metadata and over the names and bytes of the masks, each in the order of its name."""
+    stated = sorted((name, text) for name, text in metadata.items() if name != "content_sha256")
+    sha = hashlib.sha256(json.dumps([stated, sorted(packed)]).encode())
+    for name in sorted(packed):
+        sha.update(packed[name].data)
+    return sha.hexdigest()
+
+
 def _unpack(name: str, packed: numpy.ndarray, shape: list[int]) -> Tensor:
-    if not all(isinstance(side, int) and side >= 0 for side in shape):
-        raise ValueError(f"{name} has the shape {shape}")
-    count = int(numpy.prod(shape, dtype=numpy.int64))
-    if packed.dtype != numpy.uint8 or packed.shape != ((count + 7) // 8,):
-        raise ValueError(f"{name} has {packed.nbytes} bytes of {packed.dtype} for the shape {shape}")
-    bits = numpy.unpackbits(packed, bitorder="little")
+    count, bits = math.prod(shape), numpy.unpackbits(packed, bitorder="little")
     if bits[count:].any():
         raise ValueError(f"{name} has bits set past its end")
-    return torch.from_numpy(bits[:count].astype(bool)).view(shape)
+    return torch.from_numpy(bits[:count].view(bool)).view(shape)
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -232,11 +267,14 @@ def main() -> None:
     """Print the ticket that the command line names, or what it has in common with another."""
     parser: argparse.ArgumentParser = OneLineParser(prog="lth_scale.ticket", description="Print or combine tickets.")
     parser.add_argument("path", help="a ticket.safetensors, or the directory of a run or a round")
-    parser.add_argument("--overlap", metavar="OTHER", help="print the share of kept weights that OTHER keeps too")
-    parser.add_argument("--union", metavar="OTHER", help="keep what either keeps; needs --output")
-    parser.add_argument("--intersect", metavar="OTHER", help="keep what both keep; needs --output")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--overlap", metavar="OTHER", help="print the share of kept weights that OTHER keeps too")
+    how.add_argument("--union", metavar="OTHER", help="keep what either keeps; needs --output")
+    how.add_argument("--intersect", metavar="OTHER", help="keep what both keep; needs --output")
     parser.add_argument("--output", metavar="FILE", help="where to write the combined ticket")
     args = parser.parse_args()
+    if bool(args.output) != bool(args.union or args.intersect):
+        raise BadInput(f"--output {args.output or '(none)'}: goes with --union or --intersect; give both, or neither")
     ticket, path = _at(args.path)
     text = describe(ticket, path)
     if args.overlap:
@@ -245,13 +283,16 @@ def main() -> None:
         text = "\n".join(f"{name:<{width}}  {share:7.2%}" for name, share in shared.items())
     for name in ("union", "intersect"):
         other = getattr(args, name)
-        if other and (args.output is None or Path(args.output).exists()):
-            raise BadInput(f"--output {args.output}: --{name} writes a new file; name one that does not exist")
+        if other and os.path.lexists(args.output):
+            raise BadInput(f"--output {args.output}: is there already, and --{name} writes a new file; name another")
         if other:
             made = getattr(ticket, name)(_at(other)[0])
-            made.save(args.output)
+            try:
+                made.save(args.output)
+            except OSError as problem:
+                raise BadInput(f"--output {args.output}: cannot be written ({problem}); name another") from None
             text = describe(made, args.output)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(printable(text) + "\n")
 
 
 def _at(text: str) -> tuple[Ticket, Path]:

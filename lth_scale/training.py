@@ -8,7 +8,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import datasets
@@ -104,6 +104,8 @@ class Net:
     steps: int  # optimizer steps from θ₀ to the end of a round
     step: int = 0
     consumed: int = 0  # optimizer steps of data before this round's step 0
+    began: int = 0  # the step of the last restart
+    losses: Tensor = field(default_factory=lambda: torch.zeros(()))  # this rank's, summed over micro-batches since then
     before_step: Callable[[float], None] = lambda rate: None
     teacher: nn.Module | None = None
     taught: bool = False
@@ -112,7 +114,7 @@ class Net:
 def make_accelerator(args: Training) -> Accelerator:
     """Accelerate's state for this process. Raises BadInput where launcher and flags do not fit."""
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
-    accelerator = sharding.connect(precision, args.gradient_accumulation_steps)
+    accelerator = sharding.connect(precision, args.gradient_accumulation_steps, args.ddp_timeout)
     if args.full_determinism:
         enable_full_determinism(args.seed)
     if accelerator.device.type == "cpu":
@@ -211,7 +213,8 @@ def restart(net: Net, weights: Weights, masks: dict[str, Tensor], step: int, see
     net.shards.publish()
     net.shards.forget()
     set_seed(seed, device_specific=True)
-    net.step, net.consumed = step, consumed
+    net.step, net.began, net.consumed = step, step, consumed
+    net.losses = torch.zeros((), device=net.accelerator.device)
 
 
 def learning_rates(args: Training, total: int) -> Callable[[int], float]:
@@ -222,8 +225,8 @@ def learning_rates(args: Training, total: int) -> Callable[[int], float]:
     return lambda step: args.learning_rate * factor(step)
 
 
-def train(net: Net, until: int, rate: Callable[[int], float], on_step: OnStep) -> float:
-    """Train from net.step to step `until` with pruned weights held at zero; return the mean loss over all ranks.
+def train(net: Net, until: int, rate: Callable[[int], float], on_step: OnStep) -> None:
+    """Train from net.step to step `until` with pruned weights held at zero.
 
     rate(step) is the learning rate of each optimizer step. on_step(step, loss) is called after each one;
     loss is this rank's, and None but every --logging_steps. Raises Diverged on all ranks, by the next of those steps,
@@ -238,26 +241,30 @@ def train(net: Net, until: int, rate: Callable[[int], float], on_step: OnStep) -
         generator=torch.Generator(),  # else opening the loader draws from the generator that dropout uses
     )  # fmt: skip
     net.shards.model.train()
-    total = torch.zeros((), device=accelerator.device)
     for batch in loader:
         with accelerator.accumulate(net.shards.model):
             loss = loss_of(net, send_to_device(batch, accelerator.device, non_blocking=True))
             net.shards.backward(loss)
-            total += loss.detach()
+            net.losses += loss.detach()
             if not accelerator.sync_gradients:
                 continue
             step_optimizer(net, rate(net.step))
         net.step += 1
         if net.step in (until, net.step // args.logging_steps * args.logging_steps):
-            check_loss(net, total)
+            check_loss(net)
         on_step(net.step, float(loss.detach()) if net.step % args.logging_steps == 0 else None)
     assert masking.is_held(net.targets, net.masks), "a pruned weight is not zero"
-    return float(accelerator.reduce(total, reduction="mean")) / max(1, len(numbers))
 
 
-def check_loss(net: Net, total: Tensor) -> None:
+def mean_loss(net: Net) -> float:
+    """The mean loss of a micro-batch, over all ranks, since the last restart; 0 where nothing was trained."""
+    count = (net.step - net.began) * net.args.gradient_accumulation_steps
+    return float(net.accelerator.reduce(net.losses, reduction="mean")) / max(1, count)
+
+
+def check_loss(net: Net) -> None:
     """Raise Diverged on all ranks where a rank's sum of losses is no number."""
-    if not math.isfinite(float(net.accelerator.reduce(total))):
+    if not math.isfinite(float(net.accelerator.reduce(net.losses))):
         raise Diverged(
             f"the loss is NaN or infinite by step {net.step} of {net.steps}; the rounds before this one stand: lower "
             f"--learning_rate {net.args.learning_rate}, or warm up, in another --output_dir"
@@ -284,20 +291,22 @@ def step_optimizer(net: Net, rate: float) -> Tensor | float | None:
     return net.shards.step(net.args.max_grad_norm)
 
 
-def evaluate(net: Net) -> dict[str, float]:
+def evaluate(net: Net, on_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
     """The task's metrics on its validation rows, the same on every rank and for every number of ranks.
 
-    Further validation sets give their metrics under a suffix (MNLI: `accuracy_mismatched`).
+    on_batch is called before each batch. Further validation sets give their metrics under a suffix (MNLI:
+    `accuracy_mismatched`).
     """
-    found = score(net, net.task.validation)
+    found = score(net, net.task.validation, on_batch)
     loss = {"loss": found.pop("loss")}
     for suffix, rows in net.task.more.items():
-        found |= {f"{metric}_{suffix}": value for metric, value in score(net, rows).items() if metric != "loss"}
+        more = score(net, rows, on_batch)
+        found |= {f"{metric}_{suffix}": value for metric, value in more.items() if metric != "loss"}
     return found | loss
 
 
 @torch.no_grad()
-def score(net: Net, rows: datasets.Dataset) -> dict[str, float]:
+def score(net: Net, rows: datasets.Dataset, on_batch: Callable[[], None]) -> dict[str, float]:
     """The task's metrics on some rows, whose batches the ranks take in turn."""
     size, world = net.args.per_device_eval_batch_size, net.accelerator.num_processes
     order = list(range(len(rows)))
@@ -308,6 +317,7 @@ def score(net: Net, rows: datasets.Dataset) -> dict[str, float]:
     net.shards.model.eval()
     found: dict[int, numpy.ndarray] = {}
     for turn in range(math.ceil(len(batches) / world)):  # every rank takes as many turns
+        on_batch()
         number = (turn * world + net.accelerator.process_index) % len(batches)
         batch = net.task.eval_collate(take(rows, batches[number]))
         batch = send_to_device(batch, net.accelerator.device)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lth_scale.arguments import BadInput, Transfer, exit_on_bad_input, parse
+from lth_scale.outbox import send_waiting
 from lth_scale.record import Record
 from lth_scale.terminal import by_seed, show
 
@@ -39,6 +40,7 @@ def run(args: Transfer) -> None:
         network = Subnetwork.begin(args, record)
         transfer(network)
         network.close({})
+    send_waiting(record)
     show(record)
 
 

@@ -1,7 +1,6 @@
 """One subnetwork in training: started, trained, evaluated, recorded. What searches and transfers share."""
 
 import logging
-import os
 import resource
 import time
 import warnings
@@ -13,9 +12,10 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from torch import Tensor
 
-from lth_scale import tasks, terminal, training
-from lth_scale.arguments import COSMETIC, BadInput, Training
+from lth_scale import checkpoint, tasks, terminal, training, watch
+from lth_scale.arguments import AGAIN, COSMETIC, BadInput, Stopped, Training
 from lth_scale.record import Record, Stage, a_round
 from lth_scale.ticket import Ticket
 from lth_scale.training import Net
@@ -31,9 +31,8 @@ class Trial:
     listeners: list[Any]
     stage: Stage = field(default_factory=lambda: a_round(0))
     started: float = 0.0
-    trained: int = 0
-    total_loss: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
+    requests: watch.Requests = field(default_factory=watch.Requests)
 
     @property
     def is_main(self) -> bool:
@@ -57,34 +56,66 @@ class Trial:
     def start(
         self, stage: Stage, weights: training.Weights, ticket: Ticket, step: int, seed: int, consumed: int = 0
     ) -> None:
-        """Put the network at m ⊙ `weights`, step `step`, and write the mask down."""
-        self.stage, self.started, self.trained, self.total_loss = stage, time.monotonic(), 0, 0.0
+        """Put the network at m ⊙ `weights`, step `step`, and write the mask down; or where a checkpoint left it."""
+        self.stage, self.started = stage, time.monotonic()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         training.restart(self.net, weights, ticket.masks, step, seed, consumed)
-        if self.is_main:
+        resumed = checkpoint.resume(self.net, self.record.at(stage)) if step < self.steps else None
+        if resumed:
+            extras, seconds = resumed
+            self.started -= seconds
+            self.take(extras)
+        elif self.is_main:
             ticket.save(self.ticket_file)
-        self.tell("start", stage, ticket.sparsity, self.steps)
+        self.tell("start", stage, ticket.sparsity, self.steps, resumed is not None)
+        if resumed and self.is_main:
+            terminal.say(f"{stage.name}: goes on from step {self.net.step} of {self.steps}")
+
+    def extras(self) -> dict[str, Tensor]:
+        """This rank's tensors beside the network that decide the future."""
+        return {}
+
+    def take(self, extras: dict[str, Tensor]) -> None:
+        """Be as `extras` found it."""
 
     def train_to(self, until: int, rate: Callable[[int], float]) -> None:
-        """Train to step `until` with `rate(step)`."""
-        steps = max(0, until - self.net.step)
-        loss = training.train(self.net, until, rate, lambda step, loss: self.tell("step", step, loss))
-        self.trained, self.total_loss = self.trained + steps, self.total_loss + steps * loss
+        """Train to step `until` with `rate(step)`. Raises Stopped where a signal asked for it."""
+        with self.requests.heeded():
+            training.train(self.net, until, rate, self._after_step)
+
+    def _after_step(self, step: int, loss: float | None) -> None:
+        self.tell("step", step, loss)
+        self.heed(due=bool(self.args.save_steps) and step % self.args.save_steps == 0)
+
+    def heed(self, due: bool = False) -> None:
+        """Write a checkpoint where one is due or asked for, and raise Stopped where that is asked for."""
+        asked = self.requests.agreed(self.net.shards.ranks)
+        home = self.record.at(self.stage)
+        if due or asked:
+            seconds = time.monotonic() - self.started
+            checkpoint.save(self.net, home, self.extras(), seconds, self.args.save_total_limit)
+        if asked == watch.STOP:
+            where = home / f"checkpoint-{self.net.step}"
+            raise Stopped(f"{self.stage.name} was asked to stop: {where} is written; {AGAIN}")
 
     def evaluate(self) -> None:
-        """Score the trained network on the validation data."""
-        self.scores = training.evaluate(self.net)
+        """Score the trained network on the validation data. Raises Stopped where a signal asked for it."""
+        with self.requests.heeded():
+            self.scores = training.evaluate(self.net, self.heed)
 
     def complete(self) -> None:
-        """Write what the stage gave, and mark it complete."""
+        """Write what the stage gave, mark it complete, and drop its checkpoints."""
+        loss = training.mean_loss(self.net)
         if self.is_main:
-            row = self.row(Ticket.load(self.ticket_file))
+            row = self.row(Ticket.load(self.ticket_file), loss)
             self.tell("end", self.stage, row)
             self.record.complete(self.stage, row)
+            for path in checkpoint.found(self.record.at(self.stage)):
+                checkpoint.remove(path)
         self.net.accelerator.wait_for_everyone()
 
-    def row(self, ticket: Ticket) -> dict[str, Any]:
+    def row(self, ticket: Ticket, loss: float) -> dict[str, Any]:
         """metrics.json of this stage."""
         return {
             "seed" if self.stage.room == "seeds" else "round": self.stage.number,
@@ -92,8 +123,8 @@ class Trial:
             "pruned": ticket.pruned,
             "prunable": ticket.prunable,
             "threshold": ticket.threshold,
-            "steps": self.trained,
-            "train_loss": self.total_loss / max(1, self.trained),
+            "steps": self.net.step - self.net.began,
+            "train_loss": loss,
             "eval": self.scores,
             "seconds": time.monotonic() - self.started,
             "peak_memory": peak_memory(),
@@ -105,8 +136,8 @@ class Trial:
         if self.is_main:
             self.tell("finish", pictures, terminal.report(self.record))
             self.record.mark_done()
-        self.net.accelerator.wait_for_everyone()  # a rank that leaves early can hang the others at their exit
-        self.net.accelerator.end_training()
+        self.net.accelerator.wait_for_everyone()
+        watch.end()
 
     def tell(self, event: str, *values: Any) -> None:
         """Pass an event on to the progress bars and the tracker."""
@@ -118,6 +149,7 @@ def prepare(args: Training) -> Net:
     """The network of the flags, ready for its first start. Raises BadInput."""
     quiet_libraries()
     accelerator = training.make_accelerator(args)
+    watch.begin(accelerator.process_index, accelerator.num_processes, args.ddp_timeout)
     return training.prepare(accelerator, tasks.load(args), args)
 
 
@@ -175,4 +207,3 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's use of it, not the user's
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")

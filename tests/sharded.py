@@ -148,12 +148,31 @@ def train_cases(kind: str, precision: str, directory: Path, world: int) -> dict:
         if optimizer == "adamw":
             again = train(net, theta, masks)["weights"]
             found["repeats"] = all(torch.equal(found[optimizer]["weights"][name], again[name]) for name in again)
+        ended = resumed(net, theta, masks, directory / f"checkpoints-{kind}-{precision}-{world}-{optimizer}")
+        found[optimizer]["resumes"] = all(torch.equal(found[optimizer]["weights"][name], ended[name]) for name in ended)
     found["masks"] = masks_at(net, theta, [0.1, 0.5, 0.9])
     found["tied"] = masks_at(net, tied(theta), [0.0, 0.1, 0.3, 0.5, 1.0])
     found["patterns"] = pattern_masks(net, theta)
     found["broken"] = break_one_weight(net)
     found["pieces"] = {name: (p.offset, p.size, p.shape.numel()) for name, p in net.shards.pieces.items()}
     return found
+
+
+def resumed(net, theta: dict, masks: dict, home: Path) -> dict:
+    """The weights after training to step 13, a checkpoint, training elsewhere, and going on from the checkpoint."""
+    from lth_scale import checkpoint, training
+
+    def go(until: int) -> None:
+        training.train(net, until, lambda _: net.args.learning_rate, lambda *_: None)
+
+    training.restart(net, theta, masks, 0, 1)
+    go(13)
+    checkpoint.save(net, home, {}, 0.0, 1)
+    go(20)
+    training.restart(net, theta, masks, 0, 1)
+    assert checkpoint.resume(net, home) is not None and net.step == 13
+    go(STEPS)
+    return net.shards.whole_weights()
 
 
 def skip_a_step(net, theta: dict) -> dict:

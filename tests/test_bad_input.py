@@ -1,271 +1,624 @@
-"""Every command: bad input is one line that names flag, value and remedy, exit code 2, and nothing overwritten."""
+"""Every command: bad input is one line that names flag or file, value and remedy, exit code 2, nothing overwritten.
 
+What the cases say is the table of docs/reliability.md; UPDATE_DOCS=1 and the whole of this file rewrite it.
+"""
+
+import importlib
 import json
 import lzma
+import os
+import re
+import resource
+import shlex
 import shutil
+import subprocess
 import sys
-import time
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import numpy
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from conftest import sentence, write_jsonl
+from safetensors import safe_open
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
-from lth_scale import Ticket, imp
-from lth_scale.arguments import exit_on_bad_input
+from lth_scale import Ticket
+from lth_scale.arguments import Transfer, exit_on_bad_input, parse
 from lth_scale.prunable import prunable
 
-
-@pytest.fixture
-def refused(small, capsys, monkeypatch, tmp_path):
-    """Run imp with bad flags; check that nothing was written; return what it said."""
-
-    def go(*extra: str, command=imp, **overrides) -> str:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        capsys.readouterr()
-        before = snapshot(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["imp", *small(**overrides), *extra])
-        with pytest.raises(SystemExit) as stop:
-            exit_on_bad_input(command.main)
-        out, err = capsys.readouterr()
-        assert stop.value.code == 2
-        assert err.startswith("error: ") and err.count("\n") == 1 and out == ""
-        assert snapshot(tmp_path) == before
-        return err
-
-    return go
+DOCS = Path(__file__).parent.parent / "docs/reliability.md"
+BEGIN, END = "<!-- bad input: begin -->\n", "<!-- bad input: end -->\n"
+SAID: dict[str, str] = {}  # the rows of the table, by case
+Lay = Callable[[Path, Path], object]  # (the directory of the test, that of `made`): lays the files of a case
 
 
-def snapshot(directory) -> dict:
-    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+@dataclass(frozen=True)
+class Case:
+    """One wrong thing, given as flags or in words, and what must be said of it.
+
+    argv: the flags where `given` is in words; … is the directory of the test, and imp and transfer have the flags of
+    `small` before them, but for those that `without` names. The first flag and its value must be said in any case.
+    """
+
+    command: str
+    given: str
+    named: tuple[str, ...]
+    argv: str = ""
+    lay: Lay = lambda here, made: None
+    without: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.command}: {self.given}"
+
+
+def case(command: str, given: str, *named: str, **more) -> Case:
+    """A Case. Where `given` is flags, the first one's name and value are to be named."""
+    if given.startswith("--") and not {"argv", "lay"} & more.keys():
+        first, *rest = given.split()
+        value = rest[:1] if rest and not rest[0].startswith("--") else ()
+        named, more = (first, *value, *named), {**more, "argv": given}
+    return Case(command, given, named, **more)
 
 
 FLAGS = [
-    (dict(task="sst3"), ["--task", "sst3", "sst2"]),
-    (dict(task=None), ["--task"]),
-    (dict(target_sparsity="1.2"), ["--target_sparsity 1.2", "0.7"]),
-    (dict(target_sparsity="-0.1"), ["--target_sparsity -0.1", "0.7"]),
-    (dict(target_sparsity="nan"), ["--target_sparsity nan", "0.7"]),
-    (dict(prune_rate="0"), ["--prune_rate 0", "0.1"]),
-    (dict(prune_rate="1.5"), ["--prune_rate 1.5", "0.1"]),
-    (dict(learning_rate="fast"), ["--learning_rate", "fast"]),
-    (dict(learning_rate="0"), ["--learning_rate 0", "2e-5"]),
-    (dict(learning_rate="inf"), ["--learning_rate inf", "2e-5"]),
-    (dict(max_steps="-2"), ["--max_steps -2", "-1"]),
-    (dict(max_steps="1.5"), ["--max_steps", "1.5"]),
-    (dict(num_train_epochs="0"), ["--num_train_epochs 0"]),
-    (dict(per_device_train_batch_size="0"), ["--per_device_train_batch_size 0", "1 or more"]),
-    (dict(gradient_accumulation_steps="0"), ["--gradient_accumulation_steps 0", "1 or more"]),
-    (dict(max_train_samples="0"), ["--max_train_samples 0", "1 or more"]),
-    (dict(max_eval_samples="-1"), ["--max_eval_samples -1", "1 or more"]),
-    (dict(max_seq_length="3"), ["--max_seq_length 3", "8 or more"]),
-    (dict(seed="-1"), ["--seed -1"]),
-    (dict(weight_decay="-0.1"), ["--weight_decay -0.1"]),
-    (dict(warmup_steps="-5"), ["--warmup_steps -5"]),
-    (dict(max_grad_norm="-1"), ["--max_grad_norm -1"]),
-    (dict(bf16=True, fp16=True), ["--bf16", "--fp16", "keep one"]),
-    (dict(fp16=True), ["--fp16", "GPU", "--bf16"]),
-    (dict(optim="lion"), ["--optim", "lion", "adamw_torch"]),
-    (dict(optim="adamw_bnb_8bit"), ["--optim adamw_bnb_8bit", "CUDA GPU", "adamw_torch"]),
-    (dict(optim_args="momentum"), ["--optim_args momentum", "NAME=NUMBER"]),
-    (dict(optim_args="speed=3"), ["--optim_args speed=3", "adamw_torch"]),
-    (dict(schedule="sudden"), ["--schedule", "sudden", "linear"]),
-    (dict(scope="local"), ["--scope", "local", "layerwise"]),
-    (dict(rewind="all"), ["--rewind", "all", "none"]),
-    (dict(rewind_step="half"), ["--rewind_step half", "0.05"]),
-    (dict(rewind_step="-3"), ["--rewind_step -3", "0.05"]),
-    (dict(rewind_step="4"), ["--rewind_step 4", "4 steps"]),
-    (dict(rewind_step="1.0"), ["--rewind_step 1.0", "0.05"]),
-    (dict(rewind="none", rewind_step="2"), ["--rewind_step 2", "--rewind none"]),
-    (dict(rewind="lr", lr_span="all_rounds"), ["--lr_span all_rounds", "--rewind lr"]),
-    (dict(lr_scheduler_type="sawtooth"), ["--lr_scheduler_type", "sawtooth", "linear"]),
-    (dict(control="placebo"), ["--control", "placebo", "random_mask"]),
-    (dict(report_to="paper"), ["--report_to", "paper", "mlflow"]),
-    (dict(preset="huge"), ["--preset", "huge", "demo"]),
-    (dict(preset="demo", task="cola", dataset_path=None), ["--preset demo", "cola", "sst2"]),
-    (dict(dataset_path="embedded", task="rte"), ["--dataset_path embedded", "rte", "sst2"]),
-    (dict(learning_rat="1"), ["--learning_rat", "--help"]),
-    (dict(dataset_path="/no/such/place"), ["--dataset_path /no/such/place", "train.jsonl"]),
-    (dict(model_name_or_path="/no/such/model"), ["--model_name_or_path /no/such/model", "config.json"]),
-    (dict(model_name_or_path="./no/model"), ["--model_name_or_path ./no/model", "save_pretrained"]),
-    (dict(ticket="/no/ticket"), ["--ticket /no/ticket", "ticket.safetensors"]),
-    (dict(ticket="/no/ticket"), ["--ticket /no/ticket", "no such file"]),
-    (dict(pattern="4:2"), ["--pattern 4:2", "2:4", "block:4x1"]),
-    (dict(pattern="block:0x4"), ["--pattern block:0x4", "block:4x1"]),
-    (dict(pattern="block:3x5"), ["--pattern block:3x5", "encoder.layer.0", "divide"]),
-    (dict(pattern="2:4", target_sparsity="0.3"), ["--target_sparsity 0.3", "2:4", "0.5"]),
-    (dict(score="taylor"), ["--score", "taylor", "movement"]),
-    (dict(score="movement", max_steps="0"), ["--score movement", "--max_steps"]),
-    (dict(early_bird=True, rewind="none"), ["--early_bird", "--lr_span round"]),
-    (dict(dense="/no/run"), ["--dense /no/run", "--output_dir"]),
-    (dict(keep_theta="0.5,late"), ["--rewind_step late", "0.05"]),
-    (dict(doc_stride="0"), ["--doc_stride 0", "1 or more"]),
-    (dict(output_dir="/proc/nothing/here"), ["--output_dir /proc/nothing/here", "another"]),
-    (dict(output_dir="/dev/null/x"), ["--output_dir /dev/null/x", "another"]),
-]
+    case("imp", "--task sst3", "sst2"),
+    case("imp", "no --task", "--task", without=("task",)),
+    *(case("imp", *words) for words in (
+        ("--target_sparsity 1.2", "0.7"), ("--target_sparsity -0.1", "0.7"), ("--target_sparsity nan", "0.7"),
+        ("--prune_rate 0", "0.1"), ("--prune_rate 1.5", "0.1"),
+        ("--learning_rate fast",), ("--learning_rate 0", "2e-5"), ("--learning_rate inf", "2e-5"),
+        ("--max_steps -2", "-1"), ("--max_steps 1.5",), ("--num_train_epochs 0",),
+        ("--per_device_train_batch_size 0", "1 or more"), ("--gradient_accumulation_steps 0", "1 or more"),
+        ("--max_train_samples 0", "1 or more"), ("--max_eval_samples -1", "1 or more"), ("--doc_stride 0", "1 or more"),
+        ("--max_seq_length 3", "8 or more"), ("--seed -1",), ("--weight_decay -0.1",), ("--warmup_steps -5",),
+        ("--max_grad_norm -1",), ("--bf16 --fp16", "keep one"), ("--fp16", "GPU", "--bf16"), ("--optim lion", "sgd"),
+        ("--optim adamw_bnb_8bit", "CUDA GPU", "adamw_torch"), ("--optim_args momentum", "NAME=NUMBER"),
+        ("--optim_args speed=3", "adamw_torch"), ("--schedule sudden", "linear"), ("--scope local", "layerwise"),
+        ("--rewind all", "none"), ("--rewind_step half", "0.05"), ("--rewind_step -3", "0.05"),
+        ("--rewind_step 4", "4 steps"), ("--rewind_step 1.0", "0.05"),
+        ("--rewind_step 2 --rewind none", "--rewind none"),
+        ("--lr_span all_rounds --rewind lr", "--rewind lr"), ("--lr_scheduler_type sawtooth", "linear"),
+        ("--control placebo", "random_mask"), ("--report_to paper", "mlflow"), ("--preset huge", "demo"),
+        ("--dataset_path embedded --task rte", "rte", "sst2"), ("--learning_rat 1", "--help"),
+        ("--save_steps -1", "0 (none)"),
+        ("--dataset_path /no/such/place", "train.jsonl"), ("--model_name_or_path /no/such/model", "config.json"),
+        ("--model_name_or_path ./no/model", "save_pretrained"),
+        ("--ticket /no/ticket", "no such file", "ticket.safetensors"),
+
+        ("--pattern 4:2", "2:4", "block:4x1"), ("--pattern block:0x4", "block:4x1"),
+        ("--pattern block:3x5", "encoder.layer.0", "divide"), ("--target_sparsity 0.3 --pattern 2:4", "2:4", "0.5"),
+        ("--score taylor", "movement"), ("--score movement --max_steps 0", "--max_steps"),
+        ("--early_bird --rewind none", "--lr_span round"), ("--dense /no/run", "--output_dir"),
+        ("--keep_theta late", "0.05"), ("--output_dir /proc/nothing/here", "another"),
+        ("--output_dir /dev/null/x", "another"),
+    )),
+    *(case("imp", f"--{name} of 300 letters", "too long", "shorter", argv=f"--{name} {'n' * 300}")
+      for name in ("ticket", "output_dir", "model_name_or_path", "dataset_path")),
+    case("imp", "--model_name_or_path with a password", "https://h/m", "Hub name",
+         argv="--model_name_or_path https://u:p@h/m"),
+    case("imp", "--preset demo --task cola", "cola", "sst2", without=("dataset_path",)),
+    *(case("transfer", *words, without=("target_sparsity",)) for words in (
+        ("--seeds -1",), ("--control random_mask", "--ticket", "--target_sparsity"),
+        ("--target_sparsity 0.5", "--ticket", "one_shot"), ("--target_sparsity 1.5 --control one_shot", "0.7"),
+        ("--connectivity", "--seeds 1 2"), ("--theta /no/theta", "theta.safetensors"), ("--rewind lr", "--help"),
+        ("--compare_with /no/run", "--output_dir"),
+    )),
+    *(case("report", *words) for words in (
+        ("--delta -1 .", "0 or more"), ("--delta nan .", "0 or more"), ("--delta much .",),
+        ("--report_to paper .", "mlflow"), ("no directory", "directory"),
+    )),
+    *(case("ticket", *words) for words in (
+        ("no path", "path"), ("--output new.safetensors .", "--union"), ("--union a --intersect b .", "not allowed"),
+    )),
+    case("ticket", "--union … without --output", "--output", "--union", argv="… --union …"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("flags", "named"), FLAGS, ids=[" ".join(f"{k}={v}" for k, v in f.items()) for f, _ in FLAGS])
-def test_flags(flags, named, refused):
-    said = refused(**flags)
-    assert all(word in said for word in named), said
+def put(name: str, content: str | bytes) -> Lay:
+    """Lay one file."""
+
+    def lay(here: Path, made: Path) -> None:
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return lay
 
 
-TRANSFERS = [
-    (dict(seeds="-1"), ["--seeds -1"]),
-    (dict(control="random_mask"), ["--control random_mask", "--ticket", "--target_sparsity"]),
-    (dict(target_sparsity="0.5"), ["--target_sparsity 0.5", "--ticket", "one_shot"]),
-    (dict(target_sparsity="1.5", control="one_shot"), ["--target_sparsity 1.5", "0.7"]),
-    (dict(connectivity=True), ["--connectivity", "--seeds 1 2"]),
-    (dict(theta="/no/theta"), ["--theta /no/theta", "theta.safetensors"]),
-    (dict(compare_with="/no/run"), ["--compare_with /no/run", "--output_dir"]),
-    (dict(rewind="lr"), ["--rewind", "--help"]),
-]
+def damage(copy: str, file: str, content: bytes | int | None, unfinished: bool = True) -> Lay:
+    """Lay a copy of a finished run as …/out, one file of it replaced, cut to a length, or (None) gone."""
+
+    def lay(here: Path, made: Path) -> None:
+        shutil.copytree(made / copy, here / "out")
+        path = here / "out" / file
+        whole = path.read_bytes() if path.is_file() else b""
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(whole[:content] if isinstance(content, int) else content)
+        if unfinished:
+            (here / "out/complete").unlink()
+            shutil.rmtree(here / "out/rounds/03", ignore_errors=True)
+
+    return lay
 
 
-@pytest.mark.parametrize(("flags", "named"), TRANSFERS, ids=[" ".join(f) for f, _ in TRANSFERS])
-def test_flags_of_a_transfer(flags, named, refused):
-    from lth_scale import transfer
+def forged(tensors=None, shape=None, **metadata: str | None) -> Lay:
+    """Lay a ticket as somebody else may have made it: without a checksum, and with these strings and tensors."""
 
-    said = refused(command=transfer, **({"target_sparsity": None} | flags))
-    assert all(word in said for word in named), said
+    def lay(here: Path, made: Path) -> None:
+        with safe_open(made / "search/ticket.safetensors", "numpy") as file:
+            strings, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        strings = {**strings, "content_sha256": None, **metadata}
+        if shape:
+            strings["shapes"] = json.dumps({**json.loads(strings["shapes"]), FIRST: shape})
+        strings = {name: text for name, text in strings.items() if text is not None}
+        save_arrays({**arrays, **(tensors or {})}, here / "t.safetensors", metadata=strings)
+
+    return lay
 
 
-def test_a_transfer_into_the_directory_of_a_search(search, refused):
-    from lth_scale import transfer
+def both(*lays: Lay) -> Lay:
+    return lambda here, made: [lay(here, made) for lay in lays]
 
-    search(max_steps=1)
-    assert "another command" in refused(command=transfer, target_sparsity=None)
+
+def rows(split: str, content: str | bytes) -> Lay:
+    """Lay data of nine good rows a split, but for one."""
+
+    def lay(here: Path, made: Path) -> None:
+        for name in ("train", "validation"):
+            good = [{"sentence": sentence(i), "label": i % 2} for i in range(9)]
+            write_jsonl(here / "data" / f"{name}.jsonl", good)
+        put(f"data/{split}.jsonl", content)(here, made)
+
+    return lay
+
+
+def only_an_archive(here: Path, made: Path) -> None:
+    rows("train", "")(here, made)
+    (here / "data/train.jsonl").unlink()
+    (here / "data/train.jsonl.xz").write_bytes(lzma.compress(json.dumps(ROW).encode() * 99)[:40])
 
 
 ROW = {"sentence": "good", "label": 1}
-FILES = [
-    ("", ["train.jsonl", "no rows"]),
-    ("\n\n", ["no rows"]),
-    ("{not json}\n", ["line 1", "no JSON"]),
-    (json.dumps(ROW) + "\n" + json.dumps(ROW)[:-3], ["line 2", "no JSON"]),
-    ("[1, 2]\n", ["line 1", "no JSON object"]),
-    ('{"text": "x", "label": 1}\n', ["line 1", "'sentence' is missing"]),
-    ('{"sentence": "x"}\n', ["'label' is missing"]),
-    ('{"sentence": 3, "label": 1}\n', ["'sentence' holds 3"]),
-    ('{"sentence": "x", "label": "pos"}\n', ["'label' holds 'pos'"]),
-    ('{"sentence": "x", "label": true}\n', ["'label' holds True"]),
-    ('{"sentence": "x", "label": -1}\n', ["label -1", "0 … 1"]),
-    ('{"sentence": "x", "label": 2}\n', ["label 2", "0 … 1"]),
-]
+DATA = [
+    *(case("imp", f"{split}.jsonl: {what}", f"--dataset_path …/data/{split}.jsonl", *named, lay=rows(split, content),
+           argv="--dataset_path …/data")
+      for split in ("train", "validation") for what, content, *named in (
+        ("empty", "", "no rows"), ("blank lines alone", "\n\n", "no rows"),
+        ("no JSON", "{not json}\n", "line 1", "no JSON"),
+        ("a line is cut", json.dumps(ROW) + "\n" + json.dumps(ROW)[:-3], "line 2", "no JSON"),
+        ("a list", "[1, 2]\n", "line 1", "no JSON object"), ("deep JSON", "[" * 10**5, "line 1", "no JSON"),
+        ("another column", '{"text": "x", "label": 1}\n', "line 1", "'sentence' is missing"),
+        ("no label", '{"sentence": "x"}\n', "'label' is missing"),
+        ("a number as text", '{"sentence": 3, "label": 1}\n', "'sentence' holds 3"),
+        ("a word as label", '{"sentence": "x", "label": "pos"}\n', "'label' holds 'pos'"),
+        ("a truth value as label", '{"sentence": "x", "label": true}\n', "'label' holds True"),
+        ("label −1", '{"sentence": "x", "label": -1}\n', "label -1", "0 … 1"),
+        ("label 2", '{"sentence": "x", "label": 2}\n', "label 2", "0 … 1"),
+        ("not UTF-8", b'{"sentence": "\xff\xfe", "label": 1}\n', "not UTF-8"),
+    )),
+    case("imp", "no validation.jsonl", "--dataset_path …/data", "validation.jsonl is missing",
+         argv="--dataset_path …/data", lay=put("data/train.jsonl", json.dumps(ROW))),
+    case("imp", "a cut .xz", "--dataset_path …/data/train.jsonl.xz", "cannot be read", argv="--dataset_path …/data",
+         lay=only_an_archive),
+    case("imp", "text for less than one block", "--max_seq_length 32", argv="--task mlm --dataset_path …/data",
+         lay=both(put("data/train.jsonl", '{"text": "short"}'), put("data/validation.jsonl", '{"text": "short"}'))),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("content", "named"), FILES, ids=[content[:24] or "empty" for content, _ in FILES])
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_data_files(content, named, split, refused, tmp_path):
-    for name in ("train", "validation"):
-        write_jsonl(tmp_path / "data" / f"{name}.jsonl", [{"sentence": sentence(i), "label": i % 2} for i in range(9)])
-    (tmp_path / f"data/{split}.jsonl").write_text(content)
-    said = refused(dataset_path=tmp_path / "data")
-    assert f"--dataset_path {tmp_path / 'data' / split}.jsonl" in said
-    assert all(word in said for word in named[1:]), said
+def model(change: Callable[[Path], object]) -> Lay:
+    """Lay a copy of the tiny model with one thing wrong."""
+
+    def lay(here: Path, made: Path) -> None:
+        shutil.copytree(json.loads((made / "search/arguments.json").read_text())["model_name_or_path"], here / "model")
+        change(here / "model")
+
+    return lay
 
 
-def test_a_missing_split_is_named(refused, tmp_path):
-    write_jsonl(tmp_path / "data/train.jsonl", [ROW])
-    assert "validation.jsonl is missing" in refused(dataset_path=tmp_path / "data")
-
-
-def test_a_file_of_bytes_or_a_cut_archive(refused, tmp_path):
-    write_jsonl(tmp_path / "data/validation.jsonl", [ROW])
-    (tmp_path / "data/train.jsonl").write_bytes(b'{"sentence": "\xff\xfe", "label": 1}\n')
-    assert "not UTF-8" in refused(dataset_path=tmp_path / "data")
-    (tmp_path / "data/train.jsonl").unlink()
-    (tmp_path / "data/train.jsonl.xz").write_bytes(lzma.compress(json.dumps(ROW).encode() * 99)[:40])
-    assert "cannot be read" in refused(dataset_path=tmp_path / "data")
-
-
-def test_too_little_text_for_one_block(refused, tmp_path):
-    for split in ("train", "validation"):
-        write_jsonl(tmp_path / f"data/{split}.jsonl", [{"text": "too short"}])
-    assert "--max_seq_length 32" in refused(task="mlm", dataset_path=tmp_path / "data")
-
-
-def damaged(tiny_bert, directory, change):
-    shutil.copytree(tiny_bert, directory)
-    change(directory)
-    return directory
-
-
-def drop_layer(directory):
+def drop_layer(directory: Path) -> None:
     weights = load_file(directory / "model.safetensors")
-    save_file(
-        {name: w for name, w in weights.items() if "layer.1.output.dense" not in name}, directory / "model.safetensors"
-    )
+    kept = {name: weight for name, weight in weights.items() if "layer.1.output.dense" not in name}
+    save_file(kept, directory / "model.safetensors")
 
 
-def only_a_pickle(directory):
+def only_a_pickle(directory: Path) -> None:
     torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
     (directory / "model.safetensors").unlink()
 
 
-MODELS = {
-    "no weights": (lambda d: (d / "model.safetensors").unlink(), ["model.safetensors"]),
-    "cut weights": (lambda d: (d / "model.safetensors").write_bytes(b"\x08" * 50), ["--model_name_or_path"]),
-    "no config": (lambda d: (d / "config.json").unlink(), ["config.json"]),
-    "config is no JSON": (lambda d: (d / "config.json").write_text("{"), ["--model_name_or_path"]),
-    "no tokenizer": (lambda d: [p.unlink() for p in d.glob("token*")], ["--model_name_or_path"]),
-    "only a pickle": (only_a_pickle, ["model.safetensors"]),
-    "a layer is missing": (drop_layer, ["lacks encoder.layer.1.output.dense.weight"]),
-}
-
-
-@pytest.mark.parametrize("case", MODELS)
-def test_model_directories(case, refused, tiny_bert, tmp_path):
-    change, named = MODELS[case]
-    directory = damaged(tiny_bert, tmp_path / "model", change)
-    said = refused(model_name_or_path=directory)
-    assert f"--model_name_or_path {directory}" in said and all(word in said for word in named), said
-
-
-def test_a_ticket_of_another_model(refused, tiny_bert, tmp_path):
+def of_three_layers(here: Path, made: Path) -> None:
     from transformers import AutoModel, BertConfig
 
-    other = AutoModel.from_config(BertConfig.from_pretrained(tiny_bert, num_hidden_layers=3))
-    path = tmp_path / "other.safetensors"
-    Ticket({name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(other).items()}, "three-layers").save(
-        path
+    config = BertConfig(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, vocab_size=9)
+    masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(AutoModel.from_config(config)).items()}
+    Ticket(masks, "three-layers").save(here / "t.safetensors")
+
+
+FIRST = "encoder.layer.0.attention.self.query.weight"
+MODELS = [
+    *(case("imp", f"a model directory: {what}", "--model_name_or_path …/model", *named,
+           argv="--model_name_or_path …/model", lay=model(change)) for what, change, *named in (
+        ("no weights", lambda d: (d / "model.safetensors").unlink(), "model.safetensors"),
+        ("weights of another format", lambda d: (d / "model.safetensors").write_bytes(b"\x08" * 50)),
+        ("no config.json", lambda d: (d / "config.json").unlink(), "config.json"),
+        ("config.json is no JSON", lambda d: (d / "config.json").write_text("{")),
+        ("no tokenizer", lambda d: [p.unlink() for p in d.glob("token*")]),
+        ("a pickle instead of safetensors", only_a_pickle, "model.safetensors"),
+        ("a layer is missing", drop_layer, "lacks encoder.layer.1.output.dense.weight"),
+    )),
+]  # fmt: skip
+TICKETS = [
+    *(case(command, f"--ticket: {what}" if command == "imp" else what, "…/t.safetensors", *named, lay=lay,
+           argv="--ticket …/t.safetensors" if command == "imp" else "…/t.safetensors")
+      for command in ("imp", "ticket") for what, lay, *named in (
+        ("an empty file", put("t.safetensors", "")), ("text", put("t.safetensors", "hello"), "cannot be read"),
+        ("a header of 10¹⁸ bytes", put("t.safetensors", (10**18).to_bytes(8, "little") + b"{}"), "cannot be read"),
+        ("a cut file", both(forged(), lambda here, made: os.truncate(here / "t.safetensors", 999)), "cannot be read"),
+        ("another format", forged(format="pt"), "its format is 'pt'"),
+        ("an unknown key", forged(licence="x"), "'licence'"),
+        ("a count that is wrong", forged(pruned="1"), "it states"),
+        ("a count of words", forged(pruned="many"), "many"),
+        ("a sparsity that is NaN", forged(sparsity="nan"), "sparsity nan"),
+        ("a threshold that is infinite", forged(threshold="inf"), "threshold inf"),
+        ("no shapes", forged(shapes=None), "no shapes"),
+        ("shapes that are a list", forged(shapes="[]"), "no JSON object"),
+        ("a giant shape", forged(shape=[2**62, 2**62]), f"{FIRST} has 32 bytes"),
+        ("deep JSON", forged(arguments="[" * 10**5), "recursion"),
+        ("arguments: a list", forged(arguments="[]"), "no JSON object"),
+        ("a pattern that is none", forged(arguments='{"pattern": "3:2"}'), "--pattern 3:2"),
+        ("a tensor too many", forged({"extra": numpy.zeros(1, numpy.uint8)}), "names of shapes and tensors differ"),
+        ("a tensor too short", forged({FIRST: numpy.zeros(3, numpy.uint8)}), "3 bytes of uint8"),
+        ("a checksum that is not its own", forged(content_sha256="0"), "content_sha256"),
+    )),
+    case("imp", "--ticket: a directory without one", "ticket.safetensors", "no such file", argv="--ticket …"),
+    case("ticket", "a directory without one", "ticket.safetensors", argv="…"),
+    case("imp", "--ticket: of another model", "--ticket …/t.safetensors", "encoder.layer.2.", "three-layers",
+         argv="--ticket …/t.safetensors", lay=of_three_layers),
+    *(case("imp", f"--ticket: its base model is {base}@{revision}", "--ticket …/t.safetensors", f"{base}@{revision}",
+           "--model_name_or_path", argv="--ticket …/t.safetensors", lay=forged(base_model=base, base_revision=revision),
+           without=("model_name_or_path",))
+      for base, revision in (("bert", "../../x"), ("bert", "a/../../x"), ("bert", "/etc/x"), ("bert", "a b"))),
+    *(case("imp", f"--ticket: its base model is {base}", "--ticket …/t.safetensors", base, "--model_name_or_path",
+           argv="--ticket …/t.safetensors", lay=forged(base_model=base), without=("model_name_or_path",))
+      for base in ("/etc", "../x", "a/b/c", "~/m", "-m", "https://h/m")),
+    case("transfer", "--ticket: a pattern that does not divide", "--ticket …/t.safetensors", "block:3x5", "divide",
+         argv="--ticket …/t.safetensors --control one_shot", lay=forged(arguments='{"pattern": "block:3x5"}'),
+         without=("target_sparsity",)),
+    case("imp", "--pattern 2:4 --ticket …/t.safetensors", "was not found under it", lay=forged(),
+         argv="--target_sparsity 0.5 --pattern 2:4 --ticket …/t.safetensors"),
+    case("ticket", "--union with a ticket of another network", "two networks",
+         argv="… --union …/t.safetensors --output …/new",
+         lay=both(of_three_layers, lambda here, made: shutil.copy(made / "search/ticket.safetensors", here))),
+    *(case("ticket", f"--output {where}", "another", argv=f"… --union … --output {where}",
+           lay=lambda here, made: shutil.copy(made / "search/ticket.safetensors", here))
+      for where in ("…/ticket.safetensors", "/proc/no/t.safetensors")),
+]  # fmt: skip
+RUNS = [
+    case("transfer", "--output_dir of a search", "--output_dir …/out", "another command", without=("target_sparsity",),
+         lay=damage("search", "x", None)),
+    case("imp", "--output_dir of a search with other flags", "--seed was 42, is 7", "--learning_rate was 0.01, is 0.02",
+         argv="--seed 7 --learning_rate 0.02", lay=damage("search", "x", None)),
+    case("imp", "--output_dir with rounds of nobody", "--output_dir …/out", "no arguments.json",
+         lay=put("out/rounds/mine", "precious")),
+    case("imp", "--output_dir that is a file", "--output_dir …/out", "another", lay=put("out", "precious")),
+    *(case("imp", f"going on: {file} {what}", "--output_dir …/out: ", file, "damaged", "another",
+           lay=damage("search", file, content)) for file, what, content in (
+        ("arguments.json", "is cut", 9), ("results.json", "is no table", b"{}"),
+        ("rounds/01/metrics.json", "is cut", 9), ("rounds/01/metrics.json", "lacks its keys", b"{}"),
+        ("rounds/01/metrics.json", "is gone", None), ("rounds/02/ticket.safetensors", "is cut", 900),
+        ("rounds/02/ticket.safetensors", "is gone", None), ("theta.safetensors", "is cut", 900),
+        ("theta.safetensors", "is empty", b""), ("theta.safetensors", "is gone", None),
+    )),
+    case("imp", "finished: rounds/03/metrics.json is cut", "--output_dir …/out: rounds/03/metrics.json", "damaged",
+         lay=damage("search", "rounds/03/metrics.json", 9, unfinished=False)),
+    case("transfer", "going on: seeds/42/metrics.json is cut", "--output_dir …/out: seeds/42/metrics.json", "damaged",
+         lay=damage("transfer", "seeds/42/metrics.json", 9), without=("target_sparsity",)),
+    *(case("imp", f"--dense: {file} {what}", f"--dense …/out: {file}", "damaged", "another",
+           argv="--dense …/out --output_dir …/new", lay=damage("search", file, content, unfinished=False))
+      for file, what, content in (
+        ("arguments.json", "is cut", 9), ("rounds/00/metrics.json", "is cut", 9),
+        ("theta.safetensors", "is text", b"no"),
+        ("rounds/00/ticket.safetensors", "is empty", b""), ("rounds/03/model/model.safetensors", "is cut", 900),
+    )),
+    case("imp", "--dense: its round 0 was not kept", "--dense …/out", "--keep_theta",
+         argv="--dense …/out --output_dir …/new",
+         lay=damage("search", "x", None, unfinished=False)),
+    *(case("transfer", f"--compare_with: {what}", "--compare_with …/out", *named, without=("target_sparsity",),
+           argv="--compare_with …/out --output_dir …/new", lay=damage(of, file, content, unfinished=False))
+      for of, file, what, content, *named in (
+        ("transfer", "results.json", "results.json is cut", 9, "results.json", "damaged"),
+        ("transfer", "results.json", "results.json is an object", b"{}", "results.json", "damaged"),
+        ("transfer", "results.json", "results.json has other rows", b"[1]", "no results of lth_scale.transfer"),
+        ("transfer", "arguments.json", "arguments.json is gone", None, "arguments.json", "missing"),
+        ("search", "x", "a search", None, "no results of lth_scale.transfer"),
+    )),
+    *(case("transfer", f"--theta: {what}", "--theta …/out/theta.safetensors", "give",
+           lay=damage("search", "theta.safetensors", content),
+           argv="--theta …/out/theta.safetensors --output_dir …/new", without=("target_sparsity",))
+      for what, content in (("cut", 900), ("empty", b""), ("text", b"no"))),
+    case("transfer", "--theta: a directory", "--theta …", "no such file", argv="--theta …",
+         without=("target_sparsity",)),
+    case("transfer", "--theta: of another network", "--theta …/t.safetensors", "of this model",
+         argv="--theta …/t.safetensors",
+         lay=forged(), without=("target_sparsity",)),
+]  # fmt: skip
+TINY = {"flags": {"preset": "demo", "max_steps": 10}, "tasks": ["sst2"], "seeds": [1, 2], "sparsities": [0.1],
+        "controls": ["reinit"], "control_sparsities": [0.1]}  # fmt: skip
+TO_TINY = {"sources": ["sst2"], "targets": ["sst2"], "sparsity": 0.3}
+GRID = "…/study.yaml --output_dir …/out"
+
+
+def study(*keys: dict) -> Lay:
+    return put("study.yaml", yaml.safe_dump({key: value for part in (TINY, *keys) for key, value in part.items()}))
+
+
+def begun(here: Path, made: Path) -> None:
+    study()(here, made)
+    put("out/jobs/search-sst2-seed1/arguments.json", "{}")(here, made)
+    job = {"id": "search-sst2-seed1", "flags": {"max_steps": 9}}
+    put("out/study.json", json.dumps({"jobs": [job]}))(here, made)
+
+
+def done(here: Path, made: Path) -> None:
+    study()(here, made)
+    put("out/jobs/search-sst2-seed1/complete", "")(here, made)
+    put("out/jobs/search-sst2-seed1/results.json", '[{"steps": "x"}]')(here, made)
+
+
+PLAN = {"name": "a", "note": "", "model": "b", "tasks": ["sst2"], "sparsities": [0.1],
+        "jobs": [{"id": "j", "kind": "imp", "directory": "jobs/j",
+                  "flags": {"task": "sst2", "seed": 1, "target_sparsity": 0.1}}],
+        "cells": [{"task": "sst2", "seed": 1, "sparsity": s, "control": "none", "source": "sst2", "rewind": "0",
+                   "job": "j"} for s in (0, 0.1)]}  # fmt: skip
+RESULTS = [{"round": k, "sparsity": 0.1 * k, "eval": {"accuracy": 0.5}} for k in (0, 1)]
+
+
+def reported(results: str, **more: str) -> Lay:
+    """Lay a study of one job with these results, and further files of the job."""
+    parts = {"study.json": json.dumps(PLAN), "jobs/j/results.json": results}
+    return both(*(put(f"study/{name}", text) for name, text in parts.items()),
+                *(put(f"study/jobs/j/{name}", text) for name, text in more.items()))  # fmt: skip
+
+
+STUDIES = [
+    *(case("study", yaml.safe_dump(keys, default_flow_style=True, width=10**6).strip(), *named, lay=study(keys),
+           argv=GRID) for keys, *named in (
+        (dict(seed=[1]), "seed:", "seeds"), (dict(tasks=["sst3"]), "search-sst3-seed1", "--task", "'sst3'", "sst2"),
+        (dict(tasks={"sst2": {"max_stepz": 1}}), "--max_stepz 1", "--help"), (dict(seeds=1), "seeds: 1", "[1, 2, 3]"),
+        (dict(seeds=[True]), "seeds: [True]"), (dict(sparsities=[70]), "sparsities: [70]", "0.7"),
+        (dict(seeds=[2**40]), "--seed 1099511627776"), (dict(sparsities=[1.5]), "--target_sparsity 1.5"),
+        (dict(sparsities=[float("nan")]), "--target_sparsity nan"),
+        (dict(sparsities={"sst3": [0.7]}), "sparsities", "sst3"),
+        (dict(sparsities={"mlm": [0.7]}), "sparsities", "mlm", "tasks"),
+        (dict(sparsities=[0.15, 0.3]), "sparsity 0.15", "0, 0.1, 0.2, 0.3"),
+        (dict(controls=["random"]), "--control", "'random'", "random_mask"), (dict(rewind=["later"]), "later", "0.05"),
+        (dict(flags={"seed": 1}), "--seed 1", "grid"),
+        (dict(flags={"preset": "demo", "max_steps": "many"}), "search-sst2-seed1", "--max_steps", "many"),
+        (dict(flags={"preset": "demo", "lr_span": "all_rounds"}, rewind=[0.5]), "seed1-rewind0.5", "--lr_span round"),
+        (dict(flags=["preset"]), "flags: ['preset']", "{'max_steps': 100"), (dict(flags=None), "flags: None"),
+        (dict(flags={"max_steps": [1, 2]}), "flags: {'max_steps': [1, 2]}", "{'max_steps': 100"),
+        (dict(transfer={"sources": ["sst2"], "targets": ["sst2"]}), "transfer: sparsity"),
+        (dict(transfer={**TO_TINY, "sparsity": 0.05}), "sparsity 0.05", "search-sst2-seed1"),
+        (dict(launcher="no_such_launcher -m"), "launcher", "no_such_launcher"),
+        (dict(include=["nowhere.yaml"]), "nowhere.yaml", "cannot be read"), (dict(include=["study.yaml"]), "itself"),
+        (dict(name=1), "name: 1"), ({1: 2}, "1: is no key"),
+    )),
+    *(case("study", f"a file: {what}", "…/study.yaml", *named, lay=put("study.yaml", text), argv=GRID)
+      for what, text, *named in (
+        ("no YAML", "a: [", "cannot be read as YAML"), ("empty", "", "no keys"), ("a list", "- a", "no keys"),
+        ("a key alone", "name: x", "sparsities"), ("bytes", bytes(range(256)), "cannot be read as YAML"),
+        ("deep", "[" * 10**5, "cannot be read as YAML"), ("an impossible date", "name: 2026-99-99", "cannot be read"),
+        ("a Python object", "name: !!python/object/apply:os.mkdir ['x']", "cannot be read as YAML"),
+        ("aliases that double 40 times", "a0: &a0 [x]\n" + "".join(
+            f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(40)), "*a0", "write out"),
+    )),
+    case("study", "a file that is a directory", "cannot be read as YAML", argv="…"),
+    case("study", "a file that is not there", "…/no.yaml", "cannot be read as YAML", argv="…/no.yaml"),
+    *(case("study", words, *named, lay=study(), argv=f"{GRID} {words}") for words, *named in (
+        ("--index 2 --of 2", "--index 2 --of 2"), ("--max_stepz 2", "--help"), ("--seed 3", "grid"))),
+    case("study", "a word that is no flag", "stray", "STUDY.yaml", lay=study(), argv="…/study.yaml stray"),
+    case("study", "--output_dir /proc/no/study", "another", lay=study(),
+         argv="…/study.yaml --output_dir /proc/no/study"),
+    case("study", "--output_dir of the study with other flags", "--output_dir …/out", "--max_steps 9 and 10",
+         lay=begun, argv=GRID),
+    *(case("study", f"--output_dir: study.json {what}", "--output_dir …/out", "study.json is damaged", "another",
+           argv=GRID,
+           lay=both(begun, put("out/study.json", text)))
+      for what, text in (("is cut", '{"jobs": [{"i'), ("is a list", "[]"), ("has other jobs", '{"jobs": [1]}'))),
+    case("study", "--dry_run, a results.json has other rows", "results.json: is damaged", lay=done,
+         argv=f"{GRID} --dry_run"),
+]  # fmt: skip
+REPORTS = [
+    case("report", "a directory that is no study", "…", "study.json is missing", argv="…"),
+    case("report", "a study.json that is a directory", "study.json is missing", argv="…", lay=put("study.json/x", "")),
+    *(case("report", f"study.json: {what}", "…/study.json", "again", lay=put("study.json", text), argv="…")
+      for what, text in (("cut", "{"), ("a list", "[]"), ("without keys", '{"name": 1}'), ("not UTF-8", b"\xff"))),
+    *(case("report", f"results.json: {what}", "results.json", "again", lay=reported(text), argv="…/study")
+      for what, text in (("cut", "[{"), ("an object", "{}"), ("other rows", "[1]"), ("a score of words", json.dumps(
+          [{**RESULTS[0], "eval": {"accuracy": "high"}}])), ("deep JSON", "[" * 10**5))),
+    case("report", "a damaged ticket", "jobs/j/rounds/01/ticket.safetensors", argv="…/study",
+         lay=reported(json.dumps(RESULTS), **{"rounds/01/ticket.safetensors": "no"})),
+    case("report", "--output_dir /dev/null/x …", "another", argv="--output_dir /dev/null/x …/study",
+         lay=reported(json.dumps(RESULTS))),
+]  # fmt: skip
+HUB = [  # what the Hub answers, by the name of the model
+    case(
+        "imp", "the Hub: model refused (401)", "--model_name_or_path a/401", "gated", argv="--model_name_or_path a/401"
+    ),
+    case(
+        "imp",
+        "the Hub: no such model (404)",
+        "--model_name_or_path a/404",
+        "not a local folder",
+        argv="--model_name_or_path a/404",
+    ),
+    case("imp", "the Hub: error (500)", "--model_name_or_path a/500", argv="--model_name_or_path a/500"),
+    case("imp", "the Hub: no JSON", "--model_name_or_path a/200", argv="--model_name_or_path a/200"),
+    case("imp", "the Hub: no data set (404)", "dataset nyu-mll/glue", argv="", without=("dataset_path",)),
+]
+CASES = [*FLAGS, *DATA, *MODELS, *TICKETS, *RUNS, *STUDIES, *REPORTS]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_bert, sst2_data):
+    """A finished search and a finished transfer, as the flags of `small` make them."""
+    from lth_scale import imp, transfer
+
+    directory = tmp_path_factory.mktemp("made")
+    text = "--per_device_train_batch_size 8 --max_steps 4 --max_seq_length 32 --learning_rate 0.01 --report_to none "
+    common = [*f"--task sst2 --model_name_or_path {tiny_bert} --dataset_path {sst2_data}".split(), *text.split()]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    imp.run(parse([*common, "--output_dir", f"{directory}/search", "--target_sparsity", "0.3"], "", ""))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    transfer.run(parse([*common, "--output_dir", f"{directory}/transfer"], "", "", Transfer))
+    return directory
+
+
+@pytest.fixture
+def refused(small, made, tiny_bert, sst2_data, capsys, monkeypatch, tmp_path):
+    """Run a case in this process and note its row; check that nothing was written; return what it said."""
+
+    def go(given: Case) -> str:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        given.lay(tmp_path, made)
+        capsys.readouterr()
+        before = snapshot(tmp_path)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["command", *argv_of(given, small, tmp_path)])
+        with pytest.raises(SystemExit) as stop:
+            exit_on_bad_input(importlib.import_module(f"lth_scale.{given.command}").main)
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2 and out == "", err
+        assert snapshot(tmp_path) == before
+        return check(given, err, {tmp_path: "…", tiny_bert: "MODEL", sst2_data: "DATA"})
+
+    return go
+
+
+def argv_of(given: Case, small, here: Path) -> list[str]:
+    base = small(**dict.fromkeys(given.without)) if given.command in ("imp", "transfer") else []
+    return [*base, *(part.replace("…", str(here), 1) for part in shlex.split(given.argv))]
+
+
+def snapshot(directory) -> dict:
+    return {path: path.read_bytes() if path.is_file() else None for path in directory.rglob("*")}
+
+
+UNSTABLE = [  # words of Python and of libraries, which come in other versions too
+    (r"\(choose from [^)]*\)", "(choose from …)"),
+    (r"n{99,}", "nnn…"),
+    (r"\[Errno \d+\] ", ""),
+    (r"(cannot be loaded|read as YAML|had from the Hub) \(.*\); ", r"\1 (…); "),
+    (r"(Error while deserializing header): [a-z ]+", r"\1"),
+    (r"(recursion depth exceeded)[a-z JSON]*", r"\1"),
+    (r"threshold 0\.\d+", "threshold 0.…"),
+]
+
+
+def check(given: Case, err: str, places: dict[Path, str]) -> str:
+    """What was said, of which the row of the table is kept. Raises where it is not one line that names what it must."""
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    for path, name in places.items():
+        err = err.replace(str(path), name)
+    said = err.removeprefix("error: ").strip()
+    assert all(word in said for word in given.named), said
+    for pattern, short in UNSTABLE:
+        said = re.sub(pattern, short, said)
+    wrong = f"`{given.given}`" if given.given == given.argv or given.given[0] == "{" else given.given
+    SAID[str(given)] = "| {} | {} | `{}` |\n".format(
+        given.command, *(text.replace("|", "\\|") for text in (wrong, said.replace("`", "'")))
     )
-    said = refused(ticket=path)
-    assert f"--ticket {path}" in said and "encoder.layer.2." in said and "three-layers" in said
+    return said
 
 
-def test_a_ticket_that_is_none(refused, tmp_path):
-    (tmp_path / "t.safetensors").write_text("hello")
-    assert f"--ticket {tmp_path / 't.safetensors'}" in refused(ticket=tmp_path / "t.safetensors")
+@pytest.mark.parametrize("given", CASES, ids=lambda given: str(given)[:60])
+def test_bad_input_is_refused_in_one_line_that_names_it_and_nothing_is_written(given, refused):
+    if torch.cuda.is_available() and {"GPU", "CUDA GPU"} & {*given.named}:
+        pytest.skip("is no bad input here")
+    refused(given)
 
 
-def test_another_command_into_the_same_directory_names_the_flags_that_differ(search, refused):
+def test_what_may_be_left_of_a_run_that_was_killed_is_no_damage(search, tmp_path):
+    out = search()
+    (out / "complete").unlink()
+    (out / "rounds/03/complete").unlink()
+    put("out/rounds/03/.metrics.json.1.tmp", "{")(tmp_path, tmp_path)
+    put("out/.theta.safetensors.1.tmp", "{")(tmp_path, tmp_path)
     search()
-    said = refused(seed=7, learning_rate=0.02)
-    assert "--seed was 42, is 7" in said and "--learning_rate was 0.01, is 0.02" in said
-    assert "per_device" not in said
+    assert (out / "complete").is_file()
 
 
-def test_a_directory_with_somebody_elses_rounds_is_left_alone(refused, tmp_path):
-    (tmp_path / "out/rounds").mkdir(parents=True)
-    (tmp_path / "out/rounds/mine").write_text("precious")
-    assert "no arguments.json" in refused()
+PROCESSES = {
+    "imp": "--task sst2 --target_sparsity 1.2", "transfer": "--task sst2 --theta /no/theta", "study": "/no/study.yaml",
+    "report": "/no/study", "ticket": "/no/ticket",
+}  # fmt: skip
 
 
-def test_damaged_arguments_are_not_overwritten(refused, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/arguments.json").write_text("{")
-    assert "damaged" in refused()
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_command_needs_less_than_5_seconds_of_cpu_to_refuse(name, command):
+    before = cpu_of_children()
+    done = command(f"lth_scale.{name}", *PROCESSES[name].split())
+    assert cpu_of_children() - before < 5
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
-def test_as_a_process_it_takes_seconds_and_exits_with_2(command):
-    started = time.monotonic()
-    done = command("lth_scale.imp", "--task", "sst2", "--target_sparsity", "1.2")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "--target_sparsity 1.2" in done.stderr
-    assert time.monotonic() - started < 20  # a hang, not a measurement: it imports no torch
+def cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """Answers 401, 404, 500 or 200 with a page, as the path says; anything else is not there."""
+
+    def do_GET(self) -> None:
+        code = next((code for code in (200, 401, 404, 500) if f"a/{code}" in self.path), 404)
+        self.send_response(code)
+        self.send_header("X-Error-Code", {401: "GatedRepo", 404: "RepoNotFound"}.get(code, ""))
+        self.end_headers()
+        self.wfile.write(b"<html>not what was asked for</html>")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+SEVERAL = """
+import json, sys
+import datasets, huggingface_hub.constants as hub
+from lth_scale.arguments import exit_on_bad_input
+from lth_scale import imp
+for argv in json.loads(sys.argv.pop()):
+    sys.argv[1:], hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = argv, False, False
+    try:
+        exit_on_bad_input(imp.main)
+    except SystemExit as stop:
+        assert stop.code == 2
+"""
+
+
+def test_what_the_hub_answers_instead_of_a_model_is_one_line(small, tmp_path, tiny_bert, sst2_data):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    flags = json.dumps([argv_of(given, small, tmp_path) for given in HUB])
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL, flags], capture_output=True, text=True, timeout=200,
+        env={**os.environ, **hub, "HF_HOME": str(tmp_path / "hub")},
+    )  # fmt: skip
+    server.shutdown()
+    assert done.returncode == 0 and done.stdout == "" and done.stderr.count("\n") == len(HUB), done.stderr
+    for given, line in zip(HUB, done.stderr.splitlines(keepends=True), strict=True):
+        check(given, line, {Path(hub["HF_ENDPOINT"]): "HUB", tmp_path: "…"})
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_a_network_the_papers_set_up_names_the_ways_out(command, tmp_path):
@@ -285,3 +638,18 @@ def test_help_is_complete(module, kind, command):
     assert all(
         f"--{spec.name}" in shown and spec.metadata["help"][:20] in shown for spec in fields(getattr(arguments, kind))
     )
+
+
+def test_the_table_in_the_docs_is_what_was_said():
+    everything = [str(given) for given in (*CASES, *HUB)]
+    assert len(everything) == len({*everything}) >= 80
+    if missing := {*everything} - SAID.keys():
+        pytest.skip(f"{len(missing)} cases did not run")
+    rows = "| command | what is given | what it says, after `error:` |\n| --- | --- | --- |\n"
+    table = rows + "".join(SAID[each] for each in everything)
+    before, rest = DOCS.read_text().split(BEGIN)
+    found, after = rest.split(END)
+    if os.environ.get("UPDATE_DOCS"):
+        DOCS.write_text(f"{before}{BEGIN}{table}{END}{after}")
+    else:
+        assert found == table, "UPDATE_DOCS=1 ./run test -n 0 tests/test_bad_input.py rewrites it"

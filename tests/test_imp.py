@@ -254,7 +254,7 @@ def test_a_search_goes_on_after_its_last_complete_round_to_the_same_end(search, 
 
     evaluate = training.evaluate
     monkeypatch.setattr(
-        training, "evaluate", lambda net: (_ for _ in ()).throw(Stopped) if len(starts) == 9 else evaluate(net)
+        training, "evaluate", lambda *a: (_ for _ in ()).throw(Stopped) if len(starts) == 9 else evaluate(*a)
     )
     with pytest.raises(Stopped):
         search(output_dir=tmp_path / "parts")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lth_scale import files
+from lth_scale.arguments import BadInput
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -75,3 +76,21 @@ def test_only_the_last_round_keeps_its_network(rewind, search):
     assert [path.parent.name for path in sorted(out.glob("rounds/*/model"))] == ["03"]
     kept = [path.parent.name for path in sorted(out.glob("rounds/*/weights.safetensors"))]
     assert kept == (["03"] if rewind == "none" else [])
+
+
+def test_a_directory_that_another_process_works_in_is_refused_and_one_whose_process_died_is_not(
+    search, tmp_path, monkeypatch
+):
+    from lth_scale import record
+
+    hold = "import sys; from lth_scale.files import Path, claim; claim(Path(sys.argv[1])); print('held'); input()"
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    other = subprocess.Popen([sys.executable, "-c", hold, tmp_path / "out"], **pipes)
+    assert other.stdout.readline() == "held\n"
+    monkeypatch.setattr(record, "PATIENCE", 0.1)
+    with pytest.raises(BadInput, match=rf"--output_dir .*: process {other.pid} on .* works there; wait for it"):
+        search()
+    other.kill()
+    other.wait()
+    (tmp_path / "out/.half.1.tmp").write_text("left by it")
+    assert (search() / "complete").exists() and not list((tmp_path / "out").rglob("*.tmp"))

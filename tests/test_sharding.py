@@ -94,7 +94,7 @@ def left(tmp_path_factory) -> Path:
 
 
 def ranks_of(left: Path, case: str, world: int) -> list[dict]:
-    return [torch.load(left / f"{case}-{world}-{rank}.pt", weights_only=False) for rank in range(world)]
+    return [torch.load(left / f"{case}-{world}-{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 @pytest.fixture(scope="session")
@@ -220,6 +220,12 @@ def test_the_trajectory_is_that_of_one_masked_process(optimizer, case, world, le
 def test_a_restart_trains_the_same_again_to_the_last_bit(case, world, left):
     """And so a second round trains the second round's weights, after an evaluation as well."""
     assert ranks_of(left, case, world)[0]["repeats"]
+
+
+@pytest.mark.parametrize(("case", "world"), [*TRAINED, ("zero2-fp16", 2)])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_training_resumed_from_a_checkpoint_ends_as_one_without_to_the_last_bit(optimizer, case, world, left):
+    assert all(rank[optimizer]["resumes"] for rank in ranks_of(left, case, world))
 
 
 def test_a_step_that_overflows_changes_nothing_and_a_restart_restores_the_loss_scale(left):

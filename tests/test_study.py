@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from lth_scale import grid, study
-from lth_scale.arguments import BadInput, exit_on_bad_input
+from lth_scale.arguments import BadInput
 from lth_scale.grid import Cell
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -255,73 +255,6 @@ def test_the_shipped_studies_plan_and_every_flag_resolves(name, jobs, cells):
     place = {job: i for i, job in enumerate(made.jobs)}
     assert all(place[need] < place[job.id] for job in made.jobs.values() for need in job.needs)
     assert set(made.cells.values()) == set(made.jobs)  # no job for nothing
-
-
-BAD = [
-    (dict(seed=[1]), ["seed:", "seeds"]),
-    (dict(tasks=["sst3"]), ["search-sst3-seed1", "--task", "'sst3'", "sst2"]),
-    (dict(tasks={"sst2": {"max_stepz": 1}}), ["--max_stepz 1", "--help"]),
-    (dict(seeds=1), ["seeds: 1", "[1, 2, 3]"]),
-    (dict(seeds=[True]), ["seeds: [True]"]),
-    (dict(sparsities=[70]), ["sparsities: [70]", "0.7"]),
-    (dict(sparsities={"sst3": [0.7]}), ["sparsities", "sst3"]),
-    (dict(sparsities={"mlm": [0.7]}), ["sparsities", "mlm", "tasks"]),
-    (dict(sparsities=[0.15, 0.3]), ["sparsity 0.15", "0, 0.1, 0.2, 0.3"]),
-    (dict(controls=["random"]), ["--control", "'random'", "random_mask"]),
-    (dict(rewind=["later"]), ["later", "0.05"]),
-    (dict(flags={"seed": 1}), ["--seed 1", "grid"]),
-    (dict(flags={"preset": "demo", "max_steps": "many"}), ["search-sst2-seed1", "--max_steps", "many"]),
-    (dict(flags={"preset": "demo", "lr_span": "all_rounds"}, rewind=[0.5]), ["seed1-rewind0.5", "--lr_span round"]),
-    (dict(flags=["preset"]), ["flags: ['preset']", "{'max_steps': 100"]),
-    (dict(flags={"max_steps": [1, 2]}), ["flags: {'max_steps': [1, 2]}", "{'max_steps': 100"]),
-    (dict(transfer={"sources": ["sst2"], "targets": ["sst2"]}), ["transfer: sparsity"]),
-    (dict(transfer={**TRANSFER, "sparsity": 0.05}), ["sparsity 0.05", "search-sst2-seed1"]),
-    (dict(launcher="no_such_launcher -m"), ["launcher", "no_such_launcher"]),
-    (dict(include=["nowhere.yaml"]), ["nowhere.yaml", "cannot be read"]),
-    (dict(include=["toys.yaml"]), ["include", "itself"]),
-    (dict(name=1), ["name: 1"]),
-]
-
-
-@pytest.mark.parametrize(("keys", "said"), BAD)
-def test_bad_studies_are_refused_in_one_line(keys, said, write, monkeypatch, capsys, tmp_path):
-    where = [] if "include" in keys else ["toys.yaml"]
-    refuse([write(**{**SMALL, **keys})], [*where, *said], monkeypatch, capsys, tmp_path)
-
-
-def refuse(argv, said, monkeypatch, capsys, tmp_path) -> None:
-    monkeypatch.setattr(sys, "argv", ["study", *map(str, argv), "--output_dir", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as stop:
-        exit_on_bad_input(study.main)
-    out, err = capsys.readouterr()
-    assert stop.value.code == 2 and out == "" and not (tmp_path / "out/jobs").exists()
-    assert err.startswith("error: ") and err.count("\n") == 1
-    assert all(part in err for part in said), err
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--index", "2", "--of", "2"], ["--index 2 --of 2"]),
-        (["--max_stepz", "2"], ["--max_stepz 2"]),
-        (["stray"], ["stray", "STUDY.yaml"]),
-        (["--seed", "3"], ["--seed 3", "grid"]),
-    ],
-)
-def test_bad_flags_are_refused_in_one_line(flags, said, write, monkeypatch, capsys, tmp_path):
-    refuse([write(**SMALL), *flags], said, monkeypatch, capsys, tmp_path)
-
-
-def test_files_that_are_no_study_are_refused(write, monkeypatch, capsys, tmp_path):
-    file = tmp_path / "bad.yaml"
-    for text, said in (
-        ("a: [", "cannot be read as YAML"),
-        ("", "no keys"),
-        ("- a", "no keys"),
-        ("name: x", "sparsities"),
-    ):
-        file.write_text(text)
-        refuse([file], ["bad.yaml", said], monkeypatch, capsys, tmp_path)
 
 
 def test_other_flags_into_the_same_directory_are_refused(write, begin, tmp_path):

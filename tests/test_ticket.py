@@ -1,17 +1,22 @@
 """ticket.py: the file format, application, overlap, and the command that prints one."""
 
 import json
+import tracemalloc
+from dataclasses import replace
 
 import numpy
 import pytest
 import torch
 import transformers as hf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from lth_scale import Ticket
+from lth_scale.arguments import printable
 from lth_scale.prunable import prunable
-from lth_scale.ticket import digest
+from lth_scale.ticket import describe, digest, main
 
 
 def tiny(layers: int = 2, hidden: int = 16, **head) -> hf.PreTrainedModel:
@@ -164,13 +169,6 @@ def test_the_command_prints_totals_provenance_and_a_bar_a_matrix(saved, command)
     assert f"{ticket.layer_sparsity()[FIRST]:.2%}" in bars[0]
 
 
-def test_the_command_refuses_what_is_no_ticket(tmp_path, command):
-    (tmp_path / "x.safetensors").write_text("no")
-    done = command("lth_scale.ticket", str(tmp_path / "x.safetensors"))
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-
-
 def test_union_and_intersection_by_hand():
     def ticket(*kept, pooler=None):
         masks = {"encoder.layer.0.a.weight": torch.tensor([[bool(k) for k in kept]])}
@@ -240,3 +238,171 @@ def test_a_ticket_of_one_tasks_network_applies_to_every_others(source, target):
     assert sum(int((weight == 0).sum()) for weight in weights.values()) == sum(
         int((~mask).sum()) for name, mask in ticket.masks.items() if name in weights
     )
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A ticket, and its file's bytes."""
+    path = tmp_path_factory.mktemp("ticket") / "t.safetensors"
+    bits = torch.Generator().manual_seed(3)
+    masks = {f"layer.{i}.weight": torch.rand(5, 7 + i, generator=bits) < 0.5 for i in range(2)}
+    arguments = {"seed": 7, "pattern": "unstructured"}
+    Ticket(masks, "google/tiny", "main", "ab" * 32, "sst2", 0.25, arguments).save(path)
+    return Ticket.load(path), path.read_bytes(), path.with_name("changed.safetensors")
+
+
+def is_refused_or_the_same(original, content: bytes) -> None:
+    ticket, _, path = original
+    path.write_bytes(content)
+    try:
+        back = Ticket.load(path)
+    except ValueError as problem:
+        assert str(path) in str(problem)
+        return
+    assert list(back.masks) == list(ticket.masks)
+    assert all(torch.equal(back.masks[name], mask) for name, mask in ticket.masks.items())
+    assert replace(back, masks={}) == replace(ticket, masks={})
+
+
+@pytest.mark.parametrize("change", [1, 2, 16, 32, 128, 255])
+def test_no_single_changed_byte_gives_another_ticket(original, change):
+    content = original[1]
+    for place in range(len(content)):
+        is_refused_or_the_same(original, content[:place] + bytes([content[place] ^ change]) + content[place + 1 :])
+
+
+def test_no_truncation_and_no_byte_more_or_less_gives_another_ticket(original):
+    content = original[1]
+    for place in range(len(content)):
+        is_refused_or_the_same(original, content[:place])
+        is_refused_or_the_same(original, content[:place] + content[place + 1 :])
+        is_refused_or_the_same(original, content[:place] + b" " + content[place:])
+
+
+bytes_changed = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=9)
+QUICK = settings(max_examples=400, deadline=None, derandomize=True)
+
+
+@QUICK
+@given(changes=bytes_changed, last=st.booleans())
+def test_no_changed_bytes_give_another_ticket(original, changes, last):
+    content = bytearray(original[1])
+    masks = 10 if last else len(content)  # the end of the file is the masks
+    for place, change in changes:
+        content[len(content) - masks + int(place * masks)] ^= change
+    is_refused_or_the_same(original, bytes(content))
+
+
+@QUICK
+@given(place=st.floats(0, 1), gone=st.integers(0, 40), put=st.binary(max_size=40))
+def test_no_bytes_in_the_place_of_others_give_another_ticket(original, place, gone, put):
+    content = original[1]
+    start = int(place * len(content))
+    is_refused_or_the_same(original, content[:start] + put + content[start + gone :])
+
+
+def test_two_bits_of_a_mask_that_change_places_are_found(original):
+    """The counts still agree: only the checksum can tell."""
+    content = bytearray(original[1])
+    first = next(i for i in range(len(content) - 10, len(content)) if bin(content[i]).count("1") in range(1, 7))
+    content[first] = (content[first] << 1 | content[first] >> 7) & 255
+    original[2].write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"changed since it was written|past its end"):
+        Ticket.load(original[2])
+
+
+def test_a_ticket_of_others_and_of_before_the_checksum_is_read(original):
+    ticket, content, path = original
+    for lacking in (("content_sha256",), ("content_sha256", "threshold")):
+        path.write_bytes(content)
+        with safe_open(path, "numpy") as file:
+            meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        save_file(tensors, path, metadata={name: text for name, text in meta.items() if name not in lacking})
+        assert all(torch.equal(mask, ticket.masks[name]) for name, mask in Ticket.load(path).masks.items())
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+    max_leaves=8,
+)
+KEYS = ["shapes", "arguments", "pruned", "prunable", "sparsity", "threshold", "base_model", "task", "format"]
+
+
+@settings(QUICK, max_examples=100)
+@given(key=st.sampled_from(KEYS), value=anything, side=anything, which=st.integers(0, 3))
+def test_no_metadata_of_a_stranger_does_more_than_be_refused(original, key, value, side, which):
+    _, content, path = original
+    path.write_bytes(content)
+    with safe_open(path, "numpy") as file:
+        meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del meta["content_sha256"]
+    shapes = {**json.loads(meta["shapes"]), "layer.0.weight": [5, side] if which == 0 else side}
+    patterns = {"pattern": value}
+    meta[key] = (
+        json.dumps(value) if which > 1 else json.dumps({"shapes": shapes, "arguments": patterns}.get(key, value))
+    )
+    save_file(tensors, path, metadata=meta)
+    try:
+        back = Ticket.load(path)
+    except ValueError:
+        return
+    assert all(torch.equal(mask, original[0].masks[name]) for name, mask in back.masks.items())
+    assert "\x1b" not in printable(describe(back, path))
+
+
+HOSTILE = [
+    *(("shapes", {"layer.0.weight": shape, "layer.1.weight": [5, 8]}) for shape in (
+        [2**40, 2**40], [10**4000, 7], [-5, -7], [5, -7, -1], [5, True], [5, 7.0], [[5, 7]], "57", [], None, [5, 7, 0],
+        [1] * 35 + [35], {"a": 5}, [2**62, 4])),
+    ("shapes", {"../../evil": [5, 7], "layer.1.weight": [5, 8]}), ("shapes", [["a", [5, 7]]]), ("shapes", 7),
+    ("arguments", [1]), ("arguments", "text"), ("arguments", None), ("arguments", {"pattern": 7}),
+    ("arguments", {"pattern": ["2:4"]}), ("arguments", {"pattern": "9" * 5000 + ":4"}), ("pruned", -1), ("pruned", 1.5),
+    ("sparsity", 2.0), ("threshold", float("nan")), ("threshold", float("-inf")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_sizes_and_types_are_refused_before_memory_is_taken(original, key, value):
+    original[2].write_bytes(original[1])
+    rewrite(original[2], {key: json.dumps(value), "content_sha256": ""})
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="not a whole"):
+        Ticket.load(original[2])
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"__metadata__":{"format":"x"},"a":{"dtype":"U8","shape":[999999999999],"data_offsets":[0,999999999999]}}',
+        '{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        '{"a":{"dtype":"U8","shape":[1],"data_offsets":[1,0]}}',
+        '{"a":{"dtype":"U8","shape":[-1],"data_offsets":[0,1]}}',
+        '{"a":' * 9000,
+        '{"__metadata__":{"format":1}}',
+    ],
+    ids=range(6),
+)
+@pytest.mark.parametrize("length", [None, 2**63, 10**8 + 1, 0])
+def test_hostile_headers_are_refused(tmp_path, header, length):
+    path = tmp_path / "t.safetensors"
+    path.write_bytes((len(header) if length is None else length).to_bytes(8, "little") + header.encode() + b"\0")
+    with pytest.raises(ValueError, match=r"t\.safetensors"):
+        Ticket.load(path)
+
+
+def test_a_name_in_a_ticket_is_never_a_path_that_is_written_and_never_drives_a_terminal(tmp_path, monkeypatch, capsys):
+    masks = {
+        "../../evil.weight": torch.ones(2, 2, dtype=torch.bool),
+        "/evil\x1b[2J": torch.ones(2, 2, dtype=torch.bool),
+    }
+    home = tmp_path / "a/b/c"
+    Ticket(masks, "../evil\x1b]0;x\x07", "../r", "../t", "../task", 0.0, {"output_dir": "../../evil"}).save(home / "t")
+    monkeypatch.chdir(home)
+    for argv in (["t"], ["t", "--union", "t", "--output", "made"], ["t", "--overlap", "t"]):
+        monkeypatch.setattr("sys.argv", ["ticket", *argv])
+        main()
+        assert "\x1b" not in (out := capsys.readouterr().out) and "evil" in out
+    assert {path.relative_to(home).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == {"t", "made"}

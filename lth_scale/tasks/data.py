@@ -46,8 +46,9 @@ def read_rows(path: Path, columns: Columns, labels: int | None) -> Iterator[dict
                 number += 1
                 if line.strip():
                     yield _check_row(json.loads(line), columns, labels)
-    except json.JSONDecodeError as problem:
-        raise BadInput(f"--dataset_path {path}: line {number} is no JSON ({problem.msg}); mend the line") from None
+    except (json.JSONDecodeError, RecursionError) as problem:
+        why = str(problem).partition(":")[0]
+        raise BadInput(f"--dataset_path {path}: line {number} is no JSON ({why}); mend the line") from None
     except UnicodeDecodeError:
         raise BadInput(f"--dataset_path {path}: not UTF-8 after line {number}; convert the file") from None
     except (EOFError, lzma.LZMAError, OSError) as problem:
@@ -136,14 +137,17 @@ def materialize(rows: Callable[[], Iterable[dict]], key: str, features: Features
 
 
 def settle_for_cache(path: str, kind: str) -> None:
-    """Where the Hub cannot be reached, go offline at once: the cache is asked without minutes of retries."""
+    """Where the Hub cannot be reached or fails, go offline: the cache is asked at once, without minutes of retries."""
     try:
         HfApi().repo_info(path, repo_type=kind, timeout=10)
-    except HfHubHTTPError:
-        return  # the Hub answered; what it said is for the loading code to tell
+        return
+    except HfHubHTTPError as problem:
+        if problem.response.status_code < 500:
+            return  # the Hub answered; what it said is for the loading code to tell
     except Exception:
-        huggingface_hub.constants.HF_HUB_OFFLINE = True
-        datasets.config.HF_HUB_OFFLINE = True
+        pass
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    datasets.config.HF_HUB_OFFLINE = True
 
 
 def load_hub(path: str, name: str | None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
@@ -161,7 +165,9 @@ NO_NETWORK = (
 
 
 def first_line(problem: Exception) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
+    """The first line that says something, with the next one where it only leads up to that."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:160].rstrip(".")
 
 
 def local_directory(args: Training) -> Path | None:

@@ -1,9 +1,12 @@
 """What the families of tasks share: the `Task` that training sees, and loading a model with its head."""
 
 import inspect
+import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from lth_scale.arguments import EMBEDDED, BadInput, Training, embedded_path, is_local
 from lth_scale.prunable import base_model, prunable
@@ -79,8 +83,9 @@ def load_tokenizer(args: Training) -> PreTrainedTokenizerBase:
     if not is_local(args.model_name_or_path):
         settle_for_cache(args.model_name_or_path, "model")
     try:
-        AutoConfig.from_pretrained(model_path(args), revision=args.model_revision)
-        tokenizer = AutoTokenizer.from_pretrained(model_path(args), revision=args.model_revision)
+        options: dict[str, Any] = {"revision": args.model_revision, "trust_remote_code": False}
+        AutoConfig.from_pretrained(model_path(args), **options)
+        tokenizer = AutoTokenizer.from_pretrained(model_path(args), **options)
     except Exception as problem:  # from_pretrained raises nearly every kind
         raise _unusable(args, problem) from None
     if tokenizer.pad_token_id is None or len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -95,11 +100,13 @@ def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBa
     transformers_logging.set_verbosity_error()
     set_seed(args.seed)
     try:
+        refuse_other_formats(args)
         model, info = auto_class.from_pretrained(
             model_path(args),
             revision=args.model_revision or "main",  # by name, or transformers looks for no converted safetensors
             dtype="float32",
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
             **options,
         )
@@ -121,8 +128,22 @@ def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBa
     return model
 
 
+def refuse_other_formats(args: Training) -> None:
+    """Raise ValueError where the index of a checkpoint in parts leads to anything but safetensors beside it."""
+    missing = dict.fromkeys(
+        (f"_raise_exceptions_for_{what}" for what in ("missing_entries", "connection_errors")), False
+    )
+    index = cached_file(model_path(args), SAFE_WEIGHTS_INDEX_NAME, revision=args.model_revision or "main", **missing)
+    parts = json.loads(Path(index).read_bytes())["weight_map"].values() if index else ()
+    for part in parts:
+        if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", part):
+            raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} names {part!r}, which is no safetensors file beside it")
+
+
 def _unusable(args: Training, problem: Exception) -> BadInput:
-    return BadInput(f"--model_name_or_path {args.model_name_or_path}: {first_line(problem)}; {NO_NETWORK}")
+    name = args.model_name_or_path
+    remedy = "give a whole directory of save_pretrained, in safetensors" if is_local(name) else NO_NETWORK
+    return BadInput(f"--model_name_or_path {name}: cannot be loaded ({first_line(problem)}); {remedy}")
 
 
 def has_segments(model: PreTrainedModel) -> bool:

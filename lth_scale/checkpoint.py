@@ -1,0 +1,174 @@
+"""Where a round stands between its first step and its last: written whole or not at all, and read only when whole.
+
+`checkpoint-STEP/` holds a `rank-RRRRR.safetensors` of each rank (its masters, its moments, its generators), a
+`checkpoint.json` with what is the same on all ranks and the SHA-256 of each, and `complete`, written last, with its.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors.torch import load_file, safe_open, save_file
+from torch import Tensor
+
+from lth_scale import files, terminal
+from lth_scale.arguments import Stopped
+from lth_scale.training import Net
+
+FORMAT = "lth_scale.checkpoint/1"
+
+
+def save(net: Net, home: Path, extras: Mapping[str, Tensor], seconds: float, keep: int) -> None:
+    """Write `home`/checkpoint-STEP on all ranks and drop all but the newest `keep`. Raises Stopped on all ranks.
+
+    extras: flat tensors of this rank beside the network that decide the future; seconds: what the stage took so far.
+    """
+    made, main = home / f".checkpoint-{net.step}.tmp", net.accelerator.is_main_process
+    if main:
+        shutil.rmtree(made, ignore_errors=True)
+        files.make_directory(made)
+    net.accelerator.wait_for_everyone()
+    written: dict[str, str] = {}
+    problems: list[str] = []
+    for name, digest, problem in gather_object([_write(net, made, extras)]):
+        written[name] = digest
+        problems += [f"{name}: {problem}"] if problem else []
+    if problems:
+        raise Stopped(f"{home}: checkpoint-{net.step} could not be written ({problems[0]}); what was written before it "
+                      "stands: free some room, and run the same command again")  # fmt: skip
+    if main:
+        _finish(made, home / f"checkpoint-{net.step}", manifest(net) | {"seconds": seconds, "files": written})
+        for old in sorted(found(home), key=_written, reverse=True)[keep:]:
+            remove(old)
+    net.accelerator.wait_for_everyone()
+
+
+def manifest(net: Net) -> dict[str, Any]:
+    """What all ranks agree on. The first five must be those of the run that reads it."""
+    ranks = net.accelerator.num_processes
+    return {"format": FORMAT, "world_size": ranks, "sharding": net.shards.kind, "began": net.began,
+            "seed": net.batches.args.seed, "step": net.step, "loss_scale": net.shards.scale()}  # fmt: skip
+
+
+def _write(net: Net, directory: Path, extras: Mapping[str, Tensor]) -> tuple[str, str, str]:
+    """This rank's file: its name, its SHA-256, and what went wrong or nothing."""
+    index = net.accelerator.process_index
+    path = directory / f"rank-{index:05d}.safetensors"
+    tensors = {f"extra/{name}": value.cpu() for name, value in extras.items()}
+    tensors |= {"loss": net.losses.cpu(), "torch": torch.get_rng_state()}
+    if net.accelerator.device.type != "cpu":
+        tensors["device"] = torch.get_device_module(net.accelerator.device).get_rng_state()
+    if net.shards.keeper == index:
+        tensors |= {f"state/{name}": value for name, value in net.shards.state().items()}
+    kind, keys, *rest = numpy.random.get_state()
+    generators = {"python": random.getstate(), "numpy": [kind, numpy.asarray(keys).tolist(), *rest]}
+    try:
+        save_file(tensors, path, {"generators": json.dumps(generators)})
+        path.chmod(path.stat().st_mode & ~0o022)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        return path.name, _sha256(path), ""
+    except Exception as problem:  # safetensors has errors of its own for a full disk; all ranks have to hear of any
+        return path.name, "", str(problem)
+
+
+def _finish(made: Path, path: Path, agreed: dict[str, Any]) -> None:
+    files.write_json(made / "checkpoint.json", agreed)
+    files.sync_directory(made)
+    remove(path)
+    made.rename(path)
+    files.sync_directory(path.parent)
+    files.write_bytes(path / "complete", _sha256(path / "checkpoint.json").encode())
+
+
+def found(home: Path) -> list[Path]:
+    """The checkpoints of a stage, whole or not, the newest first."""
+    paths = [path for path in home.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(paths, key=lambda path: -int(path.name.removeprefix("checkpoint-")))
+
+
+def _written(path: Path) -> float:
+    marker = path / "complete"
+    return marker.stat().st_mtime if marker.exists() else 0.0
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint so that what is left of it, should this be stopped, is not taken for one."""
+    (path / "complete").unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def resume(net: Net, home: Path) -> tuple[dict[str, Tensor], float] | None:
+    """Put a restarted network where the newest whole checkpoint left it; return extras and seconds, or None.
+
+    Call after `training.restart` with the same weights and masks. A checkpoint that cannot be used is named on stderr
+    with the reason, and the one before it is tried; without any, the stage stays at its start.
+    """
+    names = [[path.name for path in found(home)]]
+    for name in broadcast_object_list(names)[0]:
+        problem = next(filter(None, gather_object([_problem(net, home / name)])), "")
+        if not problem:
+            return _take(net, home / name)
+        if net.accelerator.is_main_process:
+            terminal.say(f"{home / name} is left out: {problem}")
+    if names[0] and net.accelerator.is_main_process:
+        terminal.say(f"{home}: goes on from step {net.step}, where it starts on any number of ranks")
+    return None
+
+
+def _problem(net: Net, path: Path) -> str:
+    """Why a checkpoint cannot be used here, as far as this rank can tell."""
+    own = {f"rank-{index:05d}.safetensors" for index in (net.accelerator.process_index, net.shards.keeper)}
+    try:
+        if not (path / "complete").is_file():
+            return "it was not written to its end"
+        if (path / "complete").read_bytes() != _sha256(path / "checkpoint.json").encode():
+            return "its checkpoint.json is damaged"
+        agreed = json.loads((path / "checkpoint.json").read_text())
+        differ = [f"{name} was {agreed[name]}, is {now}" for name, now in [*manifest(net).items()][:5]
+                  if agreed[name] != now]  # fmt: skip
+        if differ:
+            return "; ".join(differ)
+        for name in sorted(own):
+            if _sha256(path / name) != agreed["files"][name]:
+                return f"{name} is damaged"
+        return "" if path.name == f"checkpoint-{agreed['step']}" else "its name is another's"
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        return f"it is damaged ({type(problem).__name__}: {problem})"
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _take(net: Net, path: Path) -> tuple[dict[str, Tensor], float]:
+    agreed = json.loads((path / "checkpoint.json").read_text())
+    own = path / f"rank-{net.accelerator.process_index:05d}.safetensors"
+    kept = load_file(path / f"rank-{net.shards.keeper:05d}.safetensors")
+    tensors = load_file(own)
+    net.shards.take(_below("state/", kept))
+    net.shards.publish()
+    net.shards.set_scale(agreed["loss_scale"])
+    net.step, net.losses = agreed["step"], tensors["loss"].to(net.accelerator.device)
+    with safe_open(own, framework="pt") as file:
+        generators = json.loads(file.metadata()["generators"])
+    version, keys, gauss = generators["python"]
+    random.setstate((version, tuple(keys), gauss))
+    numpy.random.set_state(tuple(generators["numpy"]))
+    torch.set_rng_state(tensors["torch"])
+    if net.accelerator.device.type != "cpu":
+        torch.get_device_module(net.accelerator.device).set_rng_state(tensors["device"])
+    return _below("extra/", tensors), agreed["seconds"]
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

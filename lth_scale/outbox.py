@@ -1,0 +1,182 @@
+"""A journal of what is to be recorded in another place, and the thread that sends it: training waits for neither.
+
+A record is one line of JSON in `mlflow.jsonl`. How far they are sent is noted in `mlflow.json`, but afterwards: a
+process that was killed, or got no answer, cannot know about the last ones. `doubt` is where that ends.
+"""
+
+import fcntl
+import json
+import os
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lth_scale import files
+from lth_scale.arguments import without_secrets
+from lth_scale.record import Record
+from lth_scale.terminal import say
+
+PAUSE = 1.0  # seconds in which records gather, to be sent at once
+CHUNK = 1000  # records read at once; no more points go into one request
+DELAYS = (0.5, 30.0)  # seconds between attempts: the first, doubled up to the last
+PATIENCE = 20.0  # seconds without progress after which the end of a command waits no longer
+
+_open: dict[Path, "Outbox"] = {}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A record, and the bytes of the journal that it takes."""
+
+    start: int
+    end: int
+    record: dict[str, Any]
+
+
+Deliver = Callable[["Outbox", list[Line]], Iterator[int]]
+
+
+class Outbox:
+    """One journal. `deliver` sends lines, is the only one to change `notes`, and yields the end of each it has sent."""
+
+    def __init__(self, path: Path, store: str, deliver: Deliver):
+        self.path, self.store, self.deliver = path, without_secrets(store), deliver
+        self.notes = noted(path, store)
+        self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+        self.doubt = max((line.end for line in self.read(0)), default=0)
+        os.ftruncate(self.file, self.doubt)  # a last line that is torn
+        self.unwritten, self.down, self.stopped, self.hurry = b"", False, False, threading.Event()
+        self.thread = threading.Thread(target=self._send, name=f"send {path}", daemon=True)
+
+    def read(self, start: int) -> Iterator[Line]:
+        """The whole lines from an offset on."""
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            for text in file:
+                try:
+                    record = json.loads(text) if text.endswith(b"\n") else None
+                except ValueError:
+                    record = None
+                if record is None:
+                    return
+                yield Line(start, start := start + len(text), record)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write a record down. What a full disk refuses is kept, and written with the next one."""
+        self.unwritten += json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        with suppress(OSError):
+            self.unwritten = self.unwritten[os.write(self.file, self.unwritten) :]
+
+    def is_sent(self) -> bool:
+        """True where nothing waits."""
+        return self.notes["sent"] == self.path.stat().st_size and not self.unwritten
+
+    def stop(self) -> None:
+        """End the thread, after the call that it is in."""
+        self.stopped = True
+        self.hurry.set()
+        self.thread.join()
+
+    def _send(self) -> None:
+        """Send what comes, for ever; after a failure again and again, each time later. One sender at a time."""
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self.file, fcntl.LOCK_EX)
+        delay = DELAYS[0]
+        while not self.stopped:
+            lines: list[Line] = []
+            try:
+                lines = list(islice(self.read(self.notes["sent"]), CHUNK))
+                if lines:
+                    self._send_lines(lines)
+                self._tell_state(None)
+                delay, wait = DELAYS[0], 0 if len(lines) == CHUNK else PAUSE
+            except Exception as problem:  # MLflow, its stores and the network raise many kinds
+                self.doubt = max([self.doubt, *(line.end for line in lines)])
+                self._tell_state(problem)
+                delay, wait = min(2 * delay, DELAYS[1]), delay
+            if self.hurry.wait(wait):
+                delay = DELAYS[0]
+                self.hurry.clear()
+        os.close(self.file)
+
+    def _send_lines(self, lines: list[Line]) -> None:
+        os.fsync(self.file)  # the store never knows what the journal may lose
+        for end in self.deliver(self, lines):
+            self.notes["sent"] = end
+            files.write_json(self.path.with_suffix(".json"), self.notes)
+            if self.stopped:
+                break
+
+    def _tell_state(self, problem: Exception | None) -> None:
+        """Say once that the store is down, and once that it is back; with several journals the first and the last."""
+        changed, self.down = self.down != bool(problem), bool(problem)
+        if self.stopped or not changed or any(box.down for box in list(_open.values()) if box is not self):
+            return
+        if problem:
+            cause = without_secrets(str(problem)).rpartition("Caused by ")[2] or type(problem).__name__
+            why = textwrap.shorten(cause, 200, placeholder=" …")
+            kept = f"work goes on, they are kept in {self.path} and sent later"
+            say(f"MLflow: {self.store} takes no records; {kept}. {why}")
+        else:
+            say(f"MLflow: {self.store} is back, and has the records of {self.path}")
+
+
+def noted(path: Path, store: str) -> dict[str, Any]:
+    """What is known about a journal's runs in a store, and how far they are `sent`; another store gets everything."""
+    try:
+        notes = json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        notes = {}
+    mine = notes.get("store") == without_secrets(store) and "sent" in notes
+    return notes if mine else {"store": without_secrets(store), "sent": 0}
+
+
+def start(path: Path, store: str, deliver: Deliver) -> Outbox:
+    """Begin to send a journal. One that this process has begun before is ended first."""
+    if path in _open:
+        _open.pop(path).stop()
+    box = _open[path] = Outbox(path, store, deliver)
+    box.thread.start()
+    return box
+
+
+def send_waiting(record: Record) -> None:
+    """Send what waits below a record's directory, as long as that goes on; say what is left. On the main process."""
+    if record.arguments.report_to != "mlflow" or os.environ.get("RANK", "0") != "0":
+        return
+    store = record.mlflow_store()
+    for path in [*record.directory.glob("mlflow.jsonl"), *record.directory.glob("seeds/*/mlflow.jsonl")]:
+        if path not in _open and noted(path, store)["sent"] < path.stat().st_size:
+            from lth_scale.tracking import start_sending  # imports mlflow, which takes its time
+
+            start_sending(path, store)
+    wait(list(_open.values()))
+    left = {path: sum(1 for _ in box.read(box.notes["sent"])) for path, box in _open.items()}
+    _open.clear()
+    if sum(left.values()):
+        where = ", ".join(str(path) for path, count in left.items() if count)
+        say(f"MLflow: {sum(left.values())} records wait in {where}; run the same command again to send them")
+
+
+def wait(boxes: list[Outbox]) -> None:
+    """Until the journals are sent, or nothing has been sent for some time. Ends the threads that are done."""
+    sent, since = -1, time.monotonic()
+    for box in boxes:
+        box.hurry.set()
+    while not all(box.is_sent() for box in boxes):
+        patience = PATIENCE if any(box.down for box in boxes) else 3 * PATIENCE  # a store may take long to be made
+        if time.monotonic() - since > patience:
+            break
+        time.sleep(0.05)
+        if sent != (now := sum(box.notes["sent"] for box in boxes)):
+            sent, since = now, time.monotonic()
+    for box in boxes:
+        box.stopped = True  # and one that hangs in a call ends with the process
+        if box.is_sent():
+            box.stop()
