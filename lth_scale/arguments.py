@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -508,16 +509,21 @@ def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
     What it writes can be written by its user alone: the umask is 022 or stricter.
     """
     os.umask(os.umask(0o022) | 0o022)
-    code, said = 0, ""
+    code, said, alone = 0, "", os.environ.get("WORLD_SIZE", "1") == "1"
     try:
         command()
     except KeyboardInterrupt:
         code, said = 1, f"interrupted; {AGAIN}"
     except Exception as problem:
-        code, said = judge(problem)
+        verdict = judge(problem)
+        if verdict is None and alone:
+            raise
+        if verdict is None:
+            traceback.print_exc()
+        code, said = verdict or (1, "")
     if said:
         print("error:", without_secrets(printable(" ".join(said.split()))), file=sys.stderr, flush=True)
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if alone:
         sys.exit(code)
     # The threads of gloo and of the store are not to be met by an interpreter that is taking itself apart.
     atexit._run_exitfuncs()
@@ -525,12 +531,13 @@ def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
     os._exit(code)
 
 
-def judge(problem: Exception) -> tuple[int, str]:
-    """The exit code for an error, and what this rank is to say of it. Raises it again where that is no user's doing."""
+def judge(problem: Exception) -> tuple[int, str] | None:
+    """The exit code for an error, and what this rank is to say of it; None for one that nobody has foreseen."""
     number = getattr(problem, "errno", None)
     if number == errno.ENAMETOOLONG:
         problem = BadInput(f"{getattr(problem, 'filename', '')}: the name is too long; give a shorter path")
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(problem):
+    full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(problem)
+    if full and not isinstance(problem, Stopped):
         problem = Stopped(f"{problem}; what was written before stands: free some room, then {AGAIN}")
     watch = sys.modules.get("lth_scale.watch")
     watched = bool(watch and watch.WATCHES)
@@ -538,7 +545,7 @@ def judge(problem: Exception) -> tuple[int, str]:
     if of_others is not None:
         return 1, of_others
     if not isinstance(problem, BadInput | Stopped):
-        raise problem
+        return None
     code, first = 2 if isinstance(problem, BadInput) else 1, os.environ.get("LOCAL_RANK", "0") == "0"
     if not (first or watched):  # the first rank of the node speaks, and a launcher ends the others with it
         time.sleep(SILENCE)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
 
 from lth_scale import files, terminal
-from lth_scale.arguments import Stopped
+from lth_scale.arguments import AGAIN, Stopped
 from lth_scale.training import Net
 
 FORMAT = "lth_scale.checkpoint/1"
@@ -42,8 +42,11 @@ def save(net: Net, home: Path, extras: Mapping[str, Tensor], seconds: float, kee
         written[name] = digest
         problems += [f"{name}: {problem}"] if problem else []
     if problems:
-        raise Stopped(f"{home}: checkpoint-{net.step} could not be written ({problems[0]}); what was written before it "
-                      "stands: free some room, and run the same command again")  # fmt: skip
+        shutil.rmtree(made, ignore_errors=True)
+        raise Stopped(
+            f"{home}: checkpoint-{net.step} could not be written ({problems[0]}); what was written before stands: free "
+            f"some room, then {AGAIN}"
+        )
     if main:
         _finish(made, home / f"checkpoint-{net.step}", manifest(net) | {"seconds": seconds, "files": written})
         for old in sorted(found(home), key=_written, reverse=True)[keep:]:

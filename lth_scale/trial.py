@@ -149,7 +149,7 @@ def prepare(args: Training) -> Net:
     """The network of the flags, ready for its first start. Raises BadInput."""
     quiet_libraries()
     accelerator = training.make_accelerator(args)
-    watch.begin(accelerator.process_index, accelerator.num_processes, args.ddp_timeout)
+    watch.begin(accelerator, args.ddp_timeout)
     return training.prepare(accelerator, tasks.load(args), args)
 
 

@@ -12,8 +12,9 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch.distributed as dist
+from accelerate import Accelerator
 
-from lth_scale.arguments import AGAIN, SILENCE, BadInput, Stopped
+from lth_scale.arguments import AGAIN, SILENCE, BadInput, Stopped, without_secrets
 from lth_scale.sharding import Ranks
 
 SAVE, STOP = 1, 2
@@ -76,7 +77,7 @@ class Watch(threading.Thread):
         now = time.monotonic()
         self.seen: list[list[str]] = [["", "", "", ""]] * world
         self.heard, self.moved, self.failed = [now] * world, now, now
-        self.own, self.advanced = 0, now
+        self.own, self.advanced, self.grace = 0, now, GRACE
         self.tell()
 
     def tell(self) -> None:
@@ -125,8 +126,9 @@ class Watch(threading.Thread):
             try:
                 self.tell()
                 self.look()
+                self.grace = GRACE
             except RuntimeError:  # the store went with the process that held it; the ranks may still do without
-                self.seen[0] = [*self.seen[0][:3], "or its launcher is gone"]
+                self.seen[0], self.grace = [*self.seen[0][:3], "or its launcher is gone"], SILENT
             culprits = self.verdict()
             if culprits and not self.over:
                 self.stop(culprits)
@@ -140,7 +142,7 @@ class Watch(threading.Thread):
         if now - self.moved > self.patience:
             return self.culprits(SILENT, stuck=True)
         if any(seen[3] for seen in self.seen):  # a rank that still advances, or is about to say why not, is let be
-            return self.culprits(SILENT) if now - max(self.advanced, self.failed) > GRACE else {}
+            return self.culprits(SILENT) if now - max(self.advanced, self.failed) > self.grace else {}
         self.failed = now
         return self.culprits(min(SILENT, self.patience))
 
@@ -148,7 +150,7 @@ class Watch(threading.Thread):
         """Say it and end this process; its main thread may wait for ever."""
         said = self.line(culprits)
         if said:
-            print("error:", said, file=sys.stderr, flush=True)
+            print("error:", without_secrets(said), file=sys.stderr, flush=True)
         os._exit(1)
 
     def leave(self, reason: str) -> None:
@@ -161,16 +163,17 @@ class Watch(threading.Thread):
             while first != self.rank and not self.seen[first][3] and time.monotonic() < until:
                 time.sleep(BEAT)
                 self.look()
+                until = min(until, self.heard[first] + GRACE)
 
 
 WATCHES: list[Watch] = []  # at most one
 
 
-def begin(rank: int, world: int, patience: float) -> None:
+def begin(accelerator: Accelerator, patience: float) -> None:
     """Watch the other ranks, from the moment that all are here."""
-    if world > 1:
-        WATCHES[:] = [Watch(rank, world, patience)]
-        dist.barrier()
+    if accelerator.num_processes > 1:
+        WATCHES[:] = [Watch(accelerator.process_index, accelerator.num_processes, patience)]
+        accelerator.wait_for_everyone()
         WATCHES[0].start()
 
 
@@ -208,4 +211,7 @@ def explain(problem: BaseException) -> str | None:
             culprits = watch.culprits(3 * BEAT)
         except RuntimeError:
             culprits = {0: "or its launcher is gone"}
+    if not culprits and "imed out" not in text:  # it was this rank's own
+        watch.leave(f"{type(problem).__name__}: {text}")
+        return None
     return watch.line(culprits or watch.culprits(SILENT, stuck=True))

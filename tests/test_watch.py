@@ -16,13 +16,14 @@ from lth_scale.arguments import resolve
 class Launch:
     """A command on two gloo ranks under torchrun."""
 
-    def __init__(self, flags: list[str], log: Path, *options: str):
+    def __init__(self, flags: list[str], log: Path, *options: str, what: tuple = ("-m", "lth_scale.imp")):
         self.out, self.log = Path(flags[flags.index("--output_dir") + 1]), log
-        command = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node", "2", *options,
-                   "-m", "lth_scale.imp", *flags]  # fmt: skip
+        command = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node", "2", *options]
         environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
         with log.open("w") as to:
-            self.process = psutil.Popen(command, stdout=to, stderr=to, env=environment, stdin=subprocess.DEVNULL)
+            self.process = psutil.Popen(
+                [*command, *what, *flags], stdout=to, stderr=to, env=environment, stdin=subprocess.DEVNULL
+            )
 
     def rank(self, number: int) -> psutil.Process:
         """A rank's process."""
@@ -93,6 +94,30 @@ def test_a_rank_that_hangs_is_named_and_all_stop_within_the_timeout(flags, tmp_p
     code, said = search.end(60)
     assert code == 1 and took < 20 + 10
     assert said.count("error: rank 1 of 2 (") == 1 and "start the same command again" in said
+
+
+BROKEN = """
+import os
+from lth_scale import imp, training
+from lth_scale.arguments import exit_on_bad_input
+
+step = training.step_optimizer
+
+def broken(net, rate):
+    return step(net, rate) if net.step < 3 or os.environ["RANK"] == "0" else 1 / 0
+
+training.step_optimizer = broken
+exit_on_bad_input(imp.main)
+"""
+
+
+def test_what_fails_on_one_rank_alone_is_repeated_by_the_other(flags, tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    code, said = Launch(flags, tmp_path / "log", what=(tmp_path / "broken.py",)).end(90)
+    assert code == 1
+    assert said.count("error: ") == 1 and "error: rank 1 of 2 (" in said
+    assert ") ZeroDivisionError: division by zero; all ranks stop: " in said
+    assert said.count("Traceback") == 2  # rank 1's own, and torchrun's
 
 
 def test_a_launcher_that_is_killed_or_told_to_stop_leaves_a_checkpoint_behind(flags, expected, tmp_path):

@@ -96,7 +96,10 @@ def wait(children: list[int], until: float) -> bool:
     left = list(children)
     while left:
         for child in list(left):
-            ended, status = os.waitpid(child, os.WNOHANG)
+            try:
+                ended, status = os.waitpid(child, os.WNOHANG)
+            except ChildProcessError:  # waited for before
+                ended, status = child, 0
             if ended:
                 left.remove(child)
                 if status and left:
