@@ -77,6 +77,7 @@ FLAGS = [
         ("--max_steps -2", "-1"), ("--max_steps 1.5",), ("--num_train_epochs 0",),
         ("--per_device_train_batch_size 0", "1 or more"), ("--gradient_accumulation_steps 0", "1 or more"),
         ("--max_train_samples 0", "1 or more"), ("--max_eval_samples -1", "1 or more"), ("--doc_stride 0", "1 or more"),
+        ("--save_total_limit 0", "1 or more"), ("--ddp_timeout 0", "1 or more"),
         ("--max_seq_length 3", "8 or more"), ("--seed -1",), ("--weight_decay -0.1",), ("--warmup_steps -5",),
         ("--max_grad_norm -1",), ("--bf16 --fp16", "keep one"), ("--fp16", "GPU", "--bf16"), ("--optim lion", "sgd"),
         ("--optim adamw_bnb_8bit", "CUDA GPU", "adamw_torch"), ("--optim_args momentum", "NAME=NUMBER"),

@@ -1,0 +1,88 @@
+"""What a checkpoint within a round costs, beside a step and beside what the ranks agree on after each step.
+
+`python benchmarks/checkpoint.py --layers 12 --hidden 768` or under `torchrun --nproc_per_node 2`; medians [quartiles].
+"""
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from transformers import BertConfig, BertForMaskedLM
+
+from lth_scale import checkpoint, sharding, training
+from lth_scale.arguments import resolve
+from lth_scale.watch import Requests
+
+
+class Words:
+    """A task of random words, as much of one as a step needs."""
+
+    grouped, more = False, ()
+
+    def __init__(self, config: BertConfig):
+        self.model, self.train, self.tokenizer = BertForMaskedLM(config), list(range(4096)), None
+
+    def loss(self, model, batch):
+        out = model(**batch)
+        return out.loss, out
+
+
+class Batches(training.Batches):
+    def __getitem__(self, n: int):
+        words = torch.randint(0, self.task.model.config.vocab_size, (self.args.per_device_train_batch_size, 128))
+        return {"input_ids": words, "labels": words}
+
+
+def timed(what, times: int) -> str:
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        what()
+        seconds.append(time.perf_counter() - began)
+    low, middle, high = statistics.quantiles(seconds, n=4)
+    return f"{1000 * middle:.3f} [{1000 * low:.3f}, {1000 * high:.3f}] ms (n = {times})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--times", type=int, default=5)
+    given = parser.parse_args()
+    args = resolve({"task": "mlm", "per_device_train_batch_size": 4, "max_steps": 1 << 20, "preset": "demo"})
+    accelerator: Accelerator = training.make_accelerator(args)
+    heads, wide = given.hidden // 64, 4 * given.hidden
+    config = BertConfig(
+        num_hidden_layers=given.layers, hidden_size=given.hidden, num_attention_heads=heads, intermediate_size=wide
+    )
+    training.Batches = Batches
+    net = training.prepare(accelerator, Words(config), args)
+    everything = {name: torch.ones(piece.shape, dtype=torch.bool) for name, piece in net.targets.items()}
+    theta = net.initial
+    training.restart(net, theta, everything, 0, 1)
+    home, requests = Path(tempfile.gettempdir(), "checkpoints"), Requests()
+
+    def step() -> None:
+        training.train(net, net.step + 1, lambda _: 1e-5, lambda *_: None)
+
+    step()
+    lines = {
+        "a step of 4 × 128 tokens": timed(step, given.times),
+        "agreeing after a step": timed(lambda: requests.agreed(net.shards.ranks), 100 * given.times),
+        "writing a checkpoint": timed(lambda: checkpoint.save(net, home, {}, 0.0, 1), given.times),
+        "taking it up": timed(lambda: checkpoint.resume(net, home), given.times),
+    }
+    if accelerator.is_main_process:
+        size = sum(file.stat().st_size for file in checkpoint.found(home)[0].iterdir())
+        print(f"{sharding._kind(accelerator)}, {accelerator.num_processes} ranks, {size / 1e6:,.0f} MB a checkpoint")
+        print("\n".join(f"{name:<26} {value}" for name, value in lines.items()))
+        shutil.rmtree(home)
+
+
+if __name__ == "__main__":
+    main()
