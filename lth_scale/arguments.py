@@ -26,6 +26,7 @@ SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomia
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adamw_bnb_8bit")
 CONTROLS = ("random_mask", "random_layerwise", "reinit", "shuffle_layers", "shuffle_within", "one_shot")
 AGAIN = "start the same command again: it goes on from what was written last"
+FULL = ("No space left on device", "Disk quota exceeded", "File too large")  # in the words of safetensors' errors
 SILENCE = 20  # seconds in which the first rank of a node can say what the others would say too
 QUICK_LOOK = "a quick look: few examples, a small encoder, no finding"
 
@@ -536,7 +537,7 @@ def judge(problem: Exception) -> tuple[int, str] | None:
     number = getattr(problem, "errno", None)
     if number == errno.ENAMETOOLONG:
         problem = BadInput(f"{getattr(problem, 'filename', '')}: the name is too long; give a shorter path")
-    full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(problem)
+    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(words in str(problem) for words in FULL)
     if full and not isinstance(problem, Stopped):
         problem = Stopped(f"{problem}; what was written before stands: free some room, then {AGAIN}")
     watch = sys.modules.get("lth_scale.watch")

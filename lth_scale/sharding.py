@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 from transformers.integrations import unset_hf_deepspeed_config
 
-from lth_scale.arguments import BadInput, Stopped
+from lth_scale import files
+from lth_scale.arguments import BadInput, Diverged, Stopped
 from lth_scale.prunable import base_model
 
 ON_CPU = "accelerate_configs/*_cpu.yaml"
@@ -236,11 +238,20 @@ class Shards:
         """Clip and take the optimizer's step; return the norm before clipping, of the gradients as they are now.
 
         0 switches clipping off (and outside ZeRO the norm). A step whose fp16 gradients overflow changes nothing.
+        Raises Diverged on all ranks where DeepSpeed cannot lower the loss scale any more.
         """
         if self.kind.startswith("zero"):
             engine: Any = self.model
             self._measure_offloaded_gradients()
-            engine.step()
+            try:
+                engine.step()
+            except Exception as problem:
+                if "loss scale already at minimum" not in str(problem):  # deepspeed 0.19.8 has no class for it
+                    raise
+                raise Diverged(
+                    "the gradients overflow fp16 at the smallest loss scale; the rounds before this one stand: lower "
+                    "--learning_rate, or take --bf16, in another --output_dir"
+                ) from None
             norm = engine.get_global_grad_norm()
         else:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm) if max_norm else None
@@ -419,7 +430,9 @@ def _meet(backend: str, timeout: timedelta) -> None:
     the last one. So rank 0 gives its attempt a name, and repeats it until all have heard it.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store: Any = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, False, timeout)
+    soon = min(timeout, timedelta(minutes=1))  # a launcher has its store up before it starts anything
+    store: Any = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, False, soon)
+    store.set_timeout(timeout)
     key, met, name = "lth_scale.attempt", threading.Event(), uuid.uuid4().hex
     if rank == 0:
         own = store.clone()  # the main thread's connection will be busy waiting
@@ -449,8 +462,28 @@ def _settle_for_cpu(group: InitProcessGroupKwargs) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         group.backend = "gloo"
+        _compile_for_cpu()
     elif os.environ.get("ACCELERATE_USE_FSDP") == "true" and "LOCAL_RANK" in os.environ:
         PartialState(cpu=True, **group.to_kwargs()).distributed_type = DistributedType.MULTI_GPU
+
+
+def _compile_for_cpu() -> None:
+    """Have DeepSpeed's collectives compiled, which it does once a machine, by one process at a time.
+
+    A process that is killed in the middle leaves torch's lock behind, which would keep all later ones waiting for ever.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from torch.utils import cpp_extension
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    home = Path(cpp_extension._get_build_directory(builder.NAME, verbose=False))
+    ours = home / "lth_scale.compiles"
+    with files.exclusive(ours):
+        if ours.exists():  # and nobody is at it
+            (home / "lock").unlink(missing_ok=True)
+        ours.touch()
+        builder.load(verbose=False)
+        ours.unlink()
 
 
 def _check_launch(accelerator: Accelerator) -> None:

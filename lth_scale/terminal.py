@@ -139,13 +139,17 @@ def show(record: Record) -> None:
 
 def how_to_open_mlflow(path: Path) -> list[str]:
     """The command that serves the store, and the page that shows the curves of the runs in `path` (mlflow.json)."""
-    ids = json.loads(path.read_text())
-    page = f"#/experiments/{ids['experiment']}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-    if ids["store"].startswith("http"):
-        return [f"MLflow      {ids['store'].rstrip('/')}/{page}"]
+    try:
+        ids = json.loads(path.read_text())
+        store, experiment = str(ids["store"]), ids["experiment"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # a damaged file of notes: what it would lead to is in the journal too
+    page = f"#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    if store.startswith("http"):
+        return [f"MLflow      {store.rstrip('/')}/{page}"]
     mlflow = os.path.relpath(Path(sys.executable).with_name("mlflow"))
     return [
-        f"MLflow      {mlflow} ui --host 127.0.0.1 --backend-store-uri {ids['store']}",
+        f"MLflow      {mlflow} ui --host 127.0.0.1 --backend-store-uri {store}",
         f"            then open http://127.0.0.1:5000/{page}",
     ]
 

@@ -176,8 +176,9 @@ def resumed(net, theta: dict, masks: dict, home: Path) -> dict:
 
 
 def skip_a_step(net, theta: dict) -> dict:
-    """Under an impossible loss scale the step is skipped; a restart brings the first scale back."""
+    """Under an impossible loss scale a step is skipped, and a restart brings the first back; the least one ends it."""
     from lth_scale import masking, training
+    from lth_scale.arguments import Diverged
 
     scaler = net.shards.optimizer.optimizer.loss_scaler
     masks = half_mask({name: piece.shape for name, piece in net.targets.items()})
@@ -188,8 +189,19 @@ def skip_a_step(net, theta: dict) -> dict:
     scales.append(scaler.cur_scale)
     after, held = net.shards.whole_weights(), masking.is_held(net.targets, net.masks)
     training.restart(net, theta, masks, 0, 1)
-    same = all(torch.equal(before[name], after[name]) for name in before)
-    return {"scales": [*scales, scaler.cur_scale], "same": same, "held": held}
+    same, first, least = (
+        all(torch.equal(before[name], after[name]) for name in before),
+        scaler.cur_scale,
+        scaler.min_scale,
+    )
+    scaler.cur_scale = scaler.min_scale = 2.0**40
+    try:
+        training.train(net, 9, lambda _: 1.0, lambda *_: None)
+        said = "nothing"
+    except Diverged as problem:
+        said = str(problem)
+    scaler.min_scale = least
+    return {"scales": [*scales, first], "same": same, "held": held, "said": said}
 
 
 def break_one_weight(net) -> tuple[str, str]:

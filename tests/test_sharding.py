@@ -6,9 +6,11 @@ One launch a world size runs all cases (tests/sharded.py); each test looks at wh
 import itertools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from statistics import median
 
@@ -74,11 +76,28 @@ def run_ranks(world: int, directory: Path, extensions: Path) -> None:
     assert codes == [0] * world, "\n".join(log.read_text()[-3000:] for log in logs)
 
 
+def killed_while_it_compiles(tmp_path_factory) -> Path:
+    """Where DeepSpeed is to be compiled, with the lock that a process killed there has left: all later ones go on."""
+    extensions = tmp_path_factory.mktemp("extensions")
+    environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(extensions), "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, "-c", "from lth_scale import sharding; sharding._compile_for_cpu()"]
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    compiles = subprocess.Popen(command, env=environment, **quiet)
+    until = time.monotonic() + 120
+    while not list(extensions.rglob("lock")):
+        assert time.monotonic() < until and compiles.poll() is None
+        time.sleep(0.02)
+    os.killpg(compiles.pid, signal.SIGKILL)
+    compiles.wait()
+    assert list(extensions.rglob("lock"))
+    return extensions
+
+
 @pytest.fixture(scope="session")
 def left(tmp_path_factory) -> Path:
     """The directory in which every world size has left what it found."""
     directory = tmp_path_factory.mktemp("sharded")
-    extensions = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or tmp_path_factory.mktemp("extensions"))
+    extensions = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or killed_while_it_compiles(tmp_path_factory))
     write_model(directory / "model", hidden_size=20, intermediate_size=4)  # 3 ranks: padding, and a rank without rows
     write_model(directory / "big", hidden_size=256, intermediate_size=1024, num_hidden_layers=4)
     for split, count in (("train", 64), ("validation", 20)):
@@ -228,11 +247,12 @@ def test_a_training_resumed_from_a_checkpoint_ends_as_one_without_to_the_last_bi
     assert all(rank[optimizer]["resumes"] for rank in ranks_of(left, case, world))
 
 
-def test_a_step_that_overflows_changes_nothing_and_a_restart_restores_the_loss_scale(left):
+def test_a_step_that_overflows_changes_nothing_and_a_restart_restores_the_loss_scale_of_which_there_is_a_least(left):
     for rank in ranks_of(left, "zero2-fp16", 2):
         first, after, restarted = rank["skipped"]["scales"]
         assert after != first and restarted == first
         assert rank["skipped"]["same"] and rank["skipped"]["held"]
+        assert "overflow fp16 at the smallest loss scale" in rank["skipped"]["said"]
 
 
 @pytest.mark.parametrize(("case", "world"), TRAINED)

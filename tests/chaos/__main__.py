@@ -91,9 +91,9 @@ def start(kind: Kind, out: Path, trap: str) -> list[int]:
     return children
 
 
-def wait(children: list[int], until: float) -> bool:
-    """True once all have ended, False at `until` (monotonic). Where one has died, the rest are killed soon."""
-    left = list(children)
+def wait(children: list[int], until: float) -> bool | None:
+    """True once all have ended well, False where one has not (the rest are killed soon), None at `until`."""
+    left, well = list(children), True
     while left:
         for child in list(left):
             try:
@@ -102,13 +102,14 @@ def wait(children: list[int], until: float) -> bool:
                 ended, status = child, 0
             if ended:
                 left.remove(child)
+                well = well and not status
                 if status and left:
                     time.sleep(1)  # the others see it, or not
                     kill(children)
         if time.monotonic() > until:
-            return False
+            return None
         time.sleep(0.02)
-    return True
+    return well
 
 
 def kill(children: list[int]) -> None:
@@ -125,13 +126,13 @@ def attempt(kind: Kind, out: Path, moment: str, rng: random.Random) -> bool:
     trap = f"{moment}:{n}:{rng.randrange(kind.ranks)}"
     children = start(kind, out, ":0:0" if moment == ANY else trap)
     limit = time.monotonic() + (rng.uniform(0.1, 1) * kind.seconds if moment == ANY else 300)
-    ended = wait(children, limit)
-    if not ended:
+    well = wait(children, limit)
+    if well is None:
         kill(children)
         wait(children, time.monotonic() + 60)
-    assert ended or moment == ANY, f"it hangs; see {out.with_suffix('.log')}"
+    assert well is not None or moment == ANY, f"it hangs; see {out.with_suffix('.log')}"
     time.sleep(1 if kind.launched else 0)  # what the launcher started ends with it
-    return not (out / "complete").is_file()
+    return not well
 
 
 def outcome(out: Path) -> dict:
