@@ -47,8 +47,8 @@ class Trap:
         inner = getattr(owner, name)
 
         def watched(*args, **options):
-            given, path = inner(*args, **options), path_of(*args)
-            if os.path.isfile(path) and self.at(moment):
+            given, path = inner(*args, **options), os.path.realpath(path_of(*args))
+            if os.path.isfile(path) and ".tmp" in path and self.at(moment):  # no kill shortens what is in its place
                 os.truncate(path, os.stat(path).st_size // 2)
                 die()
             return given
