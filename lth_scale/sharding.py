@@ -445,10 +445,11 @@ def _meet(backend: str, timeout: timedelta) -> None:
 
         threading.Thread(target=repeat, daemon=True).start()
     else:
-        before = heard = store.get(key)
-        while heard == before:
+        before, until = store.get(key), time.monotonic() + timeout.total_seconds()
+        while (heard := store.get(key)) == before:
+            if time.monotonic() > until:
+                raise RuntimeError("rank 0 has not come")
             time.sleep(0.05)
-            heard = store.get(key)
         name = heard.decode().split()[0]
     dist.init_process_group(backend, store=dist.PrefixStore(name, store), rank=rank, world_size=world, timeout=timeout)
     met.set()
