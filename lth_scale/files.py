@@ -46,7 +46,8 @@ def make_directory(path: Path) -> None:
 def check_writable(directory: Path) -> None:
     """Raise OSError unless files can be made in `directory`, or while it does not exist in the one it will be made in.
 
-    A probe, which leaves nothing behind."""
+    A probe, which leaves nothing behind.
+    """
     nearest = next(path for path in (directory, *directory.resolve().parents) if path.exists())
     with tempfile.TemporaryDirectory(dir=nearest) as probe:
         Path(probe, "file").touch()

@@ -546,7 +546,6 @@ def main() -> None:
     print(f"report   {output / 'report.html'}\n         {output / 'report.md'}")
     print(f"cells    {len(study.cells)} planned, {there} there, {len(study.cells) - there} missing")
     if args.report_to == "mlflow":
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         from lth_scale import tracking  # imports mlflow
 
         beside = f"sqlite:///{args.directory.resolve() / 'jobs' / 'mlflow.db'}"
