@@ -1,0 +1,123 @@
+"""Sparse × dense products on CPU that are faster than dense ones: our kernel, and encoders rebuilt around it.
+
+The C++ is compiled once a machine, on first use (a C++ compiler with OpenMP, x86-64 with AVX2; AVX-512 with VNNI is
+used where it is there). Weights are fp32, or int8 with a scale for each output channel and activations of uint8 with a
+scale and a zero point for each token. Only what the mask keeps is stored and multiplied; where an activation is
+infinite or NaN, a pruned weight still gives 0 · ∞ = NaN, as the dense product does.
+"""
+
+import functools
+import hashlib
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lth_scale import files
+from lth_scale.arguments import BadInput
+from lth_scale.native.modules import NativeLinear, fuse
+from lth_scale.prunable import base_model, prunable
+
+DTYPES = ("float32", "int8")
+Parts = dict[str, Tensor]
+ROW_BLOCK, UNIT_BLOCK = 192, 128  # benchmarks/kernels.py: a block of a tile stays in L1 or L2
+SOURCES = ("native.cpp", "kernels.h")
+FLAGS = ["-O3", "-fopenmp", "-std=c++20", "-ffp-contract=off"]
+
+
+@functools.cache
+def unavailable() -> str:
+    """Why the kernels cannot run here, in one line; "" where they can. Compiles them the first time on a machine."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return f"the native kernels are for x86-64 with AVX2, and this is {platform.machine()}"
+    try:
+        _build()
+    except Exception as problem:  # a compiler fails in many ways
+        return f"the native kernels could not be compiled ({str(problem).strip().splitlines()[0]})"
+    return "" if torch.ops.lth_scale.use("") else "the native kernels need AVX2 and FMA, which this processor lacks"
+
+
+def _build() -> None:
+    """Load the library; where there is none of these sources and this torch yet, compile it, one process at a time."""
+    from torch.utils import cpp_extension
+
+    here = Path(__file__).parent
+    content = b"".join((here / name).read_bytes() for name in SOURCES) + repr((FLAGS, torch.__version__)).encode()
+    name = f"lth_scale_native_{hashlib.sha256(content).hexdigest()[:12]}"
+    home = Path(cpp_extension._get_build_directory(name, verbose=False))
+    with files.exclusive(home):
+        if not (home / f"{name}.so").is_file():
+            if not shutil.which(cpp_extension.get_cxx_compiler()):
+                raise OSError(f"there is no C++ compiler {cpp_extension.get_cxx_compiler()}; install g++")
+            with files.new_directory(home) as made:
+                cpp_extension.load(name, [str(here / SOURCES[0])], FLAGS, build_directory=made, is_python_module=False)
+        else:
+            torch.ops.load_library(home / f"{name}.so")
+    from lth_scale.native import shapes  # noqa: F401 (what torch.compile is told of the operators)
+
+
+def instruction_set(name: str = "") -> str:
+    """Take `avx512` or `avx2` for all further products, or say with "" which is taken. Raises ValueError."""
+    require()
+    return torch.ops.lth_scale.use(name)
+
+
+def require() -> None:
+    """Raise BadInput where the kernels cannot run."""
+    if reason := unavailable():
+        raise BadInput(f"--format native: {reason}; take --format csr or dense")
+
+
+def pack_linear(weight: Tensor, dtype: str) -> Parts:
+    """What the kernel reads for a weight (fp32, rows × columns): {"packed": int32, 1-D}.
+
+    float32 keeps every weight that is not 0 to the bit. int8 rounds to scale · q with q in −127 … 127 and the scale
+    max |w| / 127 of each row, and stores each four along a row of which any q is not 0.
+    """
+    require()
+    weight = weight.detach().float().contiguous() + 0.0  # −0.0, which a mask leaves of a negative weight, is 0
+    if dtype == "float32":
+        units, scales = weight.view(torch.int32), None
+    else:
+        scales = weight.abs().amax(1).div(127).clamp_min(torch.finfo(torch.float32).tiny)
+        quantized = (weight / scales[:, None]).round().to(torch.int8)
+        units = nn.functional.pad(quantized, (0, -weight.shape[1] % 4)).contiguous().view(torch.int32)
+    return {"packed": torch.ops.lth_scale.pack(units, weight.shape[1], scales, ROW_BLOCK, UNIT_BLOCK)}
+
+
+def unpack_linear(parts: Mapping[str, Tensor]) -> Tensor:
+    """The dense fp32 weight of `pack_linear`, for int8 as it was rounded. Raises ValueError unless it is whole."""
+    require()
+    if set(parts) != {"packed"}:
+        raise ValueError(f"a packed matrix has one part, 'packed', and not {sorted(parts)}")
+    packed = parts["packed"]
+    units, scales = torch.ops.lth_scale.unpack(packed), torch.ops.lth_scale.scales(packed)
+    if not len(scales):
+        return units.view(torch.float32)
+    return (units.view(torch.int8)[:, : int(packed[2])] * scales[:, None]).contiguous()
+
+
+def convert(model: PreTrainedModel, dtype: str = "float32") -> PreTrainedModel:
+    """Have `model` multiply its prunable matrices by our kernel, in place, with its zeros for a mask."""
+    return install(model, {name: pack_linear(weight, dtype) for name, weight in prunable(model).items()})
+
+
+def install(model: PreTrainedModel, packed: Mapping[str, Parts]) -> PreTrainedModel:
+    """Put packed matrices (by their names in `prunable`) in the place of the dense ones.
+
+    Layers of BERT's make become one operator each and pass tiles on to each other; elsewhere each Linear is replaced by
+    itself. The model is for inference: its packed matrices have no gradients.
+    """
+    require()
+    base = base_model(model)
+    for name, parts in packed.items():
+        path = name.removesuffix(".weight")
+        linear: Any = base.get_submodule(path)
+        base.set_submodule(path, NativeLinear(parts["packed"], linear.bias))
+    fuse(base)
+    return model.eval()
