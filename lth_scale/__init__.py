@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lth_scale.export import load_exported
     from lth_scale.ticket import Ticket
 
 __version__ = "0.1.0"
-__all__ = ["Ticket", "__version__"]
+__all__ = ["Ticket", "__version__", "load_exported"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from lth_scale.ticket import Ticket
 
         return Ticket
+    if name == "load_exported":
+        from lth_scale.export import load_exported
+
+        return load_exported
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,7 @@
 import io
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +130,41 @@ def heat_maps(
             ax.text(grid.columns.index(column), grid.rows.index(row), text, fontsize=7, bbox=box, **look)
     if label:
         figure.colorbar(image, ax=axes, label=label, shrink=0.8)
+    figure.suptitle(title, fontsize=11)
+    return _png(figure)
+
+
+def speed_ups(
+    panels: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]], crossings: Mapping[tuple[str, str], float],
+    sparse: Collection[str], title: str,
+) -> bytes:  # fmt: skip
+    """A panel a shape: engine → sparsity (%) → median and quartiles of × the best dense engine, with break-even at 1.
+
+    crossings: (panel, engine) → the sparsity at which it breaks even. Engines that are not `sparse` are grey.
+    """
+    figure, axes = _panels(6.0 if len(panels) == 1 else 4.6, 4.2, len(panels))
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    known: dict[str, Any] = {}
+    for ax, (panel, lines) in zip(axes, panels.items(), strict=True):
+        ax.axhline(1, color="0.3", linewidth=1.2, label="break-even: the best dense engine")
+        for name, points in lines.items():
+            i = [each for each in names if (each in sparse) == (name in sparse)].index(name) % len(COLORS)
+            median = [found[0] for found in points.values()]
+            spread = [[abs(found[0] - found[side]) for found in points.values()] for side in (1, 2)]
+            style = {"color": COLORS[i], "linewidth": 2} if name in sparse else {"color": "0.6", "linewidth": 0.8}
+            style |= {"linestyle": LINES[i], "marker": "osD^vPX"[i], "markersize": 5, "capsize": 3, "label": name}
+            ax.errorbar(list(points), median, spread, **style)
+            if (panel, name) in crossings:
+                x = crossings[panel, name]
+                ax.axvline(x, color=style["color"], linewidth=0.8, linestyle=":")
+                where = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "bottom", "bbox": WHITE_BOX}
+                ax.text(x, 0.02, f"{x:.0f} %", fontsize=7, **where)
+        ax.set_yscale("log", base=2)
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.set_title(panel, fontsize=10)
+        ax.set(xlabel=SPARSITY, ylabel="× the best dense engine")
+        known |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    figure.legend(list(known.values()), list(known), frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     figure.suptitle(title, fontsize=11)
     return _png(figure)
 

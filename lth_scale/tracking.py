@@ -221,13 +221,19 @@ def connect(store: str) -> tuple[MlflowClient, str]:
         return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
 
 
-def log_report(store: str, name: str, paths: Sequence[Path]) -> None:
-    """Keep the files of a study's report as artifacts of the run `report · NAME`, the same one every time."""
+def log_report(
+    store: str, name: str, paths: Sequence[Path], kind: str = "study", metrics: Mapping[str, float] | None = None
+) -> None:
+    """Keep a report's files as artifacts of the run `report · NAME`, the same one every time, and its numbers there."""
     client, experiment = connect(store)
     title = f"report · {name}"
-    runs = client.search_runs([experiment], "tags.report = 'study'")
+    runs = client.search_runs([experiment], f"tags.report = '{kind}'")
     same = [run.info.run_id for run in runs if run.info.run_name == title]
-    run = same[0] if same else client.create_run(experiment, tags={"report": "study"}, run_name=title).info.run_id
+    run = same[0] if same else client.create_run(experiment, tags={"report": kind}, run_name=title).info.run_id
     for path in paths:
         client.log_artifact(run, str(path))
+    now = int(time.time() * 1000)
+    points = [Metric(key, value, now, 0) for key, value in (metrics or {}).items()]
+    for start in range(0, len(points), 1000):
+        client.log_batch(run, metrics=points[start : start + 1000])
     client.set_terminated(run)

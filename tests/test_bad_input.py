@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from lth_scale import Ticket
 from lth_scale.arguments import Transfer, exit_on_bad_input, parse
+from lth_scale.export import export
 from lth_scale.prunable import prunable
 
 DOCS = Path(__file__).parent.parent / "docs/reliability.md"
@@ -449,6 +450,116 @@ REPORTS = [
     case("report", "--output_dir /dev/null/x …", "another", argv="--output_dir /dev/null/x …/study",
          lay=reported(json.dumps(RESULTS))),
 ]  # fmt: skip
+
+
+def exported(change: Callable[[Path], object]) -> Lay:
+    """Lay a compact export of the search as …/out, with one thing wrong."""
+
+    def lay(here: Path, made: Path) -> None:
+        shutil.copytree(made / "export", here / "out")
+        change(here / "out")
+
+    return lay
+
+
+def flip(name: str) -> Callable[[Path], object]:
+    def change(directory: Path) -> None:
+        content = bytearray((directory / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (directory / name).write_bytes(content)
+
+    return change
+
+
+def another_weight(here: Path, made: Path) -> None:
+    damage("search", "x", None, unfinished=False)(here, made)
+    path = here / "out/rounds/03/model/model.safetensors"
+    weights = load_file(path)
+    weights[f"bert.{FIRST}"][:] = 1.0
+    save_file(weights, path, {"format": "pt"})
+
+
+def of_class(name: str) -> Callable[[Path], object]:
+    def change(directory: Path) -> None:
+        config = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps({**config, "architectures": [name]}))
+
+    return change
+
+
+def without(name: str) -> Lay:
+    def lay(here: Path, made: Path) -> None:
+        damage("search", "x", None, unfinished=False)(here, made)
+        shutil.rmtree(here / "out" / name)
+
+    return lay
+
+
+TO = "--format compact --output_dir …/new"
+EXPORTS = [
+    case("export", "--format gguf --output_dir new .", "csr"), case("export", "no RUN_OR_CHECKPOINT", argv=TO),
+    case("export", "no --format", "--format", argv=". --output_dir …/new"),
+    case("export", "no --output_dir", "--output_dir", argv=". --format csr"),
+    case("export", "--dtype float64 --format csr --output_dir new .", "float16"),
+    *(case("export", f"--dtype {dtype} --format {kind} --output_dir new .", f"--format {kind}", named)
+      for dtype, kind, named in (("float16", "csr", "float32"), ("int8", "compact", "float16"),
+                                 ("float32", "2:4", "bfloat16"), ("int8", "onnx", "float32"))),
+    case("export", "a directory that is not there", "/no/such/place", "--output_dir", argv=f"/no/such/place {TO}"),
+    case("export", "a model that is not in the cache", "no/thing", "check the network", argv=f"no/thing {TO}"),
+    case("export", "a directory without a model", "…: no model there", "config.json", argv=f"… {TO}"),
+    case("export", "a transfer", "keeps no weights", "lth_scale.imp", argv=f"…/out {TO}",
+         lay=damage("transfer", "x", None, unfinished=False)),
+    case("export", "a seed of a transfer", "keeps no weights", "lth_scale.imp", argv=f"…/out/seeds/42 {TO}",
+         lay=damage("transfer", "x", None, unfinished=False)),
+    case("export", "a search without a network", "no round of it is complete", argv=f"…/out {TO}",
+         lay=without("rounds/03/model")),
+    case("export", "a round whose network was not kept", "…/out/rounds/01", "no network", argv=f"…/out/rounds/01 {TO}",
+         lay=damage("search", "x", None, unfinished=False)),
+    *(case("export", f"a search: {file} {what}", file, "damaged", argv=f"…/out {TO}",
+           lay=damage("search", file, content, unfinished=False)) for file, what, content in (
+        ("arguments.json", "is cut", 9), ("rounds/03/ticket.safetensors", "is cut", 900),
+        ("rounds/03/ticket.safetensors", "is gone", None), ("rounds/03/model/model.safetensors", "is cut", 900))),
+    case("export", "a search: weights that its ticket prunes", FIRST, "is not zero", argv=f"…/out {TO}",
+         lay=another_weight),
+    *(case("export", f"a model directory: {what}", "…/model", *named, argv=f"…/model {TO}", lay=model(change))
+      for what, change, *named in (
+        ("no weights", lambda d: (d / "model.safetensors").unlink(), "model.safetensors"),
+        ("a pickle instead of safetensors", only_a_pickle, "model.safetensors"),
+        ("an index that leads elsewhere", lambda d: (only_a_pickle(d), (d / "model.safetensors.index.json").write_text(
+            '{"metadata": {}, "weight_map": {"x": "../x.bin"}}')), "../x.bin"),
+        ("config.json is no JSON", lambda d: (d / "config.json").write_text("{")),
+        ("a layer is missing", drop_layer, "lacks", "layer.1.output.dense"),
+        ("a tokenizer that is cut", lambda d: os.truncate(d / "tokenizer.json", 99), "tokenizer"),
+    )),
+    *(case("export", f"a model directory of the class {name}", name, argv=f"…/model {TO}", lay=model(of_class(name)))
+      for name in ("EvilModel", "Trainer", "RobertaModel")),
+    case("export", "--output_dir with something else", "--output_dir …/out", "give another",
+         argv="MODEL --format csr --output_dir …/out", lay=put("out/mine", "precious")),
+    case("export", "--output_dir that is a file", "--output_dir …/out", "give another",
+         argv="MODEL --format csr --output_dir …/out", lay=put("out", "precious")),
+    *(case("export", f"--output_dir with another export: {flags}", "--output_dir …/out", "holds another export",
+           argv=f"MODEL {flags} --output_dir …/out", lay=exported(lambda d: None))
+      for flags in ("--format csr", "--format compact --dtype float16")),
+    case("export", "--output_dir with an export of another network", "--output_dir …/out", "another network",
+         argv="MODEL --format compact --output_dir …/out", lay=exported(lambda d: None)),
+    *(case("export", f"--output_dir {where}", "another", argv=f"MODEL --format csr --output_dir {where}")
+      for where in ("/proc/no/x", "/dev/null/x")),
+    case("export", "--output_dir of 300 letters", "--output_dir", "too long",
+         argv=f"MODEL --format csr --output_dir {'n' * 300}"),
+    *(case("export", f"an export: {what}", f"…/out/{file}", *named, argv=f"…/out {TO}", lay=exported(change))
+      for what, file, change, *named in (
+        *((f"a bit of {name} changed", name, flip(name), "again")
+          for name in ("compact.safetensors", "config.json", "tokenizer.json")),
+        ("another kind in export.json", "export.json", lambda d: (d / "export.json").write_text(
+            (d / "export.json").read_text().replace('"kind": "compact"', '"kind": "dense"')), "sha256"),
+        ("a cut file", "compact.safetensors", lambda d: os.truncate(d / "compact.safetensors", 999), "changed"),
+        ("a lost file", "compact.safetensors", lambda d: (d / "compact.safetensors").unlink(), "missing"),
+        ("export.json is a list", "export.json", lambda d: (d / "export.json").write_text("[]"), "lth_scale.export/1"),
+        ("export.json is deep", "export.json", lambda d: (d / "export.json").write_text("[" * 10**5)),
+    )),
+    case("export", "--format 2:4 of another pattern", "--format 2:4", FIRST, "--pattern 2:4",
+         argv="MODEL --format 2:4 --output_dir …/new"),
+]  # fmt: skip
 HUB = [  # what the Hub answers, by the name of the model
     case(
         "imp", "the Hub: model refused (401)", "--model_name_or_path a/401", "gated", argv="--model_name_or_path a/401"
@@ -464,7 +575,7 @@ HUB = [  # what the Hub answers, by the name of the model
     case("imp", "the Hub: no JSON", "--model_name_or_path a/200", argv="--model_name_or_path a/200"),
     case("imp", "the Hub: no data set (404)", "dataset nyu-mll/glue", argv="", without=("dataset_path",)),
 ]
-CASES = [*FLAGS, *DATA, *MODELS, *TICKETS, *RUNS, *STUDIES, *REPORTS]
+CASES = [*FLAGS, *DATA, *MODELS, *TICKETS, *RUNS, *STUDIES, *REPORTS, *EXPORTS]
 
 
 @pytest.fixture(scope="module")
@@ -479,6 +590,7 @@ def made(tmp_path_factory, tiny_bert, sst2_data):
     imp.run(parse([*common, "--output_dir", f"{directory}/search", "--target_sparsity", "0.3"], "", ""))
     AcceleratorState._reset_state(reset_partial_state=True)
     transfer.run(parse([*common, "--output_dir", f"{directory}/transfer"], "", "", Transfer))
+    export(str(directory / "search"), "compact", directory / "export")
     return directory
 
 
@@ -492,9 +604,11 @@ def refused(small, made, tiny_bert, sst2_data, capsys, monkeypatch, tmp_path):
         capsys.readouterr()
         before = snapshot(tmp_path)
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["command", *argv_of(given, small, tmp_path)])
+        argv = [str(tiny_bert) if part == "MODEL" else part for part in argv_of(given, small, tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["command", *argv])
+        module = "export.__main__" if given.command == "export" else given.command
         with pytest.raises(SystemExit) as stop:
-            exit_on_bad_input(importlib.import_module(f"lth_scale.{given.command}").main)
+            exit_on_bad_input(importlib.import_module(f"lth_scale.{module}").main)
         out, err = capsys.readouterr()
         assert stop.value.code == 2 and out == "", err
         assert snapshot(tmp_path) == before
@@ -558,7 +672,7 @@ def test_what_may_be_left_of_a_run_that_was_killed_is_no_damage(search, tmp_path
 
 PROCESSES = {
     "imp": "--task sst2 --target_sparsity 1.2", "transfer": "--task sst2 --theta /no/theta", "study": "/no/study.yaml",
-    "report": "/no/study", "ticket": "/no/ticket",
+    "report": "/no/study", "ticket": "/no/ticket", "export": "/no/model --format csr --output_dir /no/new",
 }  # fmt: skip
 
 

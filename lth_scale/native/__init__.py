@@ -10,22 +10,24 @@ import functools
 import hashlib
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lth_scale import files
 from lth_scale.arguments import BadInput
-from lth_scale.native.modules import NativeLinear, fuse
+from lth_scale.native.modules import TILE, NativeLinear, fuse
 from lth_scale.prunable import base_model, prunable
 
 DTYPES = ("float32", "int8")
 Parts = dict[str, Tensor]
 ROW_BLOCK, UNIT_BLOCK = 192, 128  # benchmarks/kernels.py: a block of a tile stays in L1 or L2
+MAGIC, NO_ROW = 0x3153544C, 0xFFFF  # as in native.cpp
 SOURCES = ("native.cpp", "kernels.h")
 FLAGS = ["-O3", "-fopenmp", "-std=c++20", "-ffp-contract=off"]
 
@@ -90,16 +92,57 @@ def pack_linear(weight: Tensor, dtype: str) -> Parts:
     return {"packed": torch.ops.lth_scale.pack(units, weight.shape[1], scales, ROW_BLOCK, UNIT_BLOCK)}
 
 
-def unpack_linear(parts: Mapping[str, Tensor]) -> Tensor:
-    """The dense fp32 weight of `pack_linear`, for int8 as it was rounded. Raises ValueError unless it is whole."""
-    require()
-    if set(parts) != {"packed"}:
-        raise ValueError(f"a packed matrix has one part, 'packed', and not {sorted(parts)}")
-    packed = parts["packed"]
-    units, scales = torch.ops.lth_scale.unpack(packed), torch.ops.lth_scale.scales(packed)
-    if not len(scales):
-        return units.view(torch.float32)
-    return (units.view(torch.int8)[:, : int(packed[2])] * scales[:, None]).contiguous()
+def unpack_linear(parts: Mapping[str, Tensor], shape: Sequence[int] | None = None) -> Tensor:
+    """The dense fp32 weight of `pack_linear`, for int8 as it was rounded; runs wherever numpy does.
+
+    Raises ValueError, before it takes memory, unless the matrix is whole and of `shape`: after that, the kernel reads
+    and writes inside its tensors.
+    """
+    if set(parts) != {"packed"} or parts["packed"].dtype != torch.int32 or parts["packed"].dim() != 1:
+        raise ValueError("a packed matrix has one part, 'packed', of int32")
+    words = parts["packed"].numpy()
+    magic, rows, columns, is_int8, row_block, unit_block, n_groups, n_steps = map(int, (*words[:8], *[-1] * 8)[:8])
+    if magic != MAGIC or is_int8 not in (0, 1) or (shape is not None and (rows, columns) != tuple(shape)):
+        raise ValueError(f"no packed matrix of this version and of the shape {tuple(shape or ())}")
+    _check(min(rows, columns, row_block, unit_block) > 0 <= min(n_groups, n_steps), "header")
+    _check(row_block < NO_ROW and unit_block <= 256, "header")
+    width = -(-columns // 4) if is_int8 else columns
+    across, blocks = -(-width // unit_block), -(-width // unit_block) * -(-rows // row_block)
+    sizes = (8, 2 * (blocks + 1), 3 * n_groups, 2 * n_steps, 4 * n_steps, rows * is_int8, rows * is_int8)
+    _check(sum(sizes) == len(words), "size")
+    _, starts, groups, offsets, units, scales, _ = numpy.split(words, numpy.cumsum(sizes)[:-1])
+
+    first, steps = starts.reshape(-1, 2).T, groups[::3]
+    which = groups.reshape(-1, 3)[:, 1:].copy().view(numpy.uint16)  # (groups, 4): rows in their block
+    top, left = numpy.divmod(numpy.arange(blocks), across)
+    top, left = top * row_block, left * unit_block
+    high = numpy.minimum(row_block, rows - top)
+    begins = numpy.concatenate([[0], numpy.cumsum(-(-high // 4))])
+    _check((first[0] == begins).all() and (steps >= 0).all() and begins[-1] == n_groups, "groups")
+    _check(
+        (first[1] == numpy.concatenate([[0], numpy.cumsum(steps)])[begins]).all() and first[1][-1] == n_steps, "steps"
+    )
+    block = numpy.repeat(numpy.arange(blocks), -(-high // 4))
+    real = which != NO_ROW
+    _check((which < high[block, None])[real].all(), "rows")
+    _check(len(numpy.unique((block[:, None] * NO_ROW + which)[real])) == high.sum() == real.sum(), "rows")
+
+    group = numpy.repeat(numpy.arange(n_groups), steps)
+    offset, place = offsets.copy().view(numpy.uint16).reshape(-1, 4), block[group]
+    column = left[place, None] + offset // (4 * TILE)
+    _check((offset % (4 * TILE) == 0).all(), "offsets")
+    _check((column < numpy.minimum(left[place] + unit_block, width)[:, None]).all(), "offsets")
+    dense = numpy.zeros((rows, width), numpy.int32)
+    stored = (units.reshape(-1, 4) != 0) & real[group]
+    dense[(top[place, None] + which[group])[stored], column[stored]] = units.reshape(-1, 4)[stored]
+    if not is_int8:
+        return torch.from_numpy(dense.view(numpy.float32))
+    return torch.from_numpy(dense.view(numpy.int8)[:, :columns] * scales.view(numpy.float32)[:, None])
+
+
+def _check(holds: Any, what: str) -> None:
+    if not holds:
+        raise ValueError(f"a packed matrix is damaged: its {what}")
 
 
 def convert(model: PreTrainedModel, dtype: str = "float32") -> PreTrainedModel:

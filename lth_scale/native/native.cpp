@@ -202,53 +202,6 @@ Tensor pack(const Tensor& units, int64_t features, const optional<Tensor>& scale
   return packed;
 }
 
-// The units of a packed matrix of anybody's, int32 (rows, units a row). Raises ValueError unless it is whole: after
-// that, a product reads and writes inside its tensors.
-Tensor unpack(const Tensor& packed) {
-  const Matrix m = view(packed);
-  TORCH_CHECK_VALUE((double)m.n_rows * m.units_a_row < 2147483648.0, "a packed matrix is damaged: its header");
-  Tensor units = at::zeros({m.n_rows, m.units_a_row}, at::kInt);
-  int32_t* to = units.mutable_data_ptr<int32_t>();
-  const int64_t blocks = (int64_t)m.row_blocks * m.k_blocks;
-  int64_t group = 0, step = 0;
-  for (int64_t b = 0; b < blocks; b++) {
-    TORCH_CHECK_VALUE(m.starts[b].group == group && m.starts[b].step == step, "a packed matrix is damaged: its blocks");
-    const int64_t r0 = b / m.k_blocks * m.row_block, k0 = b % m.k_blocks * m.k_block;
-    std::vector<bool> seen(std::min<int64_t>(m.row_block, m.n_rows - r0));
-    TORCH_CHECK_VALUE(m.starts[b + 1].group - group == ceil_div(seen.size(), 4), "a packed matrix is damaged: its blocks");
-    TORCH_CHECK_VALUE(m.starts[b + 1].group <= m.n_groups, "a packed matrix is damaged: its groups");
-    for (; group < m.starts[b + 1].group; group++) {
-      const Group& four = m.groups[group];
-      TORCH_CHECK_VALUE(four.steps >= 0 && four.steps <= m.n_steps - step, "a packed matrix is damaged: its steps");
-      for (int g = 0; g < 4; g++) {
-        const uint16_t row = four.rows[g];
-        TORCH_CHECK_VALUE(row == NO_ROW || (row < seen.size() && !seen[row]), "a packed matrix is damaged: its rows");
-        if (row != NO_ROW) seen[row] = true;
-        for (int64_t i = step; i < step + four.steps; i++) {
-          const int64_t offset = m.offsets[i * 4 + g], k = k0 + offset / (TILE * 4);
-          TORCH_CHECK_VALUE(offset % (TILE * 4) == 0 && k < std::min(k0 + m.k_block, m.units_a_row),
-                            "a packed matrix is damaged: its offsets");
-          if (m.units[i * 4 + g] && row != NO_ROW) to[(r0 + row) * m.units_a_row + k] = m.units[i * 4 + g];
-        }
-      }
-      step += four.steps;
-    }
-    TORCH_CHECK_VALUE(std::find(seen.begin(), seen.end(), false) == seen.end(), "a packed matrix is damaged: its rows");
-  }
-  TORCH_CHECK_VALUE(m.starts[blocks].group == m.n_groups && m.starts[blocks].step == step && step == m.n_steps &&
-                        group == m.n_groups,
-                    "a packed matrix is damaged: its blocks");
-  return units;
-}
-
-// The scales of a packed int8 matrix, fp32 (rows); empty for fp32.
-Tensor scales(const Tensor& packed) {
-  const Matrix m = view(packed);
-  Tensor out = at::empty({m.is_int8 ? m.n_rows : 0});
-  std::memcpy(out.mutable_data_ptr<float>(), m.scales, out.nbytes());
-  return out;
-}
-
 // Tokens in each tile of a sequence: all of TILE but the last.
 struct Tiles {
   int64_t sequences, length;
@@ -422,8 +375,6 @@ Tensor layer(const Tensor& x, int64_t length, const optional<Tensor>& mask, at::
 TORCH_LIBRARY(lth_scale, m) {
   m.def("use(str name) -> str", &use);
   m.def("pack(Tensor units, int features, Tensor? scales, int row_block, int k_block) -> Tensor", &pack);
-  m.def("unpack(Tensor packed) -> Tensor", &unpack);
-  m.def("scales(Tensor packed) -> Tensor", &scales);
   m.def("enter(Tensor x) -> Tensor");
   m.def("leave(Tensor x, int length) -> Tensor");
   m.def("linear(Tensor x, Tensor packed, int rows, Tensor? bias) -> Tensor");

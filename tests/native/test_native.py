@@ -185,7 +185,9 @@ class TestUntrusted:
         with pytest.raises(ValueError, match="packed"):
             native.unpack_linear({"packed": packed[:cut]})
 
-    def test_another_part_is_refused(self):
+    def test_another_part_or_shape_is_refused(self):
+        with pytest.raises(ValueError, match="of the shape"):
+            native.unpack_linear(native.pack_linear(uneven(30, 40, 0.6, 0), "int8"), (40, 30))
         with pytest.raises(ValueError, match="one part"):
             native.unpack_linear({"packed": torch.zeros(9, dtype=torch.int32), "extra": torch.zeros(1)})
 

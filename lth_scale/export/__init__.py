@@ -1,0 +1,77 @@
+"""Tickets as files that smaller, faster or other programs read: `python -m lth_scale.export --help`."""
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lth_scale import files
+from lth_scale.arguments import BadInput
+from lth_scale.export.places import KINDS, check_output, locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_exported(directory: str | Path) -> "PreTrainedModel":
+    """The network of an export, in eval mode: of the class that config.json names, and answering as before.
+
+    It computes in fp32 (dense, compact, csr, onnx), in fp32 or int8 (native, on the CPU), or in half precision (2:4,
+    on the GPU). Raises BadInput, a ValueError that names the file, where one was changed, is cut or missing, where the
+    class is none of transformers, or where the format cannot run here.
+    """
+    from lth_scale.export.disk import load
+
+    return load(Path(directory))
+
+
+def export(path: str, kind: str, output_dir: str | Path, dtype: str | None = None) -> dict[str, Any]:
+    """Write the network of a run or checkpoint in a format, once it has been read back and compared.
+
+    kind: a key of `places.KINDS`; dtype: one that the kind has, else its first. Returns what export.json holds; an
+    export that is there already is left as it is. Raises BadInput for what cannot be exported, and Stopped where a
+    format in fp32 does not answer as before.
+    """
+    out, dtype = Path(output_dir), dtype or KINDS.get(kind, (("",),))[0][0]
+    before = _check(path, kind, dtype, out)
+    from lth_scale.export import disk, formats
+    from lth_scale.export.source import load_source
+
+    source = load_source(path)
+    content = disk.describe(source, kind, dtype)
+    if before and before["source_sha256"] != content["source_sha256"]:
+        raise BadInput(f"--output_dir {out}: holds an export of another network; give another")
+    if before:
+        return before
+    if kind == "2:4":
+        formats.check_2_4(source.model)
+    missing = [each for each in out.absolute().parents if not each.exists()]
+    with files.new_directory(out) as made:
+        try:
+            return disk.fill(made, source, content)
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            with suppress(OSError):
+                for each in missing:
+                    each.rmdir()
+            raise
+
+
+def _check(path: str, kind: str, dtype: str, out: Path) -> dict[str, Any]:
+    """Refuse what needs no network to be refused; export.json of what is there already, or {}."""
+    if kind not in KINDS:
+        raise BadInput(f"--format {kind}: is no format; give {', '.join(KINDS)}")
+    if dtype not in KINDS[kind].dtypes:
+        raise BadInput(f"--dtype {dtype}: --format {kind} has {' and '.join(KINDS[kind].dtypes)}; give one of these")
+    before = check_output(out, kind, dtype)
+    locate(path)
+    if kind == "native":
+        from lth_scale import native
+
+        if why := native.unavailable():
+            raise BadInput(f"--format native: cannot run here ({why}); give --format csr or onnx")
+    if kind == "onnx":
+        from lth_scale.export import onnx
+
+        onnx.require("onnx", "onnxscript", "onnxruntime")
+    return before

@@ -1,0 +1,208 @@
+"""What an export is made from: a dense network whose pruned weights are exactly zero, and inputs to try it on."""
+
+import inspect
+import json
+import lzma
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import logging as transformers_logging
+
+from lth_scale.arguments import BadInput, Training, embedded_path, is_local
+from lth_scale.export.places import MANIFEST, locate
+from lth_scale.prunable import base_model, prunable
+from lth_scale.tasks.data import first_line, settle_for_cache
+from lth_scale.tasks.task import model_path, refuse_other_formats
+from lth_scale.ticket import Ticket
+
+BATCH, LONGEST = 8, 512  # sentences in the padded batch; tokens of the long sequence, where the model takes as many
+TOKENIZER_FILES = ("tokenizer*.json", "vocab.*", "*.model", "merges.txt")
+
+
+@dataclass
+class Source:
+    """model: fp32, in eval mode, dense, pruned weights exactly 0. run: arguments.json of the search, or {}.
+
+    tokenizer: None where there is none, or one that cannot pad. pruned of prunable weights are zero.
+    """
+
+    path: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    run: dict[str, Any]
+    pruned: int
+    prunable: int
+
+    @property
+    def sparsity(self) -> float:
+        """pruned ÷ prunable."""
+        return self.pruned / self.prunable
+
+
+def load_source(path: str) -> Source:
+    """The network of a search's --output_dir (its last round), of a round, of a checkpoint or of an export of ours.
+
+    Raises BadInput where there is none, where it is damaged, holds other than safetensors, or has nothing to prune.
+    """
+    place = locate(path)
+    from lth_scale.export.disk import load  # which knows of sources
+
+    is_export = (place.model / MANIFEST).is_file()
+    model = load(place.model, dense=True) if is_export else _of_checkpoint(str(place.model))
+    weights = prunable(model)
+    if not weights:
+        raise BadInput(f"{path}: {type(model).__name__} has no layers of nn.Linear to prune; give an encoder like BERT")
+    with torch.no_grad():
+        for weight in weights.values():
+            weight.add_(0.0)  # −0.0, which a mask that is multiplied leaves, becomes 0
+    pruned = sum(int((weight == 0).sum()) for weight in weights.values())
+    if place.ticket:
+        masks = Ticket.load(place.ticket).masks_for(model)
+        for name, mask in masks.items():
+            if weights[name][~mask].any():
+                raise BadInput(f"{place.model}: {name} is not zero where {place.ticket} prunes it; give a whole run")
+        pruned = sum(int((~mask).sum()) for mask in masks.values())
+    tokenizer = _tokenizer(str(place.model), model)
+    return Source(Path(path), model, tokenizer, place.run, pruned, sum(each.numel() for each in weights.values()))
+
+
+def _of_checkpoint(name: str) -> PreTrainedModel:
+    args = Training(task="mlm", model_name_or_path=name)
+    if not is_local(name):
+        settle_for_cache(name, "model")
+    try:
+        refuse_other_formats(args)
+        model, lost = _load(model_path(args))
+    except BadInput:
+        raise
+    except Exception as problem:  # from_pretrained raises nearly every kind
+        network = "" if is_local(name) else "check the network, or "
+        raise BadInput(f"{name}: cannot be loaded ({first_line(problem)}); {network}give a directory of "
+                       "save_pretrained, in safetensors") from None  # fmt: skip
+    if lost:
+        raise BadInput(f"{name}: the checkpoint lacks {min(lost)} and {len(lost) - 1} more weights; give a whole one")
+    return model.eval()
+
+
+def _load(where: str) -> tuple[PreTrainedModel, set[str]]:
+    """The network, without a pooler where the checkpoint has none; and the names of what the checkpoint lacks."""
+    config = read_config(where)
+    encoder: Any = transformers.MODEL_MAPPING.get(type(config), None)
+    config.architectures = config.architectures or [encoder.__name__]
+    kind: Any = class_of(config)
+    options = {"config": config, "revision": "main", "dtype": "float32", "use_safetensors": True,
+               "trust_remote_code": False, "output_loading_info": True}  # fmt: skip
+    with quiet():
+        model, info = kind.from_pretrained(where, **options)
+        if all(key.startswith("pooler.") for key in info["missing_keys"] or "-") and takes(kind, "add_pooling_layer"):
+            model, info = kind.from_pretrained(where, **options, add_pooling_layer=False)
+    return model, set(info["missing_keys"])
+
+
+def read_config(path: str) -> PreTrainedConfig:
+    """config.json of a directory or a Hub name; what it says of attention kernels, which may be code, is not followed.
+
+    Raises BadInput for a quantized checkpoint, and what from_pretrained raises.
+    """
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if getattr(config, "quantization_config", None) is not None:
+        raise BadInput(f"{path}: config.json says that it is quantized already; give the network before that")
+    config._attn_implementation = None
+    return config
+
+
+def class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of transformers that `architectures` names. Raises BadInput where it is none, or of other configs."""
+    name = (config.architectures or ["none"])[0]
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)) or kind.config_class is not type(config):
+        raise BadInput(f"{config._name_or_path}: its config.json names the class {name!r}, which is no "
+                       f"{config.model_type} of transformers; give a directory of save_pretrained")  # fmt: skip
+    return kind
+
+
+def takes(kind: Any, option: str) -> bool:
+    """True where the class is made with this keyword."""
+    return option in inspect.signature(kind.__init__).parameters
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the notes and bars of transformers."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def _tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    where = model_path(Training(task="mlm", model_name_or_path=name))
+    if is_local(name) and not any(path for form in TOKENIZER_FILES for path in Path(where).glob(form)):
+        return None
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except Exception as problem:
+        why = first_line(problem)
+        raise BadInput(f"{name}: its tokenizer cannot be loaded ({why}); mend it, or take it out") from None
+    embeddings: Any = model.get_input_embeddings()
+    if len(tokenizer) > embeddings.num_embeddings:
+        raise BadInput(f"{name}: its tokenizer has more tokens than its embeddings; put the model's own there")
+    usable = tokenizer.pad_token_id is not None and len(tokenizer) > len(tokenizer.all_special_ids)
+    return tokenizer if usable else None
+
+
+def real_inputs(source: Source) -> tuple[list[dict[str, Tensor]], str]:
+    """A padded batch of 8 sentences of different lengths and a single long sequence, and a line that says what of.
+
+    The tensors are int64, (8, n) and (1, up to 512), named as the model takes them. Without a tokenizer they are ids
+    drawn with a fixed seed.
+    """
+    model, tokenizer = source.model, source.tokenizer
+    limit = longest(model, tokenizer)
+    if tokenizer is None:
+        batches, line = _drawn(model, limit), "ids drawn at random, for want of a tokenizer"
+    else:
+        with lzma.open(embedded_path("sst2") / "validation.jsonl.xz", "rt", encoding="utf-8") as lines:
+            texts = [json.loads(line)["sentence"] for line in lines]
+        spread = sorted(texts, key=len)[:: len(texts) // BATCH][:BATCH]
+        options: dict[str, Any] = {"truncation": True, "max_length": limit, "return_tensors": "pt"}
+        batches = [dict(tokenizer(each, padding=True, **options)) for each in (spread, [" ".join(texts)])]
+        line = "English sentences of SST-2"
+    known = inspect.signature(model.forward).parameters
+    shapes = " and ".join("×".join(map(str, batch["input_ids"].shape)) for batch in batches)
+    return [{key: value for key, value in batch.items() if key in known} for batch in batches], f"{line}, {shapes}"
+
+
+def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Tokens of the longest sequence that is tried: what the model has positions for, at most 512."""
+    limit = min(LONGEST, tokenizer.model_max_length if tokenizer else LONGEST)
+    for name, module in base_model(model).named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            limit = min(limit, module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+    return min(limit, getattr(model.config, "max_position_embeddings", None) or limit)
+
+
+def _drawn(model: PreTrainedModel, limit: int) -> list[dict[str, Tensor]]:
+    embeddings: Any = model.get_input_embeddings()
+    pad = getattr(model.config, "pad_token_id", None) or 0
+    source = torch.Generator().manual_seed(0)
+    batches = []
+    for lengths in ([max(1, limit * (i + 1) // (2 * BATCH)) for i in range(BATCH)], [limit]):
+        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+        ids = torch.randint(embeddings.num_embeddings - 1, mask.shape, generator=source)
+        ids += ids >= pad  # the padding's own id stands for padding alone
+        batches.append({"input_ids": ids.where(mask.bool(), torch.tensor(pad)), "attention_mask": mask})
+    return batches

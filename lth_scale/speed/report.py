@@ -1,0 +1,165 @@
+"""What was measured and on which machine, as Markdown, JSON and a picture."""
+
+import importlib.metadata
+import itertools
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lth_scale import figures, files, page
+from lth_scale.speed.backends import BACKENDS
+from lth_scale.speed.measure import Spread, usable_cores
+
+HEADER = ("backend", "ms, median [quartiles]", "CPU ms", "× eager", "× best dense [quartiles]", "verdict", "accuracy",
+          "logit difference")  # fmt: skip
+READING = (
+    "A ratio above 1 is that many times as fast. Ratios are medians and quartiles over sweeps, in each of which every "
+    "engine is called once. The verdict is against the fastest dense engine of any precision: faster where both "
+    "quartiles are above 1, slower where the median is below 1. CPU time is that of all threads. The logit difference "
+    "is the largest of any output, relative to the largest output of the dense fp32 network with the same zeros."
+)
+INSTRUCTIONS = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"),
+    *("asimd", "asimddp", "bf16", "i8mm", "sve"),
+)
+PACKAGES = ("lth_scale", "torch", "transformers", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "mkl")
+# (an instruction set, what another machine changes where this one has it, and where it has not)
+ELSEWHERE = (
+    ("amx_tile", "This CPU has AMX, which dense bf16 and int8 use: without it sparse kernels break even earlier.",
+     "With AMX (Xeon from Sapphire Rapids on) dense bf16 and int8 are several times faster, so the sparsity at which a "
+     "sparse kernel breaks even moves up."),
+    ("avx512f", "Without AVX-512 vectors are half as wide, for dense and sparse kernels alike.",
+     "This CPU has no AVX-512: with it vectors are twice as wide, for dense and sparse kernels alike."),
+    ("avx512_vnni", "Without VNNI int8 is two to four times slower.", "With VNNI int8 is two to four times faster."),
+    ("", "", "On a GPU unstructured sparsity below about 93 % gives no speed-up, because tensor cores multiply dense "
+     "matrices; 2:4 may, in large batches."),
+    ("", "", "The ratios are of this machine, these versions and these shapes; run the check where the network runs."),
+)  # fmt: skip
+
+
+def machine() -> dict[str, Any]:
+    """cpu, instructions, cores, gpu (or nothing), system and versions."""
+    import torch
+
+    path = Path("/proc/cpuinfo")
+    lines = [line.partition(":") for line in (path.read_text() if path.is_file() else "").splitlines()]
+    info = {key.strip(): value.strip() for key, _, value in lines}
+    flags = (info.get("flags") or info.get("Features") or "").split()
+    there = {each.name.lower().replace("-", "_"): each.version for each in importlib.metadata.distributions()}
+    return {
+        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "instructions": [name for name in INSTRUCTIONS if name in flags],
+        "cores": f"{len(usable_cores())} of {os.cpu_count()} cores",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "versions": {name: there[name] for name in PACKAGES if name in there},
+    }
+
+
+def write(output: Path, cells: list[dict], notes: list[str], settings: dict[str, Any]) -> None:
+    """speed.md, speed.json and speed.png in `output`. notes: lines that go above the tables."""
+    here = machine()
+    changes = [has if name in here["instructions"] else lacks for name, has, lacks in ELSEWHERE]
+    panels, sparse = _speed_ups(cells), {name for name, row in cells[0]["rows"].items() if row["sparse"]}
+    points = {
+        (panel, name): found for panel, lines in panels.items() for name, found in lines.items() if name in sparse
+    }
+    crossings = {key: found for key, each in points.items() if (found := break_even(each))}
+    png = figures.speed_ups(panels, crossings, sparse, here["cpu"])
+    parts = [here["cpu"], here["cores"], ", ".join(here["instructions"]), here["gpu"] or "no GPU", here["system"]]
+    versions = ", ".join(" ".join(item) for item in here["versions"].items())
+    sections = [
+        page.Section("Machine", ["; ".join(parts) + ".", versions + ".", *changes]),
+        page.Section("How to read this", [READING, *notes]),
+        *map(_section, cells),
+        page.Section("Break-even", [_even(*key, each, crossings.get(key)) for key, each in points.items()],
+                     pictures={"speed.png": ("Speed-up over the best dense engine, against sparsity", png)}),
+    ]  # fmt: skip
+    record = {"machine": here, "elsewhere": changes, "settings": settings, "notes": notes, "cells": cells}
+    files.write_json(output / "speed.json", record)
+    files.write_bytes(output / "speed.png", png)
+    files.write_bytes(output / "speed.md", page.markdown("Speed check", "", sections).encode())
+
+
+def _shape(cell: Mapping[str, Any]) -> str:
+    return "batch {batch_size} × {sequence_length} tokens, threads: {threads}".format(**cell)
+
+
+def _section(cell: Mapping[str, Any]) -> page.Section:
+    """A table sorted by speed; what is the best dense engine, and how sparse ones compare at their own precision."""
+    rows, best = cell["rows"], cell["best"]
+    order = sorted(rows, key=lambda name: rows[name].get("ms", [float("inf")])[0])
+    text = ["Best dense here: " + ", ".join(f"{name} ({key})" for key, name in best.items()) + "."]
+    dense = [name for name, each in BACKENDS.items() if not each.sparse and cell["device"] in each.devices]
+    if unknown := [name for name in dense if "ms" not in rows.get(name, {})]:
+        text.append(f"Not measured, and perhaps faster than that: {', '.join(unknown)}.")
+    for name in order:
+        if rows[name]["sparse"] and "times_same" in rows[name]:
+            row, other = rows[name], best[rows[name]["precision"]]
+            said = f"{_interval(row['times_same'])} × {other}, the best dense {row['precision']}"
+            text.append(f"{name} is {said}: {row['verdict_same']}.")
+    title = f"{cell['target']}, {100 * cell['sparsity']:.4g} % sparse: {_shape(cell)}"
+    return page.Section(title, text, [page.Table("By speed", HEADER, [_line(name, rows[name]) for name in order])])
+
+
+def _line(name: str, row: Mapping[str, Any]) -> list[str]:
+    if "ms" not in row:
+        return [name, *["—"] * 4, f"{row['status']}: {row['why']}", "—", "—"]
+    scored = f"failed: {row['accuracy_failed']}" if "accuracy_failed" in row else "—"
+    for metric, value in [*row.get("accuracy", {}).items()][:1]:
+        scored = f"{value:.4f} ({metric})"
+    eager = _number(row["times_eager"][0]) if "times_eager" in row else "—"
+    ratio = [_interval(row["times_best"]), row["verdict_best"]] if "times_best" in row else ["—", "—"]
+    apart = f"{row['difference']:.1e}" if "difference" in row else "—"
+    return [name, _interval(row["ms"]), _number(row["cpu_ms"][0]), eager, *ratio, scored, apart]
+
+
+def _number(value: float) -> str:
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def _interval(found: Sequence[float]) -> str:
+    return "{} [{}, {}]".format(*map(_number, found))
+
+
+def _speed_ups(cells: list[dict]) -> dict[str, dict[str, dict[float, Spread]]]:
+    """Shape → engine → sparsity in percent, rising → × the best dense engine."""
+    found: dict[str, dict[str, dict[float, Spread]]] = {}
+    for cell in sorted(cells, key=lambda cell: cell["sparsity"]):
+        lines = found.setdefault(_shape(cell), {})
+        for name, row in cell["rows"].items():
+            if "times_best" in row:
+                lines.setdefault(name, {})[100 * cell["sparsity"]] = row["times_best"]
+    return found
+
+
+def break_even(points: Mapping[float, Spread]) -> float | None:
+    """The sparsity in percent above which the median stays above 1, on lines between what was measured; else None."""
+    pairs = [*itertools.pairwise((sparsity, found[0]) for sparsity, found in sorted(points.items()))]
+    low = [i for i, ((_, first), (_, second)) in enumerate(pairs) if first <= 1 < second]
+    if not low or pairs[-1][1][1] <= 1:
+        return None
+    (x, first), (z, second) = pairs[low[-1]]
+    return x + (1 - first) / (second - first) * (z - x)
+
+
+def _even(panel: str, name: str, points: Mapping[float, Spread], crossing: float | None) -> str:
+    if crossing:
+        return f"{name}, {panel}: breaks even with the best dense at about {crossing:.0f} %."
+    said = ", ".join(f"{_number(found[0])} at {sparsity:.4g} %" for sparsity, found in points.items())
+    return f"{name}, {panel}: no break-even between the sparsities measured; × best dense is {said}."
+
+
+def metrics(cells: list[dict]) -> dict[str, float]:
+    """Numbers for MLflow: milliseconds, ratios, difference and scores of each engine in each cell."""
+    found: dict[str, float] = {}
+    for cell in cells:
+        where = f"{Path(cell['target']).name} {100 * cell['sparsity']:.4g}/{_shape(cell)}"
+        for name, row in cell["rows"].items():
+            values = {key: row[key][0] for key in ("ms", "cpu_ms", "times_eager", "times_best") if key in row}
+            values |= {key: row[key] for key in ("difference",) if key in row} | row.get("accuracy", {})
+            found |= {re.sub(r"[^\w./ -]", "-", f"{where}/{name}/{key}", flags=re.A): x for key, x in values.items()}
+    return found
