@@ -560,6 +560,22 @@ EXPORTS = [
     case("export", "--format 2:4 of another pattern", "--format 2:4", FIRST, "--pattern 2:4",
          argv="MODEL --format 2:4 --output_dir …/new"),
 ]  # fmt: skip
+SPEED = [
+    case("speed", "no TARGETS", argv=""),
+    case("speed", "a run that is not there", "/no/such/run", "save_pretrained", argv="/no/such/run"),
+    *(case("speed", f"{flags} MODEL", *named, argv=f"MODEL {flags}") for flags, *named in (
+        ("--batch_size 0", "1 or more"), ("--batch_size 1 -4", "--batch_size -4"), ("--sequence_length 1", "2 or more"),
+        ("--sequence_length 9999", "64 tokens at most"), ("--threads 0", "1 to"), ("--threads 4096", "1 to"),
+        ("--repeats 3", "4 or more"), ("--warmup 0", "1 or more"), ("--seed -1", "0 or more"),
+        ("--max_eval_samples 0", "1 or more"), ("--backends fastest", "csr"), ("--device tpu", "cuda"),
+        ("--device cuda", "--device cpu", "GPU"), ("--task sst3", "sst2"), ("--report_to paper", "mlflow"),
+        ("--dataset_path /no/data", "validation.jsonl"), ("--dataset_path embedded", "--task"),
+        ("--output_dir /proc/nothing", "another"), ("--repeat 5", "--help"))),
+    case("speed", "--task sst2 of a network for words", "--task sst2", "ForMaskedLM",
+         argv="MODEL --task sst2 --dataset_path embedded"),
+    case("speed", "--output_dir that is a file", "--output_dir", "cannot be written", argv="MODEL --output_dir …/file",
+         lay=put("file", "precious")),
+]  # fmt: skip
 HUB = [  # what the Hub answers, by the name of the model
     case(
         "imp", "the Hub: model refused (401)", "--model_name_or_path a/401", "gated", argv="--model_name_or_path a/401"
@@ -575,7 +591,7 @@ HUB = [  # what the Hub answers, by the name of the model
     case("imp", "the Hub: no JSON", "--model_name_or_path a/200", argv="--model_name_or_path a/200"),
     case("imp", "the Hub: no data set (404)", "dataset nyu-mll/glue", argv="", without=("dataset_path",)),
 ]
-CASES = [*FLAGS, *DATA, *MODELS, *TICKETS, *RUNS, *STUDIES, *REPORTS, *EXPORTS]
+CASES = [*FLAGS, *DATA, *MODELS, *TICKETS, *RUNS, *STUDIES, *REPORTS, *EXPORTS, *SPEED]
 
 
 @pytest.fixture(scope="module")
@@ -606,7 +622,7 @@ def refused(small, made, tiny_bert, sst2_data, capsys, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
         argv = [str(tiny_bert) if part == "MODEL" else part for part in argv_of(given, small, tmp_path)]
         monkeypatch.setattr(sys, "argv", ["command", *argv])
-        module = "export.__main__" if given.command == "export" else given.command
+        module = f"{given.command}.__main__" if given.command in ("export", "speed") else given.command
         with pytest.raises(SystemExit) as stop:
             exit_on_bad_input(importlib.import_module(f"lth_scale.{module}").main)
         out, err = capsys.readouterr()
@@ -629,6 +645,7 @@ def snapshot(directory) -> dict:
 UNSTABLE = [  # words of Python and of libraries, which come in other versions too
     (r"\(choose from [^)]*\)", "(choose from …)"),
     (r"n{99,}", "nnn…"),
+    (r"1 to \d+, the cores", "1 to N, the cores"),
     (r"\[Errno \d+\] ", ""),
     (r"(cannot be loaded|read as YAML|had from the Hub) \(.*\); ", r"\1 (…); "),
     (r"(Error while deserializing header): [a-z ]+", r"\1"),
@@ -673,6 +690,7 @@ def test_what_may_be_left_of_a_run_that_was_killed_is_no_damage(search, tmp_path
 PROCESSES = {
     "imp": "--task sst2 --target_sparsity 1.2", "transfer": "--task sst2 --theta /no/theta", "study": "/no/study.yaml",
     "report": "/no/study", "ticket": "/no/ticket", "export": "/no/model --format csr --output_dir /no/new",
+    "speed": "/no/model",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForQuestionAnswering, PreTrainedConfig
 from transformers import BertForSequenceClassification as Classifier
 
-from lth_scale.arguments import Arguments, BadInput, exit_on_bad_input, resolve
+from lth_scale.arguments import Arguments, BadInput, resolve
 from lth_scale.export.source import load_source
 from lth_scale.prunable import prunable
 from lth_scale.speed import __main__ as speed
@@ -292,49 +292,6 @@ def test_notes_change_with_the_machine(tmp_path, monkeypatch):
         report.write(tmp_path, [cell], [], {})
         said.append(json.loads((tmp_path / "speed.json").read_text())["elsewhere"])
     assert "This CPU has AMX" in said[0][0] and "moves up" in said[1][0] and "has no AVX-512" in said[1][1]
-
-
-@pytest.mark.parametrize(("flags", "named"), [
-    ("", ["TARGETS"]),
-    ("/no/such/run", ["/no/such/run", "save_pretrained"]),
-    ("TINY --batch_size 0", ["--batch_size 0", "1 or more"]),
-    ("TINY --batch_size 1 -4", ["--batch_size -4", "1 or more"]),
-    ("TINY --sequence_length 1", ["--sequence_length 1", "2 or more"]),
-    ("TINY --sequence_length 9999", ["--sequence_length 9999", "64 tokens at most"]),
-    ("TINY --threads 0", ["--threads 0", "1 to"]),
-    ("TINY --threads 4096", ["--threads 4096", "1 to"]),
-    ("TINY --repeats 3", ["--repeats 3", "4 or more"]),
-    ("TINY --warmup 0", ["--warmup 0", "1 or more"]),
-    ("TINY --seed -1", ["--seed -1", "0 or more"]),
-    ("TINY --max_eval_samples 0", ["--max_eval_samples 0", "1 or more"]),
-    ("TINY --backends fastest", ["--backends", "fastest", "csr"]),
-    ("TINY --device tpu", ["--device", "tpu", "cuda"]),
-    ("TINY --task sst3", ["--task", "sst3", "sst2"]),
-    ("TINY --dataset_path /no/data", ["--dataset_path /no/data", "validation.jsonl"]),
-    ("TINY --dataset_path embedded", ["--dataset_path embedded", "--task"]),
-    ("TINY --task rte --dataset_path embedded", ["--dataset_path embedded", "rte"]),
-    ("TINY --task mlm --dataset_path embedded", ["--task mlm", "ForMaskedLM"]),
-    ("TINY --output_dir /proc/nothing", ["--output_dir /proc/nothing", "another"]),
-    ("TINY --output_dir TINY/config.json", ["--output_dir", "cannot be written", "another"]),
-    ("TINY --report_to paper", ["--report_to", "mlflow"]),
-    ("TINY --repeat 5", ["--repeat", "--help"]),
-])  # fmt: skip
-def test_bad_input_is_one_line_before_anything_runs(flags, named, networks, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(check, "time_target", lambda *_: pytest.fail("something was run"))
-    argv = flags.replace("TINY", str(networks[0])).split()
-    with pytest.raises(SystemExit) as ended:
-        exit_on_bad_input(lambda: speed.run(*speed.parse(argv)))
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert ended.value.code == 2 and line.startswith("error: ") and not list(tmp_path.iterdir())
-    for word in named:
-        assert word.replace("TINY", str(networks[0])) in line
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused(networks):
-    with pytest.raises(BadInput, match=r"--device cuda: .* --device cpu"):
-        speed.run(*speed.parse([str(networks[0]), "--device", "cuda"]))
 
 
 def test_help_names_every_flag_and_no_torch_is_needed_to_refuse(command):

@@ -232,31 +232,53 @@ Tensor with_poison(const Matrix& m, const float* x, const float* residual) {
   return out;
 }
 
-// x: fp32 (tiles, features, TILE) → (tiles, rows, TILE): activation(W x + bias + residual).
-Tensor multiply(const Matrix& m, const Tensor& x, const Tiles& tiles, const float* bias, const optional<Tensor>& residual,
-                int activation) {
-  const int64_t count = tiles.count(), in = m.features * TILE, out_size = m.n_rows * TILE, depth = m.units_a_row * TILE * 4;
-  const float *from = x.const_data_ptr<float>(), *plus = data(residual);
-  Tensor out = at::empty({count, m.n_rows, TILE});
-  Tensor bytes = at::empty({m.is_int8 ? count * depth : 0}, at::kByte), scale = at::empty({count, TILE});
-  Tensor zero = at::empty({count, TILE}, at::kInt);
-  std::vector<Tensor> poisoned(count);
+// What products read: fp32 tiles, and for int8 matrices the same as uint8 with each token's scale and zero point.
+struct Input {
+  Tensor x, bytes, scale, zero;
+  std::vector<char> finite;  // by tile; looked at for fp32
+};
+
+Input prepare(const Tensor& x, const Tiles& tiles, const Matrix& m) {
+  const int64_t count = tiles.count(), depth = m.units_a_row * TILE * 4;
+  Input in = {x, {}, {}, {}, std::vector<char>(count, true)};
+  if (m.is_int8) {
+    in.bytes = at::empty({count, depth}, at::kByte);
+    in.scale = at::empty({count, TILE}), in.zero = at::empty({count, TILE}, at::kInt);
+  }
   at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; t++) {
+      const float* tile = x.const_data_ptr<float>() + t * m.features * TILE;
       if (m.is_int8)
-        kernels->quantize(from + t * in, m.features, tiles.tokens(t), bytes.mutable_data_ptr<uint8_t>() + t * depth,
-                          scale.mutable_data_ptr<float>() + t * TILE, zero.mutable_data_ptr<int32_t>() + t * TILE);
-      else if (!kernels->is_finite(from + t * in, m.features, tiles.tokens(t)))
-        poisoned[t] = with_poison(m, from + t * in, plus ? plus + t * out_size : nullptr);
+        kernels->quantize(tile, m.features, tiles.tokens(t), in.bytes.mutable_data_ptr<uint8_t>() + t * depth,
+                          in.scale.mutable_data_ptr<float>() + t * TILE, in.zero.mutable_data_ptr<int32_t>() + t * TILE);
+      else
+        in.finite[t] = kernels->is_finite(tile, m.features, tiles.tokens(t));
     }
   });
+  return in;
+}
+
+// fp32 (tiles, rows, TILE): activation(W x + bias + residual).
+Tensor multiply(const Matrix& m, const Input& in, const Tiles& tiles, const float* bias,
+                const optional<Tensor>& residual, int activation) {
+  const int64_t count = tiles.count(), depth = m.units_a_row * TILE * 4, out_size = m.n_rows * TILE;
+  TORCH_CHECK_VALUE(in.x.numel() == count * m.features * TILE && m.is_int8 == in.bytes.defined(),
+                    "a matrix of ", m.features, " features is given others, or another dtype than its neighbours");
+  const float *from = in.x.const_data_ptr<float>(), *plus = data(residual);
+  Tensor out = at::empty({count, m.n_rows, TILE});
+  std::vector<Tensor> poisoned(count);
+  for (int64_t t = 0; t < count; t++)
+    if (!in.finite[t]) poisoned[t] = with_poison(m, from + t * m.features * TILE, plus ? plus + t * out_size : nullptr);
   at::parallel_for(0, m.row_blocks * count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t t = i % count;  // the row block's weights stay in cache while the tiles pass
-      const float* added = poisoned[t].defined() ? poisoned[t].const_data_ptr<float>() : plus ? plus + t * out_size : nullptr;
-      const char* units = m.is_int8 ? (const char*)bytes.const_data_ptr<uint8_t>() + t * depth : (const char*)(from + t * in);
-      Place at = {units, out.mutable_data_ptr<float>() + t * out_size, added, nullptr, nullptr, bias, activation};
-      if (m.is_int8) at.scale = scale.const_data_ptr<float>() + t * TILE, at.zero = zero.const_data_ptr<int32_t>() + t * TILE;
+      Place at = {(const char*)(from + t * m.features * TILE), out.mutable_data_ptr<float>() + t * out_size,
+                  in.finite[t] ? (plus ? plus + t * out_size : nullptr) : poisoned[t].const_data_ptr<float>(),
+                  nullptr, nullptr, bias, activation};
+      if (m.is_int8) {
+        at.x = (const char*)in.bytes.const_data_ptr<uint8_t>() + t * depth;
+        at.scale = in.scale.const_data_ptr<float>() + t * TILE, at.zero = in.zero.const_data_ptr<int32_t>() + t * TILE;
+      }
       (m.is_int8 ? kernels->int8 : kernels->fp32)(m, at, i / count, tiles.tokens(t));
     }
   });
@@ -312,7 +334,7 @@ Tensor linear(const Tensor& x, const Tensor& packed, int64_t rows, const optiona
   if (x.numel() == 0) return at::empty(shape);
   const Tensor flat = x.reshape({1, -1, m.features});
   const Tiles tiles = {1, flat.size(1)};
-  const Tensor out = multiply(m, enter(flat), tiles, data(bias), {}, NONE);
+  const Tensor out = multiply(m, prepare(enter(flat), tiles, m), tiles, data(bias), {}, NONE);
   return leave(out.view({1, tiles.count(), m.n_rows, TILE}), tiles.length).view(shape);
 }
 
@@ -345,10 +367,13 @@ Tensor layer(const Tensor& x, int64_t length, const optional<Tensor>& mask, at::
   check_kernels();
   const Tiles tiles = {x.size(0), length};
   const int64_t each = tiles.a_sequence();
-  auto apply = [&](int i, const Tensor& in, const optional<Tensor>& residual, int act) {
-    return multiply(view(packed[i]), in, tiles, biases[i].const_data_ptr<float>(), residual, act);
+  std::vector<Matrix> m;
+  for (const Tensor& each : packed) m.push_back(view(each));
+  auto apply = [&](int i, const Input& in, const optional<Tensor>& residual, int act) {
+    return multiply(m[i], in, tiles, biases[i].const_data_ptr<float>(), residual, act);
   };
-  const Tensor q = apply(0, x, {}, NONE), k = apply(1, x, {}, NONE), v = apply(2, x, {}, NONE);
+  const Input in = prepare(x, tiles, m[0]);  // once for all three
+  const Tensor q = apply(0, in, {}, NONE), k = apply(1, in, {}, NONE), v = apply(2, in, {}, NONE);
   const Tensor masks = mask ? key_mask(*mask, tiles) : Tensor();
   Tensor context = at::empty_like(q);
   const int64_t width = q.size(1) / heads, stride = q.size(1) * TILE;
@@ -363,9 +388,10 @@ Tensor layer(const Tensor& x, int64_t length, const optional<Tensor>& mask, at::
                       context.mutable_data_ptr<float>() + queries, tiles.tokens(tile));
     }
   });
-  Tensor attended = apply(3, context, x, NONE);
+  Tensor attended = apply(3, prepare(context, tiles, m[3]), x, NONE);
   norm(attended, tiles, norms[0], norms[1], eps);
-  Tensor out = apply(5, apply(4, attended, {}, activation), attended, NONE);
+  const Tensor wide = apply(4, prepare(attended, tiles, m[4]), {}, activation);
+  Tensor out = apply(5, prepare(wide, tiles, m[5]), attended, NONE);
   norm(out, tiles, norms[2], norms[3], eps);
   return out.view({tiles.sequences, each, -1, TILE});
 }
