@@ -85,7 +85,9 @@ def run(targets: list[str], args: Speed) -> Path:
 
     from lth_scale.export.source import load_source
     from lth_scale.speed import check, report
+    from lth_scale.trial import quiet_libraries
 
+    quiet_libraries()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: there is no CUDA GPU here; give --device cpu")
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
