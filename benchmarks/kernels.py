@@ -182,6 +182,7 @@ VARIANTS: dict[str, tuple[dict[str, str], dict[str, str], tuple[int, int]]] = {
     "strips of 32 tokens": ({}, {"SPAN = 4 * W": "SPAN = 2 * W"}, (192, 128)),
     "weights prefetched": ({}, {"uint64_t four = 0;": f"{AHEAD} uint64_t four = 0;"}, (192, 128)),
     "no look for NaN": ({"in.finite[t] = kernels": "if (0) in.finite[t] = kernels"}, {}, (192, 128)),
+    "AVX2": ({}, {}, (192, 128)),
     "no activation": ({}, {"activate(y, at.activation)": "y"}, (192, 128)),
     **{f"blocks of {rows} × {units}": ({}, {}, (rows, units)) for rows, units in ((192, 64), (192, 192), (768, 128))},
 }
@@ -204,7 +205,7 @@ def operators(name: str, folder: Path) -> Any:
         space, [str(home / native.SOURCES[0])], native.FLAGS, build_directory=home, is_python_module=False
     )
     made = getattr(torch.ops, space)
-    made.use("")
+    made.use("avx2" if name == "AVX2" else "")
     return made
 
 

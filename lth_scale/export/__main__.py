@@ -48,6 +48,8 @@ def summary(made: dict[str, Any], directory: Path) -> str:
 
 def main() -> None:
     """The command line of `lth_scale.export`."""
+    if os.environ.get("RANK", "0") != "0":
+        return  # one process of a launcher's is enough
     args = build_parser().parse_args()
     directory = Path(args.output_dir)
     there = os.path.lexists(directory / MANIFEST)

@@ -15,7 +15,7 @@ from lth_scale.prunable import base_model, prunable
 
 Parts = dict[str, Tensor]
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
-DENSER = 0.8  # the sparsity from which a product with a CSR matrix is faster than a dense one
+DENSER = 0.85  # the sparsity from which a product with a CSR matrix is faster than a dense one
 
 
 def unique_state(model: nn.Module) -> dict[str, Tensor]:

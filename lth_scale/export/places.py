@@ -26,8 +26,8 @@ class Kind(NamedTuple):
 KINDS = {
     "dense": Kind(("float32",), "model.safetensors", "exact zeros; any from_pretrained loads it"),
     "compact": Kind(("float32", "float16"), "compact.safetensors", "a bit a weight, and the values: the smallest file"),
-    "csr": Kind(("float32",), "csr.safetensors", "torch's sparse CSR tensors: faster from about 80 % on"),
-    "native": Kind(("float32", "int8"), "native.safetensors", "our kernel's packed form: the fastest on a CPU"),
+    "csr": Kind(("float32",), "csr.safetensors", "torch's sparse CSR tensors, for where nothing but torch is"),
+    "native": Kind(("float32", "int8"), "native.safetensors", "the packed form of our CPU kernel: see docs/speed.md"),
     "2:4": Kind(("bfloat16", "float16"), "model.safetensors", "sparse tensor cores, for tickets of --pattern 2:4"),
     "onnx": Kind(("float32",), "model.onnx", "for ONNX Runtime; model.int8.onnx (dynamic int8) lies beside it"),
 }

@@ -126,6 +126,8 @@ def log(output: Path, cells: list[dict]) -> None:
 
 def main() -> None:
     """Check what the command line names, and say where the report is."""
+    if os.environ.get("RANK", "0") != "0":
+        return  # one process of a launcher's is enough
     output = run(*parse())
     print(printable((output / "speed.md").read_text()))
     print(f"report   {output / 'speed.md'}")
