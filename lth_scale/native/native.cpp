@@ -18,7 +18,8 @@ namespace {
 using at::Tensor;
 using std::optional;
 
-constexpr int TILE = 64;  // tokens
+constexpr int TILE = 64;    // tokens
+constexpr int AT_ONCE = 2;  // tiles that a layer takes together
 constexpr int MAGIC = 0x3153544c, HEADER = 8;
 constexpr uint16_t NO_ROW = 0xffff;
 enum Activation { NONE, GELU, GELU_TANH, RELU };
@@ -360,15 +361,12 @@ void norm(Tensor& x, const Tiles& tiles, const Tensor& weight, const Tensor& bia
   });
 }
 
-// One layer of BERT on tiles (sequences, tiles, features, TILE). packed, biases: query, key, value, attention output,
-// intermediate, output; norms: weight and bias after the attention and at the end.
-Tensor layer(const Tensor& x, int64_t length, const optional<Tensor>& mask, at::TensorList packed, at::TensorList biases,
-             at::TensorList norms, int64_t heads, double scaling, double eps, int64_t activation) {
-  check_kernels();
+// One layer of BERT on the tiles of some sequences.
+Tensor layer_of_some(const Tensor& x, int64_t length, const optional<Tensor>& mask, const std::vector<Matrix>& m,
+                     at::TensorList biases, at::TensorList norms, int64_t heads, double scaling, double eps,
+                     int64_t activation) {
   const Tiles tiles = {x.size(0), length};
   const int64_t each = tiles.a_sequence();
-  std::vector<Matrix> m;
-  for (const Tensor& each : packed) m.push_back(view(each));
   auto apply = [&](int i, const Input& in, const optional<Tensor>& residual, int act) {
     return multiply(m[i], in, tiles, biases[i].const_data_ptr<float>(), residual, act);
   };
@@ -394,6 +392,26 @@ Tensor layer(const Tensor& x, int64_t length, const optional<Tensor>& mask, at::
   Tensor out = apply(5, prepare(wide, tiles, m[5]), attended, NONE);
   norm(out, tiles, norms[2], norms[3], eps);
   return out.view({tiles.sequences, each, -1, TILE});
+}
+
+// One layer of BERT on tiles (sequences, tiles, features, TILE), some sequences at a time, whose activations stay in
+// cache. packed, biases: query, key, value, attention output, intermediate, output; norms: weight and bias after the
+// attention and at the end.
+Tensor layer(const Tensor& x, int64_t length, const optional<Tensor>& mask, at::TensorList packed, at::TensorList biases,
+             at::TensorList norms, int64_t heads, double scaling, double eps, int64_t activation) {
+  check_kernels();
+  std::vector<Matrix> m;
+  for (const Tensor& each : packed) m.push_back(view(each));
+  const int64_t some = std::max<int64_t>(1, std::max(AT_ONCE, at::get_num_threads()) / x.size(1));
+  Tensor out = at::empty_like(x);
+  for (int64_t first = 0; first < x.size(0); first += some) {
+    const int64_t last = std::min(first + some, x.size(0));
+    const bool own_mask = mask && mask->size(0) > 1;
+    const optional<Tensor> masks = own_mask ? mask->slice(0, first, last) : mask;
+    out.slice(0, first, last).copy_(layer_of_some(x.slice(0, first, last), length, masks, m, biases, norms, heads,
+                                                  scaling, eps, activation));
+  }
+  return out;
 }
 
 }  // namespace
