@@ -400,18 +400,18 @@ Tensor layer_of_some(const Tensor& x, int64_t length, const optional<Tensor>& ma
 Tensor layer(const Tensor& x, int64_t length, const optional<Tensor>& mask, at::TensorList packed, at::TensorList biases,
              at::TensorList norms, int64_t heads, double scaling, double eps, int64_t activation) {
   check_kernels();
+  if (x.numel() == 0) return at::empty_like(x);
   std::vector<Matrix> m;
   for (const Tensor& each : packed) m.push_back(view(each));
   const int64_t some = std::max<int64_t>(1, std::max(AT_ONCE, at::get_num_threads()) / x.size(1));
-  Tensor out = at::empty_like(x);
+  std::vector<Tensor> parts;
   for (int64_t first = 0; first < x.size(0); first += some) {
     const int64_t last = std::min(first + some, x.size(0));
     const bool own_mask = mask && mask->size(0) > 1;
     const optional<Tensor> masks = own_mask ? mask->slice(0, first, last) : mask;
-    out.slice(0, first, last).copy_(layer_of_some(x.slice(0, first, last), length, masks, m, biases, norms, heads,
-                                                  scaling, eps, activation));
+    parts.push_back(layer_of_some(x.slice(0, first, last), length, masks, m, biases, norms, heads, scaling, eps, activation));
   }
-  return out;
+  return parts.size() == 1 ? parts[0] : at::cat(parts);
 }
 
 }  // namespace

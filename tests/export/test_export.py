@@ -524,6 +524,7 @@ def test_a_native_export_loads_where_the_kernel_cannot_run(sparsity, checkpoint,
     prune(load_source(str(checkpoint())).model, sparsity).save_pretrained(tmp_path / "model")
     export(str(tmp_path / "model"), "native", tmp_path / "out")
     monkeypatch.setattr(native, "unavailable", lambda: "this machine has no AVX2")
+    capsys.readouterr()
     assert farthest(tmp_path / "model", tmp_path / "out") <= 1e-4
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "this machine has no AVX2" in said
