@@ -158,7 +158,7 @@ def encoder(batch: int, length: int, threads: int, repeats: int, layers: int) ->
     }
     print(f"{batch} × {length} tokens, {threads} thread(s), n = {repeats}; the best dense: {best}\n")
     print(
-        "| engine | ms | CPU ms | × eager | × best dense fp32 | × best dense int8 | against the best of its precision |"
+        "| engine | ms | CPU ms | × eager | × best dense fp32 | × best dense int8 | against the best fp32 (int8: int8) |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, timing in sorted(found.items(), key=lambda each: spread(each[1].wall)[0]):
