@@ -157,9 +157,7 @@ def encoder(batch: int, length: int, threads: int, repeats: int, layers: int) ->
         for p in ("fp32", "int8")
     }
     print(f"{batch} × {length} tokens, {threads} thread(s), n = {repeats}; the best dense: {best}\n")
-    print(
-        "| engine | ms | CPU ms | × eager | × best dense fp32 | × best dense int8 | against the best fp32 (int8: int8) |"
-    )
+    print("| engine | ms | CPU ms | × eager | × best dense fp32 | × best dense int8 | against best fp32 (int8: int8) |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, timing in sorted(found.items(), key=lambda each: spread(each[1].wall)[0]):
         against = [ratio(found[each], timing) for each in ("dense-eager", best["fp32"], best["int8"])]
