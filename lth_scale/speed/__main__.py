@@ -76,7 +76,7 @@ def check_output(directory: Path) -> None:
     try:
         files.check_writable(directory)
     except OSError as problem:
-        raise BadInput(f"--output_dir {directory}: cannot be written ({problem}); give another") from None
+        raise BadInput(f"--output_dir {directory}: cannot be written ({problem.strerror}); give another") from None
 
 
 def run(targets: list[str], args: Speed) -> Path:
