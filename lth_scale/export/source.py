@@ -1,8 +1,6 @@
 """What an export is made from: a dense network whose pruned weights are exactly zero, and inputs to try it on."""
 
 import inspect
-import json
-import lzma
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from transformers import logging as transformers_logging
 from lth_scale.arguments import BadInput, Training, embedded_path, is_local
 from lth_scale.export.places import MANIFEST, locate
 from lth_scale.prunable import base_model, prunable
-from lth_scale.tasks.data import first_line, settle_for_cache
+from lth_scale.tasks.data import first_line, local_file, read_rows, settle_for_cache
 from lth_scale.tasks.task import model_path, refuse_other_formats
 from lth_scale.ticket import Ticket
 
@@ -175,8 +173,7 @@ def real_inputs(source: Source) -> tuple[list[dict[str, Tensor]], str]:
     if tokenizer is None:
         batches, line = _drawn(model, limit), "ids drawn at random, for want of a tokenizer"
     else:
-        with lzma.open(embedded_path("sst2") / "validation.jsonl.xz", "rt", encoding="utf-8") as lines:
-            texts = [json.loads(line)["sentence"] for line in lines]
+        texts = sentences()
         spread = sorted(texts, key=len)[:: len(texts) // BATCH][:BATCH]
         options: dict[str, Any] = {"truncation": True, "max_length": limit, "return_tensors": "pt"}
         batches = [dict(tokenizer(each, padding=True, **options)) for each in (spread, [" ".join(texts)])]
@@ -184,6 +181,12 @@ def real_inputs(source: Source) -> tuple[list[dict[str, Tensor]], str]:
     known = inspect.signature(model.forward).parameters
     shapes = " and ".join("×".join(map(str, batch["input_ids"].shape)) for batch in batches)
     return [{key: value for key, value in batch.items() if key in known} for batch in batches], f"{line}, {shapes}"
+
+
+def sentences() -> list[str]:
+    """The sentences of the embedded SST-2 validation data."""
+    path = local_file(embedded_path("sst2"), "validation")
+    return [row["sentence"] for row in read_rows(path, {"sentence": "string"}, None)]
 
 
 def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int:

@@ -1,7 +1,5 @@
 """One network in every engine: built, timed, compared, and scored by its task's own metric."""
 
-import json
-import lzma
 import tempfile
 from collections.abc import Mapping
 from functools import partial
@@ -14,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lth_scale import tasks
-from lth_scale.arguments import Arguments, BadInput, embedded_path, resolve
+from lth_scale.arguments import Arguments, BadInput, resolve
 from lth_scale.export.onnx import Run
-from lth_scale.export.source import Source, longest, quiet
+from lth_scale.export.source import Source, longest, quiet, sentences
 from lth_scale.speed.backends import BACKENDS, EAGER, Setup, missing
 from lth_scale.speed.measure import Timing, measure, pinned, ratio, reason, spread, verdict
 from lth_scale.tasks.mlm import CHOSEN, pack
@@ -106,9 +104,7 @@ def text_inputs(source: Source, batch: int, length: int) -> Batch:
         embeddings: Any = source.model.get_input_embeddings()
         ids = torch.randint(embeddings.num_embeddings, (batch, length), generator=torch.Generator().manual_seed(0))
     else:
-        with lzma.open(embedded_path("sst2") / "validation.jsonl.xz", "rt", encoding="utf-8") as lines:
-            texts = [json.loads(line)["sentence"] for line in lines]
-        blocks = pack({"text": texts}, source.tokenizer, length)["input_ids"]
+        blocks = pack({"text": sentences()}, source.tokenizer, length)["input_ids"]
         ids = torch.tensor([blocks[i % len(blocks)] for i in range(batch)])
     return fill({"input_ids": ids}, input_names(source))
 
