@@ -9,10 +9,11 @@ import errno
 import os
 import re
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, NoReturn, get_args, get_type_hints
@@ -27,6 +28,27 @@ OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adamw_bnb_8bit")
 CONTROLS = ("random_mask", "random_layerwise", "reinit", "shuffle_layers", "shuffle_within", "one_shot")
 AGAIN = "start the same command again: it goes on from what was written last"
 FULL = ("No space left on device", "Disk quota exceeded", "File too large")  # in the words of safetensors' errors
+# What --help shows together: the flags of imp and transfer by the title of their group.
+GROUPS = {
+    "what to train": "task preset model_name_or_path model_revision dataset_path max_seq_length doc_stride "
+    "max_train_samples max_eval_samples ticket theta seed seeds output_dir",
+    "search": "target_sparsity prune_rate schedule scope pattern score rewind rewind_step lr_span dense keep_theta "
+    "distill early_bird",
+    "comparison": "control compare_with connectivity",
+    "training": "per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps "
+    "weight_decay max_grad_norm num_train_epochs max_steps optim optim_args",
+    "precision and speed": "bf16 fp16 full_determinism per_device_eval_batch_size dataloader_num_workers",
+    "checkpoints and tracking": "save_steps save_total_limit logging_steps report_to run_name ddp_timeout",
+    "Hub": "push_to_hub hub_model_id hub_private_repo",
+}
+# What stands for a flag's value in --help, by the name of the flag or of its type.
+METAVARS = {
+    **dict.fromkeys(("dataset_path", "output_dir", "dense", "compare_with"), "DIR"),
+    **dict.fromkeys(("ticket", "theta"), "FILE"),
+    **dict.fromkeys(("hub_model_id", "run_name"), "NAME"),
+    **{"model_name_or_path": "MODEL", "model_revision": "REVISION", "pattern": "PATTERN"},
+    **{"rewind_step": "STEP", "keep_theta": "STEPS", "int": "N", "float": "X", "str": "TEXT"},
+}
 SILENCE = 20  # seconds in which the first rank of a node can say what the others would say too
 QUICK_LOOK = "a quick look: few examples, a small encoder, no finding"
 
@@ -139,6 +161,9 @@ class Training:
     ddp_timeout: int = flag("seconds after which ranks that wait for another give up", 1800)
     report_to: str = flag("where runs are tracked", "mlflow", choices=("mlflow", "none"))
     run_name: str | None = flag("name of the run in MLflow")
+    push_to_hub: bool = flag("upload model, ticket and card to the Hub when all is done", False)
+    hub_model_id: str | None = flag("user/name there (default: yours, and the name of --output_dir)")
+    hub_private_repo: bool = flag("make the repository private, where it is new", False)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields and their values, ready for JSON."""
@@ -155,7 +180,8 @@ class Arguments(Training):
     """What one IMP search is told."""
 
     lr_span: str = flag(
-        "what one schedule covers: a round (the paper), or all rounds together (the official code)",
+        "what one schedule covers: a round (the paper) or all (the official code) "
+        "(default: all_rounds with --rewind none, else round)",
         choices=("round", "all_rounds"),
     )
     target_sparsity: float = flag("fraction of the prunable weights pruned in the last round (default: 0.9)")
@@ -175,7 +201,7 @@ class Arguments(Training):
     rewind_step: str = flag("i, in steps (100) or as a fraction of a round (0.05)", "0")
     dense: str | None = flag("take round 0 and θᵢ from this finished search of the same task, seed and training")
     keep_theta: str | None = flag("keep θᵢ at these further points too, for searches that take --dense (0.05,0.1)")
-    control: str = flag("also train this control at the last two sparsities", "none", choices=("none", *CONTROLS))
+    control: str = flag("compare the last two tickets with", "none", choices=("none", *CONTROLS))
     distill: bool = flag("learn from the dense network's outputs too, from round 1 on", False)
     early_bird: bool = flag("end a round's training when the mask it would give stops moving", False)
 
@@ -187,7 +213,7 @@ class Transfer(Training):
     seeds: tuple[int, ...] = flag("train once with each (default: --seed)", nargs="+", of=int)
     target_sparsity: float | None = flag("without --ticket: the sparsity of random_mask, random_layerwise or one_shot")
     theta: str | None = flag("θᵢ instead of θ₀ for the encoder: a theta.safetensors of lth_scale.imp")
-    control: str = flag("a mask or weights that were not found", "none", choices=("none", *CONTROLS))
+    control: str = flag("take in the ticket's place", "none", choices=("none", *CONTROLS))
     compare_with: str | None = flag("a finished transfer of the same task; prints whether this one matches it")
     connectivity: bool = flag(
         "also train the first two seeds' data orders from one start and join them linearly", False
@@ -197,7 +223,7 @@ class Transfer(Training):
 # Flags that change what is shown, not what is found: the same search may go on with others.
 COSMETIC = (
     *("output_dir", "logging_steps", "report_to", "run_name", "dataloader_num_workers", "seeds", "compare_with"),
-    *("save_steps", "save_total_limit", "ddp_timeout"),
+    *("save_steps", "save_total_limit", "ddp_timeout", "push_to_hub", "hub_model_id", "hub_private_repo"),
 )
 
 # What a ticket may name to be loaded; a revision becomes a path in the Hub's cache.
@@ -234,11 +260,25 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse, but an error is one line and no usage text."""
+    """argparse, but an error is one line and no usage text, and the usage says `lth imp` where that was called."""
+
+    def __init__(self, prog: str | None = None, **options: Any):
+        called = "lth " if Path(sys.argv[0]).name == "lth" else "python -m lth_scale."
+        super().__init__(prog=prog and prog.replace("lth_scale.", called), **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise BadInput; `main` of each command turns it into exit code 2."""
         raise BadInput(f"{message.removeprefix('argument ')} (see --help)")
+
+
+class Wide(argparse.HelpFormatter):
+    """argparse's, with room for long flags; no name is broken at its hyphens."""
+
+    def __init__(self, prog: str, **options: Any):
+        super().__init__(prog, max_help_position=32, **options)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
 def without_secrets(text: str) -> str:
@@ -262,21 +302,56 @@ def embedded_path(kind: str) -> Path:
 
 
 def build_parser(prog: str, description: str, kind: type) -> OneLineParser:
-    """One flag for each field of `kind`; a flag that is not given is absent from the namespace."""
-    parser = OneLineParser(prog=prog, description=description, allow_abbrev=False)
-    hints = get_type_hints(kind)
-    for spec in fields(kind):
-        hint = hints[spec.name]
-        of = next(t for t in get_args(hint) if t is not type(None)) if isinstance(hint, UnionType) else hint
-        of = spec.metadata.get("of", of)
-        shown = "" if spec.default in (None, False, MISSING) else f" (default: {spec.default})"
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": spec.metadata["help"] + shown}
-        if of is bool:
-            options["action"] = "store_true"
-        else:
-            options |= {"type": of, "choices": spec.metadata.get("choices"), "nargs": spec.metadata.get("nargs")}
-            options |= {} if options["choices"] else {"metavar": of.__name__.upper()}
-        parser.add_argument(f"--{spec.name}", required=spec.default is MISSING, **options)
+    """One flag for each field of `kind`, in GROUPS; a flag that is not given is absent from the namespace."""
+    parser = OneLineParser(prog=prog, description=description, allow_abbrev=False, formatter_class=Wide)
+    needed = [f"--{spec.name} {spec.name.upper()}" for spec in fields(kind) if spec.default is MISSING]
+    parser.usage = " ".join(["%(prog)s", *needed, "[flags]"])
+    hints, specs = get_type_hints(kind), {spec.name: spec for spec in fields(kind)}
+    for title, names in GROUPS.items() if issubclass(kind, Training) else ():
+        group = parser.add_argument_group(title)
+        for spec in filter(None, (specs.pop(name, None) for name in names.split())):
+            add_flag(group, spec, hints[spec.name])
+    for spec in specs.values():
+        add_flag(parser, spec, hints[spec.name])
+    return parser
+
+
+def add_flag(to: argparse._ActionsContainer, spec: Field, hint: Any) -> None:
+    """Add the flag of a field with this type."""
+    of = next(t for t in get_args(hint) if t is not type(None)) if isinstance(hint, UnionType) else hint
+    of, choices = spec.metadata.get("of", of), spec.metadata.get("choices") or ()
+    listed = len(",".join(choices)) > 24  # too long to stand for the value
+    others = [choice for choice in choices if choice != spec.default]
+    text = spec.metadata["help"] + (f": {', '.join(others)}" if listed else "") + default_of(spec)
+    options: dict[str, Any] = {"action": "store_true"}
+    if of is not bool:
+        name = spec.name.split("_")[-1].upper() if listed else METAVARS.get(spec.name, METAVARS[of.__name__])
+        options = {"type": of, "choices": choices or None, "nargs": spec.metadata.get("nargs")}
+        options |= {"metavar": name} if listed or not choices else {}
+    required = spec.default is MISSING
+    to.add_argument(f"--{spec.name}", required=required, default=argparse.SUPPRESS, help=text, **options)
+
+
+def default_of(spec: Field) -> str:
+    """` (default: …)`: the field's, or the paper's for each task; nothing where that is None or False."""
+    values = spec.default if isinstance(spec.default, tuple) else (spec.default,)
+    shown = " ".join(f"{value}" for value in values if value not in (None, MISSING) and value is not False)
+    if spec.name in GLUE_DEFAULTS:
+        usual = GLUE_DEFAULTS[spec.name]
+        others = {task: DEFAULTS[task][spec.name] for task in ("squad", "mlm")}
+        shown = ", ".join([str(usual), *(f"{task} {value}" for task, value in others.items() if value != usual)])
+    return f" (default: {shown})" if shown else ""
+
+
+def ticket_parser() -> OneLineParser:
+    """The flags of `lth_scale.ticket`, which imports torch."""
+    parser = OneLineParser(prog="lth_scale.ticket", description="Print or combine tickets.")
+    parser.add_argument("path", help="a ticket.safetensors, or the directory of a run or a round")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--overlap", metavar="OTHER", help="print the share of kept weights that OTHER keeps too")
+    how.add_argument("--union", metavar="OTHER", help="keep what either keeps; needs --output")
+    how.add_argument("--intersect", metavar="OTHER", help="keep what both keep; needs --output")
+    parser.add_argument("--output", metavar="FILE", help="where to write the combined ticket")
     return parser
 
 

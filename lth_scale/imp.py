@@ -5,6 +5,7 @@
 
 from typing import TYPE_CHECKING
 
+from lth_scale import hub
 from lth_scale.arguments import Arguments, exit_on_bad_input, parse
 from lth_scale.outbox import send_waiting
 from lth_scale.record import Record
@@ -47,6 +48,7 @@ def run(args: Arguments) -> None:
     """Find a ticket and compare it, or go on where that stopped, or show what was found. Raises BadInput."""
     record = Record.open(args)
     if not record.is_done():
+        hub.check(args)
         from lth_scale.search import Search  # imports torch: bad input and finished searches do not wait for it
 
         search = Search.begin(args, record)
@@ -55,6 +57,7 @@ def run(args: Arguments) -> None:
         search.finish()
     send_waiting(record)
     show(record)
+    hub.push_when_done(record)
 
 
 def main() -> None:

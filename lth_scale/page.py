@@ -46,11 +46,15 @@ def markdown(title: str, note: str, sections: Iterable[Section]) -> str:
     for section in sections:
         parts += [f"## {section.title}", *section.text]
         for table in section.tables:
-            lines = [table.header, ["---"] * len(table.header), *table.rows]
-            grid = ["| " + " | ".join(x.replace("|", "\\|") for x in line) + " |" for line in lines]
-            parts += [f"### {table.title}", "\n".join(grid)]
+            parts += [f"### {table.title}", grid(table)]
         parts += [f"![{caption}]({name})" for name, (caption, _) in section.pictures.items()]
     return "\n\n".join(parts) + "\n"
+
+
+def grid(table: Table) -> str:
+    """A table as Markdown, without its title."""
+    lines = [table.header, ["---"] * len(table.header), *table.rows]
+    return "\n".join("| " + " | ".join(x.replace("|", "\\|") for x in line) + " |" for line in lines)
 
 
 def html(title: str, note: str, sections: Iterable[Section]) -> str:
@@ -67,8 +71,8 @@ def html(title: str, note: str, sections: Iterable[Section]) -> str:
 
 def _table(table: Table) -> str:
     head, *body = (_row(row, tag) for row, tag in [(table.header, "th"), *((row, "td") for row in table.rows)])
-    grid = "\n".join([f"<table><thead>{head}</thead><tbody>", *body, "</tbody></table>"])
-    return f'<h3>{escape(table.title)}</h3><div class="wide">{grid}</div>'
+    whole = "\n".join([f"<table><thead>{head}</thead><tbody>", *body, "</tbody></table>"])
+    return f'<h3>{escape(table.title)}</h3><div class="wide">{whole}</div>'
 
 
 def _row(cells: Sequence[str], tag: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale import files
-from lth_scale.arguments import COSMETIC, Arguments, BadInput, Training, without_secrets
+from lth_scale.arguments import COSMETIC, Arguments, BadInput, Training, Transfer, without_secrets
 
 PACKAGES = ("lth_scale", "torch", "transformers", "accelerate", "deepspeed", "datasets", "mlflow", "safetensors")
 PATIENCE = 45  # seconds; a launcher gives its processes 30 to stop in
@@ -166,9 +166,13 @@ class Record:
 
     def is_done(self) -> bool:
         """True once nothing is left to do."""
-        return (self.directory / "complete").is_file() and (
-            self._wanted() <= {row["seed"] for row in self.rows("seeds")}
-        )
+        done = (self.directory / "complete").is_file() and not self.lacks_network()
+        return done and self._wanted() <= {row["seed"] for row in self.rows("seeds")}
+
+    def lacks_network(self) -> bool:
+        """True where a transfer is to be uploaded, and was trained without keeping its first seed's network."""
+        args, first = self.arguments, self.directory / f"seeds/{self.arguments.seed:02d}/model/config.json"
+        return isinstance(args, Transfer) and args.push_to_hub and not first.is_file()
 
     def _wanted(self) -> set[int]:
         return set(getattr(self.arguments, "seeds", ()))

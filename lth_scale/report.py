@@ -318,6 +318,30 @@ def _range(told: Mapping[float, bool | None]) -> str:
     return "; ".join(parts + ([f"cannot be told at {', '.join(map(percent, unknown))}"] if unknown else []))
 
 
+def registered(study: Study, delta: float) -> list[dict[str, Any]]:
+    """Per task and rule, the verdict in words and the ticket of the highest sparsity that matches, or None.
+
+    It is the ticket of the first seed: all of them were compared, and none is picked by its score.
+    """
+    made = []
+    for task, rule in product(study.tasks, RULES):
+        full = study.group(task).scores
+        every = {sparsity: verdicts(study.group(task, sparsity).scores, full, delta) for sparsity in study.own(task)}
+        told = {sparsity: each for sparsity, found in every.items() for each in found if each.rule == rule}
+        best = max((sparsity for sparsity, verdict in told.items() if verdict.matches), default=None)
+        text, tickets = "", []
+        if best is not None:
+            v, all_told = told[best], {sparsity: verdict.matches for sparsity, verdict in told.items()}
+            test = "" if v.p is None else f", δ = {delta:g}{tested('p', v.p)} uncorrected"
+            text = f"{_range(all_told)} ({v.sub:.1f} against {v.full:.1f}{test})"
+            mine = sorted((s for s in study.searches if s.task == task), key=lambda search: search.seed)
+            tickets = [(s.seed, p) for s in mine for at, p in s.tickets.items() if abs(at - best) <= CLOSE]
+        seed, ticket = next(((seed, path) for seed, path in tickets if path.is_file()), (0, None))
+        same = {"task": task, "base": study.model, "rule": rule}
+        made.append({**same, "text": text, "ticket": ticket, "seed": seed})
+    return made
+
+
 def curves(study: Study, tasks: Sequence[str]) -> Section:
     """Score against sparsity, a panel a task."""
     text, panels = [CURVES], {}
@@ -521,14 +545,19 @@ def write(study: Study, output: Path, delta: float) -> list[Path]:
     return [output / name for name in contents]
 
 
-def parse() -> argparse.Namespace:
-    """The command line. Raises BadInput."""
+def build_parser() -> OneLineParser:
+    """The flags."""
     parser = OneLineParser(prog="lth_scale.report", description="Write the report of a study.", allow_abbrev=False)
     parser.add_argument("directory", type=Path, help="the directory of a study, with its study.json")
     parser.add_argument("--delta", type=float, default=1.0, help="loss in points that matching tolerates (default 1)")
     parser.add_argument("--output_dir", type=Path, help="where the report is written (default: DIRECTORY/report)")
     parser.add_argument("--report_to", choices=("mlflow", "none"), default="mlflow", help="where it is logged")
-    args = parser.parse_args()
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    """The command line. Raises BadInput."""
+    args = build_parser().parse_args()
     if not 0 <= args.delta < math.inf:
         raise BadInput(f"--delta {args.delta}: out of range; give percent points, 0 or more")
     return args
@@ -551,7 +580,7 @@ def main() -> None:
         beside = f"sqlite:///{args.directory.resolve() / 'jobs' / 'mlflow.db'}"
         store = os.environ.get("MLFLOW_TRACKING_URI") or beside
         try:
-            tracking.log_report(store, study.name, written)
+            tracking.log_report(store, study.name, written, verdicts=registered(study, args.delta))
             print(f"MLflow   logged to {without_secrets(store)}")
         except Exception as problem:  # MLflow raises many kinds, and the report is written
             why = without_secrets(str(problem).partition("\n")[0])

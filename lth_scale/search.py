@@ -221,17 +221,9 @@ class Search(Trial):
             self.record.drop_networks(a_round(k - 1))
 
     def _save_network(self) -> None:
-        """The subnetwork as trained, for `from_pretrained`; and by parameter, where the next round goes on from it."""
-        shards = self.net.shards
-        weights = shards.whole_weights()
-        if not self.is_main:
-            return
-        with files.new_directory(self.record.at(self.stage) / "model") as made:
-            shards.skeleton.save_pretrained(made, state_dict={**shards.buffers, **weights})
-            tokenizer = self.net.task.tokenizer
-            tokenizer.backend_tokenizer.no_truncation()  # else what is saved tells whether the data came from a cache
-            tokenizer.save_pretrained(made)
-        if self.args.rewind != "weights":
+        """The subnetwork as trained; and by parameter, where the next round goes on from it."""
+        weights = self.save_network()
+        if self.is_main and self.args.rewind != "weights":
             files.write_tensors(self.weights_file(self.stage.number), weights)
 
     def finish(self) -> None:

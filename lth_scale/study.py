@@ -192,8 +192,8 @@ def overrides(rest: list[str]) -> Flags:
     return given
 
 
-def command_line() -> tuple[Namespace, Flags]:
-    """The study's own flags, and those for its jobs. Raises BadInput."""
+def build_parser() -> arguments.OneLineParser:
+    """The study's own flags."""
     what = "Run a grid of jobs, each once; any further --flag value goes to every job and wins over the file."
     parser = arguments.OneLineParser("lth_scale.study", description=what, allow_abbrev=False)
     parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="what to run: studies/*.yaml, docs/studies.md")
@@ -201,7 +201,12 @@ def command_line() -> tuple[Namespace, Flags]:
     parser.add_argument("--dry_run", action="store_true", help="print the jobs and their costs, and write nothing")
     parser.add_argument("--index", type=int, default=0, help="run a share: every N-th job from this one on, from 0")
     parser.add_argument("--of", type=int, default=1, metavar="N", help="how many shares there are")
-    given, rest = parser.parse_known_args()
+    return parser
+
+
+def command_line() -> tuple[Namespace, Flags]:
+    """The study's own flags, and those for its jobs. Raises BadInput."""
+    given, rest = build_parser().parse_known_args()
     if not 0 <= given.index < given.of:
         raise BadInput(f"--index {given.index} --of {given.of}: no such share; give --index from 0 to below --of")
     return given, overrides(rest)

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from lth_scale import controls, files, patterns, threshold, training, trial
+from lth_scale import controls, files, patterns, terminal, threshold, training, trial
 from lth_scale.arguments import BadInput, Transfer
 from lth_scale.prunable import base_model
 from lth_scale.record import Record, Stage
@@ -48,7 +48,8 @@ class Subnetwork(Trial):
 
     def is_done_with(self, seed: int) -> bool:
         """True where the seed needs no more work."""
-        return self.record.is_complete(Stage("seeds", seed, self.args.control))
+        lacks_network = seed == self.args.seed and self.record.lacks_network()
+        return self.record.is_complete(Stage("seeds", seed, self.args.control)) and not lacks_network
 
     def restart(self, seed: int) -> None:
         """Put the network at m ⊙ θ of this seed: a new head, the control's mask or weights, its own data order."""
@@ -79,14 +80,20 @@ class Subnetwork(Trial):
             from lth_scale.tracking import Tracker  # imports mlflow, which takes its time
 
             for listener in [listener for listener in self.listeners if isinstance(listener, Tracker)]:
-                listener.finish({}, "")
+                listener.finish({}, terminal.report(self.record))
                 self.listeners.remove(listener)
             directory.mkdir(parents=True, exist_ok=True)
-            self.listeners.append(Tracker(replace(self.args, seed=seed), self.record, directory))
+            self.listeners.append(Tracker(replace(self.args, seed=seed), self.record, directory, self.net.task))
 
     def train(self) -> None:
         """Train to the end of the schedule."""
         self.train_to(self.steps, training.learning_rates(self.args, self.steps))
+
+    def complete(self) -> None:
+        """Write what the seed gave; with --push_to_hub the first seed's network, which is what is uploaded."""
+        if self.args.push_to_hub and self.stage.number == self.args.seed:
+            self.save_network()
+        super().complete()
 
     def connect(self, first: int, second: int) -> None:
         """Linear mode connectivity: two networks trained from one start, head included, with two seeds' data orders.

@@ -3,7 +3,6 @@
 `python -m lth_scale.ticket PATH` prints one.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lth_scale import files
-from lth_scale.arguments import BadInput, OneLineParser, exit_on_bad_input, parse_pattern, printable
+from lth_scale.arguments import BadInput, exit_on_bad_input, parse_pattern, printable, ticket_parser
 from lth_scale.prunable import prunable
 
 FORMAT = "lth_scale.ticket/1"
@@ -102,6 +101,21 @@ class Ticket:
             raise BadInput(
                 f"{path}: not a whole {FORMAT} file ({problem}); find or download the ticket again"
             ) from None
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, revision: str | None = None) -> "Ticket":
+        """Load the ticket of a repository on the Hub (`user/name`), of a directory here, or a file.
+
+        revision: branch, tag or commit of a repository. Raises as `load` does, and ValueError for a repository that
+        is not there; Stopped (a RuntimeError) where the Hub cannot be reached.
+        """
+        if Path(name).is_dir():
+            return cls.load(Path(name) / "ticket.safetensors")
+        if Path(name).is_file():
+            return cls.load(name)
+        from lth_scale import hub
+
+        return cls.load(hub.ticket_file(str(name), revision))
 
     @classmethod
     def _decode(cls, metadata: dict[str, str], file: Any) -> "Ticket":
@@ -265,14 +279,7 @@ def describe(ticket: Ticket, path: str | Path) -> str:
 
 def main() -> None:
     """Print the ticket that the command line names, or what it has in common with another."""
-    parser: argparse.ArgumentParser = OneLineParser(prog="lth_scale.ticket", description="Print or combine tickets.")
-    parser.add_argument("path", help="a ticket.safetensors, or the directory of a run or a round")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--overlap", metavar="OTHER", help="print the share of kept weights that OTHER keeps too")
-    how.add_argument("--union", metavar="OTHER", help="keep what either keeps; needs --output")
-    how.add_argument("--intersect", metavar="OTHER", help="keep what both keep; needs --output")
-    parser.add_argument("--output", metavar="FILE", help="where to write the combined ticket")
-    args = parser.parse_args()
+    args = ticket_parser().parse_args()
     if bool(args.output) != bool(args.union or args.intersect):
         raise BadInput(f"--output {args.output or '(none)'}: goes with --union or --intersect; give both, or neither")
     ticket, path = _at(args.path)

@@ -1,19 +1,24 @@
-"""MLflow: a parent run for the command, a child run for each round. The only caller of MLflow.
+"""MLflow: a parent run for the command, a child run for each round, a page of curves. The only caller of MLflow.
 
 `Tracker` writes down what happens, `Delivery` makes MLflow's runs of it. A point keeps its time, a run its key: what
 may have been sent before is looked up, so that it is there once.
 """
 
 import base64
+import hashlib
+import json
 import os
+import re
 import tempfile
 import time
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the outbox tries again, and knows what is in doubt
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
@@ -21,24 +26,45 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it prints passwords, and into the progress bars
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.store.db import utils as db_utils
+from safetensors import safe_open
 
 from lth_scale import files, outbox
-from lth_scale.arguments import Training, Transfer, source_name
+from lth_scale.arguments import CONTROLS, COSMETIC, GLUE_TASKS, TASKS, Arguments, Training, Transfer, source_name
 from lth_scale.outbox import Line, Outbox
 from lth_scale.record import Record, Stage
 
+if TYPE_CHECKING:
+    from lth_scale.tasks import Task
+
 EXPERIMENT = "lth_scale"
 KEY = "lth_scale.key"  # the tag that names a run before MLflow does: journal/offset
+NOTE = "mlflow.note.content"  # Markdown that MLflow shows with a run or an experiment
+VIEW = "mlflow.sharedViewState.curves"
+ABOUT = """**Score against sparsity. Each curve is a mean over seeds; its step is the percentage of weights pruned.**
+
+- `IMP`: the subnetwork that iterative magnitude pruning found, trained from the pre-trained weights; at 0 % the full \
+network. `IMP of mlm`: the ticket of that other task.
+- `random_mask`, `reinit`, `one_shot` and so on: controls, a mask or weights that were not found. `dense`: no mask.
+
+A curve's name goes on with its task and its model, and ends in a digest of the flags: only runs that differ in \
+nothing but the seed share one. Open a run for its table and figure, its data and its rounds; *Models* for the \
+tickets; *Model registry* for those that match the full network, under the rule that the alias names."""
+NOTE_LENGTH = 7500  # of the 8,000 characters that a tag may have
+METHOD = ("scope", "pattern", "score", "rewind", "rewind_step", "distill", "early_bird")
+HUB = dict.fromkeys(GLUE_TASKS, "nyu-mll/glue") | {"squad": "rajpurkar/squad", "mlm": "wikimedia/wikipedia"}
+SCORES = dict.fromkeys(TASKS, "accuracy") | {"stsb": "pearson", "cola": "matthews_correlation", "squad": "f1"}
 
 
 class Tracker:
     """Writes the runs of one search into the journal of its directory; nothing that is there already."""
 
-    def __init__(self, args: Training, record: Record, directory: Path | None = None):
-        self.args, self.key, self.stage = args, "", ""
+    def __init__(self, args: Training, record: Record, directory: Path | None = None, task: "Task | None" = None):
+        self.args, self.record, self.key, self.stage = args, record, "", ""
+        self.data = describe_data(task, args) if task else []
         self.steps: dict[str, int] = {}  # the last one written down, by stage
+        self.used: dict[str, int] = {}  # the same, of system metrics
         self.ended: set[str] = set()
         self.on_curve: set[str] = set()
         self.tags = {"task": args.task, "base_model": args.model_name_or_path, "seed": str(args.seed)}
@@ -54,14 +80,21 @@ class Tracker:
 
     def _write_parent(self) -> None:
         args, control = self.args, "none"
-        what = [args.task, Path(args.model_name_or_path).name]
+        what = [args.task, f"seed {args.seed}"]
         if isinstance(args, Transfer):
             control = args.control
-            what += [f"from {source_name(args.ticket)}", *([] if control == "none" else [control])]
-        name = args.run_name or " · ".join([*what, f"seed {args.seed}", *(["quick look"] if args.note else [])])
+            sparsity = float(header(Path(args.ticket))["sparsity"]) if args.ticket else args.target_sparsity or 0.0
+            what += [
+                f"{100 * sparsity:.4g} %",
+                *([] if control == "none" else [control]),
+                f"from {source_name(args.ticket)}",
+            ]
+        what += [Path(args.model_name_or_path).name, *(["quick look"] if args.note else [])]
+        name = args.run_name or " · ".join(what)
         params = {key: str(value)[:6000] for key, value in args.as_dict().items()}
         self.key = uuid.uuid4().hex
-        self._write("parent", key=self.key, name=name, tags={**self.tags, "control": control}, params=params)
+        tags = {**self.tags, "control": control, "curve": curve_of(args, control)}
+        self._write("parent", key=self.key, name=name, tags=tags, params=params, data=self.data)
 
     def _write(self, event: str, **values: Any) -> None:
         record = {"event": event, "time": int(time.time() * 1000), **values}
@@ -72,10 +105,10 @@ class Tracker:
         if event == "parent":
             self.key = key
         elif event == "start":
-            self.steps[stage] = -1
+            self.steps[stage] = self.used[stage] = -1
             self.ended.discard(stage)
-        elif event == "loss":
-            self.steps[stage] = step
+        elif event in ("loss", "usage"):
+            (self.steps if event == "loss" else self.used)[stage] = step
         elif event == "end":
             self.ended.add(stage)
             self.on_curve.add(stage)
@@ -86,26 +119,41 @@ class Tracker:
         if resumed and stage.name in self.steps:
             return
         tags = {**self.tags, "control": stage.control, "round": str(stage.number)}
+        if stage.room.startswith("controls/"):  # a curve of its own; the others are their parents'
+            tags["curve"] = curve_of(self.args, stage.control)
         name = f"{stage.name} · {100 * sparsity:.4g} %"
-        self._write("start", key=self.key, stage=stage.name, name=name, tags=tags)
+        self._write("start", key=self.key, stage=stage.name, name=name, tags=tags, data=self.data)
 
     def step(self, step: int, loss: float | None) -> None:
         """Log the training loss, where there is one."""
         if loss is not None and step > self.steps[self.stage]:
             self._write("loss", stage=self.stage, step=step, loss=loss)
 
+    def usage(self, step: int, figures: Mapping[str, float]) -> None:
+        """Log the system metrics of a step."""
+        if step > self.used[self.stage]:
+            self._write("usage", stage=self.stage, step=step, metrics=figures)
+
     def end(self, stage: Stage, row: Mapping[str, Any]) -> None:
-        """Log a finished stage on its run, and its place on the curve over rounds on the parent's."""
+        """Log a finished stage on its run, its ticket as a model, and its place on the curves on the parent's."""
         if stage.name in self.ended:
             return
         numbers = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
         scores = {f"eval/{name}": float(value) for name, value in row["eval"].items()}
         curve = {**scores, "sparsity": float(row["sparsity"])}
+        point, owner = {by_percent(self.args.task): next(iter(scores.values()))}, "parent"
         if stage.room.startswith("controls/"):
             curve = {f"{stage.control}/{name}": float(value) for name, value in row["eval"].items()}
+            owner = stage.name
         if stage.name in self.on_curve:  # it was trained before, and its run made anew since; the parent's was not
-            curve = {}
-        self._write("end", stage=stage.name, step=stage.number, metrics={**numbers, **scores}, curve=curve)
+            curve, point = {}, {} if owner == "parent" else point
+        file, ticket = self.record.at(stage) / "ticket.safetensors", {}
+        if stage.room == "rounds" and stage.number and file.is_file():
+            ticket = describe_ticket(file, self.args.seed)
+        self._write(
+            "end", stage=stage.name, step=stage.number, metrics={**numbers, **scores}, curve=curve,
+            ticket=ticket, percent=round(100 * row["sparsity"]), point=point, owner=owner,
+        )  # fmt: skip
 
     def finish(self, pictures: Mapping[str, bytes], table: str) -> None:
         """Attach the pictures and the table to the parent run and close it."""
@@ -152,8 +200,8 @@ class Delivery:
             if run not in self.ids.values():
                 self.client.delete_run(run)
 
-    def _log(self, run: str, values: Mapping[str, float], step: int, time: int) -> None:
-        self._log_points(run, [Metric(name, value, time, step) for name, value in values.items()])
+    def _log(self, run: str, values: Mapping[str, float], step: int, time: int, model: str | None = None) -> None:
+        self._log_points(run, [Metric(name, value, time, step, model_id=model) for name, value in values.items()])
 
     def _log_points(self, run: str, points: list[Metric]) -> None:
         if self.doubtful:
@@ -168,6 +216,19 @@ class Delivery:
         params = [Param(name, value) for name, value in lines[0].record["params"].items()]
         for start in range(0, len(params), 100):
             self.client.log_batch(self.ids["parent"], params=params[start : start + 100])
+        self._log_data(self.ids["parent"], lines[0].record)
+
+    def _log_data(self, run: str, record: Mapping[str, Any]) -> None:
+        """The data sets of a record as inputs of its run, once."""
+        known = self.client.get_run(run).inputs if self.doubtful else None
+        if known and known.dataset_inputs:
+            return
+        inputs = []
+        for each in record.get("data", ()):
+            what = Dataset(each["name"], each["digest"], each["kind"], each["source"], None, each["profile"])
+            inputs.append(DatasetInput(what, [InputTag("mlflow.data.context", each["split"])]))
+        if inputs:
+            self.client.log_inputs(run, inputs)
 
     def _reopen(self, lines: list[Line]) -> None:
         self.client.update_run(self.ids["parent"], status="RUNNING")
@@ -175,6 +236,7 @@ class Delivery:
     def _start(self, lines: list[Line]) -> None:
         stage, before = lines[0].record["stage"], dict(self.ids)
         self.ids[stage] = self._run(lines[0], {"mlflow.parentRunId": self.ids["parent"]})
+        self._log_data(self.ids[stage], lines[0].record)
         if stage in before:
             self._drop_others(lines[0].record["key"])
 
@@ -183,10 +245,21 @@ class Delivery:
         points = [Metric("loss", record["loss"], record["time"], record["step"]) for record in records]
         self._log_points(self.ids[records[0]["stage"]], points)
 
+    def _usage(self, lines: list[Line]) -> None:
+        record = lines[0].record
+        self._log(self.ids[record["stage"]], record["metrics"], record["step"], record["time"])
+
     def _end(self, lines: list[Line]) -> None:
         record = lines[0].record
-        child = self.ids[record["stage"]]
-        self._log(child, record["metrics"], 0, record["time"])
+        child, ticket, model = self.ids[record["stage"]], record.get("ticket"), None
+        if ticket:
+            model = model_of(self.client, self.ids["experiment"], ticket, child)
+            outputs = self.client.get_run(child).outputs
+            if not outputs or model not in [output.model_id for output in outputs.model_outputs]:
+                self.client.log_outputs(child, [LoggedModelOutput(model, step=0)])
+        self._log(child, record["metrics"], 0, record["time"], model)
+        if "point" in record:
+            self._log(self.ids[record["owner"]], record["point"], record["percent"], record["time"])
         self.client.set_terminated(child, end_time=record["time"])
         self._log(self.ids["parent"], record["curve"], record["step"], record["time"])
 
@@ -196,9 +269,110 @@ class Delivery:
             for name, coded in record["pictures"].items():
                 (Path(folder) / name).write_bytes(base64.b64decode(coded))
             self.client.log_artifacts(parent, folder, "figures")
-        self.client.log_batch(parent, tags=[RunTag("mlflow.note.content", record["table"])])
+        figures = [f"![{Path(name).stem}]({link(parent, f'figures/{name}')})" for name in record["pictures"]]
+        self.client.log_batch(parent, tags=[RunTag(NOTE, "\n\n".join([record["table"], *figures]))])
         self._drop_others(record["key"])
         self.client.set_terminated(parent, end_time=record["time"])
+
+
+def by_percent(task: str) -> str:
+    """The metric that makes a curve: a task's score, whose step is the sparsity in percent. It titles the chart."""
+    return f"{task} {SCORES[task]} by percent pruned"
+
+
+def curve_of(args: Training, control: str) -> str:
+    """The curve that a run belongs to: what was trained, what its search was told beside defaults, and on what.
+
+    Runs of one curve differ in nothing but the seed and the sparsity: its end names the model and digests the flags.
+    """
+    what = "dense" if control == "none" else control
+    if isinstance(args, Arguments) and control == "none":
+        own = [spec for spec in fields(Arguments) if spec.name in METHOD and getattr(args, spec.name) != spec.default]
+        what = " ".join(["IMP", *(f"{spec.name}={getattr(args, spec.name)}" for spec in own)])
+    elif args.ticket and control == "none":
+        task = header(Path(args.ticket))["task"]
+        what = "IMP" if task == args.task else f"IMP of {task}"
+    shared = {spec.name for spec in fields(Training)} - {*COSMETIC, "seed", "ticket"}
+    shared |= {"theta", "prune_rate", "schedule", "lr_span", *METHOD}
+    flags = json.dumps({name: value for name, value in args.as_dict().items() if name in shared}, sort_keys=True)
+    digest = hashlib.sha256(flags.encode()).hexdigest()[:4]
+    return f"{what} · {args.task} · {Path(args.model_name_or_path).name} {digest}"
+
+
+def describe_data(task: "Task", args: Training) -> list[dict[str, str]]:
+    """The encoded rows of a task as MLflow's data sets; digests of their number and at most 1,000, evenly spread."""
+    more = {f"validation_{suffix}": rows for suffix, rows in task.more.items()}
+    found = []
+    for split, rows in {"train": task.train, "validation": task.validation, **more}.items():
+        count = len(rows)
+        sample = rows.with_format(None)[:: -(-count // 1000)] if count else {}
+        digest = hashlib.sha256(json.dumps([count, sample], default=str).encode()).hexdigest()[:12]
+        found.append({
+            "name": f"{args.task} {split}", "digest": digest, "split": "training" if split == "train" else "validation",
+            "kind": "local" if args.dataset_path else "hf", "profile": json.dumps({"num_rows": count}),
+            "source": json.dumps({"uri" if args.dataset_path else "path": args.dataset_path or HUB[args.task]}),
+        })  # fmt: skip
+    return found
+
+
+def header(path: Path) -> dict[str, str]:
+    """What a ticket file says of itself, without its masks."""
+    with safe_open(path, "numpy") as file:
+        return file.metadata()
+
+
+def describe_ticket(path: Path, seed: int) -> dict[str, str]:
+    """A ticket as the parameters of a logged model."""
+    kept = ("task", "base_model", "base_revision", "sparsity", "pruned", "prunable", "theta_sha256", "content_sha256")
+    found = header(path)
+    return {**{name: found[name] for name in kept}, "seed": str(seed), "file": str(path.resolve())}
+
+
+def model_of(client: MlflowClient, experiment: str, ticket: Mapping[str, str], run: str | None = None) -> str:
+    """The id of the logged model that stands for a ticket (of one round's run), made where there is none."""
+    same = f"tags.content_sha256 = '{ticket['content_sha256']}' AND tags.file = '{ticket['file']}'"
+    models = [each for each in client.search_logged_models([experiment], same) if run in (None, each.source_run_id)]
+    if not models:
+        name = f"{ticket['task']}-seed{ticket['seed']}-{100 * float(ticket['sparsity']):.4g}pct".replace(".", "_")
+        tags = {**ticket, "mlflow.model.isExternal": "true"}
+        models = [client.create_logged_model(experiment, name, run, tags, dict(ticket), "lottery ticket")]
+    if models[0].status != "READY":
+        client.finalize_logged_model(models[0].model_id, "READY")
+    return models[0].model_id
+
+
+def link(run: str, path: str) -> str:
+    """Where the server that shows a run's page has an artifact of it."""
+    return f"get-artifact?run_uuid={run}&path={path}"
+
+
+def view() -> str:
+    """The state of MLflow's page of runs that shows the curves: a chart a task, the seeds of a curve as their mean.
+
+    Its shape is that of MLflow 3.17's own saved views; see docs/mlflow.md.
+    """
+    same = {"type": "LINE", "metricSectionId": "curves", "runsCountToCompare": 100, "deleted": False,
+            "isGenerated": False, "lineSmoothness": 0, "xAxisScaleType": "linear", "scaleType": "linear", "range": {},
+            "xAxisKey": "step", "selectedXAxisMetricKey": "", "displayPoints": True, "yAxisKey": "metric",
+            "yAxisExpressions": [], "ignoreOutliers": False, "useGlobalXaxisKey": False,
+            "useGlobalLineSmoothing": False}  # fmt: skip
+    charts = []
+    for task in TASKS:
+        key = by_percent(task)
+        charts.append({**same, "uuid": task, "metricKey": key, "selectedMetricKeys": [key]})
+    sections = [
+        {"uuid": "curves", "name": "Step = % of weights pruned", "display": True, "columns": 2, "cardHeight": 400}
+    ]
+    sections += [{"uuid": name, "name": name, "display": False} for name in ("eval", *CONTROLS, "Model metrics")]
+    state = {
+        "compareRunCharts": charts, "compareRunSections": [{"isReordered": True, **each} for each in sections],
+        "isAccordionReordered": True, "hideEmptyCharts": True, "runsHiddenMode": "SHOW_ALL",
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "curve"}]},
+        "useGroupedValuesInCharts": True, "selectedColumns": [f"tags.`{tag}`" for tag in ("task", "control", "seed")],
+        "searchFilter": "tags.`curve` LIKE '%'", "orderByKey": "attributes.start_time", "orderByAsc": True,
+        "startTime": "ALL", "lifecycleFilter": "Active", "modelVersionFilter": "All Runs", "datasetsFilter": [],
+    }  # fmt: skip
+    return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
 
 
 def start_sending(path: Path, store: str) -> Outbox:
@@ -215,16 +389,23 @@ def connect(store: str) -> tuple[MlflowClient, str]:
     with files.exclusive(local) if local else nullcontext():
         client = MlflowClient(tracking_uri=store)
         found = client.get_experiment_by_name(EXPERIMENT)
-        if found:
-            return client, found.experiment_id
         artifacts = (local.parent / "mlartifacts").as_uri() if local else None  # a server knows where its own go
-        return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        tags = {VIEW: view(), **({} if found and NOTE in found.tags else {NOTE: ABOUT})}
+        for name, value in tags.items():
+            if not found or found.tags.get(name) != value:
+                client.set_experiment_tag(experiment, name, value)
+        return client, experiment
 
 
 def log_report(
-    store: str, name: str, paths: Sequence[Path], kind: str = "study", metrics: Mapping[str, float] | None = None
-) -> None:
-    """Keep a report's files as artifacts of the run `report · NAME`, the same one every time, and its numbers there."""
+    store: str, name: str, paths: Sequence[Path], kind: str = "study", metrics: Mapping[str, float] | None = None,
+    verdicts: Sequence[Mapping[str, Any]] = (),
+) -> None:  # fmt: skip
+    """Keep a report's files as artifacts of the run `report · NAME`, the same one every time, and its numbers there.
+
+    verdicts: what `register` takes, one a task and rule.
+    """
     client, experiment = connect(store)
     title = f"report · {name}"
     runs = client.search_runs([experiment], f"tags.report = '{kind}'")
@@ -232,8 +413,63 @@ def log_report(
     run = same[0] if same else client.create_run(experiment, tags={"report": kind}, run_name=title).info.run_id
     for path in paths:
         client.log_artifact(run, str(path))
+        if path.suffix == ".md":
+            client.set_tag(run, NOTE, as_note(path.read_text(), run))
+    client.set_tag(run, "curve", title)
+    for verdict in verdicts:
+        register(client, experiment, name, **verdict)
     now = int(time.time() * 1000)
     points = [Metric(key, value, now, 0) for key, value in (metrics or {}).items()]
     for start in range(0, len(points), 1000):
         client.log_batch(run, metrics=points[start : start + 1000])
     client.set_terminated(run)
+
+
+def as_note(text: str, run: str) -> str:
+    """Markdown for the page of a run that has its pictures as artifacts: as many sections as MLflow takes."""
+    text = re.sub(r"\]\((?!http)([^)]+)\)", lambda found: f"]({link(run, found[1])})", text)
+    kept, rest = "", "\n\n… the rest is in report.html, under Artifacts."
+    for part in re.split(r"(?m)^(?=#{1,3} )", text):
+        if len(kept) + len(part) + len(rest) > NOTE_LENGTH:
+            return kept + rest
+        kept += part
+    return kept
+
+
+def register(
+    client: MlflowClient, experiment: str, study: str, rule: str, text: str, task: str, base: str,
+    ticket: Path | None, seed: int,
+) -> None:  # fmt: skip
+    """Give the alias `matches-RULE` to the version of `BASE-TASK-ticket` that is `ticket`; to none where that is None.
+
+    text: the verdict in words, kept as a tag of the version.
+    """
+    name, alias = f"{Path(base).name}-{task}-ticket", f"matches-{rule}"
+    known = client.search_registered_models(f"name = '{name}'")
+    versions = client.search_model_versions(f"name = '{name}'")
+    for old in versions:
+        client.delete_model_version_tag(name, old.version, alias)
+        explain(client, name, old.version)
+    if not ticket:
+        if known and alias in known[0].aliases:
+            client.delete_registered_model_alias(name, alias)
+        return
+    if not known:
+        client.create_registered_model(name, {"task": task, "base_model": base})
+    model = client.get_logged_model(model_of(client, experiment, describe_ticket(ticket, seed)))
+    source, run = model.artifact_location, model.source_run_id
+    same = [each for each in versions if each.source == source]
+    its = model.model_id if run else None  # without a run MLflow looks for it in another store
+    made = same or [client.create_model_version(name, source, run, model_id=its)]
+    version = made[0].version
+    for key, value in {alias: text, "study": study, "seed": model.params["seed"]}.items():
+        client.set_model_version_tag(name, version, key, value)
+    client.set_registered_model_alias(name, alias, version)
+    explain(client, name, version)
+
+
+def explain(client: MlflowClient, name: str, version: str) -> None:
+    """Say in a version's description under which rules it matches, with the numbers."""
+    tags = sorted(client.get_model_version(name, version).tags.items())
+    why = [f"{key}: {value}" for key, value in tags if key.startswith("matches-")]
+    client.update_model_version(name, version, "\n\n".join(why) or "matches under no rule of the last report")

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lth_scale import hub
 from lth_scale.arguments import BadInput, Transfer, exit_on_bad_input, parse
 from lth_scale.outbox import send_waiting
 from lth_scale.record import Record
@@ -35,6 +36,7 @@ def run(args: Transfer) -> None:
     if args.compare_with:
         check_comparable(args, Path(args.compare_with))
     if not record.is_done():
+        hub.check(args)
         from lth_scale.subnetwork import Subnetwork  # imports torch: bad input and finished work do not wait for it
 
         network = Subnetwork.begin(args, record)
@@ -42,6 +44,7 @@ def run(args: Transfer) -> None:
         network.close({})
     send_waiting(record)
     show(record)
+    hub.push_when_done(record)
 
 
 def check_comparable(args: Transfer, other: Path) -> None:

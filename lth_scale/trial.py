@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from lth_scale import checkpoint, tasks, terminal, training, watch
+from lth_scale import checkpoint, files, tasks, terminal, training, watch
 from lth_scale.arguments import AGAIN, COSMETIC, BadInput, Stopped, Training
 from lth_scale.record import Record, Stage, a_round
 from lth_scale.ticket import Ticket
@@ -86,6 +86,10 @@ class Trial:
 
     def _after_step(self, step: int, loss: float | None) -> None:
         self.tell("step", step, loss)
+        if loss is not None and self.args.report_to == "mlflow":
+            figures = watch.usage(self.net.shards.ranks)
+            for tracker in [listener for listener in self.listeners if hasattr(listener, "usage")]:
+                tracker.usage(step, figures)
         self.heed(due=bool(self.args.save_steps) and step % self.args.save_steps == 0)
 
     def heed(self, due: bool = False) -> None:
@@ -131,6 +135,18 @@ class Trial:
             **({"note": self.args.note} if self.args.note else {}),
         }
 
+    def save_network(self) -> training.Weights:
+        """Write the subnetwork as trained, for `from_pretrained`; returns its weights, on the main process."""
+        shards = self.net.shards
+        weights = shards.whole_weights()
+        if self.is_main:
+            with files.new_directory(self.record.at(self.stage) / "model") as made:
+                shards.skeleton.save_pretrained(made, state_dict={**shards.buffers, **weights})
+                tokenizer = self.net.task.tokenizer
+                tokenizer.backend_tokenizer.no_truncation()  # else what is saved tells whether data came from a cache
+                tokenizer.save_pretrained(made)
+        return weights
+
     def close(self, pictures: dict[str, bytes]) -> None:
         """Close the tracked runs and mark everything done."""
         if self.is_main:
@@ -161,7 +177,7 @@ def begin(args: Training, record: Record, net: Net) -> list[Any]:
         if args.report_to == "mlflow":
             from lth_scale.tracking import Tracker  # imports mlflow, which takes its time
 
-            listeners.append(Tracker(args, record))
+            listeners.append(Tracker(args, record, task=net.task))
     net.accelerator.wait_for_everyone()
     return listeners
 

@@ -507,9 +507,9 @@ EXPORTS = [
     case("export", "a directory that is not there", "/no/such/place", "--output_dir", argv=f"/no/such/place {TO}"),
     case("export", "a model that is not in the cache", "no/thing", "check the network", argv=f"no/thing {TO}"),
     case("export", "a directory without a model", "…: no model there", "config.json", argv=f"… {TO}"),
-    case("export", "a transfer", "keeps no weights", "lth_scale.imp", argv=f"…/out {TO}",
+    case("export", "a transfer", "keeps its network", "lth_scale.imp", argv=f"…/out {TO}",
          lay=damage("transfer", "x", None, unfinished=False)),
-    case("export", "a seed of a transfer", "keeps no weights", "lth_scale.imp", argv=f"…/out/seeds/42 {TO}",
+    case("export", "a seed of a transfer", "keeps its network", "lth_scale.imp", argv=f"…/out/seeds/42 {TO}",
          lay=damage("transfer", "x", None, unfinished=False)),
     case("export", "a search without a network", "no round of it is complete", argv=f"…/out {TO}",
          lay=without("rounds/03/model")),
@@ -576,6 +576,27 @@ SPEED = [
     case("speed", "--output_dir that is a file", "--output_dir", "cannot be written", argv="MODEL --output_dir …/file",
          lay=put("file", "precious")),
 ]  # fmt: skip
+PUSHES = [
+    case("hub", "no verb", "push", argv=""), case("hub", "no RUN", "RUN", argv="push"),
+    case("hub", "a run that is not there", "/no/such/run", "save_pretrained", argv="push /no/such/run --dry_run"),
+    case("hub", "a model without a ticket", "MODEL", "lth_scale.imp", argv="push MODEL --dry_run"),
+    case("hub", "a transfer without its network", "--push_to_hub", argv="push …/out --dry_run",
+         lay=damage("transfer", "x", None, unfinished=False)),
+    *(case("hub", f"--hub_model_id {name}", f"--hub_model_id {name}", "user/name",
+           argv=f"push …/out --dry_run --hub_model_id {name}", lay=damage("search", "x", None, unfinished=False))
+      for name in ("a/b/c", "a/--b", "../b", "a/é")),
+    case("hub", "push without a token", "--hub_model_id a/b", "HF_TOKEN", argv="push …/out --hub_model_id a/b",
+         lay=damage("search", "x", None, unfinished=False)),
+    case("hub", "pull of no name", "a/b/c", "user/name", argv="pull a/b/c"),
+    case("hub", "pull with HF_HUB_OFFLINE", "a/b", "HF_HUB_OFFLINE", argv="pull a/b --output_dir …/new"),
+    case("hub", "pull --revision ../x", "--revision ../x", "commit", argv="pull a/b --revision ../x"),
+    case("hub", "pull onto other files", "--output_dir …/out", "give another", argv="pull a/b --output_dir …/out",
+         lay=put("out/mine", "precious")),
+    case("imp", "--push_to_hub --hub_model_id a/b/c", "--hub_model_id a/b/c", "user/name",
+         argv="--push_to_hub --hub_model_id a/b/c"),
+    case("imp", "--push_to_hub without a token", "--hub_model_id a/b", "HF_TOKEN",
+         argv="--push_to_hub --hub_model_id a/b"),
+]  # fmt: skip
 HUB = [  # what the Hub answers, by the name of the model
     case(
         "imp", "the Hub: model refused (401)", "--model_name_or_path a/401", "gated", argv="--model_name_or_path a/401"
@@ -591,7 +612,7 @@ HUB = [  # what the Hub answers, by the name of the model
     case("imp", "the Hub: no JSON", "--model_name_or_path a/200", argv="--model_name_or_path a/200"),
     case("imp", "the Hub: no data set (404)", "dataset nyu-mll/glue", argv="", without=("dataset_path",)),
 ]
-CASES = [*FLAGS, *DATA, *MODELS, *TICKETS, *RUNS, *STUDIES, *REPORTS, *EXPORTS, *SPEED]
+CASES = [*FLAGS, *DATA, *MODELS, *TICKETS, *RUNS, *STUDIES, *REPORTS, *EXPORTS, *SPEED, *PUSHES]
 
 
 @pytest.fixture(scope="module")
@@ -690,7 +711,7 @@ def test_what_may_be_left_of_a_run_that_was_killed_is_no_damage(search, tmp_path
 PROCESSES = {
     "imp": "--task sst2 --target_sparsity 1.2", "transfer": "--task sst2 --theta /no/theta", "study": "/no/study.yaml",
     "report": "/no/study", "ticket": "/no/ticket", "export": "/no/model --format csr --output_dir /no/new",
-    "speed": "/no/model",
+    "speed": "/no/model", "hub": "push /no/run",
 }  # fmt: skip
 
 

@@ -111,7 +111,9 @@ def test_each_seed_of_a_transfer_is_a_run_that_says_where_its_ticket_comes_from(
     parents = {run.data.tags["seed"]: run for run in runs if "mlflow.parentRunId" not in run.data.tags}
     assert set(parents) == {"1", "2"}
     for seed, run in parents.items():
-        assert run.info.run_name.endswith(f"from found-01 · reinit · seed {seed}") and run.info.status == "FINISHED"
+        assert run.info.run_name == f"sst2 · seed {seed} · 9.995 % · reinit · from found-01 · tiny_bert0"
+        assert run.info.status == "FINISHED" and run.data.tags["curve"].startswith("reinit · sst2 · tiny_bert0 ")
+        assert "| seed | sparsity |" in run.data.tags["mlflow.note.content"]
         assert run.data.tags["control"] == "reinit" and "eval/accuracy" in run.data.metrics
         (child,) = [each for each in runs if each.data.tags.get("mlflow.parentRunId") == run.info.run_id]
         assert child.info.run_name == f"seed 0{seed} · 9.995 %"  # 435 of 4,352 weights
@@ -146,8 +148,14 @@ def contents(store, out):
         tags = {name: run.data.tags.get(name) for name in ("task", "seed", "control", "round", "base_model")}
         files = [file.path for folder in ("", "figures") for file in client.list_artifacts(run.info.run_id, folder)]
         params = {name: value for name, value in run.data.params.items() if name != "output_dir"}
-        metrics = {name: [(point.step, point.value) for point in points[name]] for name in names}
-        found.append((run.info.run_name, run.info.status, params, metrics, tags, files))
+        metrics = {
+            name: [(point.step, None if name.startswith("system/") else point.value) for point in points[name]]
+            for name in names
+        }
+        data = [each.dataset.name for each in run.inputs.dataset_inputs]
+        models = [client.get_logged_model(each.model_id) for each in getattr(run.outputs, "model_outputs", ())]
+        models = [(model.name, model.status, len(model.metrics)) for model in models]
+        found.append((run.info.run_name, run.info.status, params, metrics, tags, files, sorted(data), models))
     return sorted(found, key=lambda run: run[0])
 
 
@@ -257,10 +265,13 @@ def test_a_server_that_hangs_does_not_hold_up_training_and_gets_each_record_once
 LIVES = """
 import os, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
+import datasets, torch
 from mlflow import MlflowClient
 from lth_scale import outbox, tracking
 from lth_scale.arguments import parse
 from lth_scale.record import Record, a_round
+from lth_scale.ticket import Ticket
 
 outbox.PAUSE = 0.05
 import mlflow.store.tracking.sqlalchemy_workspace_store
@@ -275,13 +286,15 @@ def live(out, mortal, resumed):
     # The events of a small search, in a process that is killed after its first write and before it can note it.
     if mortal:
         params = MlflowClient.log_batch  # the same params are written again
-        for name in ("create_experiment", "create_run", "log_batch", "delete_run"):
+        for name in ("create_experiment", "create_run", "log_batch", "delete_run", "log_inputs", "log_outputs",
+                     "create_logged_model", "finalize_logged_model"):
             setattr(MlflowClient, name, die_after(getattr(MlflowClient, name)))
         metrics = MlflowClient.log_batch
         MlflowClient.log_batch = lambda *args, **values: (metrics if "metrics" in values else params)(*args, **values)
     args = parse(["--task", "sst2", "--preset", "demo", "--output_dir", str(out)], "t", "t")
     record = Record(out, args)
-    tracker = tracking.Tracker(args, record)
+    rows = datasets.Dataset.from_dict({"input_ids": [[1, 2], [3]]})
+    tracker = tracking.Tracker(args, record, task=SimpleNamespace(train=rows, validation=rows, more={}))
     for k in (0, 1):
         tracker.start(a_round(k), k / 10, 3, resumed or (mortal and k == 0))
         for step in (1, 2, 3):
@@ -300,9 +313,10 @@ def in_a_process(*given):
 killed, undisturbed = map(Path, sys.argv[1:])
 for out in (killed, undisturbed):
     out.mkdir(parents=True)
+    Ticket({"a": torch.ones(2, 2, dtype=torch.bool)}, task="sst2").save(out / "rounds/01/ticket.safetensors")
 assert in_a_process(undisturbed, False, False) == 0
 deaths = 0
-while deaths < 20 and in_a_process(killed, True, deaths not in (0, 7)) == -signal.SIGKILL:
+while deaths < 40 and in_a_process(killed, True, deaths not in (0, 7)) == -signal.SIGKILL:
     deaths += 1  # in the 8th life, round 1 begins anew
 print(deaths)
 """
@@ -312,9 +326,10 @@ def test_a_process_killed_after_any_write_and_started_again_records_everything_o
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     outs = [tmp_path / name / "out" for name in ("killed", "undisturbed")]
     done = subprocess.run([sys.executable, "-c", LIVES, *map(str, outs)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and 12 <= int(done.stdout) < 20, done
+    assert done.returncode == 0 and 16 <= int(done.stdout) < 40, done
     killed, undisturbed = (contents(f"sqlite:///{out.parent}/mlflow.db", out) for out in outs)
     assert killed == undisturbed and [run[0] for run in killed[:2]] == ["round 00 · 0 %", "round 01 · 10 %"]
+    assert killed[1][6:] == (["sst2 train", "sst2 validation"], [("sst2-seed42-0pct", "READY", 3)])
 
 
 @pytest.fixture

@@ -59,7 +59,11 @@ def locate(path: str) -> Place:
             raise BadInput(f"{path}: no round of it is complete and has its network; let the search go on first")
         return _of_round(max(kept, key=lambda each: int(each.name)))
     if (where / "seeds").is_dir() or where.absolute().parent.name == "seeds":
-        raise BadInput(f"{path}: a transfer keeps no weights; give the --output_dir of a search (lth_scale.imp)")
+        kept = [where, *where.glob("seeds/[0-9]*")]
+        for stage in (each for each in kept if (each / "model").is_dir()):
+            return _of_round(stage)
+        raise BadInput(f"{path}: a transfer keeps its network with --push_to_hub alone; run it again with that, or "
+                       "give the --output_dir of a search (lth_scale.imp)")  # fmt: skip
     if (where / "ticket.safetensors").is_file():
         return _of_round(where)
     if not (where / "config.json").is_file():
@@ -72,7 +76,7 @@ def _of_round(stage: Path) -> Place:
     if not (stage / "model/config.json").is_file() or not (stage / "complete").is_file():
         raise BadInput(f"{stage}: has no network of a complete round; give the search, which keeps that of its last")
     run, arguments = stage.absolute().parent.parent, {}
-    if stage.absolute().parent.name == "rounds" and (run / "arguments.json").is_file():
+    if stage.absolute().parent.name in ("rounds", "seeds") and (run / "arguments.json").is_file():
         try:
             files.check_whole(run)
             arguments = json.loads((run / "arguments.json").read_bytes())

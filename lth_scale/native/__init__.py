@@ -26,7 +26,7 @@ from lth_scale.prunable import base_model, prunable
 
 DTYPES = ("float32", "int8")
 Parts = dict[str, Tensor]
-ROW_BLOCK, UNIT_BLOCK = 192, 128  # benchmarks/kernels.py: a block of a tile stays in L1 or L2
+ROW_BLOCK, UNIT_BLOCK = 192, 128  # benchmarks/sparse_kernels.py: a block of a tile stays in L1 or L2
 MAGIC, NO_ROW = 0x3153544C, 0xFFFF  # as in native.cpp
 SOURCES = ("native.cpp", "kernels.h")
 FLAGS = ["-O3", "-fopenmp", "-std=c++20", "-ffp-contract=off"]

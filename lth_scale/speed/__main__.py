@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lth_scale import files
-from lth_scale.arguments import TASKS, BadInput, build_parser, exit_on_bad_input, flag, printable, without_secrets
+from lth_scale import arguments, files
+from lth_scale.arguments import TASKS, BadInput, exit_on_bad_input, flag, printable, without_secrets
 from lth_scale.export.places import locate
 from lth_scale.speed.backends import BACKENDS, EAGER
 from lth_scale.speed.measure import usable_cores
@@ -38,14 +38,19 @@ class Speed:
     report_to: str = flag("where the report is kept too", "mlflow", choices=("mlflow", "none"))
 
 
-def parse(argv: Sequence[str] | None = None) -> tuple[list[str], Speed]:
-    """The targets and the flags, checked as far as that goes without torch. Raises BadInput."""
-    parser = build_parser("python -m lth_scale.speed", __doc__ or "", Speed)
-    parser.usage = "python -m lth_scale.speed TARGETS… [flags]"
+def build_parser() -> arguments.OneLineParser:
+    """The targets and the flags."""
+    parser = arguments.build_parser("lth_scale.speed", __doc__ or "", Speed)
+    parser.usage = "%(prog)s TARGETS… [flags]"
     parser.add_argument(
         "targets", nargs="+", metavar="TARGETS", help="searches, rounds, checkpoints or exports of them"
     )
-    given = vars(parser.parse_args(argv))
+    return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[list[str], Speed]:
+    """The targets and the flags, checked as far as that goes without torch. Raises BadInput."""
+    given = vars(build_parser().parse_args(argv))
     once: dict[str, Any] = {k: tuple(dict.fromkeys(v)) if isinstance(v, list) else v for k, v in given.items()}
     targets, args = list(once.pop("targets")), Speed(**once)
     for target in targets:

@@ -74,7 +74,7 @@ def write(output: Path, cells: list[dict], notes: list[str], settings: dict[str,
     sections = [
         page.Section("Machine", ["; ".join(parts) + ".", versions + ".", *changes]),
         page.Section("How to read this", [READING, *notes]),
-        *map(_section, cells),
+        *map(section, cells),
         page.Section("Break-even", [_even(*key, each, crossings.get(key)) for key, each in points.items()],
                      pictures={"speed.png": ("Speed-up over the best dense engine, against sparsity", png)}),
     ]  # fmt: skip
@@ -88,7 +88,7 @@ def _shape(cell: Mapping[str, Any]) -> str:
     return "batch {batch_size} × {sequence_length} tokens, threads: {threads}".format(**cell)
 
 
-def _section(cell: Mapping[str, Any]) -> page.Section:
+def section(cell: Mapping[str, Any]) -> page.Section:
     """A table sorted by speed; what is the best dense engine, and how sparse ones compare at their own precision."""
     rows, best = cell["rows"], cell["best"]
     order = sorted(rows, key=lambda name: rows[name].get("ms", [float("inf")])[0])

@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -159,6 +160,6 @@ def sequence_length(args: Training, model: PreTrainedModel, tokenizer: PreTraine
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
             limit = min(limit, module.num_embeddings - offset)
-    if args.max_seq_length > limit:
+    if args.max_seq_length > limit and os.environ.get("RANK", "0") == "0":
         log.warning("--max_seq_length %d is more than the model takes; using %d", args.max_seq_length, limit)
     return min(args.max_seq_length, limit)

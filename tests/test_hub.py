@@ -1,0 +1,285 @@
+"""What is pushed to a Hub and pulled from it, over real HTTP: a server that speaks what the library asks, and fails."""
+
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+import yaml
+from hub_server import Fault, environment, serving
+from huggingface_hub import ModelCard, constants
+from huggingface_hub._eval_results import parse_eval_result_entries
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from lth_scale import Ticket, hub, load_exported
+from lth_scale.arguments import BadInput, Stopped
+from lth_scale.prunable import prunable
+from lth_scale.ticket import digest
+
+REPO = "writer/ticket"
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A Hub that this process and those it starts take for the real one; its cache is empty."""
+    with serving() as server:
+        for name, value in environment(server, tmp_path / "hf").items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf/hub"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(hub, "DELAYS", (0, 0))
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Where the search of this module lies, once it is made."""
+    return tmp_path_factory.mktemp("made") / "run"
+
+
+@pytest.fixture
+def run(search, made, tmp_path):
+    """A finished search with a control, of this test alone."""
+    if not made.exists():
+        shutil.move(search(control="random_mask"), made)
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+def test_a_pushed_run_is_a_plain_checkpoint_with_exact_zeros(server, run):
+    url, _ = hub.push(run, REPO)
+    assert url == f"{server.url}/{REPO}/commit/{server.repos[REPO].sha}"
+    model = AutoModelForSequenceClassification.from_pretrained(REPO)
+    ticket = Ticket.load(run / "ticket.safetensors")
+    trained = AutoModelForSequenceClassification.from_pretrained(run / "rounds/03/model").state_dict()
+    assert all(torch.equal(weight, trained[name]) for name, weight in model.state_dict().items())
+    assert sum(int((weight == 0).sum()) for weight in prunable(model).values()) >= ticket.pruned
+    assert all(not weight[~ticket.masks[name]].any() for name, weight in prunable(model).items())
+
+
+def test_one_commit_holds_everything_and_the_same_again_changes_nothing(server, run):
+    hub.push(run, REPO)
+    assert {"README.md", "ticket.safetensors", "model.safetensors", "compact/compact.safetensors", "export.json",
+            "figures/score_against_sparsity.png", ".eval_results/sst2.yaml"} <= server.files(REPO).keys()  # fmt: skip
+    assert len(server.repos[REPO].commits) == 2, "the empty one, and ours"
+    large, url = len(server.large), hub.push(run, REPO)[0]
+    assert (len(server.repos[REPO].commits), len(server.large)) == (2, large) and server.repos[REPO].sha in url
+
+
+def test_pulling_brings_back_every_byte_and_checks_it(server, run, tmp_path):
+    hub.push(run, REPO)
+    out = hub.pull(REPO, tmp_path / "pulled")
+    assert {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()} == (
+        server.files(REPO)
+    )
+    dense, compact = AutoModelForSequenceClassification.from_pretrained(out), load_exported(out / "compact")
+    assert all(torch.equal(weight, compact.state_dict()[name]) for name, weight in dense.state_dict().items())
+    assert hub.pull(REPO, tmp_path / "pulled") == out, "the same again is fine"
+    assert Ticket.from_pretrained(REPO).masks.keys() == Ticket.load(run / "ticket.safetensors").masks.keys()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ticket.safetensors", "compact/compact.safetensors"])
+def test_a_flipped_byte_on_the_hub_is_refused_and_nothing_is_kept(server, run, tmp_path, name):
+    hub.push(run, REPO)
+    content = bytearray(server.files(REPO)[name])
+    content[-3] ^= 1
+    server.files(REPO)[name] = bytes(content)
+    with pytest.raises(BadInput, match=r"changed|whole"):
+        hub.pull(REPO, tmp_path / "pulled")
+    assert [path.name for path in tmp_path.iterdir() if "pulled" in path.name] == []
+    if name == "ticket.safetensors":
+        with pytest.raises(ValueError, match="not a whole"):
+            Ticket.from_pretrained(REPO)
+
+
+def test_weights_that_are_not_zero_where_the_ticket_prunes_are_refused(server, run, tmp_path):
+    hub.push(run, REPO)
+    out = hub.pull(REPO, tmp_path / "pulled")
+    other = Ticket.load(out / "ticket.safetensors")
+    other.masks = {name: ~mask for name, mask in other.masks.items()}
+    other.save(out / "ticket.safetensors")
+    manifest = json.loads((out / "export.json").read_text())
+    hub.seal(out, {key: value for key, value in manifest.items() if key not in ("files", "sha256")})
+    with pytest.raises(BadInput, match="is not zero where the ticket prunes"):
+        hub.verify(out)
+
+
+def test_the_ticket_alone_gives_the_same_weights_on_the_base_model(server, run, tiny_bert):
+    hub.push(run, REPO)
+    ticket = Ticket.from_pretrained(REPO)
+    base = AutoModel.from_pretrained(tiny_bert, add_pooling_layer=True)
+    ours = {name: weight.clone() for name, weight in prunable(base).items() if "pooler" not in name}
+    given = prunable(ticket.apply(base))
+    assert all(torch.equal(given[name], weight * ticket.masks[name]) for name, weight in ours.items())
+    requests = [line for line in server.requests if "resolve" in line]
+    assert requests and all("ticket.safetensors" in line for line in requests), "nothing else was downloaded"
+    assert len(digest(ours)) == 64
+
+
+def test_the_card_says_what_a_reader_must_know(server, run):
+    hub.push(run, REPO)
+    card = ModelCard(server.files(REPO)["README.md"].decode())
+    data, rows = card.data.to_dict(), json.loads((run / "results.json").read_text())
+    assert data["base_model"] == Path(json.loads((run / "arguments.json").read_text())["model_name_or_path"]).name
+    assert {"lottery-ticket", "pruning", "sparsity"} <= set(data["tags"]) and data["license"] == "unknown"
+    assert data["pipeline_tag"] == "text-classification" and "accuracy" in data["metrics"]
+    scores = {each.metric_name: each.metric_value for each in card.data.eval_results}
+    assert scores == rows[-1]["eval"], "what was measured in the last round"
+    (entry,) = parse_eval_result_entries(yaml.safe_load(server.files(REPO)[".eval_results/sst2.yaml"]))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("nyu-mll/glue", "sst2", rows[-1]["eval"]["accuracy"])
+    assert "local files" in entry.notes and "local files" in card.text
+    for said in ("figures/score_against_sparsity.png", f'from_pretrained("{REPO}")', "must not be used to claim",
+                 "accelerate launch -m lth_scale.imp --task sst2", "Not measured", "random_mask"):  # fmt: skip
+        assert said in card.text, said
+    assert str(run) not in card.text and "/tmp" not in json.dumps(data)
+
+
+def test_licence_and_speed_are_taken_from_where_they_are_known(server, search, tiny_bert, tmp_path):
+    base = shutil.copytree(tiny_bert, tmp_path / "base")
+    (base / "README.md").write_text("---\nlicense: mit\n---\n# base\n")
+    run = search(model_name_or_path=base)
+    (run / "speed").mkdir()
+    row = {"ms": [1.0, 1.0, 1.0], "cpu_ms": [1.0, 1.0, 1.0], "sparse": False, "precision": "fp32"}
+    pruned = Ticket.load(run / "ticket.safetensors").pruned
+    cell = dict(target="x", sparsity=0.3, pruned=pruned, device="cpu", batch_size=1, sequence_length=8, threads=1)
+    cell |= {"best": {"fp32": "torch"}, "rows": {"torch": row}}
+    machine = {"cpu": "A CPU", "cores": "1 of 2 cores", "gpu": "", "system": "Linux"}
+    report = {"machine": machine, "settings": {"repeats": 4}, "cells": [cell]}
+    (run / "speed/speed.json").write_text(json.dumps(report))
+    card = hub.push(run, dry_run=True)[0]
+    assert "license: mit" in card and "inherited from the base model" in card
+    assert "A CPU, 1 of 2 cores" in card and "| torch |" in card and "Not measured. " not in card
+
+
+def test_the_card_repeats_the_command_that_made_the_run(run):
+    from lth_scale import card
+    from lth_scale.arguments import parse
+
+    args = card.Run.at(run / "rounds/03").args
+    words = shlex.split(card.command(args))
+    assert words[:4] == ["accelerate", "launch", "-m", "lth_scale.imp"]
+    again = parse(words[4:], "test", "test").as_dict()
+    loose = {"output_dir", "report_to"}
+    assert {k: v for k, v in again.items() if k not in loose} == {
+        k: v for k, v in args.as_dict().items() if k not in loose
+    }
+
+
+def test_a_transfer_is_pushed_with_its_first_seeds_network(server, run, transfer):
+    done = transfer(3, 4, ticket=run)
+    with pytest.raises(BadInput, match="--push_to_hub"):
+        hub.push(done, REPO)
+    assert transfer(3, 4, ticket=run, push_to_hub=True, hub_model_id=REPO) == done, "trains the first seed once more"
+    card = server.files(REPO)["README.md"].decode()
+    assert "n = 2 seeds" in card and "seed 3" in card and "lth_scale.transfer" in card
+    model = AutoModelForSequenceClassification.from_pretrained(REPO)
+    assert all(not weight[~Ticket.load(run / "ticket.safetensors").masks[name]].any()
+               for name, weight in prunable(model).items())  # fmt: skip
+    before = list(server.requests)
+    transfer(3, 4, ticket=run, push_to_hub=True, hub_model_id=REPO)
+    assert server.requests == before, "what is there already is not pushed again"
+
+
+def test_a_dry_run_asks_nobody_and_leaves_nothing(server, run):
+    before = sorted(path for path in run.rglob("*"))
+    card, sizes = hub.push(run, REPO, dry_run=True)
+    assert card.startswith("---\n") and dict(sizes)["ticket.safetensors"] == (run / "ticket.safetensors").stat().st_size
+    assert server.requests == [] and sorted(run.rglob("*")) == before
+
+
+def test_private_is_asked_for_and_a_short_name_is_the_users_own(server, run):
+    hub.push(run, "mine", private=True)
+    assert server.repos["writer/mine"].private
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "match"),
+    [
+        ("hf_wrong", REPO, "does not take the token"),
+        ("", REPO, "no token"),
+        ("hf_reader", REPO, "may not write"),
+        ("hf_writer", "other/ticket", "may not write"),
+    ],
+)
+def test_a_token_that_does_not_do_is_bad_input(server, run, monkeypatch, token, repo, match):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(BadInput, match=match) as found:
+        hub.push(run, repo)
+    assert "\n" not in str(found.value) and server.repos == {}
+
+
+# (where, what happens, how often) → is it pushed in the end?
+FAULTS = {
+    "5xx twice at the commit": (Fault("/commit/", 503, 2), True),
+    "5xx while files are announced": (Fault("/preupload/", 500, 3), True),
+    "5xx of the storage": (Fault("PUT /large", 502, 2), True),
+    "a connection cut in mid-upload": (Fault("PUT /large", "cut", 2), True),
+    "a connection cut at the commit": (Fault("/commit/", "cut", 1), True),
+    "slow answers": (Fault("POST", 0.2), True),
+    "5xx for ever": (Fault("/commit/", 500), False),
+    "cut for ever": (Fault("PUT /large", "cut"), False),
+    "an answer that never comes": (Fault("/preupload/", 60.0), False),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_hub_that_fails_gets_everything_or_keeps_what_it_had(server, run, monkeypatch, name):
+    monkeypatch.setattr(hub, "SILENCE", 0.5)
+    fault, pushed = FAULTS[name]
+    server.faults.append(Fault(fault.where, fault.what, fault.times))
+    if pushed:
+        hub.push(run, REPO)
+    else:
+        with pytest.raises(Stopped, match="nothing is lost") as found:
+            hub.push(run, REPO)
+        assert "\n" not in str(found.value) and server.files(REPO) == {} and not (run / "hub.json").exists()
+        assert [path.name for path in run.iterdir() if path.name.startswith(".hub")] == []
+        server.faults.clear()
+        hub.push(run, REPO)
+    assert len(server.repos[REPO].commits) == 2 and "model.safetensors" in server.files(REPO)
+
+
+def test_a_download_that_is_cut_goes_on_and_a_missing_repository_is_named(server, run, tmp_path):
+    hub.push(run, REPO)
+    server.faults += [Fault("GET /.*resolve.*model", "cut", 1), Fault("GET /.*resolve.*compact", 503, 1)]
+    assert (hub.pull(REPO, tmp_path / "pulled") / "model.safetensors").is_file()
+    for name, revision, match in (("writer/none", None, "not on the Hub"), (REPO, "v9", "--revision v9")):
+        with pytest.raises(BadInput, match=match):
+            hub.pull(name, tmp_path / "other", revision)
+    server.files(REPO).pop("ticket.safetensors")
+    huggingface_hub.constants.HF_HUB_CACHE = str(tmp_path / "hf/other")
+    with pytest.raises(BadInput, match="holds no ticket"):
+        Ticket.from_pretrained(REPO)
+
+
+def test_a_search_pushes_at_the_end_and_a_failed_push_loses_nothing(server, search, monkeypatch, tmp_path, capsys):
+    server.faults.append(Fault("/commit/", 500))
+    wanted = {"push_to_hub": True, "hub_model_id": REPO, "hub_private_repo": True}
+    with pytest.raises(Stopped, match="nothing is lost") as found:
+        search(**wanted)
+    assert (tmp_path / "out/complete").is_file() and server.files(REPO) == {}
+    repeat = str(found.value).partition("python -m lth_scale.hub ")[2].split()
+    server.faults.clear()
+    monkeypatch.setattr(sys, "argv", ["hub", *repeat])
+    hub.main()
+    assert f"pushed to  {server.url}/{REPO}/commit/" in capsys.readouterr().out
+    assert server.repos[REPO].private and "model.safetensors" in server.files(REPO)
+    before = list(server.requests)
+    search(**wanted)
+    assert server.requests == before and "on the Hub" in capsys.readouterr().out, "once is enough"
+
+
+def test_a_token_is_asked_for_before_anything_is_trained(server, search, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(BadInput, match="HF_TOKEN"):
+        search(push_to_hub=True, hub_model_id=REPO)
+    assert not (tmp_path / "out").exists()
