@@ -32,7 +32,7 @@ HEADS = {"squad": ("question-answering", "AutoModelForQuestionAnswering"), "mlm"
 GLUE_HEAD = ("text-classification", "AutoModelForSequenceClassification")
 METRICS = {"spearman": "spearmanr"}  # ours → the name in `evaluate`
 TAGS = ["lottery-ticket", "pruning", "sparsity", "sparse", "iterative-magnitude-pruning", "lth_scale"]
-SHUFFLED = ("shuffle_layers", "shuffle_within")
+OTHER_WEIGHTS = ("reinit", "shuffle_layers", "shuffle_within")  # controls that do not train the base model's
 PICTURE = "figures/score_against_sparsity.png"
 
 
@@ -66,6 +66,11 @@ class Run:
     def args(self) -> Training:
         """The flags of the run."""
         return self.record.arguments
+
+    @property
+    def control(self) -> str:
+        """What a transfer's network was trained with that was not found, or `none`."""
+        return self.args.control if isinstance(self.args, Transfer) else "none"
 
 
 def arguments_of(saved: Mapping[str, Any]) -> Training:
@@ -158,8 +163,7 @@ def seed_of(run: Run) -> int:
 def readme(run: Run, repo: str, licence: Licence, speed: str) -> str:
     """The whole card. speed: a section of Markdown about speed, from `speed_section`."""
     ticket, args = run.ticket, run.args
-    control = getattr(args, "control", "none") if isinstance(args, Transfer) else "none"
-    kind = "A lottery ticket" if control == "none" else f"A control of a lottery ticket (`{control}`)"
+    kind = "A lottery ticket" if run.control == "none" else f"A control of a lottery ticket (`{run.control}`)"
     head = HEADS.get(args.task, GLUE_HEAD)[1]
     parts = [
         f"---\n{metadata(run, repo, licence).to_yaml()}\n---",
@@ -175,7 +179,7 @@ def readme(run: Run, repo: str, licence: Licence, speed: str) -> str:
         alone(run, repo),
         speed,
         made(run),
-        cautions(run, control),
+        cautions(run),
         f"## Licence\n\n`{licence.name}`: {licence.source}.",
     ]
     return printable("\n\n".join(parts)) + "\n"
@@ -195,8 +199,7 @@ def alone(run: Run, repo: str) -> str:
     start = getattr(args, "rewind_step", "0") if getattr(args, "rewind", "weights") == "weights" else "none"
     size = (run.stage / "ticket.safetensors").stat().st_size / 1e6
     text = f"`ticket.safetensors` ({size:.1f} MB) is the mask alone, a bit a weight. "
-    changed = getattr(args, "theta", None) or getattr(args, "control", "none") in ("reinit", *SHUFFLED)
-    if start in ("0", "0.0") and not (changed and isinstance(args, Transfer)):
+    if start in ("0", "0.0") and not getattr(args, "theta", None) and run.control not in OTHER_WEIGHTS:
         text += "Applied to the base model it gives m ⊙ θ₀, bit for bit, to be trained again:"
     else:
         text += "What it was trained from is not the base model's weights (see the command below); its mask fits those:"
@@ -219,7 +222,7 @@ def made(run: Run) -> str:
     return f"## How it was made\n\n```sh\n{command(run.args)}\n```\n\n{versions}{commit}."
 
 
-def cautions(run: Run, control: str) -> str:
+def cautions(run: Run) -> str:
     """What the ticket is no evidence for."""
     seeds = len(run.record.rows("seeds")) or 1
     lines = [
@@ -231,8 +234,8 @@ def cautions(run: Run, control: str) -> str:
         "that memory falls by the sparsity: it counts the prunable weights, not the embeddings, and zeros take room",
         "anything about fairness, safety or other languages: none of it was measured, and pruning can change it",
     ]  # fmt: skip
-    if control != "none":
-        lines.insert(0, f"what a found ticket does: `{control}` is a control")
+    if run.control != "none":
+        lines.insert(0, f"what a found ticket does: `{run.control}` is a control")
     if run.args.note:
         lines.insert(0, f"anything: it is {run.args.note}")
     return "## What it must not be used to claim\n\n" + "\n".join(f"- {line}." for line in lines)

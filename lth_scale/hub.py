@@ -62,6 +62,11 @@ def push(
     place, repo = stage_of(str(run)), hub_model_id or Path(run).resolve().name
     check_name(repo)
     root = place.model.absolute().parents[2]
+    try:
+        files.check_writable(root)
+    except OSError as problem:
+        raise BadInput(f"{run}: cannot be written ({problem.strerror}), and what is uploaded is made there; give a "
+                       "copy of it") from None  # fmt: skip
     with polite(), tempfile.TemporaryDirectory(prefix=".hub.", suffix=".tmp", dir=root) as made:
         folder = Path(made)
         if not dry_run:
@@ -160,7 +165,7 @@ def fill(folder: Path, place: Place, repo: str, licence: "Licence") -> None:
 
 
 def draw(run: Any, folder: Path) -> None:
-    """The pictures of a search as it drew them; of a transfer, its seeds at its sparsity."""
+    """The pictures as a search drew them; of a transfer, or a search that goes on, its scores so far."""
     folder.mkdir()
     for path in (run.record.directory / "figures" / name for name in PICTURES):
         if path.is_file():
@@ -168,11 +173,11 @@ def draw(run: Any, folder: Path) -> None:
     if not (folder / PICTURES[0]).is_file():
         from lth_scale import figures
 
-        metric, control = next(iter(run.row["eval"])), getattr(run.args, "control", "none")
-        seeds = [row["eval"][metric] for row in run.record.rows("seeds")]
-        lines = {"none": {}, control: {100 * run.ticket.sparsity: seeds}}
-        title = f"{run.args.task}: seeds {', '.join(str(row['seed']) for row in run.record.rows('seeds'))}"
-        png = figures.scores({metric.replace("_", " "): (lines, [])}, figures.SPARSITY, title)
+        metric, points = next(iter(run.row["eval"])), dict[float, list[float]]()
+        for row in run.record.rows("seeds") or run.record.rows():
+            points.setdefault(100 * row["sparsity"], []).append(row["eval"][metric])
+        lines = {"none": {}, run.control: points}
+        png = figures.scores({metric.replace("_", " "): (lines, [])}, figures.SPARSITY, run.args.task)
         files.write_bytes(folder / PICTURES[0], png)
 
 

@@ -19,14 +19,10 @@ def pytest_addoption(parser):
     parser.addoption("--machine", action="store_true", help="also run what needs root, system packages and minutes")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """A worker takes a whole file, whose fixtures are made once; the pages of the documentation go one by one."""
     for item in items:
         if item.get_closest_marker("machine") and not config.getoption("--machine"):
             item.add_marker(pytest.mark.skip(reason="needs root, system packages and minutes: give --machine"))
-        if "every_command_of_a_page" not in item.name:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 WORDS = "the cat sat on a mat and saw one good dog run far from its old bad house by the sea".split()  # noqa: SIM905
