@@ -63,10 +63,9 @@ def machines() -> Iterator[list[list[str]]]:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> dict[str, str]:
-    """No GPU; the device that gloo listens on (else it takes the host name's, here 127.0.0.1); DeepSpeed's cache."""
-    compiled = os.environ.get("TORCH_EXTENSIONS_DIR") or str(tmp_path_factory.mktemp("extensions"))
-    return os.environ | {"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "eth0", "TORCH_EXTENSIONS_DIR": compiled}
+def environment() -> dict[str, str]:
+    """No GPU; the device that gloo listens on (else it takes the host name's, here 127.0.0.1)."""
+    return os.environ | {"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "eth0"}
 
 
 def search(out: Path, steps: int) -> list[str]:

@@ -149,9 +149,10 @@ def outcome(out: Path) -> dict:
             del row[name]
     theta = load_file(out / "theta.safetensors")
     store = sqlite3.connect(out.parent / "mlflow.db")
+    value = "case when m.key in ('seconds', 'peak_memory') or m.key like 'system/%' then 0 else m.value end"
     query = "select {} from {} m join runs r using (run_uuid) where r.lifecycle_stage = 'active' order by 1, 2, 3, 4"
     names = {name: sorted(store.execute(query.format(what, name)).fetchall()) for name, what in (
-        ("metrics", "r.name, m.key, m.step, case when m.key in ('seconds', 'peak_memory') then 0 else m.value end"),
+        ("metrics", f"r.name, m.key, m.step, {value}"),
         ("params", "r.name, m.key, case when m.key = 'output_dir' then '' else m.value end, 0"))}  # fmt: skip
     runs = "select name, status, (select count(*) from runs) > 0 from runs where lifecycle_stage = 'active' order by 1"
     return {

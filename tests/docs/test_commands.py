@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -85,12 +86,22 @@ def run(block: Block, directory: Path) -> subprocess.CompletedProcess:
     )
 
 
+FIRST: dict[str, Path] = {}  # what the block that several pages begin with has left behind: it is run once
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_of_a_page_runs_or_says_why_not(page, scratch):
-    for block in blocks(page.read_text(encoding="utf-8")):
-        if block.reason is None:
-            done = run(block, scratch)
-            assert done.returncode == 0, f"{page}:{block.line}\n{block.shell}\n{done.stdout}\n{done.stderr[-3000:]}"
+    todo = [block for block in blocks(page.read_text(encoding="utf-8")) if block.reason is None]
+    if todo and todo[0].code.startswith("./run demo"):
+        key = f"./run demo {todo[0].flags}"
+        if key in FIRST:
+            shutil.copytree(FIRST[key], scratch / "runs")
+            todo = todo[1:]
+    for number, block in enumerate(todo):
+        done = run(block, scratch)
+        assert done.returncode == 0, f"{page}:{block.line}\n{block.shell}\n{done.stdout}\n{done.stderr[-3000:]}"
+        if number == 0 and block.code.startswith("./run demo"):
+            FIRST[key] = Path(shutil.copytree(scratch / "runs", scratch / "first"))
 
 
 @pytest.mark.parametrize(
