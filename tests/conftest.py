@@ -16,13 +16,13 @@ from lth_scale.arguments import embedded_path
 
 
 def pytest_addoption(parser):
-    parser.addoption("--machine", action="store_true", help="also run what needs root, system packages and minutes")
+    parser.addoption("--machine", action="store_true", help="also run what needs root, system packages or a minute")
 
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("machine") and not config.getoption("--machine"):
-            item.add_marker(pytest.mark.skip(reason="needs root, system packages and minutes: give --machine"))
+            item.add_marker(pytest.mark.skip(reason="needs root, system packages or a minute: give --machine"))
 
 
 WORDS = "the cat sat on a mat and saw one good dog run far from its old bad house by the sea".split()  # noqa: SIM905

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from test_launch import ACCELERATE, SHORT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.machine
 
 ADDRESSES = ["10.99.0.10", "10.99.0.11"]
 CONFIG = Path(__file__).parents[1] / "accelerate_configs/multi_node_zero3.yaml"

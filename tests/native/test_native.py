@@ -292,7 +292,7 @@ class TestBuilding:
         said = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True, check=True)
         assert "no C++ compiler no-such-compiler" in said.stdout and len(said.stdout.splitlines()) == 1
 
-    @pytest.mark.slow
+    @pytest.mark.machine
     def test_a_compilation_that_was_killed_is_begun_again(self, tmp_path):
         text = "from lth_scale import native; print([native.unavailable()])"
         environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
