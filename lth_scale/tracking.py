@@ -361,7 +361,7 @@ def view() -> str:
         key = by_percent(task)
         charts.append({**same, "uuid": task, "metricKey": key, "selectedMetricKeys": [key]})
     sections = [
-        {"uuid": "curves", "name": "Step = % of weights pruned", "display": True, "columns": 2, "cardHeight": 400}
+        {"uuid": "curves", "name": "Step = % of weights pruned", "display": True, "columns": 1, "cardHeight": 400}
     ]
     sections += [{"uuid": name, "name": name, "display": False} for name in ("eval", *CONTROLS, "Model metrics")]
     state = {
