@@ -23,6 +23,11 @@ from lth_scale import files
 EMBEDDED = "embedded"
 GLUE_TASKS = ("mnli", "qqp", "stsb", "wnli", "qnli", "mrpc", "rte", "sst2", "cola")
 TASKS = (*GLUE_TASKS, "squad", "mlm")
+# The Hub's data of each task: name and configuration.
+DATASETS = {task: ("nyu-mll/glue", task) for task in GLUE_TASKS} | {
+    "squad": ("rajpurkar/squad", "plain_text"),
+    "mlm": ("wikimedia/wikipedia", "20231101.en"),
+}
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adamw_bnb_8bit")
 CONTROLS = ("random_mask", "random_layerwise", "reinit", "shuffle_layers", "shuffle_within", "one_shot")

@@ -13,8 +13,8 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 from lth_scale import files, page, terminal
 from lth_scale.arguments import (
     COSMETIC,
+    DATASETS,
     EMBEDDED,
-    GLUE_TASKS,
     Arguments,
     Training,
     Transfer,
@@ -25,9 +25,6 @@ from lth_scale.arguments import (
 from lth_scale.record import Record
 from lth_scale.ticket import Ticket
 
-DATASETS = {task: ("nyu-mll/glue", task) for task in GLUE_TASKS} | {
-    "squad": ("rajpurkar/squad", "plain_text"), "mlm": ("wikimedia/wikipedia", "20231101.en"),
-}  # fmt: skip
 HEADS = {"squad": ("question-answering", "AutoModelForQuestionAnswering"), "mlm": ("fill-mask", "AutoModelForMaskedLM")}
 GLUE_HEAD = ("text-classification", "AutoModelForSequenceClassification")
 METRICS = {"spearman": "spearmanr"}  # ours → the name in `evaluate`

@@ -31,7 +31,7 @@ from mlflow.store.db import utils as db_utils
 from safetensors import safe_open
 
 from lth_scale import files, outbox
-from lth_scale.arguments import CONTROLS, COSMETIC, GLUE_TASKS, TASKS, Arguments, Training, Transfer, source_name
+from lth_scale.arguments import CONTROLS, COSMETIC, DATASETS, TASKS, Arguments, Training, Transfer, source_name
 from lth_scale.outbox import Line, Outbox
 from lth_scale.record import Record, Stage
 
@@ -53,7 +53,6 @@ nothing but the seed share one. Open a run for its table and figure, its data an
 tickets; *Model registry* for those that match the full network, under the rule that the alias names."""
 NOTE_LENGTH = 7500  # of the 8,000 characters that a tag may have
 METHOD = ("scope", "pattern", "score", "rewind", "rewind_step", "distill", "early_bird")
-HUB = dict.fromkeys(GLUE_TASKS, "nyu-mll/glue") | {"squad": "rajpurkar/squad", "mlm": "wikimedia/wikipedia"}
 SCORES = dict.fromkeys(TASKS, "accuracy") | {"stsb": "pearson", "cola": "matthews_correlation", "squad": "f1"}
 
 
@@ -310,7 +309,7 @@ def describe_data(task: "Task", args: Training) -> list[dict[str, str]]:
         found.append({
             "name": f"{args.task} {split}", "digest": digest, "split": "training" if split == "train" else "validation",
             "kind": "local" if args.dataset_path else "hf", "profile": json.dumps({"num_rows": count}),
-            "source": json.dumps({"uri" if args.dataset_path else "path": args.dataset_path or HUB[args.task]}),
+            "source": json.dumps({"uri" if args.dataset_path else "path": args.dataset_path or DATASETS[args.task][0]}),
         })  # fmt: skip
     return found
 

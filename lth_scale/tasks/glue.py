@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from lth_scale import metrics
-from lth_scale.arguments import Training
+from lth_scale.arguments import DATASETS, Training
 from lth_scale.tasks import data
 from lth_scale.tasks.task import (
     Batch,
@@ -64,9 +64,7 @@ def load_rows(args: Training, family: Family) -> dict[str, Dataset]:
     validation = (family.validation, *family.more.values())
     limits = {"train": args.max_train_samples, **dict.fromkeys(validation, args.max_eval_samples)}
     classes = None if family.classes == 1 else family.classes
-    return data.load_splits(
-        args, ("nyu-mll/glue", args.task), columns, classes, limits, optional=tuple(family.more.values())
-    )
+    return data.load_splits(args, DATASETS[args.task], columns, classes, limits, optional=tuple(family.more.values()))
 
 
 def load(args: Training) -> Task:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from lth_scale import metrics
-from lth_scale.arguments import BadInput, Training
+from lth_scale.arguments import DATASETS, BadInput, Training
 from lth_scale.prunable import base_model
 from lth_scale.tasks import data
 from lth_scale.tasks.task import (
@@ -22,7 +22,6 @@ from lth_scale.tasks.task import (
     sequence_length,
 )
 
-WIKIPEDIA = ("wikimedia/wikipedia", "20231101.en")
 HELD_OUT_ARTICLES = 2_000  # of the stream; they are the validation split
 HELD_OUT_BLOCKS = 1_000
 SHUFFLE_BUFFER = 10_000
@@ -106,7 +105,7 @@ def load_blocks(args: Training, tokenizer: PreTrainedTokenizerBase, length: int)
 
 def stream_blocks(args: Training, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[Dataset, Dataset]:
     """Blocks of English Wikipedia, streamed once and kept on disk: every round sees the same ones in the same order."""
-    articles = data.load_hub(*WIKIPEDIA, streaming=True)["train"]
+    articles = data.load_hub(*DATASETS["mlm"], streaming=True)["train"]
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps * PartialState().num_processes
     train_count = args.max_train_samples or max(1, args.max_steps) * step
     if args.max_steps < 0 and args.max_train_samples is None:
@@ -118,7 +117,9 @@ def stream_blocks(args: Training, tokenizer: PreTrainedTokenizerBase, length: in
         (articles.take(HELD_OUT_ARTICLES), args.max_eval_samples or HELD_OUT_BLOCKS),
     ):
         blocks = part.map(pack, batched=True, fn_kwargs=options, remove_columns=["id", "url", "title", "text"])
-        key = data.fingerprint(WIKIPEDIA, args.seed, count, length, len(splits), sorted(tokenizer.get_vocab().items()))
+        key = data.fingerprint(
+            DATASETS["mlm"], args.seed, count, length, len(splits), sorted(tokenizer.get_vocab().items())
+        )
         splits.append(data.materialize(blocks.take(count).__iter__, key))
     return splits[0], splits[1]
 
