@@ -57,9 +57,8 @@ class Requests:
         progress()
         if self.parent not in (None, os.getppid()):
             self.asked = STOP
-        asked = ranks.most(self.asked)
-        self.asked = 0
-        return asked
+        asked, self.asked = self.asked, 0  # before the ranks meet: a signal that comes meanwhile is for the next call
+        return ranks.most(asked)
 
 
 def usage(ranks: Ranks) -> dict[str, float]:

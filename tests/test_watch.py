@@ -11,6 +11,8 @@ import psutil
 import pytest
 
 from lth_scale.arguments import resolve
+from lth_scale.sharding import Ranks
+from lth_scale.watch import STOP, Requests
 
 
 class Launch:
@@ -130,11 +132,26 @@ def test_a_launcher_that_is_killed_or_told_to_stop_leaves_a_checkpoint_behind(fl
     again.until_checkpoint("rounds/01/checkpoint-*/complete")
     again.process.terminate()
     code, said = again.end(60)
-    assert code != 0 and "error: round 01 was asked to stop: " in said and " is written; start the same" in said
+    assert code != 0 and "error: round 01 was asked to stop: " in said and " is written; start the same" in said, said
     assert said.count("error: ") == 1
     code, said = Launch(flags, tmp_path / "log-2").end(120)
     assert code == 0 and "round 01: goes on from step" in said, said
     assert (again.out / "ticket.safetensors").read_bytes() == expected
+
+
+class Meeting:
+    """Ranks one of which is sent SIGTERM while they agree."""
+
+    def most(self, asked: int) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return asked
+
+
+def test_a_signal_that_comes_while_the_ranks_agree_is_heeded_at_the_next_call():
+    requests = Requests()
+    with requests.heeded():
+        assert requests.agreed(Meeting()) == 0
+        assert requests.agreed(Ranks()) == STOP
 
 
 def test_every_command_takes_the_timeout_of_the_launched():
