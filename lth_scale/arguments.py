@@ -39,7 +39,7 @@ GROUPS = {
     "max_train_samples max_eval_samples ticket theta seed seeds output_dir",
     "search": "target_sparsity prune_rate schedule scope pattern score rewind rewind_step lr_span dense keep_theta "
     "distill early_bird",
-    "comparison": "control compare_with connectivity",
+    "comparison": "control compare_with connectivity keep_network",
     "training": "per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps "
     "weight_decay max_grad_norm num_train_epochs max_steps optim optim_args",
     "precision and speed": "bf16 fp16 full_determinism per_device_eval_batch_size dataloader_num_workers",
@@ -223,12 +223,14 @@ class Transfer(Training):
     connectivity: bool = flag(
         "also train the first two seeds' data orders from one start and join them linearly", False
     )
+    keep_network: bool = flag("keep the first seed's network, to export or time it; --push_to_hub does too", False)
 
 
 # Flags that change what is shown, not what is found: the same search may go on with others.
 COSMETIC = (
     *("output_dir", "logging_steps", "report_to", "run_name", "dataloader_num_workers", "seeds", "compare_with"),
     *("save_steps", "save_total_limit", "ddp_timeout", "push_to_hub", "hub_model_id", "hub_private_repo"),
+    "keep_network",
 )
 
 # What a ticket may name to be loaded; a revision becomes a path in the Hub's cache.

@@ -170,9 +170,9 @@ class Record:
         return done and self._wanted() <= {row["seed"] for row in self.rows("seeds")}
 
     def lacks_network(self) -> bool:
-        """True where a transfer is to be uploaded, and was trained without keeping its first seed's network."""
+        """True where a transfer was trained without keeping its first seed's network, which is wanted now."""
         args, first = self.arguments, self.directory / f"seeds/{self.arguments.seed:02d}/model/config.json"
-        return isinstance(args, Transfer) and args.push_to_hub and not first.is_file()
+        return isinstance(args, Transfer) and (args.push_to_hub or args.keep_network) and not first.is_file()
 
     def _wanted(self) -> set[int]:
         return set(getattr(self.arguments, "seeds", ()))

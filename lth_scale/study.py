@@ -228,7 +228,8 @@ def main() -> None:
         raise BadInput(f"--output_dir {directory}: cannot be written ({problem.strerror}); give another") from None
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # see Runner.start
-    files.write_json(directory / "study.json", summary(made))
+    command = shlex.join(["python", "-m", "lth_scale.study", *sys.argv[1:]])
+    files.write_json(directory / "study.json", summary(made) | {"command": command})
     runner.run()
     print(runner.table(), flush=True)
     if runner.failed:

@@ -90,8 +90,8 @@ class Subnetwork(Trial):
         self.train_to(self.steps, training.learning_rates(self.args, self.steps))
 
     def complete(self) -> None:
-        """Write what the seed gave; with --push_to_hub the first seed's network, which is what is uploaded."""
-        if self.args.push_to_hub and self.stage.number == self.args.seed:
+        """Write what the seed gave; with --keep_network or --push_to_hub the first seed's network."""
+        if (self.args.push_to_hub or self.args.keep_network) and self.stage.number == self.args.seed:
             self.save_network()
         super().complete()
 

@@ -447,6 +447,12 @@ REPORTS = [
           [{**RESULTS[0], "eval": {"accuracy": "high"}}])), ("deep JSON", "[" * 10**5))),
     case("report", "a damaged ticket", "jobs/j/rounds/01/ticket.safetensors", argv="…/study",
          lay=reported(json.dumps(RESULTS), **{"rounds/01/ticket.safetensors": "no"})),
+    case("report", "--save /dev/null/x …", "--save /dev/null/x: cannot be written", "another",
+         argv="--report_to none --save /dev/null/x …/study", lay=reported(json.dumps(RESULTS))),
+    *(case("report", f"page.in: {what}", *named, lay=put("page.in", text), argv="…") for what, text, *named in (
+        ("an unknown word", "{{price x}}", "…/page.in: {{price x}} is not known", "table"),
+        ("a file that is not there", "{{score no sst2 0}}", "…/no.json: cannot be read", "--save"),
+        ("not UTF-8", b"\xff", "…/page.in: is no text", "UTF-8"))),
     case("report", "--output_dir /dev/null/x …", "another", argv="--output_dir /dev/null/x …/study",
          lay=reported(json.dumps(RESULTS))),
 ]  # fmt: skip
@@ -580,7 +586,7 @@ PUSHES = [
     case("hub", "no verb", "push", argv=""), case("hub", "no RUN", "RUN", argv="push"),
     case("hub", "a run that is not there", "/no/such/run", "save_pretrained", argv="push /no/such/run --dry_run"),
     case("hub", "a model without a ticket", "MODEL", "lth_scale.imp", argv="push MODEL --dry_run"),
-    case("hub", "a transfer without its network", "--push_to_hub", argv="push …/out --dry_run",
+    case("hub", "a transfer without its network", "--keep_network", argv="push …/out --dry_run",
          lay=damage("transfer", "x", None, unfinished=False)),
     *(case("hub", f"--hub_model_id {name}", f"--hub_model_id {name}", "user/name",
            argv=f"push …/out --dry_run --hub_model_id {name}", lay=damage("search", "x", None, unfinished=False))

@@ -176,7 +176,7 @@ def test_the_card_repeats_the_command_that_made_the_run(run):
 
 def test_a_transfer_is_pushed_with_its_first_seeds_network(server, run, transfer):
     done = transfer(3, 4, ticket=run)
-    with pytest.raises(BadInput, match="--push_to_hub"):
+    with pytest.raises(BadInput, match="--keep_network"):
         hub.push(done, REPO)
     assert transfer(3, 4, ticket=run, push_to_hub=True, hub_model_id=REPO) == done, "trains the first seed once more"
     card = server.files(REPO)["README.md"].decode()

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from lth_scale import Ticket, training
 from lth_scale.arguments import CONTROLS, BadInput, Transfer, parse
+from lth_scale.export.places import locate
 from lth_scale.subnetwork import barrier
 
 
@@ -182,6 +183,19 @@ def test_a_comparison_across_tasks_or_with_a_search_is_refused(search, transfer,
         with pytest.raises(BadInput, match=said):
             transfer(1, compare_with=directory)
     assert not (tmp_path / "transfer").exists()
+
+
+def test_the_network_of_an_earlier_round_s_ticket_is_kept_when_asked_for_and_is_that_of_the_search(search, transfer):
+    found = search(seed=7, keep_theta="1")  # keeps round 0's network beside the last one's
+    ticket = found / "rounds/00/ticket.safetensors"
+    out = transfer(7, 8, ticket=ticket)
+    with pytest.raises(BadInput, match="--keep_network"):
+        locate(str(out))
+    assert transfer(7, 8, ticket=ticket, keep_network=True) == out
+    assert [path.name for path in out.glob("seeds/*/model")] == ["model"]  # the first seed's alone
+    kept, searched = (load_file(each / "model/model.safetensors") for each in (out / "seeds/07", found / "rounds/00"))
+    assert kept.keys() == searched.keys() and all(torch.equal(kept[name], searched[name]) for name in kept)
+    assert locate(str(out)).ticket == out / "seeds/07/ticket.safetensors"
 
 
 def test_one_shot_beside_a_ticket_under_a_pattern_has_the_pattern(search, transfer):

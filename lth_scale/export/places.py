@@ -62,7 +62,7 @@ def locate(path: str) -> Place:
         kept = [where, *where.glob("seeds/[0-9]*")]
         for stage in (each for each in kept if (each / "model").is_dir()):
             return _of_round(stage)
-        raise BadInput(f"{path}: a transfer keeps its network with --push_to_hub alone; run it again with that, or "
+        raise BadInput(f"{path}: a transfer keeps its network with --keep_network alone; run it again with that, or "
                        "give the --output_dir of a search (lth_scale.imp)")  # fmt: skip
     if (where / "ticket.safetensors").is_file():
         return _of_round(where)
@@ -74,7 +74,10 @@ def locate(path: str) -> Place:
 
 def _of_round(stage: Path) -> Place:
     if not (stage / "model/config.json").is_file() or not (stage / "complete").is_file():
-        raise BadInput(f"{stage}: has no network of a complete round; give the search, which keeps that of its last")
+        raise BadInput(
+            f"{stage}: has no network of a complete round: a search keeps that of its last alone; give the search, "
+            "or train this ticket with lth_scale.transfer --ticket … --keep_network"
+        )
     run, arguments = stage.absolute().parent.parent, {}
     if stage.absolute().parent.name in ("rounds", "seeds") and (run / "arguments.json").is_file():
         try:

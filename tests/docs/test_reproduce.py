@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lth_scale.findings import paper
 from lth_scale.grid import load, plan
-from lth_scale.report import paper
 from lth_scale.study import steps_of
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,226 @@
+"""Results small enough to commit, and a page written from them, so that no number in it is typed by hand.
+
+`python -m lth_scale.report RUN --save docs/evidence/NAME.json` keeps of a study what its report needs.
+`python -m lth_scale.report docs/evidence` fills `docs/evidence/page.in` and writes `docs/evidence.md`. In the page
+
+* `NAME` stands for NAME.json, and with a `*` in it for all such files together;
+* `{{table NAME Title}}` is the table of that title, `{{picture NAME file.png}}` a picture, with how they were made;
+* `{{score NAME task 0.5 random_mask}}` is mean ± sd and n (without a control: the ticket; at 0: the full network),
+  `{{highest NAME task rule}}` the highest sparsity that matches under a rule, `{{range NAME task rule}}` also where it
+  first fails;
+* `{{measured NAME}}` is the table of a file of measurements, `{{value NAME what}}` one median of it;
+* `{{speed NAME}}` are the tables of a speed.json of `lth_scale.speed`, `{{times NAME engine}}` one engine's ratios;
+  `{{minutes NAME job}}` is how long a job's trainings took.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lth_scale import files, findings
+from lth_scale.arguments import BadInput
+from lth_scale.page import Section, Table, grid
+from lth_scale.record import git_commit, versions
+
+KEPT = ("round", "seed", "sparsity", "steps", "eval", "seconds", "peak_memory")  # of a row of results
+WANTED = ("id", "kind", "directory", "flags")  # of a job
+PACKAGES = ("lth_scale", "torch", "transformers", "accelerate")
+
+
+def save(directory: Path, file: Path) -> None:
+    """Write `keep` of a study into `file`. Raises BadInput where the study is damaged."""
+    files.write_json(file, keep(directory))
+
+
+def keep(directory: Path) -> dict[str, Any]:
+    """What a report needs of the study below `directory`. Raises BadInput."""
+    study, plan = findings.load(directory), json.loads((directory / "study.json").read_text())
+    rows, finished = findings.results(directory, plan)
+    return {
+        "made": made(directory, plan.get("command", "lth_scale.study")),
+        "plan": plan | {"jobs": [{name: job[name] for name in WANTED} for job in plan["jobs"]]},
+        "rows": {
+            job: [{name: x for name, x in row.items() if name in KEPT} for row in mine] for job, mine in rows.items()
+        },
+        "finished": [job for job, whole in finished.items() if whole],
+        "masks": findings.mask_facts(study),
+    }
+
+
+def made(directory: Path | None, command: str) -> dict[str, str]:
+    """The command, the machine that this is, and the versions that the jobs below `directory` wrote down, or of now."""
+    from lth_scale.speed.report import machine  # imports torch
+
+    here, found = machine(), sorted(directory.glob("**/arguments.json")) if directory else []
+    wrote = [json.loads(path.read_text()) for path in found] or [{"versions": versions(), "git_commit": git_commit()}]
+    said = {name: {str(each.get("versions", each).get(name)) for each in wrote} for name in PACKAGES}
+    said["git"] = {str(each.get("git_commit"))[:9] for each in wrote}
+    together = ", ".join(f"{name} {'/'.join(sorted(each))}" for name, each in said.items())
+    return {"command": command, "machine": f"{here['cpu']}, {here['gpu'] or 'no GPU'}", "versions": together}
+
+
+@cache
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as problem:
+        raise BadInput(f"{path}: cannot be read ({problem}); make it with lth_scale.report RUN --save {path}") from None
+
+
+@cache
+def _study(path: Path) -> findings.Study:
+    """The study of a file; where the name has a `*`, of all such files together: each has its own tasks."""
+    parts = [_read(file) for file in sorted(path.parent.glob(path.name)) or [path]]
+    try:
+        return _together(path, parts)
+    except (KeyError, TypeError, AttributeError, ValueError) as problem:
+        raise BadInput(f"{path}: is no file of lth_scale.report --save ({problem!r}); make it again") from None
+
+
+def _together(path: Path, parts: list[dict[str, Any]]) -> findings.Study:
+    plans = [part["plan"] for part in parts]
+    rows = {job: mine for part in parts for job, mine in part["rows"].items()}
+    plan = plans[0] | {
+        "name": path.stem,
+        "tasks": [task for task in findings.TASKS if any(task in plan["tasks"] for plan in plans)],
+        "jobs": list({job["id"]: job for plan in plans for job in plan["jobs"]}.values()),
+        "cells": [cell for plan in plans for cell in plan["cells"]],
+    }
+    finished = {job: any(job in part["finished"] for part in parts) for job in rows}
+    masks = [part["masks"] for part in parts]
+    kept = masks[0] | {name: {k: v for each in masks for k, v in each[name].items()} for name in ("layers", "shared")}
+    return findings.study_of(plan, rows, finished, path.parent, kept)
+
+
+@cache
+def _sections(path: Path) -> list[Section]:
+    return findings.sections(_study(path), delta=1.0)
+
+
+def _made(path: Path) -> str:
+    every = dict.fromkeys(json.dumps(_read(file)["made"]) for file in sorted(path.parent.glob(path.name)))
+    return "\n".join("Made by `{command}` on {machine} ({versions}).".format(**json.loads(each)) for each in every)
+
+
+def table(path: Path, *words: str) -> str:
+    """A table of a study's report, by how its title begins, and how it was made."""
+    title = " ".join(words)
+    found = [each for section in _sections(path) for each in section.tables if each.title.startswith(title)]
+    if not found:
+        raise BadInput(f"{path}: has no table {title!r}; see the titles in lth_scale.report's page")
+    return f"{grid(found[0])}\n\n{_made(path)}"
+
+
+def picture(path: Path, name: str) -> str:
+    """A picture of a study's report, written beside the results, and how it was made."""
+    found = {file: drawn for section in _sections(path) for file, drawn in section.pictures.items()}
+    if name not in found:
+        raise BadInput(f"{path}: has no picture {name!r}; take one of {', '.join(found)}")
+    (caption, png), own = found[name], path.stem.replace("*", "all")
+    files.write_bytes(path.with_name(f"{own}-{name}"), png)
+    return f"![{own}: {caption}]({path.parent.name}/{own}-{name})\n\n{_made(path)}"
+
+
+def score(path: Path, task: str, sparsity: str, control: str = "none", source: str | None = None) -> str:
+    """Mean ± sd and n of one network, in points."""
+    return str(_study(path).group(task, float(sparsity), control, source))
+
+
+def extent(path: Path, task: str, rule: str) -> str:
+    """The highest sparsity at which a rule holds, and the least at which it does not."""
+    return findings.extent(_study(path), task, 1.0)[rule]
+
+
+def highest(path: Path, task: str, rule: str) -> str:
+    """The highest sparsity at which a rule holds, or `none`."""
+    return extent(path, task, rule).partition(";")[0]
+
+
+def measured(path: Path) -> str:
+    """A file of measurements as a table: what, median [least, greatest], unit, n."""
+    rows = [[row["what"], _median(row), row["unit"], str(len(row["values"]))] for row in _read(path)["rows"]]
+    return f"{grid(Table('', ['what', 'median [least, greatest]', 'unit', 'n'], rows))}\n\n{_made(path)}"
+
+
+def _median(row: dict[str, Any]) -> str:
+    values = sorted(row["values"])
+    middle = (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
+    least, middle, greatest = (f"{x:,.0f}" if x >= 1000 else f"{x:.3g}" for x in (values[0], middle, values[-1]))
+    return f"{middle} [{least}, {greatest}]" if len(values) > 1 else middle
+
+
+def value(path: Path, *words: str) -> str:
+    """The median of one measurement with its unit."""
+    found = [row for row in _read(path)["rows"] if row["what"] == " ".join(words)]
+    if not found:
+        raise BadInput(f"{path}: has no row {' '.join(words)!r}")
+    return f"{_median(found[0]).partition(' ')[0]} {found[0]['unit']}"
+
+
+def minutes(path: Path, job: str) -> str:
+    """How long the trainings of a finished job took."""
+    return f"{sum(row['seconds'] for row in _read(path)['rows'][job]) / 60:.0f} minutes"
+
+
+def times(path: Path, engine: str) -> str:
+    """How an engine compares with the best dense one of its precision, and of any, on the first target."""
+    cell = _read(path)["cells"][0]
+    row, best = cell["rows"][engine], cell["best"]
+    said = [("times_same", best[row["precision"]]), ("times_best", best["any"])]
+    return " and ".join("{:.2f} [{:.2f}, {:.2f}] × {}".format(*row[name], dense) for name, dense in said)
+
+
+def speed(path: Path) -> str:
+    """The tables of a speed.json of `lth_scale.speed`."""
+    from lth_scale.speed.report import section  # imports torch
+
+    kept = _read(path)
+    parts = [section(cell) for cell in kept["cells"]]
+    tables = [f"**{part.title}.** {' '.join(part.text)}\n\n{grid(each)}" for part in parts for each in part.tables]
+    targets = " ".join(dict.fromkeys(cell["target"] for cell in kept["cells"]))
+    given = {name: words for name, words in kept["settings"].items() if words not in (None, "auto", 0)}
+    flags = " ".join(f"--{name} {' '.join(map(str, x)) if isinstance(x, list) else x}" for name, x in given.items())
+    here, named = kept["machine"], ["torch", "onnxruntime", "openvino"]
+    versions = ", ".join(f"{name} {here['versions'][name]}" for name in named if name in here["versions"])
+    how = f"`python -m lth_scale.speed {targets} {flags}` on {here['cpu']}, {here['gpu'] or 'no GPU'} ({versions})"
+    return "\n\n".join([*tables, f"Made by {how}."])
+
+
+FILLED: dict[str, Callable[..., str]] = {
+    "table": table, "picture": picture, "score": score, "highest": highest, "range": extent,
+    "measured": measured, "value": value, "speed": speed, "times": times,
+    "minutes": minutes,
+}  # fmt: skip
+
+
+def fill(folder: Path) -> str:
+    """`folder`/page.in with everything in {{ }} filled in. Raises BadInput where that cannot be."""
+
+    def one(found: re.Match[str]) -> str:
+        what, *words = found[1].split()
+        if what not in FILLED or not words:
+            raise BadInput(f"{folder / 'page.in'}: {found[0]} is not known; take one of {', '.join(FILLED)}")
+        try:
+            return FILLED[what](folder / f"{words[0]}.json", *words[1:])
+        except BadInput:
+            raise
+        except (TypeError, KeyError, ValueError) as problem:
+            raise BadInput(
+                f"{folder / 'page.in'}: {found[0]}: cannot be filled in ({problem}); see evidence.py"
+            ) from None
+
+    try:
+        text = (folder / "page.in").read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise BadInput(f"{folder / 'page.in'}: is no text ({problem}); save it as UTF-8") from None
+    return re.sub(r"\{\{(.+?)\}\}", one, text)
+
+
+def write(folder: Path) -> Path:
+    """Write the page beside `folder`, under its name. Returns its file."""
+    page = folder.with_name(f"{folder.name}.md")
+    files.write_bytes(page, fill(folder).encode())
+    return page
