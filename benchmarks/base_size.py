@@ -7,6 +7,7 @@ ranks. What is already below --work is measured no second time. One run of each:
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
@@ -14,8 +15,9 @@ import time
 from pathlib import Path
 
 import psutil
+from safetensors import safe_open
 
-from lth_scale import files
+from lth_scale import Ticket, files
 from lth_scale.evidence import made
 
 ZERO3 = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/zero3.yaml", "--num_processes", "2"]
@@ -72,6 +74,18 @@ def search(work: Path, name: str, given: argparse.Namespace, launcher: list[str]
     return [*rounds, *whole(name, measured)]
 
 
+def states(given: argparse.Namespace) -> list[dict]:
+    """Bytes of weights, moments, gradients and mask as docs/scale_out.md predicts them, of all processes together."""
+    with safe_open(next((given.work / "search").glob("rounds/*/model/model.safetensors")), "pt") as file:
+        weights = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    masked = Ticket.load(given.work / "search/ticket.safetensors").prunable
+    whole, sharded = 16 * weights + masked, 18 * weights + masked + 2 * 1e9
+    return [
+        row("search: predicted of it for weights, moments, gradients, mask", "GB", whole / 1e9),
+        row("ZeRO-3 on 2 ranks: predicted of it for the same and two buckets", "GB", sharded / 1e9),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
@@ -86,6 +100,7 @@ def main() -> None:
     rows = search(given.work, "search", given, [], 32)
     os.environ["OMP_NUM_THREADS"] = "1"
     rows += search(given.work, "ZeRO-3 on 2 ranks", given, ZERO3, 16)
+    rows += states(given)
     for kind in ("dense", "compact", "native"):
         target = given.work / f"export_{kind}"
         command = ["-m", "lth_scale.export", str(given.work / "search"), "--format", kind, "--output_dir", str(target)]
