@@ -101,8 +101,11 @@ def _sections(path: Path) -> list[Section]:
 
 
 def _made(path: Path) -> str:
-    every = dict.fromkeys(json.dumps(_read(file)["made"]) for file in sorted(path.parent.glob(path.name)))
-    return "\n".join("Made by `{command}` on {machine} ({versions}).".format(**json.loads(each)) for each in every)
+    every = {file.stem: _read(file) for file in sorted(path.parent.glob(path.name))}
+    begun = {name: kept["made"] for name, kept in every.items() if kept.get("finished", True)}
+    lines = ["Made by `{command}` on {machine} ({versions}).".format(**how) for how in begun.values()]
+    later = [name for name in every if name not in begun]
+    return "\n".join([*lines, *([f"Not begun: {', '.join(later)}."] if later else [])])
 
 
 def table(path: Path, *words: str) -> str:

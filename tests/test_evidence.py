@@ -69,6 +69,15 @@ def test_tables_of_several_studies_stand_together_and_name_each_command(filled):
     assert said.count("Made by `python -m lth_scale.study ") == 2 and "mrpc.yaml` on " in said
 
 
+def test_a_study_that_has_not_begun_is_planned_and_missing(filled, folder, tmp_path):
+    plan = Plan(tmp_path, tasks=["mlm"], seeds=(1, 2))
+    for seed in plan.seeds:
+        plan.search("mlm", seed, missing=True)
+    evidence.save(plan.write(), folder / "later-mlm.json")
+    said = filled("{{table later-* Scores by sparsity}}")
+    assert said.count("missing") == len(LOSS) + 1 and said.endswith("\n\nNot begun: later-mlm.")
+
+
 def test_pictures_lie_beside_the_results(filled, folder):
     said = filled("{{picture small-* scores.png}}")
     assert said.startswith("![small-all: score against sparsity](facts/small-all-scores.png)")
