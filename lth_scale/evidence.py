@@ -59,14 +59,18 @@ def made(directory: Path | None, command: str) -> dict[str, str]:
     said = {name: {str(each.get("versions", each).get(name)) for each in wrote} for name in PACKAGES}
     said["git"] = {str(each.get("git_commit"))[:9] for each in wrote}
     together = ", ".join(f"{name} {'/'.join(sorted(each))}" for name, each in said.items())
-    return {"command": command, "machine": f"{here['cpu']}, {here['gpu'] or 'no GPU'}", "versions": together}
+    return {
+        "command": command,
+        "machine": f"{here['cpu']}, {here['cores']}, {here['gpu'] or 'no GPU'}",
+        "versions": together,
+    }
 
 
 @cache
 def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise BadInput(f"{path}: cannot be read ({problem}); make it with lth_scale.report RUN --save {path}") from None
 
 
@@ -177,19 +181,30 @@ def times(path: Path, engine: str) -> str:
 
 
 def speed(path: Path) -> str:
-    """The tables of a speed.json of `lth_scale.speed`."""
-    from lth_scale.speed.report import section  # imports torch
+    """The tables of a speed.json of `lth_scale.speed`, of what was timed, and its picture, beside the results."""
+    from lth_scale.speed.report import break_evens, section  # imports torch
 
-    kept = _read(path)
-    parts = [section(cell) for cell in kept["cells"]]
-    tables = [f"**{part.title}.** {' '.join(part.text)}\n\n{grid(each)}" for part in parts for each in part.tables]
+    kept, said = _read(path), []
+    for cell in kept["cells"]:
+        timed = {name: row for name, row in cell["rows"].items() if "ms" in row}
+        skipped = ", ".join(name for name in cell["rows"] if name not in timed)
+        part = section(cell | {"rows": timed})
+        said += [f"**{part.title}.** {' '.join(part.text)} Skipped: {skipped or 'none'}.", *map(grid, part.tables)]
+    png, evens = break_evens(kept["cells"], kept["machine"]["cpu"])
+    files.write_bytes(path.with_suffix(".png"), png)
+    drawn = [f"![speed-up against sparsity]({path.parent.name}/{path.stem}.png)", *(f"* {line}" for line in evens)]
+    return "\n\n".join([*drawn, *said, _checked(kept)])
+
+
+def _checked(kept: dict[str, Any]) -> str:
+    """The command of a speed check, and on what it ran."""
     targets = " ".join(dict.fromkeys(cell["target"] for cell in kept["cells"]))
     given = {name: words for name, words in kept["settings"].items() if words not in (None, "auto", 0)}
     flags = " ".join(f"--{name} {' '.join(map(str, x)) if isinstance(x, list) else x}" for name, x in given.items())
     here, named = kept["machine"], ["torch", "onnxruntime", "openvino"]
     versions = ", ".join(f"{name} {here['versions'][name]}" for name in named if name in here["versions"])
     how = f"`python -m lth_scale.speed {targets} {flags}` on {here['cpu']}, {here['gpu'] or 'no GPU'} ({versions})"
-    return "\n\n".join([*tables, f"Made by {how}."])
+    return f"Made by {how}."
 
 
 FILLED: dict[str, Callable[..., str]] = {

@@ -477,7 +477,7 @@ def rewinding(study: Study, tasks: Sequence[str], delta: float) -> Section:
         panels[f"{task}, {percent(sparsity)} (points)"] = ({"none": scores}, list(full.scores.values()))
     text = "The ticket trained from θᵢ, i as a part of a round's steps; standard pruning rewinds nothing."
     labels, question = ["task", "sparsity", "rewind"], "Is it as good as rewinding to θ₀?"
-    table = Table("Scores", ["task", "sparsity", "full network", *names.values()], rows)
+    table = Table("Scores by rewind point", ["task", "sparsity", "full network", *names.values()], rows)
     tables = [table, verdict_table(question, labels, entries, delta)]
     picture = figures.scores(panels, "rewind point", study.title("Rewinding"))
     return Section("Rewinding", [text], tables, {"rewinding.png": ("score by rewind point", picture)})

@@ -99,9 +99,8 @@ def test_a_speed_check_says_its_command_and_its_verdicts(filled, folder):
     settings = {"batch_size": [1, 8], "task": None, "repeats": 10}
     (folder / "fast.json").write_text(json.dumps({"machine": here, "settings": settings, "cells": [cell]}))
     said = filled("{{speed fast}}")
-    assert said.startswith(
-        "**runs/x, 70 % sparse: batch 1 × 128 tokens, threads: 1.** Best dense here: dense-eager (any"
-    )
+    assert said.startswith("![speed-up against sparsity](facts/fast.png)") and (folder / "fast.png").is_file()
+    assert "**runs/x, 70 % sparse: batch 1 × 128 tokens, threads: 1.** Best dense here: dense-eager (any" in said
     assert "| dense-eager | 2.00 [1.00, 3.00] |" in said
     assert said.endswith(
         "Made by `python -m lth_scale.speed runs/x --batch_size 1 8 --repeats 10` on a CPU, no GPU (torch 2)."

@@ -63,25 +63,31 @@ def write(output: Path, cells: list[dict], notes: list[str], settings: dict[str,
     """speed.md, speed.json and speed.png in `output`. notes: lines that go above the tables."""
     here = machine()
     changes = [has if name in here["instructions"] else lacks for name, has, lacks in ELSEWHERE]
-    panels, sparse = _speed_ups(cells), {name for name, row in cells[0]["rows"].items() if row["sparse"]}
-    points = {
-        (panel, name): found for panel, lines in panels.items() for name, found in lines.items() if name in sparse
-    }
-    crossings = {key: found for key, each in points.items() if (found := break_even(each))}
-    png = figures.speed_ups(panels, crossings, sparse, here["cpu"])
+    png, evens = break_evens(cells, here["cpu"])
     parts = [here["cpu"], here["cores"], ", ".join(here["instructions"]), here["gpu"] or "no GPU", here["system"]]
     versions = ", ".join(" ".join(item) for item in here["versions"].items())
     sections = [
         page.Section("Machine", ["; ".join(parts) + ".", versions + ".", *changes]),
         page.Section("How to read this", [READING, *notes]),
         *map(section, cells),
-        page.Section("Break-even", [_even(*key, each, crossings.get(key)) for key, each in points.items()],
+        page.Section("Break-even", evens,
                      pictures={"speed.png": ("Speed-up over the best dense engine, against sparsity", png)}),
     ]  # fmt: skip
     record = {"machine": here, "elsewhere": changes, "settings": settings, "notes": notes, "cells": cells}
     files.write_json(output / "speed.json", record)
     files.write_bytes(output / "speed.png", png)
     files.write_bytes(output / "speed.md", page.markdown("Speed check", "", sections).encode())
+
+
+def break_evens(cells: list[dict], cpu: str) -> tuple[bytes, list[str]]:
+    """Speed-ups against sparsity as PNG, and a line for each sparse engine and shape."""
+    panels, sparse = _speed_ups(cells), {name for name, row in cells[0]["rows"].items() if row["sparse"]}
+    points = {
+        (panel, name): found for panel, lines in panels.items() for name, found in lines.items() if name in sparse
+    }
+    crossings = {key: found for key, each in points.items() if (found := break_even(each))}
+    png = figures.speed_ups(panels, crossings, sparse, cpu)
+    return png, [_even(*key, each, crossings.get(key)) for key, each in points.items()]
 
 
 def _shape(cell: Mapping[str, Any]) -> str:
