@@ -3,6 +3,7 @@
 import io
 import math
 import statistics
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,14 @@ def _panels(width: float, height: float, count: int = 1) -> tuple[Figure, list[A
     return figure, axes[:count]
 
 
+def _titled(figure: Figure, title: str) -> Figure:
+    """Write the title above, its lines no longer than the figure is wide."""
+    letters = int(11 * figure.get_figwidth())
+    lines = [part for line in title.splitlines() for part in textwrap.wrap(line, letters)]
+    figure.suptitle("\n".join(lines), fontsize=11)
+    return figure
+
+
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -93,8 +102,7 @@ def scores(panels: Mapping[str, tuple[Lines, Sequence[float]]], xlabel: str, tit
         ax.set_xlabel(xlabel)
         known |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     figure.legend(list(known.values()), list(known), frameon=False, fontsize=8, loc="outside lower center", ncols=2)
-    figure.suptitle(title, fontsize=11)
-    return _png(figure)
+    return _png(_titled(figure, title))
 
 
 def sparsity_by_layer(layers: Mapping[str, float], title: str) -> bytes:
@@ -130,8 +138,7 @@ def heat_maps(
             ax.text(grid.columns.index(column), grid.rows.index(row), text, fontsize=7, bbox=box, **look)
     if label:
         figure.colorbar(image, ax=axes, label=label, shrink=0.8)
-    figure.suptitle(title, fontsize=11)
-    return _png(figure)
+    return _png(_titled(figure, title))
 
 
 def speed_ups(
@@ -165,8 +172,7 @@ def speed_ups(
         ax.set(xlabel=SPARSITY, ylabel="× the best dense engine")
         known |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     figure.legend(list(known.values()), list(known), frameon=False, fontsize=8, loc="outside lower center", ncols=3)
-    figure.suptitle(title, fontsize=11)
-    return _png(figure)
+    return _png(_titled(figure, title))
 
 
 def draw(record: Record, layers: Mapping[str, float]) -> dict[str, bytes]:

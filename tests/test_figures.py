@@ -1,0 +1,31 @@
+"""figures.py: what a picture says can be read."""
+
+import math
+
+import pytest
+
+from lth_scale import figures
+
+NOTE = "the encoder inside the package, adapted to Wikipedia paragraphs for 1,500 steps; " * 2
+GRID = figures.Grid(
+    ["mlm"], ["sst2", "mrpc"], {("mlm", "sst2"): (0.5, "+0.10"), ("mlm", "mrpc"): (math.nan, "missing")}
+)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda title: figures.heat_maps({"": GRID}, title),
+        lambda title: figures.scores({"sst2": ({"none": {0.0: [80.0], 70.0: []}}, [80.0])}, "sparsity", title),
+        lambda title: figures.speed_ups({"1 × 128": {"csr": {70.0: (0.9, 0.8, 1.0)}}}, {}, {"csr"}, title),
+    ],
+    ids=["heat map", "scores", "speed-ups"],
+)
+def test_a_long_title_stays_within_the_picture(draw, monkeypatch):
+    drawn = []
+    png = figures._png
+    monkeypatch.setattr(figures, "_png", lambda figure: drawn.append(figure) or png(figure))
+    draw(f"Transfer at 70 %\n{NOTE}")
+    (figure,) = drawn
+    box = figure._suptitle.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and figure._suptitle.get_text().startswith("Transfer at 70 %\n")
