@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from lth_scale import matching, report
+from lth_scale import findings, matching
 
 SUB, FULL = [81.0, 82.0, 84.0], [83.0, 84.0, 86.0, 87.0]
 
@@ -71,7 +71,7 @@ def test_the_paper_s_rules(sub, full, strict, sd_full, sd_max):
 
 
 def test_the_paper_s_own_table_needs_the_larger_sd():
-    table = report.paper()["table2"]
+    table = findings.paper()["table2"]
     verdict = {}
     for task, mean in table["full_bert_mean"]["value"].items():
         full = exactly(mean, table["full_bert_std"]["value"][task])
