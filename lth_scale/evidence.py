@@ -6,8 +6,7 @@
 * `NAME` stands for NAME.json, and with a `*` in it for all such files together;
 * `{{table NAME Title}}` is the table of that title, `{{picture NAME file.png}}` a picture, with how they were made;
 * `{{score NAME task 0.5 random_mask}}` is mean ± sd and n (without a control: the ticket; at 0: the full network),
-  `{{highest NAME task rule}}` the highest sparsity that matches under a rule, `{{range NAME task rule}}` also where it
-  first fails;
+  `{{highest NAME task rule}}` the highest sparsity that matches under a rule;
 * `{{measured NAME}}` is the table of a file of measurements, `{{value NAME what}}` one median of it;
 * `{{speed NAME}}` are the tables of a speed.json of `lth_scale.speed`, `{{times NAME engine}}` one engine's ratios;
   `{{minutes NAME job}}` is how long a job's trainings took.
@@ -136,14 +135,9 @@ def score(path: Path, task: str, sparsity: str, control: str = "none", source: s
     return str(_study(path).group(task, float(sparsity), control, source))
 
 
-def extent(path: Path, task: str, rule: str) -> str:
-    """The highest sparsity at which a rule holds, and the least at which it does not."""
-    return findings.extent(_study(path), task, 1.0)[rule]
-
-
 def highest(path: Path, task: str, rule: str) -> str:
     """The highest sparsity at which a rule holds, or `none`."""
-    return extent(path, task, rule).partition(";")[0]
+    return findings.extent(_study(path), task, 1.0)[rule].partition(";")[0]
 
 
 def measured(path: Path) -> str:
@@ -208,9 +202,8 @@ def _checked(kept: dict[str, Any]) -> str:
 
 
 FILLED: dict[str, Callable[..., str]] = {
-    "table": table, "picture": picture, "score": score, "highest": highest, "range": extent,
-    "measured": measured, "value": value, "speed": speed, "times": times,
-    "minutes": minutes,
+    "table": table, "picture": picture, "score": score, "highest": highest,
+    "measured": measured, "value": value, "speed": speed, "times": times, "minutes": minutes,
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The steps of Algorithm 1 on a real network: what `imp.py` names, done with training, threshold and record."""
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from lth_scale.record import Record, a_round
 from lth_scale.schedule import sparsities
 from lth_scale.ticket import Ticket, digest
 from lth_scale.trial import Trial, first_ticket
+
+log = logging.getLogger("lth_scale")
 
 CONTROLLED_ROUNDS = 2
 # A search may take its round 0 from another where these agree; what they find afterwards may differ.
@@ -199,6 +202,7 @@ class Search(Trial):
         if not self.is_last:
             found = replace(found, masks=masks, threshold=cut)
             found.save(self.record.at(a_round(self.stage.number + 1)) / "ticket.safetensors")
+            warn_of_starved(found, self.stage.number + 1)
         found.save(self.record.directory / "ticket.safetensors")
 
     def _prune(self, masks: dict[str, Any]) -> float:
@@ -242,6 +246,19 @@ class Search(Trial):
     def weights_file(self, k: int) -> Path:
         """Where the trained weights of round k lie, under --rewind none and lr."""
         return self.record.at(a_round(k)) / "weights.safetensors"
+
+
+def warn_of_starved(found: Ticket, k: int) -> None:
+    """Say that a cut has all but emptied a matrix: the rounds from here on may be hours of training a dead network."""
+    starved = found.starved()
+    if starved:
+        worst = min(starved, key=lambda name: starved[name] / len(found.masks[name]))
+        log.warning(
+            "round %02d: %s keeps %s of %s weights%s; little or nothing passes through it: look at this round's scores "
+            "before you wait for more; --scope layerwise, in another --output_dir, prunes every matrix alike",
+            k, worst, f"{starved[worst]:,}", f"{found.masks[worst].numel():,}",
+            f", and {len(starved) - 1} others keep less than one an output" if len(starved) > 1 else "",
+        )  # fmt: skip
 
 
 def theta_of(directory: Path, step: int) -> Path:

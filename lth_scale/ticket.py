@@ -63,6 +63,11 @@ class Ticket:
         """Sparsity of each matrix, in the order of the model."""
         return {name: 1 - int(mask.sum()) / mask.numel() for name, mask in self.masks.items()}
 
+    def starved(self) -> dict[str, int]:
+        """Matrices that keep fewer weights than they have outputs, and how many: most of these outputs are constant."""
+        kept = {name: int(mask.sum()) for name, mask in self.masks.items()}
+        return {name: count for name, count in kept.items() if count < len(self.masks[name])}
+
     def save(self, path: str | Path) -> None:
         """Write the ticket file (DESIGN: safetensors, one bit a weight), whole or not at all."""
         packed = {

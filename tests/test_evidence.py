@@ -57,7 +57,6 @@ def test_scores_and_verdicts_are_those_of_the_results(filled):
         "{{score small-* sst2 0}} | {{score small-mrpc mrpc 0.5 random_mask}} | {{highest small-* sst2 strict}}"
     )
     assert said == "92.0 ± 0.2 (n = 3) | 64.6 ± 0.3 (n = 2 of 3) | 30 %"
-    assert filled("{{range small-* sst2 strict}}") == "30 %; first fails at 50 %"
     assert filled("{{score small-* sst2 0.6 one_shot}} {{score small-* sst2 0.55}}") == "— —"
 
 

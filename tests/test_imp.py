@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, set_seed
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from lth_scale import Ticket, training
 from lth_scale.arguments import CONTROLS, TASKS, BadInput, parse
@@ -162,6 +162,28 @@ def test_training_nothing_gives_the_one_shot_ticket_of_the_pretrained_weights(se
     ticket = Ticket.load(out / "ticket.safetensors")
     assert torch.equal(torch.cat([mask.flatten() for mask in ticket.masks.values()]), ~pruned)
     assert all(row["steps"] == 0 for row in json.loads((out / "results.json").read_text()))
+
+
+@pytest.mark.parametrize("scope", ["global", "layerwise"])
+def test_a_cut_that_all_but_empties_a_matrix_is_told_with_its_round_and_a_remedy(
+    scope, search, tiny_bert, tmp_path, caplog
+):
+    """So it is with an encoder whose pooler was never trained, and is small: nothing but it would tell."""
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
+    with torch.no_grad():
+        model.bert.pooler.dense.weight.mul_(1e-3)
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "model")
+    out = search(
+        model_name_or_path=str(tmp_path / "model"), scope=scope, target_sparsity=0.4, prune_rate=0.2, max_steps=0
+    )
+    said = [record.getMessage() for record in caplog.records if record.name == "lth_scale"]
+    assert len(said) == (2 if scope == "global" else 0)
+    for k, line in enumerate(said, 1):
+        kept = int(Ticket.load(out / f"rounds/{k:02d}/ticket.safetensors").masks["pooler.dense.weight"].sum())
+        assert line.startswith(f"round {k:02d}: pooler.dense.weight keeps {kept} of 256 weights; ")
+        assert kept < 16
+        assert "--scope layerwise" in line
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd"])
