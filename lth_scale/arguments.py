@@ -8,6 +8,8 @@ import atexit
 import errno
 import os
 import re
+import select
+import signal
 import sys
 import textwrap
 import time
@@ -595,10 +597,11 @@ def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
     code, said, alone = 0, "", os.environ.get("WORLD_SIZE", "1") == "1"
     try:
         command()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         code, said = 1, f"interrupted; {AGAIN}"
     except Exception as problem:
-        verdict = judge(problem)
+        verdict = (128 + signal.SIGPIPE, "") if is_left(problem) else judge(problem)
         if verdict is None and alone:
             raise
         if verdict is None:
@@ -612,6 +615,18 @@ def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     os._exit(code)
+
+
+def is_left(problem: Exception) -> bool:
+    """True where stdout is a pipe that nobody reads any more, as under `| head`; what waits for it is dropped."""
+    if not isinstance(problem, BrokenPipeError):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # POLLERR is always told
+    left = bool(poll.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return left
 
 
 def judge(problem: Exception) -> tuple[int, str] | None:

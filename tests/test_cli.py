@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,13 @@ def test_what_is_no_verb_is_refused_in_one_line(argv):
     done = lth(*argv)
     assert done.returncode == 2 and done.stdout == ""
     assert re.fullmatch(r"error: [^\n]+\n", done.stderr) and argv[-1] in done.stderr
+
+
+def test_a_reader_that_leaves_as_head_does_is_no_error_to_be_told_of():
+    argv = [LTH, "study", "studies/demo.yaml", "--dry_run"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 128 + signal.SIGPIPE)
 
 
 @pytest.mark.parametrize(
