@@ -1,6 +1,7 @@
 """Results small enough to commit, and a page written from them, so that no number in it is typed by hand.
 
-`python -m lth_scale.report RUN --save docs/evidence/NAME.json` keeps of a study what its report needs.
+`python -m lth_scale.report RUN --save docs/evidence/NAME.json` keeps of a study what its report needs; jobs that the
+file has and RUN has not stay in it, so a study may be run in parts, on several machines.
 `python -m lth_scale.report docs/evidence` fills `docs/evidence/page.in` and writes `docs/evidence.md`. In the page
 
 * `NAME` stands for NAME.json, and with a `*` in it for all such files together;
@@ -19,8 +20,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lth_scale import files, findings
+from lth_scale import arguments, files, findings
 from lth_scale.arguments import BadInput
+from lth_scale.grid import difference
 from lth_scale.page import Section, Table, grid
 from lth_scale.record import git_commit, versions
 
@@ -30,8 +32,45 @@ PACKAGES = ("lth_scale", "torch", "transformers", "accelerate")
 
 
 def save(directory: Path, file: Path) -> None:
-    """Write `keep` of a study into `file`. Raises BadInput where the study is damaged."""
-    files.write_json(file, keep(directory))
+    """Write `keep` of a study into `file`, and leave in it what is of the same study. Raises BadInput for damage."""
+    kept = keep(directory)
+    try:
+        kept = joined(kept, json.loads(file.read_text())) if file.exists() else kept
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise BadInput(f"--save {file}: is there, and is no file of --save; give another, or delete it") from None
+    files.write_json(file, kept)
+
+
+def joined(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """`mine`, with what `other` has of jobs of the same flags: masks, and rows where they went further there."""
+    then = {job["id"]: job["flags"] for job in other["plan"]["jobs"] if other["rows"][job["id"]]}
+    now = {job["id"]: job["flags"] for job in mine["plan"]["jobs"]}
+    may_differ = {*arguments.COSMETIC, "target_sparsity"}  # a search may have been meant to go less far
+    same = [job for job in then if job in now and not difference(then[job], now[job], but=may_differ)]
+    further = {job for job in same if len(other["rows"][job]) > len(mine["rows"][job])}
+    rows = {job: other["rows"][job] if job in further else those for job, those in mine["rows"].items()}
+    finished = [job for job in rows if job in (other if job in further else mine)["finished"]]
+    masks, before = mine["masks"], other["masks"]
+    if same and len(same) == len(then) and masks["sparsity"] == before["sparsity"]:
+        masks = masks | {of: _by_seed(before[of], masks[of]) for of in ("layers", "shared")}
+    made = both_made(other["made"], mine["made"]) if further else mine["made"]
+    return mine | {"made": made, "rows": rows, "finished": finished, "masks": masks}
+
+
+def both_made(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    """The command of now, with the machines and the versions of both."""
+    machines = dict.fromkeys([before["machine"], now["machine"]])
+    listed = [dict(part.split(" ", 1) for part in each["versions"].split(", ")) for each in (before, now)]
+    return {"command": now["command"], "machine": " and ".join(machines), "versions": _versions(listed)}
+
+
+def _versions(listed: list[dict[str, str]]) -> str:
+    every = {name: {one for each in listed for one in each[name].split("/")} for name in listed[0]}
+    return ", ".join(f"{name} {'/'.join(sorted(each))}" for name, each in every.items())
+
+
+def _by_seed(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {key: {**before.get(key, {}), **now.get(key, {})} for key in dict.fromkeys([*now, *before])}
 
 
 def keep(directory: Path) -> dict[str, Any]:
@@ -55,13 +94,12 @@ def made(directory: Path | None, command: str) -> dict[str, str]:
 
     here, found = machine(), sorted(directory.glob("**/arguments.json")) if directory else []
     wrote = [json.loads(path.read_text()) for path in found] or [{"versions": versions(), "git_commit": git_commit()}]
-    said = {name: {str(each.get("versions", each).get(name)) for each in wrote} for name in PACKAGES}
-    said["git"] = {str(each.get("git_commit"))[:9] for each in wrote}
-    together = ", ".join(f"{name} {'/'.join(sorted(each))}" for name, each in said.items())
+    listed = [{name: str(each.get("versions", each).get(name)) for name in PACKAGES} for each in wrote]
+    commits = [{"git": str(each.get("git_commit"))[:9]} for each in wrote]
     return {
         "command": command,
         "machine": f"{here['cpu']}, {here['cores']}, {here['gpu'] or 'no GPU'}",
-        "versions": together,
+        "versions": f"{_versions(listed)}, {_versions(commits)}",
     }
 
 

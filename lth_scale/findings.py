@@ -492,14 +492,14 @@ def rewind_name(point: str) -> str:
 def masks(study: Study) -> list[Section]:
     """What the masks look like: sparsity by layer, and how much two tasks' tickets share."""
     facts = study.kept or mask_facts(study)
-    sparsity, layers = facts["sparsity"], facts["layers"]
+    sparsity, layers = facts["sparsity"], {task: list(seeds.values()) for task, seeds in facts["layers"].items()}
     made = [by_layer(study, sparsity, layers)]
-    shared = {frozenset(pair.split()): values for pair, values in facts["shared"].items()}
+    shared = {frozenset(pair.split()): list(seeds.values()) for pair, seeds in facts["shared"].items()}
     return [*made, overlap(study, sparsity, list(layers), shared)] if len(layers) > 1 else made
 
 
 def mask_facts(study: Study) -> dict[str, Any]:
-    """At which sparsity; by task, each seed's sparsity by matrix; by two tasks (`mlm sst2`), each seed's overlap.
+    """At which sparsity; by task and seed the sparsity by matrix; by two tasks (`mlm sst2`) and seed their overlap.
 
     At the transfer's sparsity, or the one most tasks plan; of several that nearest 70 %.
     """
@@ -508,16 +508,16 @@ def mask_facts(study: Study) -> dict[str, Any]:
     own = [s for task in study.tasks for s in study.own(task)]
     sparsity = min(study.transferred() or own, key=lambda s: (-own.count(s), abs(s - 0.7)))
     planned = {search.task for search in study.searches if search.target >= sparsity - CLOSE}
-    layers: dict[str, list[dict[str, float]]] = {task: [] for task in TASKS if task in planned}
-    shared: dict[str, list[float]] = defaultdict(list)
+    layers: dict[str, dict[str, dict[str, float]]] = {task: {} for task in TASKS if task in planned}
+    shared: dict[str, dict[str, float]] = defaultdict(dict)
     near = [(x, path) for x in study.searches for at, path in x.tickets.items() if abs(at - sparsity) <= CLOSE]
     found = [(search, path) for search, path in near if path.is_file()]
     for seed in sorted({search.seed for search, _ in found}):  # one seed's at a time in memory
         loaded = {search.task: Ticket.load(path) for search, path in found if search.seed == seed}
         for task, ticket in loaded.items():
-            layers[task].append(ticket.layer_sparsity())
+            layers[task][str(seed)] = ticket.layer_sparsity()
         for a, b in combinations(loaded, 2):
-            shared[f"{a} {b}"].append(loaded[a].overlap(loaded[b])["all"])
+            shared[f"{a} {b}"][str(seed)] = loaded[a].overlap(loaded[b])["all"]
     return {"sparsity": sparsity, "layers": layers, "shared": shared}
 
 

@@ -51,12 +51,12 @@ def main() -> None:
         print(f"page     {evidence.write(args.directory)}")
         return
     study, output = findings.load(args.directory), args.output_dir or args.directory / "report"
+    if args.save:
+        evidence.save(args.directory, args.save)
     try:
         written = write(study, output, args.delta)
     except OSError as problem:
         raise BadInput(f"--output_dir {output}: cannot be written ({problem}); give another") from None
-    if args.save:
-        evidence.save(args.directory, args.save)
     there = sum(bool(cell.evals) for cell in study.cells)
     print(f"report   {output / 'report.html'}\n         {output / 'report.md'}")
     print(f"cells    {len(study.cells)} planned, {there} there, {len(study.cells) - there} missing")

@@ -449,6 +449,8 @@ REPORTS = [
          lay=reported(json.dumps(RESULTS), **{"rounds/01/ticket.safetensors": "no"})),
     case("report", "--save /dev/null/x …", "--save /dev/null/x: cannot be written", "another",
          argv="--report_to none --save /dev/null/x …/study", lay=reported(json.dumps(RESULTS))),
+    case("report", "--save STUDY/study.json STUDY", "/study.json: is there, and is no file of --save", "delete it",
+         argv="--report_to none --save …/study/study.json …/study", lay=reported(json.dumps(RESULTS))),
     *(case("report", f"page.in: {what}", *named, lay=put("page.in", text), argv="…") for what, text, *named in (
         ("an unknown word", "{{price x}}", "…/page.in: {{price x}} is not known", "table"),
         ("a file that is not there", "{{score no sst2 0}}", "…/no.json: cannot be read", "--save"),

@@ -52,6 +52,50 @@ def test_a_kept_study_gives_the_tables_and_pictures_of_the_study_itself(tmp_path
     assert pictures[0]["layers.png"] == pictures[1]["layers.png"]
 
 
+def part(directory, there, lr="1e-4"):
+    """A study of three seeds of which those of `there` have been run."""
+    plan = Plan(directory, tasks=["sst2", "mrpc"], seeds=(1, 2, 3))
+    for task in plan.tasks:
+        for seed in plan.seeds:
+            plan.search(task, seed, missing=seed not in there)
+    for job in plan.plan["jobs"]:
+        job["flags"]["learning_rate"] = lr
+    return plan.write()
+
+
+def test_a_study_that_was_run_in_parts_is_kept_as_if_it_had_been_run_whole(tmp_path):
+    whole, file = evidence.keep(part(tmp_path / "whole", (1, 2, 3))), tmp_path / "small.json"
+    for name, there in (("a", (2,)), ("b", (1, 3)), ("a", (2,))):
+        evidence.save(part(tmp_path / name, there), file)
+    together = json.loads(file.read_text())
+    assert together["rows"] == whole["rows"] and together["masks"] == whole["masks"]
+    assert sorted(together["finished"]) == sorted(whole["finished"])
+    assert together["made"] == whole["made"]  # one command, one machine: said once
+
+
+def test_the_machines_and_versions_of_both_parts_are_told():
+    before = {"command": "old", "machine": "a CPU", "versions": "torch 2/3, git 1"}
+    now = {"command": "new", "machine": "a GPU", "versions": "torch 3, git 2"}
+    said = {"command": "new", "machine": "a CPU and a GPU", "versions": "torch 2/3, git 1/2"}
+    assert evidence.both_made(before, now) == said
+
+
+def test_of_jobs_that_were_kept_before_only_those_of_the_same_flags_stay(tmp_path):
+    file = tmp_path / "small.json"
+    evidence.save(part(tmp_path / "a", (1, 2), lr="3e-4"), file)
+    evidence.save(part(tmp_path / "b", (3,)), file)
+    assert json.loads(file.read_text()) == evidence.keep(tmp_path / "b")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"plan": {"jobs": 1}}', '{"made": {}, "rows": []}'])
+def test_a_file_that_save_did_not_write_is_not_overwritten(tmp_path, text):
+    run, file = part(tmp_path / "a", (1,)), tmp_path / "mine.json"
+    file.write_text(text)
+    with pytest.raises(BadInput, match=r"mine\.json: is there, and is no file of --save; give another, or delete it"):
+        evidence.save(run, file)
+    assert file.read_text() == text
+
+
 def test_scores_and_verdicts_are_those_of_the_results(filled):
     said = filled(
         "{{score small-* sst2 0}} | {{score small-mrpc mrpc 0.5 random_mask}} | {{highest small-* sst2 strict}}"
