@@ -219,6 +219,10 @@ class Transfer(Training):
 
     seeds: tuple[int, ...] = flag("train once with each (default: --seed)", nargs="+", of=int)
     target_sparsity: float | None = flag("without --ticket: the sparsity of random_mask, random_layerwise or one_shot")
+    scope: str | None = flag(
+        "one_shot without --ticket: one threshold for all matrices, or one for each (default: global)",
+        choices=("global", "layerwise"),
+    )
     theta: str | None = flag("θᵢ instead of θ₀ for the encoder: a theta.safetensors of lth_scale.imp")
     control: str = flag("take in the ticket's place", "none", choices=("none", *CONTROLS))
     compare_with: str | None = flag("a finished transfer of the same task; prints whether this one matches it")
@@ -502,6 +506,8 @@ def check_transfer(args: Transfer) -> None:
     if args.control in without and args.target_sparsity is None and not args.ticket:
         raise BadInput(f"--control {args.control}: how many weights to prune is not said; give --ticket FILE or "
                        "--target_sparsity")  # fmt: skip
+    if args.scope and not (args.control == "one_shot" and args.target_sparsity):
+        raise BadInput(f"--scope {args.scope}: is of --control one_shot with --target_sparsity; leave it out")
     if args.connectivity and len(args.seeds) < 2:
         raise BadInput(f"--connectivity: joins two seeds, and there is one ({args.seeds[0]}); give --seeds 1 2")
 

@@ -20,7 +20,7 @@ class Start:
 
     weights: whole, fp32, by their names in the model. masks: bool, by their names in a ticket, True keeps.
     names: ticket → model. model: the network's class and configuration (its weights are not looked at).
-    pattern: what the ticket's weights were pruned in (`--pattern`).
+    pattern, scope: how the ticket's weights were pruned (`--pattern`, `--scope`).
     """
 
     weights: Tensors
@@ -28,6 +28,7 @@ class Start:
     names: Mapping[str, str]
     model: PreTrainedModel
     pattern: str = "unstructured"
+    scope: str = "global"
 
     def matrix(self, name: str) -> Tensor:
         """The weights of a prunable matrix, by its name in a ticket."""
@@ -114,10 +115,13 @@ def shuffle_within(start: Start, seed: int) -> Start:
 
 
 def one_shot(start: Start, seed: int) -> Start:
-    """As many weights pruned as the ticket has, the smallest of θ₀ at once, before any training (oneshot.py)."""
+    """As many weights pruned as the ticket has, the smallest of θ₀ at once, before any training (oneshot.py).
+
+    Under the ticket's own scope: of all matrices together, or of each alone.
+    """
     masks = {name: torch.ones_like(mask) for name, mask in start.masks.items()}
     share = pruned(start.masks.values()) / sum(mask.numel() for mask in masks.values())
-    patterns.prune({name: start.matrix(name) for name in masks}, masks, share, "global", start.pattern)
+    patterns.prune({name: start.matrix(name) for name in masks}, masks, share, start.scope, start.pattern)
     return replace(start, masks=masks)
 
 

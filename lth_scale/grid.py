@@ -17,6 +17,7 @@ from lth_scale.schedule import sparsities
 Flags = dict[str, Any]
 KINDS: dict[str, type] = {"imp": Arguments, "transfer": Transfer}
 FLAGS = {kind: {spec.name for spec in fields(of)} for kind, of in KINDS.items()}
+FLAGS["transfer"].discard("scope")  # `add_cell` gives a search's to one_shot, which alone has a use for it
 # The grid decides these.
 RESERVED = {"task", "seed", "seeds", "output_dir", "target_sparsity", "ticket", "theta", "dense", "keep_theta",
             "rewind", "rewind_step", "control"}  # fmt: skip
@@ -305,6 +306,8 @@ def add_cell(made: Plan, study: Study, cell: Cell, source_seed: int) -> None:
     if cell.control in WITHOUT_TICKET:
         cell = replace(cell, source=cell.task if cell.control == "random_mask" else None)
         flags["target_sparsity"] = cell.sparsity
+        scope = study.flags_of(cell.task, "imp").get("scope")
+        flags |= {"scope": scope} if scope and cell.control == "one_shot" else {}
         job = made.add(Job(f"{here}-{what}-{cell.control}", "transfer", flags))
     else:
         job = search_id(str(cell.source), source_seed)

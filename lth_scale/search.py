@@ -127,9 +127,8 @@ class Search(Trial):
     def restart_control(self, k: int) -> None:
         """Put the network at the control of round k: θᵢ with a mask, or under the mask with weights, not found."""
         found = Ticket.load(self.record.at(a_round(k)) / "ticket.safetensors")
-        start = controls.Start(
-            self._theta(found), found.masks, self.net.names, self.net.shards.skeleton, self.args.pattern
-        )
+        how = (self.args.pattern, self.args.scope)
+        start = controls.Start(self._theta(found), found.masks, self.net.names, self.net.shards.skeleton, *how)
         made = controls.CONTROLS[self.args.control](start, self.args.seed)
         arguments = {**found.arguments, "found_by": self.args.control}
         ticket = replace(found, masks=made.masks, threshold=0.0, arguments=arguments)

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
@@ -195,10 +195,17 @@ def overrides(rest: list[str]) -> Flags:
 def build_parser() -> arguments.OneLineParser:
     """The study's own flags."""
     what = "Run a grid of jobs, each once; any further --flag value goes to every job and wins over the file."
-    parser = arguments.OneLineParser("lth_scale.study", description=what, allow_abbrev=False)
+    parents = [share_parser()]
+    parser = arguments.OneLineParser("lth_scale.study", description=what, allow_abbrev=False, parents=parents)
     parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="what to run: studies/*.yaml, docs/studies.md")
     parser.add_argument("--output_dir", type=Path, help="where everything is written (default: runs/NAME)")
     parser.add_argument("--dry_run", action="store_true", help="print the jobs and their costs, and write nothing")
+    return parser
+
+
+def share_parser() -> ArgumentParser:
+    """The flags of a share, which are no part of the command that makes the whole."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--index", type=int, default=0, help="run a share: every N-th job from this one on, from 0")
     parser.add_argument("--of", type=int, default=1, metavar="N", help="how many shares there are")
     return parser
@@ -228,7 +235,8 @@ def main() -> None:
         raise BadInput(f"--output_dir {directory}: cannot be written ({problem.strerror}); give another") from None
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # see Runner.start
-    command = shlex.join(["python", "-m", "lth_scale.study", *sys.argv[1:]])
+    whole = share_parser().parse_known_args(sys.argv[1:])[1]
+    command = shlex.join(["python", "-m", "lth_scale.study", *whole])
     files.write_json(directory / "study.json", summary(made) | {"command": command})
     runner.run()
     print(runner.table(), flush=True)

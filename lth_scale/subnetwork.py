@@ -70,8 +70,8 @@ class Subnetwork(Trial):
         weights = self.net.initial if seed == self.args.seed else fresh_weights(self.net, self.args, seed)
         if self.args.theta:
             weights = weights | theta_of_encoder(self.args.theta, self.net)
-        pattern = self.ticket.arguments["pattern"]
-        start = controls.Start(weights, self.ticket.masks, self.net.names, self.net.shards.skeleton, pattern)
+        how = (self.ticket.arguments["pattern"], self.ticket.arguments["scope"])
+        start = controls.Start(weights, self.ticket.masks, self.net.names, self.net.shards.skeleton, *how)
         return controls.CONTROLS[self.args.control](start, seed)
 
     def _track(self, seed: int, directory: Path) -> None:

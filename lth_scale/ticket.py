@@ -139,6 +139,8 @@ class Ticket:
             _check_size(name, shape, file.get_slice(name))
         packed = {name: file.get_tensor(name) for name in shapes}
         parse_pattern(arguments.get("pattern", "unstructured"))
+        if (scope := arguments.get("scope") or "global") not in ("global", "layerwise"):
+            raise ValueError(f"its scope is {scope!r}")
         ticket = cls(
             masks={name: _unpack(name, packed[name], shape) for name, shape in shapes.items()},
             threshold=float(metadata.get("threshold", "0.0")),

@@ -5,8 +5,10 @@ because a second `prepare` would leave `backward` driving the first engine. Wher
 """
 
 import copy
+import logging
 import math
 import os
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -27,6 +29,8 @@ from lth_scale.arguments import BadInput, Diverged, Training, parse_optim_args
 from lth_scale.prunable import prunable
 from lth_scale.sharding import Piece, Shards
 from lth_scale.tasks import Task
+
+log = logging.getLogger("lth_scale")
 
 Weights = dict[str, Tensor]
 OnStep = Callable[[int, float | None], None]
@@ -119,7 +123,16 @@ def make_accelerator(args: Training) -> Accelerator:
         enable_full_determinism(args.seed)
     if accelerator.device.type == "cpu":
         take_cores()
+        if args.bf16 and accelerator.is_main_process and imitates_bf16():
+            log.warning("--bf16: this CPU has no bf16 instructions, and imitating them can take twice as long as fp32 "
+                        "does; leave it out, in another --output_dir")  # fmt: skip
     return accelerator
+
+
+def imitates_bf16() -> bool:
+    """True where torch multiplies bf16 by way of fp32: on an x86 CPU with neither AVX512_BF16 nor AMX."""
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return platform.machine().lower() in ("x86_64", "amd64") and not native
 
 
 def take_cores() -> None:

@@ -191,22 +191,22 @@ def bars(trial: Trial, stages: int) -> None:
 def first_ticket(args: Training, net: Net) -> Ticket:
     """The ticket to start from: every weight kept, or the mask of --ticket. Raises BadInput."""
     masks = {name: torch.ones(piece.shape, dtype=torch.bool) for name, piece in net.targets.items()}
-    threshold, pattern = 0.0, "unstructured"
+    threshold, how = 0.0, {"pattern": "unstructured", "scope": "global"}
     if args.ticket:
         try:
             found = Ticket.load(args.ticket)
             masks, threshold = found.masks_for(net.shards.skeleton), found.threshold
-            pattern = found.arguments.get("pattern", pattern)
+            how = {name: found.arguments.get(name) or usual for name, usual in how.items()}
         except BadInput as problem:
             raise BadInput(f"--ticket {args.ticket}: {problem}") from None
+    given = {name: value for name, value in args.as_dict().items() if name not in COSMETIC}
     return Ticket(
         masks=masks,
         base_model=args.model_name_or_path,
         base_revision=args.model_revision or net.task.revision,
         task=args.task,
         threshold=threshold,
-        arguments={"pattern": pattern}
-        | {name: value for name, value in args.as_dict().items() if name not in COSMETIC},
+        arguments={**given, **{name: found for name, found in how.items() if given.get(name) is None}},
     )
 
 

@@ -109,6 +109,7 @@ FLAGS = [
     *(case("transfer", *words, without=("target_sparsity",)) for words in (
         ("--seeds -1",), ("--control random_mask", "--ticket", "--target_sparsity"),
         ("--target_sparsity 0.5", "--ticket", "one_shot"), ("--target_sparsity 1.5 --control one_shot", "0.7"),
+        ("--scope layerwise", "one_shot"), ("--scope each --control one_shot --target_sparsity 0.5", "layerwise"),
         ("--connectivity", "--seeds 1 2"), ("--theta /no/theta", "theta.safetensors"), ("--rewind lr", "--help"),
         ("--compare_with /no/run", "--output_dir"),
     )),
@@ -292,6 +293,9 @@ TICKETS = [
       for base in ("/etc", "../x", "a/b/c", "~/m", "-m", "https://h/m")),
     case("transfer", "--ticket: a pattern that does not divide", "--ticket …/t.safetensors", "block:3x5", "divide",
          argv="--ticket …/t.safetensors --control one_shot", lay=forged(arguments='{"pattern": "block:3x5"}'),
+         without=("target_sparsity",)),
+    case("transfer", "--ticket: its scope is no scope", "--ticket …/t.safetensors", "each",
+         argv="--ticket …/t.safetensors --control one_shot", lay=forged(arguments='{"scope": "each"}'),
          without=("target_sparsity",)),
     case("imp", "--pattern 2:4 --ticket …/t.safetensors", "was not found under it", lay=forged(),
          argv="--target_sparsity 0.5 --pattern 2:4 --ticket …/t.safetensors"),

@@ -1,5 +1,7 @@
 """controls.py: each control does what it says, and the same again with the same seed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers as hf
@@ -70,6 +72,19 @@ def test_one_shot_prunes_the_smallest_of_theta_zero(start):
     kept = torch.cat([start.matrix(name)[mask].abs() for name, mask in made.masks.items()])
     gone = torch.cat([start.matrix(name)[~mask].abs() for name, mask in made.masks.items()])
     assert gone.max() <= kept.min()
+
+
+def test_one_shot_prunes_each_matrix_alike_where_the_ticket_s_search_did(start):
+    small = {name: weight * (1e-3 if "pooler" in name else 1) for name, weight in start.weights.items()}
+    start = replace(start, weights=small)
+    spread, alike = (CONTROLS["one_shot"](replace(start, scope=scope), 3).masks for scope in ("global", "layerwise"))
+    total = [pruned(masks.values()) for masks in (start.masks, spread, alike)]
+    assert total[0] == total[1] == total[2]
+    share = total[0] / sum(mask.numel() for mask in start.masks.values())
+    assert not any(mask.any() for name, mask in spread.items() if "pooler" in name)  # cut through
+    for name, mask in alike.items():
+        assert abs(pruned([mask]) - share * mask.numel()) <= 1
+        assert start.matrix(name)[~mask].abs().max() <= start.matrix(name)[mask].abs().min()
 
 
 def test_reinit_is_what_the_models_own_initializer_draws(start):

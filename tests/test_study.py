@@ -130,6 +130,14 @@ def test_transfers_train_the_dense_network_once_and_one_shot_for_all_sources(wri
     assert made.cells[Cell("mlm", 2)] == "dense-mlm-seed2"
 
 
+def test_the_scope_of_a_study_is_that_of_its_searches_and_of_one_shot(write):
+    flags = {**GRID["flags"], "scope": "layerwise"}
+    made = planned(write(flags=flags, transfer={**TRANSFER, "seeds": [1, 2], "controls": ["one_shot", "random_mask"]}))
+    scopes = {job.id: job.flags.get("scope") for job in made.jobs.values()}
+    assert {scope for job, scope in scopes.items() if "search" in job or "one_shot" in job} == {"layerwise"}
+    assert {scope for job, scope in scopes.items() if "search" not in job and "one_shot" not in job} == {None}
+
+
 def test_included_studies_share_their_jobs(write, tmp_path):
     write("deep", **GRID)
     write("wide", flags=GRID["flags"], transfer={**TRANSFER, "seeds": [1, 2]})
@@ -197,6 +205,8 @@ def test_slices_run_each_job_once_together_and_one_after_the_other(write, begin,
     slices = [begin(file, "--index", str(i), "--of", "2", TOY_SECONDS="0.5") for i in (0, 1)]
     assert [finish(process)[0] for process in slices] == [0, 0]
     assert ran() == dict.fromkeys(planned(file).jobs, 1)
+    kept = json.loads((tmp_path / "out/study.json").read_text())["command"]
+    assert str(file) in kept and "--index" not in kept and "--of" not in kept  # it is the command of the whole
     shutil.rmtree(tmp_path / "out")
     for i in (2, 1, 0):  # the last slice, a control, first: it runs the search that it needs
         assert finish(begin(file, "--index", str(i), "--of", "3"))[0] == 0

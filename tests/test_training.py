@@ -1,5 +1,9 @@
 """training.py: batches that depend on their number alone, and evaluation that does not depend on batches."""
 
+import platform
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -101,6 +105,24 @@ def test_vectors_do_not_decay_and_matrices_do(small, loaded):
     assert all(w.ndim >= 2 for w in optimizer.param_groups[0]["params"])
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(loaded[0].model.parameters()))
+
+
+@pytest.mark.parametrize("imitates", [True, False])
+@pytest.mark.parametrize("bf16", [True, None])
+def test_bf16_on_a_cpu_that_imitates_it_is_told_of_once(bf16, imitates, small, monkeypatch, caplog):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(training, "imitates_bf16", lambda: imitates)
+    training.make_accelerator(parse(small(bf16=bf16), "t", "t"))
+    said = [record.getMessage() for record in caplog.records if record.name == "lth_scale"]
+    assert len(said) == bool(bf16 and imitates) and all("--bf16" in line and "leave it out" in line for line in said)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file() or platform.machine() != "x86_64", reason="reads x86 Linux's")
+def test_a_cpu_imitates_bf16_unless_it_says_that_it_has_the_instructions():
+    flags = set(re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)[1].split())
+    assert training.imitates_bf16() == (not flags & {"avx512_bf16", "amx_tile"})
 
 
 def test_a_search_with_the_8_bit_optimizer_holds_its_masks(search):

@@ -204,3 +204,16 @@ def test_one_shot_beside_a_ticket_under_a_pattern_has_the_pattern(search, transf
     used, ticket = Ticket.load(out / "seeds/01/ticket.safetensors"), Ticket.load(found / "ticket.safetensors")
     assert used.pruned == ticket.pruned and used.arguments["pattern"] == "2:4"
     assert all((mask.view(-1, 4).sum(1) == 2).all() for mask in used.masks.values())
+
+
+def test_one_shot_has_the_scope_of_the_ticket_or_of_the_flag(search, transfer, tmp_path):
+    found = search(scope="layerwise", target_sparsity=0.5, prune_rate=0.5, max_steps=0, control="one_shot")
+    beside = transfer(1, ticket=found, control="one_shot", max_steps=0)
+    plain = {"control": "one_shot", "target_sparsity": 0.5, "max_steps": 0}
+    alone = transfer(1, **plain, scope="layerwise", output_dir=tmp_path / "alone")
+    spread = transfer(1, **plain, output_dir=tmp_path / "spread")
+    places = (found / "controls/one_shot/01", beside / "seeds/01", alone / "seeds/01", spread / "seeds/01")
+    tickets = [Ticket.load(place / "ticket.safetensors") for place in places]
+    assert [ticket.arguments["scope"] for ticket in tickets] == ["layerwise"] * 3 + ["global"]
+    shares = [{round(float(mask.float().mean()), 2) for mask in ticket.masks.values()} for ticket in tickets]
+    assert shares[:3] == [{0.5}] * 3 and len(shares[3]) > 1
