@@ -1,4 +1,4 @@
-"""Steps per second of our training loop under a 70 % mask, beside three others: `python benchmarks/train_overhead.py`.
+"""Tokens a second of our training loop under a 70 % mask, beside three others: `python benchmarks/train_overhead.py`.
 
 Each variant is a process of its own that keeps its model and trains when it is told; the parent goes round
 them, so that a change of the machine's speed meets all alike. Ratios are taken round by round.
@@ -8,18 +8,24 @@ them, so that a change of the machine's speed meets all alike. Ratios are taken 
     torch_prune   the same loop, the model reparametrised by torch.nn.utils.prune
     hf_trainer    transformers.Trainer, dense
 
-The model has minilm-l3's shape (3 layers, hidden 384, vocabulary 30522), random weights and random tokens.
+The model has minilm-l3's shape (3 layers, hidden 384, vocabulary 30522) and random weights, or is that of --model;
+tokens are random. On a GPU where there is one; steps are timed from the end of the first to that of the last.
 """
 
 import argparse
 import json
 import multiprocessing
 import platform
-import resource
+import shlex
 import statistics
+import sys
 import tempfile
 import time
+from pathlib import Path
 from types import SimpleNamespace
+
+from lth_scale import files
+from lth_scale.evidence import made
 
 VARIANTS = ("masked", "dense", "torch_prune", "hf_trainer")
 ROWS = 512
@@ -36,12 +42,14 @@ def make_data(length: int):
     return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
 
 
-def make_model():
-    """A BertForSequenceClassification of minilm-l3's shape."""
+def make_model(directory: str | None = None):
+    """A classifier on the encoder of `directory`, or of minilm-l3's shape."""
     import torch
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
+    if directory:
+        return AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
     shape = {"hidden_size": 384, "num_hidden_layers": 3, "num_attention_heads": 12, "intermediate_size": 1536}
     return BertForSequenceClassification(BertConfig(**shape))
 
@@ -55,7 +63,7 @@ def collate(rows: list[dict]) -> dict:
 
 
 def our_loop(variant: str, options: SimpleNamespace):
-    """steps → the times at which each of that many steps ended, in lth_scale's loop."""
+    """steps → the times at which the first and the last of that many steps ended, in lth_scale's loop."""
     import torch
     from torch.nn.utils import prune
 
@@ -64,8 +72,9 @@ def our_loop(variant: str, options: SimpleNamespace):
     from lth_scale.prunable import prunable
 
     batch, optim = options.batch, "adamw_torch_fused"
-    args = resolve({"task": "sst2", "preset": "demo", "per_device_train_batch_size": batch, "optim": optim})
-    model, rows = make_model(), make_data(options.length)
+    given = {"per_device_train_batch_size": batch, "optim": optim, "bf16": options.bf16}
+    args = resolve({"task": "sst2", "preset": "demo", **given})
+    model, rows = make_model(options.model), make_data(options.length)
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
     threshold.prune(prunable(model), masks, 0.7, "global")
     if variant == "torch_prune":
@@ -85,10 +94,20 @@ def our_loop(variant: str, options: SimpleNamespace):
     def go(steps: int) -> list[float]:
         ends: list[float] = []
         until = net.step + steps
-        training.train(net, until, lambda step: 1e-5, lambda step, loss: ends.append(time.perf_counter()))
+        training.train(net, until, lambda step: 1e-5, lambda step, loss: at_ends(ends, step, until - steps, until))
         return ends
 
     return go
+
+
+def at_ends(ends: list[float], step: int, began: int, until: int) -> None:
+    """Note the time at which the device has done the first step and the last one."""
+    import torch
+
+    if step in (began + 1, until):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        ends.append(time.perf_counter())
 
 
 def hf_trainer(options: SimpleNamespace):
@@ -99,16 +118,16 @@ def hf_trainer(options: SimpleNamespace):
 
     class Clock(TrainerCallback):
         def on_step_end(self, args, state, control, **rest):
-            ends.append(time.perf_counter())
+            at_ends(ends, state.global_step, 0, args.max_steps)
 
-    model, rows = make_model(), make_data(options.length)
+    model, rows = make_model(options.model), make_data(options.length)
 
     def go(steps: int) -> list[float]:
         ends.clear()
         arguments = TrainingArguments(
             output_dir=tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=options.batch,
             learning_rate=1e-5, optim="adamw_torch_fused", report_to="none", save_strategy="no", logging_strategy="no",
-            disable_tqdm=True, use_cpu=True,
+            disable_tqdm=True, bf16=options.bf16,
         )  # fmt: skip
         Trainer(model, arguments, train_dataset=rows, data_collator=collate, callbacks=[Clock()]).train()
         return list(ends)
@@ -120,13 +139,15 @@ def worker(variant: str, options: SimpleNamespace, pipe) -> None:
     """Build the variant, then answer each number of steps with (seconds a step, peak memory in bytes)."""
     import torch
 
+    from lth_scale.trial import peak_memory
+
     torch.set_num_threads(options.threads)
     go = hf_trainer(options) if variant == "hf_trainer" else our_loop(variant, options)
     go(3)
     pipe.send("ready")
     while steps := pipe.recv():
         ends = go(steps + 1)  # the first step of a call pays for opening the loader
-        pipe.send(((ends[-1] - ends[0]) / steps, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+        pipe.send(((ends[-1] - ends[0]) / steps, peak_memory()))
 
 
 def measure(options: SimpleNamespace) -> dict[str, list]:
@@ -149,17 +170,29 @@ def measure(options: SimpleNamespace) -> dict[str, list]:
     return found
 
 
-def summary(found: dict[str, list]) -> list[dict]:
-    """Medians and quartiles of steps a second, and of the speed of `masked` against each other variant."""
+def summary(found: dict[str, list], tokens: int) -> list[dict]:
+    """Medians and quartiles of steps and tokens a second, and of the speed of `masked` against each other variant."""
     lines = []
     for variant, rounds in found.items():
         speed = [1 / seconds for seconds, _ in rounds]
         ratio = [theirs[0] / ours[0] for ours, theirs in zip(found["masked"], rounds, strict=True)]
         lines.append({
             "variant": variant, "steps_per_second": quartiles(speed), "masked_is_times_as_fast": quartiles(ratio),
+            "tokens_per_second": [round(tokens * each) for each in quartiles(speed)],
             "peak_memory_mb": round(rounds[-1][1] / 1e6), "n": len(rounds),
         })  # fmt: skip
     return lines
+
+
+def rows(found: dict[str, list], tokens: int) -> list[dict]:
+    """The same, round by round, as docs/evidence wants it."""
+    said = []
+    for variant, rounds in found.items():
+        speed, memory = [tokens / seconds for seconds, _ in rounds], [most / 1e9 for _, most in rounds[-1:]]
+        ratio = [theirs[0] / ours[0] for ours, theirs in zip(found["masked"], rounds, strict=True)]
+        named = (("tokens a second", "", speed), ("masked ÷ this, in speed", "", ratio), ("peak memory", "GB", memory))
+        said += [{"what": f"{variant}: {what}", "unit": unit, "values": values} for what, unit, values in named]
+    return said
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -167,7 +200,7 @@ def quartiles(values: list[float]) -> list[float]:
     return [round(value, 3) for value in statistics.quantiles(values, n=4, method="inclusive")]
 
 
-def mask_alone(threads: int, calls: int = 50) -> dict:
+def mask_alone(options: SimpleNamespace, calls: int = 50) -> dict:
     """Milliseconds of one `masking.mask_gradients` on this model, without the step around it."""
     import torch
 
@@ -175,8 +208,8 @@ def mask_alone(threads: int, calls: int = 50) -> dict:
     from lth_scale.prunable import prunable
     from lth_scale.sharding import replicated
 
-    torch.set_num_threads(threads)
-    weights = prunable(make_model())
+    torch.set_num_threads(options.threads)
+    weights = prunable(make_model(options.model))
     masks = {name: torch.ones(weight.numel(), dtype=torch.bool) for name, weight in weights.items()}
     threshold.prune(weights, masks, 0.7, "global")
     optimizer = torch.optim.SGD(weights.values())
@@ -196,11 +229,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("rounds", 15), ("steps", 10), ("batch", 32), ("length", 64), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--model", help="a directory; by default random weights of minilm-l3's shape")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--save", type=Path, help="keep the measurements for docs/evidence")
     options = SimpleNamespace(**vars(parser.parse_args()))
-    print(json.dumps({**vars(options), "machine": platform.processor() or platform.machine()}))
-    for line in summary(measure(options)):
+    print(json.dumps({**vars(options), "machine": platform.processor() or platform.machine()}, default=str))
+    found, tokens = measure(options), options.batch * options.length
+    for line in summary(found, tokens):
         print(json.dumps(line), flush=True)
-    print(json.dumps(mask_alone(options.threads)))
+    print(json.dumps(mask_alone(options)))
+    if options.save:
+        how = shlex.join(["python", "benchmarks/train_overhead.py", *sys.argv[1:]])
+        files.write_json(options.save, {"made": made(None, how), "rows": rows(found, tokens)})
 
 
 if __name__ == "__main__":

@@ -143,10 +143,15 @@ def _sections(path: Path) -> list[Section]:
 
 def _made(path: Path) -> str:
     every = {file.stem: _read(file) for file in sorted(path.parent.glob(path.name))}
-    begun = {name: kept["made"] for name, kept in every.items() if kept.get("finished", True)}
+    begun = {name: kept["made"] for name, kept in every.items() if "plan" not in kept or any(kept["rows"].values())}
     lines = ["Made by `{command}` on {machine} ({versions}).".format(**how) for how in begun.values()]
     later = [name for name in every if name not in begun]
-    return "\n".join([*lines, *([f"Not begun: {', '.join(later)}."] if later else [])])
+    return _small([*lines, *([f"Not begun: {', '.join(later)}."] if later else [])])
+
+
+def _small(lines: list[str]) -> str:
+    """Lines under a table or a picture that are there to be looked up, not to be read."""
+    return f"<small>{'<br>'.join(lines)}</small>"
 
 
 def table(path: Path, *words: str) -> str:
@@ -221,11 +226,26 @@ def speed(path: Path) -> str:
         timed = {name: row for name, row in cell["rows"].items() if "ms" in row}
         skipped = ", ".join(name for name in cell["rows"] if name not in timed)
         part = section(cell | {"rows": timed})
-        said += [f"**{part.title}.** {' '.join(part.text)} Skipped: {skipped or 'none'}.", *map(grid, part.tables)]
+        said += [f"<details markdown><summary>{part.title}</summary>",
+                 f"{' '.join(part.text)} Skipped: {skipped or 'none'}.", *map(grid, part.tables), "</details>"]  # fmt: skip
     png, evens = break_evens(kept["cells"], kept["machine"]["cpu"])
     files.write_bytes(path.with_suffix(".png"), png)
     drawn = [f"![speed-up against sparsity]({path.parent.name}/{path.stem}.png)", *(f"* {line}" for line in evens)]
-    return "\n\n".join([*drawn, *said, _checked(kept)])
+    return "\n\n".join([*drawn, grid(ours(kept["cells"])), *said, _checked(kept)])
+
+
+def ours(cells: list[dict[str, Any]]) -> Table:
+    """Of each target and batch the sparse engines: × the best dense of their precision and of any, with verdicts."""
+    rows = []
+    for cell in cells:
+        where = [cell["target"], f"{cell['sparsity']:.0%}".replace("%", " %"), str(cell["batch_size"])]
+        for name, row in cell["rows"].items():
+            if row["sparse"] and "ms" in row:
+                said = ["{:.2f} [{:.2f}, {:.2f}]".format(*row[key]) for key in ("times_same", "times_best")]
+                rows.append([*where, name, *said, row["verdict_best"]])
+    header = ["network", "pruned", "batch", "engine", "× the best dense of its precision", "× the best dense of any",
+              "verdict against any"]  # fmt: skip
+    return Table("", header, rows)
 
 
 def _checked(kept: dict[str, Any]) -> str:
@@ -236,7 +256,7 @@ def _checked(kept: dict[str, Any]) -> str:
     here, named = kept["machine"], ["torch", "onnxruntime", "openvino"]
     versions = ", ".join(f"{name} {here['versions'][name]}" for name in named if name in here["versions"])
     how = f"`python -m lth_scale.speed {targets} {flags}` on {here['cpu']}, {here['gpu'] or 'no GPU'} ({versions})"
-    return f"Made by {how}."
+    return _small([f"Made by {how}."])
 
 
 FILLED: dict[str, Callable[..., str]] = {

@@ -118,7 +118,16 @@ def test_a_study_that_has_not_begun_is_planned_and_missing(filled, folder, tmp_p
         plan.search("mlm", seed, missing=True)
     evidence.save(plan.write(), folder / "later-mlm.json")
     said = filled("{{table later-* Scores by sparsity}}")
-    assert said.count("missing") == len(LOSS) + 1 and said.endswith("\n\nNot begun: later-mlm.")
+    assert said.count("missing") == len(LOSS) + 1 and said.endswith("\n\n<small>Not begun: later-mlm.</small>")
+
+
+def test_a_study_whose_first_search_is_not_done_has_begun_and_says_how(filled, folder, tmp_path):
+    plan = Plan(tmp_path, tasks=["stsb"], seeds=(1,))
+    plan.search("stsb", 1)
+    evidence.save(plan.write(), folder / "begun-stsb.json")
+    kept = json.loads((folder / "begun-stsb.json").read_text())
+    (folder / "begun-stsb.json").write_text(json.dumps({**kept, "finished": []}))
+    assert "Made by `" in filled("{{table begun-* Scores by sparsity}}")
 
 
 def test_pictures_lie_beside_the_results(filled, folder):
@@ -134,7 +143,7 @@ def test_measurements_are_medians_with_their_spread_and_n(filled):
 
 
 def test_a_speed_check_says_its_command_and_its_verdicts(filled, folder):
-    row = {"sparse": False, "precision": "fp32", "status": "ok", "ms": [2.0, 1.0, 3.0], "cpu_ms": [2.0, 1.0, 3.0],
+    row = {"sparse": True, "verdict_same": "slower", "precision": "fp32", "status": "ok", "ms": [2.0, 1.0, 3.0], "cpu_ms": [2.0, 1.0, 3.0],
            "times_best": [1.0, 1.0, 1.0], "verdict_best": "the best dense", "times_same": [1.0, 0.5, 2.0]}  # fmt: skip
     cell = {"target": "runs/x", "sparsity": 0.7, "batch_size": 1, "sequence_length": 128, "threads": 1, "device": "cpu",
             "best": {"any": "dense-eager", "fp32": "openvino"}, "rows": {"dense-eager": row}}  # fmt: skip
@@ -143,10 +152,11 @@ def test_a_speed_check_says_its_command_and_its_verdicts(filled, folder):
     (folder / "fast.json").write_text(json.dumps({"machine": here, "settings": settings, "cells": [cell]}))
     said = filled("{{speed fast}}")
     assert said.startswith("![speed-up against sparsity](facts/fast.png)") and (folder / "fast.png").is_file()
-    assert "**runs/x, 70 % sparse: batch 1 × 128 tokens, threads: 1.** Best dense here: dense-eager (any" in said
+    assert "| runs/x | 70 % | 1 | dense-eager | 1.00 [0.50, 2.00] | 1.00 [1.00, 1.00] | the best dense |" in said
+    assert "<summary>runs/x, 70 % sparse: batch 1 × 128 tokens, threads: 1</summary>\n\nBest dense here: dense" in said
     assert "| dense-eager | 2.00 [1.00, 3.00] |" in said
     assert said.endswith(
-        "Made by `python -m lth_scale.speed runs/x --batch_size 1 8 --repeats 10` on a CPU, no GPU (torch 2)."
+        "Made by `python -m lth_scale.speed runs/x --batch_size 1 8 --repeats 10` on a CPU, no GPU (torch 2).</small>"
     )
     assert filled("{{times fast dense-eager}}") == "1.00 [0.50, 2.00] × openvino and 1.00 [1.00, 1.00] × dense-eager"
 
