@@ -122,11 +122,11 @@ def test_a_study_that_has_not_begun_is_planned_and_missing(filled, folder, tmp_p
 
 
 def test_a_study_whose_first_search_is_not_done_has_begun_and_says_how(filled, folder, tmp_path):
-    plan = Plan(tmp_path, tasks=["stsb"], seeds=(1,))
-    plan.search("stsb", 1)
-    evidence.save(plan.write(), folder / "begun-stsb.json")
-    kept = json.loads((folder / "begun-stsb.json").read_text())
-    (folder / "begun-stsb.json").write_text(json.dumps({**kept, "finished": []}))
+    plan = Plan(tmp_path, tasks=["mlm"], seeds=(1,))
+    plan.search("mlm", 1)
+    evidence.save(plan.write(), folder / "begun-mlm.json")
+    kept = json.loads((folder / "begun-mlm.json").read_text())
+    (folder / "begun-mlm.json").write_text(json.dumps({**kept, "finished": []}))
     assert "Made by `" in filled("{{table begun-* Scores by sparsity}}")
 
 
@@ -143,8 +143,9 @@ def test_measurements_are_medians_with_their_spread_and_n(filled):
 
 
 def test_a_speed_check_says_its_command_and_its_verdicts(filled, folder):
-    row = {"sparse": True, "verdict_same": "slower", "precision": "fp32", "status": "ok", "ms": [2.0, 1.0, 3.0], "cpu_ms": [2.0, 1.0, 3.0],
-           "times_best": [1.0, 1.0, 1.0], "verdict_best": "the best dense", "times_same": [1.0, 0.5, 2.0]}  # fmt: skip
+    row = {"sparse": True, "precision": "fp32", "status": "ok", "ms": [2.0, 1.0, 3.0], "cpu_ms": [2.0, 1.0, 3.0],
+           "times_best": [1.0, 1.0, 1.0], "verdict_best": "the best dense", "times_same": [1.0, 0.5, 2.0],
+           "verdict_same": "slower"}  # fmt: skip
     cell = {"target": "runs/x", "sparsity": 0.7, "batch_size": 1, "sequence_length": 128, "threads": 1, "device": "cpu",
             "best": {"any": "dense-eager", "fp32": "openvino"}, "rows": {"dense-eager": row}}  # fmt: skip
     here = {"cpu": "a CPU", "gpu": "", "versions": {"torch": "2", "numpy": "2"}}
