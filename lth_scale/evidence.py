@@ -54,6 +54,8 @@ def joined(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     if same and len(same) == len(then) and masks["sparsity"] == before["sparsity"]:
         masks = masks | {of: _by_seed(before[of], masks[of]) for of in ("layers", "shared")}
     made = both_made(other["made"], mine["made"]) if further else mine["made"]
+    if further and not any(those for job, those in mine["rows"].items() if job not in further):
+        made = other["made"] | {"command": made["command"]}  # nothing of it was run here
     return mine | {"made": made, "rows": rows, "finished": finished, "masks": masks}
 
 

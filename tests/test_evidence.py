@@ -80,6 +80,17 @@ def test_the_machines_and_versions_of_both_parts_are_told():
     assert evidence.both_made(before, now) == said
 
 
+def test_a_machine_on_which_nothing_was_run_is_not_told_of(tmp_path, monkeypatch):
+    file, how = tmp_path / "small.json", {"machine": "a CPU", "versions": "torch 2"}
+    monkeypatch.setattr(evidence, "made", lambda directory, command: {"command": command, **how})
+    evidence.save(part(tmp_path / "a", (1, 2)), file)
+    how["machine"] = "a GPU"
+    evidence.save(part(tmp_path / "b", ()), file)
+    assert json.loads(file.read_text())["made"]["machine"] == "a CPU"
+    evidence.save(part(tmp_path / "c", (3,)), file)
+    assert json.loads(file.read_text())["made"]["machine"] == "a CPU and a GPU"
+
+
 def test_of_jobs_that_were_kept_before_only_those_of_the_same_flags_stay(tmp_path):
     file = tmp_path / "small.json"
     evidence.save(part(tmp_path / "a", (1, 2), lr="3e-4"), file)
