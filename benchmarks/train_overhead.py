@@ -191,7 +191,8 @@ def rows(found: dict[str, list], tokens: int) -> list[dict]:
     for variant, rounds in found.items():
         speed, memory = [tokens / seconds for seconds, _ in rounds], [most / 1e9 for _, most in rounds[-1:]]
         ratio = [theirs[0] / ours[0] for ours, theirs in zip(found["masked"], rounds, strict=True)]
-        named = (("tokens a second", "", speed), ("masked ÷ this, in speed", "", ratio), ("peak memory", "GB", memory))
+        named = [("speed", "tokens/s", speed), ("peak memory", "GB", memory)]
+        named += [("speed of masked ÷ its own", "×", ratio)] if variant != "masked" else []
         said += [{"what": f"{variant}: {what}", "unit": unit, "values": values} for what, unit, values in named]
     return said
 
