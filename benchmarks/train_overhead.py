@@ -87,10 +87,10 @@ def our_loop(variant: str, options: SimpleNamespace):
 
     task = SimpleNamespace(model=model, train=rows, collate=collate, loss=loss, grouped=False)
     net = training.prepare(training.make_accelerator(args), task, args)  # type: ignore[arg-type]
-    net.masks, initial, net.initial = {}, net.initial, {}  # a search lets go of θ₀ too
+    net.masks = {}
     if variant == "masked":
-        training.restart(net, initial, masks, 0, 0)
-    del initial
+        training.restart(net, net.initial, masks, 0, 0)
+    net.initial = {}  # a search lets go of θ₀ too
 
     def go(steps: int) -> list[float]:
         ends: list[float] = []
