@@ -61,7 +61,7 @@ def joined(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def both_made(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
     """The command of now, with the machines and the versions of both."""
-    machines = dict.fromkeys([before["machine"], now["machine"]])
+    machines = dict.fromkeys([*before["machine"].split(" and "), now["machine"]])
     listed = [dict(part.split(" ", 1) for part in each["versions"].split(", ")) for each in (before, now)]
     return {"command": now["command"], "machine": " and ".join(machines), "versions": _versions(listed)}
 

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -292,8 +292,14 @@ def order(task: str, controls: Sequence[str], groups: Sequence[Group]) -> tuple[
     keys |= {control: COLUMNS.get(control, ("", ""))[1] for control in controls}
     ours = {name: summary(group.scores).mean for name, group in zip(keys, groups, strict=True)}
     theirs = {name: printed(task)[key] for name, key in keys.items() if key and not math.isnan(ours[name])}
-    ranked = [sorted(theirs, key=means.__getitem__, reverse=True) for means in (ours, theirs)]
-    return " > ".join(ranked[0]) or "missing", " > ".join(ranked[1]) or "missing"
+    return ranked({name: ours[name] for name in theirs}), ranked(theirs)
+
+
+def ranked(means: Mapping[str, float]) -> str:
+    """Names by their means in points, the best first; `=` between those that are printed alike."""
+    names = sorted(means, key=means.__getitem__, reverse=True)
+    signs = [" = " if f"{means[a]:.1f}" == f"{means[b]:.1f}" else " > " for a, b in pairwise(names)]
+    return "".join(sign + name for sign, name in zip(["", *signs], names, strict=False)) or "missing"
 
 
 def beside_ticket(study: Study, task: str) -> list[Any]:

@@ -78,6 +78,7 @@ def test_the_machines_and_versions_of_both_parts_are_told():
     now = {"command": "new", "machine": "a GPU", "versions": "torch 3, git 2"}
     said = {"command": "new", "machine": "a CPU and a GPU", "versions": "torch 2/3, git 1/2"}
     assert evidence.both_made(before, now) == said
+    assert evidence.both_made(said, now) == said, "a machine that took part twice is told of once"
 
 
 def test_a_machine_on_which_nothing_was_run_is_not_told_of(tmp_path, monkeypatch):

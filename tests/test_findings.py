@@ -161,6 +161,13 @@ def test_means_are_ordered_beside_the_paper_s(written):
     assert order["mlm"]["here"] == order["mlm"]["paper"] == "full > IMP"  # no such control at 70 %
 
 
+def test_means_that_are_printed_alike_are_in_no_order():
+    assert findings.ranked({"full": 3.6, "IMP": 17.6, "random_mask": 0.0, "reinit": 0.0}) == (
+        "IMP > full > random_mask = reinit"
+    )
+    assert findings.ranked({"a": 68.41, "b": 68.44, "c": 68.36}) == "b = a = c" and findings.ranked({}) == "missing"
+
+
 def test_every_score_stands_by_its_sparsity(written):
     rows = {(row["task"], row["network"]): row for row in tables(written[0])["Scores by sparsity"]}
     assert rows["mrpc", "IMP ticket"]["0 %"] == "85.0 ± 0.4 (n = 3)"
