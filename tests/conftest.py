@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny products are fastest on on
 from lth_scale.arguments import embedded_path
 
 
+def pytest_configure(config):
+    """What has to be compiled is compiled once a run, for all workers: they inherit the directory."""
+    if "TORCH_EXTENSIONS_DIR" not in os.environ:
+        os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="torch-extensions-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ["TORCH_EXTENSIONS_DIR"], ignore_errors=True))
+
+
 def pytest_addoption(parser):
     parser.addoption("--machine", action="store_true", help="also run what needs root, system packages or a minute")
 
 
+LONGEST = ("test_sharding", "test_watch", "test_launch", "test_mlflow_ui")  # begun last, one would go on alone
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     for item in items:
         if item.get_closest_marker("machine") and not config.getoption("--machine"):
             item.add_marker(pytest.mark.skip(reason="needs root, system packages or a minute: give --machine"))
@@ -118,7 +131,16 @@ def small(tiny_bert, sst2_data, tmp_path):
 
 
 @pytest.fixture
-def search(small):
+def rough(monkeypatch):
+    """Draw what a test does not look at quickly: in full, two pictures take as long as a small search."""
+    from lth_scale import figures
+
+    png = figures._png
+    monkeypatch.setattr(figures, "_png", lambda figure: png(figure.set(layout_engine="none", dpi=60) and figure))
+
+
+@pytest.fixture
+def search(small, rough):
     """Run a search in this process and return its output directory."""
     from accelerate.state import AcceleratorState
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-STEPS = 30
+STEPS, HALFWAY = 30, 13
 VARIABLES = {
     "fsdp2": {
         "ACCELERATE_USE_FSDP": "true",
@@ -38,6 +38,7 @@ OPTIMIZERS = {
     "adamw": {"optim": "adamw_torch", "learning_rate": 1e-3, "gradient_accumulation_steps": 1},
     "sgd": {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 0.05, "gradient_accumulation_steps": 2},
 }
+TRAINS = {1: ("sgd",), 2: ("adamw", "sgd"), 3: ("adamw",)}  # with how many ranks which
 
 
 def arguments(directory: Path, optimizer: str, world: int, precision: str = "no"):
@@ -110,9 +111,21 @@ def pattern_masks(net, weights: dict) -> dict:
     return found
 
 
-def train(net, weights: dict, masks: dict) -> dict:
-    """30 masked steps from `weights`: what they led to, and what was seen on the way."""
-    from lth_scale import masking, training
+def go(net, until: int) -> dict:
+    """The whole weights after training to a step."""
+    from lth_scale import training
+
+    training.train(net, until, lambda _: net.args.learning_rate, lambda *_: None)
+    return net.shards.whole_weights()
+
+
+def same(one: dict, other: dict) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def train(net, theta: dict, masks: dict, home: Path) -> dict:
+    """30 masked steps from θ: what they led to, what was seen on the way, and whether they can be repeated."""
+    from lth_scale import checkpoint, masking, training
 
     norms, held, step = [], [], training.step_optimizer
 
@@ -122,57 +135,43 @@ def train(net, weights: dict, masks: dict) -> dict:
         return norms[-1]
 
     training.step_optimizer = watched
-    training.restart(net, weights, masks, 0, 1)
-    training.train(net, STEPS, lambda _: net.args.learning_rate, lambda *_: None)
+    training.restart(net, theta, masks, 0, 1)
+    half = go(net, HALFWAY)
+    checkpoint.save(net, home, {}, 0.0, 1)
+    weights = go(net, STEPS)
     training.step_optimizer = step
     moments = sorted({key for piece in net.targets.values() for key in piece.moments()})
-    scores = training.evaluate(net)  # leaves FSDP2's root gathered: the next restart must not be fooled
+    training.evaluate(net)  # leaves FSDP2's root gathered: the next restart must not be fooled
+    training.restart(net, theta, masks, 0, 1)
+    repeats = same(half, go(net, HALFWAY))
+    training.restart(net, theta, masks, 0, 1)
+    assert checkpoint.resume(net, home) is not None and net.step == HALFWAY
     return {
-        "weights": net.shards.whole_weights(),
+        "weights": weights,
         "held": all(held) and len(held) == STEPS,
         "norms": [float(norm) for norm in norms],
         "moments": moments,
-        "scores": scores,
+        "repeats": repeats,
+        "resumes": same(weights, go(net, STEPS)),
     }
 
 
 def train_cases(kind: str, precision: str, directory: Path, world: int) -> dict:
-    """Both optimizers trained twice, and the masks of θ₀ and of a θ full of ties."""
+    """The trainings with each optimizer, and the masks of θ₀ and of a θ full of ties."""
     found: dict = {}
-    for optimizer in OPTIMIZERS:
+    for optimizer in TRAINS[world]:
         net, theta = prepared(arguments(directory, optimizer, world, precision))
         if precision == "fp16":
             found["skipped"] = skip_a_step(net, theta)
         masks = half_mask({name: piece.shape for name, piece in net.targets.items()})
-        found[optimizer] = train(net, theta, masks)
-        if optimizer == "adamw":
-            again = train(net, theta, masks)["weights"]
-            found["repeats"] = all(torch.equal(found[optimizer]["weights"][name], again[name]) for name in again)
-        ended = resumed(net, theta, masks, directory / f"checkpoints-{kind}-{precision}-{world}-{optimizer}")
-        found[optimizer]["resumes"] = all(torch.equal(found[optimizer]["weights"][name], ended[name]) for name in ended)
+        home = directory / f"checkpoints-{kind}-{precision}-{world}-{optimizer}"
+        found[optimizer] = train(net, theta, masks, home)
     found["masks"] = masks_at(net, theta, [0.1, 0.5, 0.9])
     found["tied"] = masks_at(net, tied(theta), [0.0, 0.1, 0.3, 0.5, 1.0])
     found["patterns"] = pattern_masks(net, theta)
     found["broken"] = break_one_weight(net)
     found["pieces"] = {name: (p.offset, p.size, p.shape.numel()) for name, p in net.shards.pieces.items()}
     return found
-
-
-def resumed(net, theta: dict, masks: dict, home: Path) -> dict:
-    """The weights after training to step 13, a checkpoint, training elsewhere, and going on from the checkpoint."""
-    from lth_scale import checkpoint, training
-
-    def go(until: int) -> None:
-        training.train(net, until, lambda _: net.args.learning_rate, lambda *_: None)
-
-    training.restart(net, theta, masks, 0, 1)
-    go(13)
-    checkpoint.save(net, home, {}, 0.0, 1)
-    go(20)
-    training.restart(net, theta, masks, 0, 1)
-    assert checkpoint.resume(net, home) is not None and net.step == 13
-    go(STEPS)
-    return net.shards.whole_weights()
 
 
 def skip_a_step(net, theta: dict) -> dict:
@@ -189,11 +188,7 @@ def skip_a_step(net, theta: dict) -> dict:
     scales.append(scaler.cur_scale)
     after, held = net.shards.whole_weights(), masking.is_held(net.targets, net.masks)
     training.restart(net, theta, masks, 0, 1)
-    same, first, least = (
-        all(torch.equal(before[name], after[name]) for name in before),
-        scaler.cur_scale,
-        scaler.min_scale,
-    )
+    first, least = scaler.cur_scale, scaler.min_scale
     scaler.cur_scale = scaler.min_scale = 2.0**40
     try:
         training.train(net, 9, lambda _: 1.0, lambda *_: None)
@@ -201,7 +196,7 @@ def skip_a_step(net, theta: dict) -> dict:
     except Diverged as problem:
         said = str(problem)
     scaler.min_scale = least
-    return {"scales": [*scales, first], "same": same, "held": held, "said": said}
+    return {"scales": [*scales, first], "same": same(before, after), "held": held, "said": said}
 
 
 def break_one_weight(net) -> tuple[str, str]:
@@ -243,7 +238,7 @@ def search_rounds(directory: Path, kind: str, first: int, last: int) -> dict:
 
 
 def twenty_rounds(directory: Path, world: int) -> dict:
-    """Resident memory, in bytes, after each of 20 rounds of a model of 13 MB."""
+    """Resident memory, in bytes, after each of 20 rounds of a model of 7 MB."""
     import dataclasses
 
     from lth_scale import threshold, training
@@ -254,6 +249,8 @@ def twenty_rounds(directory: Path, world: int) -> dict:
     net, theta = prepared(args)
     masks = {name: torch.ones(piece.shape, dtype=torch.bool) for name, piece in net.targets.items()}
     memory = []
+    gc.collect()
+    gc.freeze()  # what was imported is not gone through again each round
     for k in range(20):
         training.restart(net, theta, masks, 0, 1)
         training.train(net, 1, lambda _: 1e-4, lambda *_: None)

@@ -253,7 +253,7 @@ def written(small, tmp_path):
 
 def standing(net) -> list:
     scale = [repr(sorted(net.shards.scale().items())), net.step, torch.get_rng_state()]
-    return [*scale, *(net.shards.state()[name] for name in sorted(net.shards.state()))]
+    return [*scale, *(value for _, value in sorted(net.shards.state().items()))]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

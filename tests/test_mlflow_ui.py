@@ -54,7 +54,8 @@ def study(tmp_path_factory, tokenizer):
     sizes = {**SIZES, "hidden_size": 32, "intermediate_size": 64}
     BertForMaskedLM(BertConfig(**sizes, vocab_size=len(tokenizer))).save_pretrained(model)
     tokenizer.save_pretrained(model)
-    flags = {"model_name_or_path": "./toy-bert", "dataset_path": "data", "max_steps": 60,
+    steps = 60 if os.environ.get("UPDATE_DOCS") else 20
+    flags = {"model_name_or_path": "./toy-bert", "dataset_path": "data", "max_steps": steps,
              "max_seq_length": 24, "learning_rate": 0.01, "per_device_train_batch_size": 32, "prune_rate": 0.3,
              "logging_steps": 5}  # fmt: skip
     plan = {"name": "toy", "flags": flags, "tasks": ["sst2"], "seeds": SEEDS, "sparsities": SPARSITIES,

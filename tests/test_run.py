@@ -18,7 +18,7 @@ LIVES = "def test_it(): pass\ndef test_that(): pass\n"
 def test_a_worker_of_the_suite_that_dies_ends_it_with_the_test_s_name(tmp_path):
     """Else xdist starts another worker, and where the others have left already it waits for ever."""
     run = (Path(__file__).parent.parent / "run").read_text()
-    flags = re.search(r'-m pytest (.*) "\$@"', run)[1].split()
+    flags = re.search(r'-m pytest (.*?) "\$@"', run, re.DOTALL)[1].replace("\\\n", "").split()
     for name, content in {"a": LIVES, "b": LIVES, "dies": DIES}.items():
         (tmp_path / f"test_{name}.py").write_text(content)
     command = [sys.executable, "-m", "pytest", *flags, "-n", "2", "-p", "no:cacheprovider", "--rootdir", tmp_path]

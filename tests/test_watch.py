@@ -53,7 +53,7 @@ class Launch:
 
 @pytest.fixture
 def flags(small, tmp_path):
-    return small(max_steps=250, save_steps=50, target_sparsity=0.1)
+    return small(max_steps=150, save_steps=30, target_sparsity=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def undisturbed() -> list[bytes]:
 @pytest.fixture
 def expected(undisturbed, small, tmp_path) -> bytes:
     if not undisturbed:
-        calm = small(max_steps=250, save_steps=50, target_sparsity=0.1, output_dir=tmp_path / "calm")
+        calm = small(max_steps=150, save_steps=30, target_sparsity=0.1, output_dir=tmp_path / "calm")
         code, said = Launch(calm, tmp_path / "calm.log").end(180)
         assert code == 0, said
         undisturbed.append((tmp_path / "calm/ticket.safetensors").read_bytes())

@@ -10,7 +10,7 @@ from lth_scale import evidence, grid
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_page_is_what_its_files_give(tmp_path):
+def test_the_page_is_what_its_files_give(tmp_path, rough):
     shutil.copytree(DOCS / "evidence", tmp_path / "evidence")
     assert evidence.write(tmp_path / "evidence").read_text() == (DOCS / "evidence.md").read_text(), (
         "make it again: python -m lth_scale.report docs/evidence"
