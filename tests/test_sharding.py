@@ -241,7 +241,7 @@ def test_a_restart_trains_the_same_again_to_the_last_bit(optimizer, case, world,
 
 
 @pytest.mark.parametrize(("case", "world", "optimizer"), [*LEARNT, *FP16])
-def test_a_training_resumed_from_a_checkpoint_ends_as_the_one_that_wrote_it_to_the_last_bit(
+def test_a_training_resumed_from_a_checkpoint_goes_on_as_the_one_that_wrote_it_to_the_last_bit(
     optimizer, case, world, left
 ):
     assert all(rank[optimizer]["resumes"] for rank in ranks_of(left, case, world))
