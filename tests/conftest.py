@@ -28,11 +28,11 @@ def pytest_addoption(parser):
     parser.addoption("--machine", action="store_true", help="also run what needs root, system packages or a minute")
 
 
-LONGEST = ("test_sharding", "test_watch", "test_launch", "test_mlflow_ui")  # begun last, one would go on alone
+FIRST = ["test_sharding", "test_commands", "test_launch", "test_watch", "test_mlflow_ui"]  # of minutes: none ends alone
 
 
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    items.sort(key=lambda item: [*FIRST, item.path.stem].index(item.path.stem))
     for item in items:
         if item.get_closest_marker("machine") and not config.getoption("--machine"):
             item.add_marker(pytest.mark.skip(reason="needs root, system packages or a minute: give --machine"))
