@@ -39,7 +39,11 @@ OPTIMIZERS = {
     "adamw": {"optim": "adamw_torch", "learning_rate": 1e-3, "gradient_accumulation_steps": 1},
     "sgd": {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 0.05, "gradient_accumulation_steps": 2},
 }
-TRAINS = {1: ("sgd",), 2: ("adamw", "sgd"), 3: ("adamw",)}  # with how many ranks which
+
+
+def trains(case: str, world: int) -> tuple[str, ...]:
+    """With which optimizers a case trains: each kind and precision with both, over the world sizes together."""
+    return ("adamw", "sgd") if not case.endswith("-no") else ("sgd",) if world == 2 else ("adamw",)
 
 
 def arguments(directory: Path, optimizer: str, world: int, precision: str = "no"):
@@ -161,7 +165,7 @@ def train(net, theta: dict, masks: dict, home: Path) -> dict:
 def train_cases(kind: str, precision: str, directory: Path, world: int) -> dict:
     """The trainings with each optimizer, and the masks of θ₀ and of a θ full of ties."""
     found: dict = {}
-    for optimizer in TRAINS[world]:
+    for optimizer in trains(f"{kind}-{precision}", world):
         net, theta = prepared(arguments(directory, optimizer, world, precision))
         if precision == "fp16":
             found["skipped"] = skip_a_step(net, theta)

@@ -359,3 +359,13 @@ def test_a_search_trains_any_control_beside_its_last_tickets(control, search):
     rows = json.loads((out / "controls.json").read_text())
     assert [round(row["sparsity"], 1) for row in rows] == [0.2, 0.3]
     assert (out / f"controls/{control}/03/complete").is_file()
+
+
+def test_a_search_without_deepspeed_does_not_import_it_to_save_its_network(search, monkeypatch):
+    """transformers' save_pretrained has Accelerate unwrap the model, which imports DeepSpeed, and that MLflow."""
+
+    def imports(*_):
+        raise AssertionError("DeepSpeed would be imported")
+
+    monkeypatch.setattr("accelerate.utils.other.is_deepspeed_available", imports)
+    assert (search(max_steps=1, target_sparsity=0.1) / "rounds/01/model/model.safetensors").is_file()

@@ -17,7 +17,7 @@ from statistics import median
 import pytest
 import torch
 from conftest import SIZES, WORDS, sentence, write_jsonl
-from sharded import OPTIMIZERS, STEPS, TRAINS, arguments, half_mask, tied
+from sharded import OPTIMIZERS, STEPS, arguments, half_mask, tied, trains
 from test_threshold import dense_reference, ones
 
 KINDS = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
@@ -35,8 +35,8 @@ CASES = {
     3: [*(f"{kind}-no" for kind in KINDS), "zero2-end", "ddp-threshold"],
 }
 TRAINED = [(case, world) for world, cases in CASES.items() for case in cases if case.split("-")[1] in ("no", "bf16")]
-LEARNT = [(*pair, optimizer) for pair in TRAINED for optimizer in TRAINS[pair[1]]]
-FP16 = [("zero2-fp16", 2, optimizer) for optimizer in TRAINS[2]]
+LEARNT = [(*pair, optimizer) for pair in TRAINED for optimizer in trains(*pair)]
+FP16 = [("zero2-fp16", 2, optimizer) for optimizer in trains("zero2-fp16", 2)]
 
 
 def write_model(directory: Path, **sizes) -> None:
