@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -394,6 +395,14 @@ class Shards:
     def whole_weights(self) -> dict[str, Tensor]:
         """Every parameter in fp32 on the CPU of the main process, {} elsewhere."""
         return self.gather({name: piece.master() for name, piece in self.pieces.items()}, self.pieces)
+
+    def save(self, directory: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write whole `weights` and the buffers for `from_pretrained`.
+
+        transformers has Accelerate unwrap what it saves, which imports DeepSpeed; the skeleton is not wrapped.
+        """
+        with mock.patch("transformers.modeling_utils.unwrap_model", lambda bare: bare):
+            self.skeleton.save_pretrained(directory, state_dict={**self.buffers, **weights})
 
 
 def connect(precision: str | None, accumulate: int, timeout: float) -> Accelerator:

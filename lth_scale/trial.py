@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import datasets
 import torch
@@ -142,8 +141,7 @@ class Trial:
         weights = shards.whole_weights()
         if self.is_main:
             with files.new_directory(self.record.at(self.stage) / "model") as made:
-                with mock.patch("transformers.modeling_utils.unwrap_model", lambda bare: bare):  # it imports DeepSpeed
-                    shards.skeleton.save_pretrained(made, state_dict={**shards.buffers, **weights})
+                shards.save(made, weights)
                 tokenizer = self.net.task.tokenizer
                 tokenizer.backend_tokenizer.no_truncation()  # else what is saved tells whether data came from a cache
                 tokenizer.save_pretrained(made)
