@@ -6,6 +6,7 @@ Nothing here imports torch, so that bad input is refused in well under a second.
 import argparse
 import atexit
 import errno
+import gc
 import os
 import re
 import select
@@ -14,7 +15,8 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -592,6 +594,23 @@ def parse_optim_args(text: str | None) -> dict[str, Any]:
         if pairs[key] is None:
             raise BadInput(f"--optim_args {text}: {part!r} is not NAME=NUMBER or NAME=true; see the optimizer")
     return pairs
+
+
+@contextmanager
+def first_imports() -> Iterator[None]:
+    """Where torch is still to come, what is imported inside is never searched for garbage.
+
+    Python would go through it all again and again: a sixth of the time of a short command (benchmarks/start.py).
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:

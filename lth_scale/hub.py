@@ -25,6 +25,7 @@ from lth_scale.arguments import (
     Stopped,
     Training,
     exit_on_bad_input,
+    first_imports,
     printable,
 )
 from lth_scale.export.places import MANIFEST, Place, locate, opened, seal
@@ -142,9 +143,10 @@ def push_when_done(record: "Record") -> None:
 
 def fill(folder: Path, place: Place, repo: str, licence: "Licence") -> None:
     """All that is uploaded: dense and compact weights that were read back, ticket, provenance, pictures, card."""
-    from lth_scale import card
-    from lth_scale.export import disk
-    from lth_scale.export.source import load_source
+    with first_imports():
+        from lth_scale import card
+        from lth_scale.export import disk
+        from lth_scale.export.source import load_source
 
     assert place.ticket is not None
     stage = place.ticket.parent

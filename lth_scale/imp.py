@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING
 
 from lth_scale import hub
-from lth_scale.arguments import Arguments, exit_on_bad_input, parse
+from lth_scale.arguments import Arguments, exit_on_bad_input, first_imports, parse
 from lth_scale.outbox import send_waiting
 from lth_scale.record import Record
 from lth_scale.terminal import show
@@ -49,7 +49,8 @@ def run(args: Arguments) -> None:
     record = Record.open(args)
     if not record.is_done():
         hub.check(args)
-        from lth_scale.search import Search  # imports torch: bad input and finished searches do not wait for it
+        with first_imports():  # of torch: bad input and finished searches do not wait for it
+            from lth_scale.search import Search
 
         search = Search.begin(args, record)
         imp(search)

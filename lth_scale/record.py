@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,7 @@ class Record:
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.directory.resolve().parent / 'mlflow.db'}"
 
 
+@cache
 def versions() -> dict[str, str | None]:
     """Installed versions of what decides a result."""
     found: dict[str, str | None] = {"python": platform.python_version()}

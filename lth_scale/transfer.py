@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lth_scale import hub
-from lth_scale.arguments import BadInput, Transfer, exit_on_bad_input, parse
+from lth_scale.arguments import BadInput, Transfer, exit_on_bad_input, first_imports, parse
 from lth_scale.outbox import send_waiting
 from lth_scale.record import Record
 from lth_scale.terminal import by_seed, show
@@ -37,7 +37,8 @@ def run(args: Transfer) -> None:
         check_comparable(args, Path(args.compare_with))
     if not record.is_done():
         hub.check(args)
-        from lth_scale.subnetwork import Subnetwork  # imports torch: bad input and finished work do not wait for it
+        with first_imports():  # of torch: bad input and finished work do not wait for it
+            from lth_scale.subnetwork import Subnetwork
 
         network = Subnetwork.begin(args, record)
         transfer(network)

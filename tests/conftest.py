@@ -1,5 +1,6 @@
 """Tiny real models and data, made on the spot: nothing here needs a network or a download."""
 
+import io
 import json
 import os
 import shutil
@@ -133,10 +134,16 @@ def small(tiny_bert, sst2_data, tmp_path):
 @pytest.fixture
 def rough(monkeypatch):
     """Draw what a test does not look at quickly: in full, two pictures take as long as a small search."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     from lth_scale import figures
 
-    png = figures._png
-    monkeypatch.setattr(figures, "_png", lambda figure: png(figure.set(layout_engine="none", dpi=60) and figure))
+    def drawn_once(figure) -> bytes:
+        figure.set(layout_engine="none", dpi=60)
+        FigureCanvasAgg(figure).print_png(buffer := io.BytesIO())
+        return buffer.getvalue()
+
+    monkeypatch.setattr(figures, "_png", drawn_once)
 
 
 @pytest.fixture

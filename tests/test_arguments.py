@@ -1,6 +1,8 @@
 """`--help`: grouped, short, complete, with defaults, and without torch."""
 
+import gc
 import re
+import sys
 from dataclasses import MISSING, fields
 
 import pytest
@@ -71,3 +73,17 @@ def test_names_are_not_broken_at_their_hyphens(helped):
 def test_the_usage_says_how_the_command_was_called(monkeypatch):
     monkeypatch.setattr(arguments.sys, "argv", ["/usr/bin/lth", "imp"])
     assert build_parser("lth_scale.imp", "", Arguments).prog == "lth imp"
+
+
+def test_what_is_imported_first_is_never_searched_for_garbage_and_what_comes_later_is(monkeypatch):
+    kept = gc.get_freeze_count()
+    monkeypatch.setitem(sys.modules, "torch", sys)  # here already: nothing of a caller's is touched
+    with arguments.first_imports():
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == kept
+    monkeypatch.delitem(sys.modules, "torch")
+    with pytest.raises(ImportError), arguments.first_imports():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled() and gc.get_freeze_count() > kept
+    gc.unfreeze()

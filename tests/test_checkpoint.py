@@ -72,7 +72,7 @@ def test_killed_in_every_round_a_search_finds_what_it_would_have_found(name, sea
     flags = dict(max_steps=5, save_steps=2, target_sparsity=0.3) | COMMANDS[name]
     whole = search(output_dir=tmp_path / "whole", **flags)
     for left in range(100):
-        die(5)  # at least two steps further each time, but for a round's first
+        die(max(5, flags["max_steps"] // 4))  # at least two steps further each time, but for a round's first
         try:
             parts = search(output_dir=tmp_path / "parts", **flags)
             break

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lth_scale import files
-from lth_scale.arguments import BadInput
+from lth_scale.arguments import BadInput, first_imports
 from lth_scale.export.places import KINDS, check_output, locate
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ def export(path: str, kind: str, output_dir: str | Path, dtype: str | None = Non
     """
     out, dtype = Path(output_dir), dtype or KINDS.get(kind, (("",),))[0][0]
     before = _check(path, kind, dtype, out)
-    from lth_scale.export import disk, formats
-    from lth_scale.export.source import load_source
+    with first_imports():
+        from lth_scale.export import disk, formats
+        from lth_scale.export.source import load_source
 
     source = load_source(path)
     content = disk.describe(source, kind, dtype)

@@ -176,7 +176,8 @@ def real_inputs(source: Source) -> tuple[list[dict[str, Tensor]], str]:
         texts = sentences()
         spread = sorted(texts, key=len)[:: len(texts) // BATCH][:BATCH]
         options: dict[str, Any] = {"truncation": True, "max_length": limit, "return_tensors": "pt"}
-        batches = [dict(tokenizer(each, padding=True, **options)) for each in (spread, [" ".join(texts)])]
+        words = " ".join(texts).split()[:limit]  # at least a token each
+        batches = [dict(tokenizer(each, padding=True, **options)) for each in (spread, [" ".join(words)])]
         line = "English sentences of SST-2"
     known = inspect.signature(model.forward).parameters
     shapes = " and ".join("×".join(map(str, batch["input_ids"].shape)) for batch in batches)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale import arguments, files
-from lth_scale.arguments import TASKS, BadInput, exit_on_bad_input, flag, printable, without_secrets
+from lth_scale.arguments import TASKS, BadInput, exit_on_bad_input, first_imports, flag, printable, without_secrets
 from lth_scale.export.places import locate
 from lth_scale.speed.backends import BACKENDS, EAGER
 from lth_scale.speed.measure import usable_cores
@@ -86,11 +86,12 @@ def check_output(directory: Path) -> None:
 
 def run(targets: list[str], args: Speed) -> Path:
     """Load and check all targets, time them, and write the report. Returns its directory. Raises BadInput."""
-    import torch
+    with first_imports():
+        import torch
 
-    from lth_scale.export.source import load_source
-    from lth_scale.speed import check, report
-    from lth_scale.trial import quiet_libraries
+        from lth_scale.export.source import load_source
+        from lth_scale.speed import check, report
+        from lth_scale.trial import quiet_libraries
 
     quiet_libraries()
     if args.device == "cuda" and not torch.cuda.is_available():

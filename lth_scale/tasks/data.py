@@ -4,6 +4,7 @@ import hashlib
 import json
 import lzma
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -177,13 +178,18 @@ def local_directory(args: Training) -> Path | None:
     return Path(args.dataset_path) if args.dataset_path else None
 
 
+@lru_cache(maxsize=1)
+def _vocabulary(tokenizer: Any) -> str:
+    return fingerprint(json.dumps(tokenizer.get_vocab(), sort_keys=True))
+
+
 def encode(rows: Dataset, function: Callable, tokenizer: Any, **arguments: Any) -> Dataset:
     """`rows.map(function)` in batches, cached under a fingerprint of rows, vocabulary, function and arguments.
 
     function(batch, tokenizer=…, **arguments) returns the encoded columns; the old ones are dropped.
     (A tokenizer's own hash changes as it is used, so `datasets` cannot key on it.)
     """
-    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True) + repr(tokenizer.init_kwargs)
+    vocabulary = _vocabulary(tokenizer) + repr(tokenizer.init_kwargs)
     key = fingerprint(rows._fingerprint, function.__qualname__, vocabulary, sorted(arguments.items()))
     with PartialState().main_process_first():
         return rows.map(
