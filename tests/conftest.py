@@ -29,7 +29,9 @@ def pytest_addoption(parser):
     parser.addoption("--machine", action="store_true", help="also run what needs root, system packages or a minute")
 
 
-FIRST = ["test_sharding", "test_commands", "test_launch", "test_watch", "test_mlflow_ui"]  # of minutes: none ends alone
+# Of minutes, so that none ends alone; beside the sharded ranks' what often waits, and no other launches of many ranks.
+FIRST = ["test_sharding", "test_tracking", "test_hub", "test_commands", "test_launch", "test_mlflow_ui",
+         "test_checkpoint", "test_export", "test_watch"]  # fmt: skip
 
 
 def pytest_collection_modifyitems(config, items):

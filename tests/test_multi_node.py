@@ -12,10 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from test_launch import ACCELERATE, SHORT
+from test_launch import SHORT
 
 pytestmark = pytest.mark.machine
 
+ACCELERATE = [str(Path(sys.executable).with_name("accelerate")), "launch"]
 ADDRESSES = ["10.99.0.10", "10.99.0.11"]
 CONFIG = Path(__file__).parents[1] / "accelerate_configs/multi_node_zero3.yaml"
 LAUNCHES = {

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -76,13 +77,15 @@ def scratch(tmp_path) -> Path:
     return tmp_path
 
 
-def run_python(block: Block, page: Path, directory: Path) -> None:
+def run_python(block: Block, directory: Path) -> None:
     """Run a block in this process: in one of its own it would spend its time on imports."""
     from accelerate.state import AcceleratorState
 
+    script = directory / "block.py"
+    script.write_text(block.code)
     AcceleratorState._reset_state(reset_partial_state=True)
     with contextlib.chdir(directory):
-        exec(compile("\n" * block.line + block.code, page, "exec"), {"__name__": "__main__"})
+        runpy.run_path(str(script), run_name="__main__")
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -115,7 +118,7 @@ def test_every_command_of_a_page_runs_or_says_why_not(page, scratch):
             todo = todo[1:]
     for number, block in enumerate(todo):
         if block.language == "python":
-            run_python(block, page, scratch)
+            run_python(block, scratch)
             continue
         done = run(block, scratch)
         assert done.returncode == 0, f"{page}:{block.line}\n{block.shell}\n{done.stdout}\n{done.stderr[-3000:]}"
