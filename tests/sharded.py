@@ -41,9 +41,15 @@ OPTIMIZERS = {
 }
 
 
+# Whose code is that of the other: the offload has Adam's, which counts its steps.
+SHARED = {"zero1-bf16": "adamw", "zero2-bf16": "sgd", "zero3-bf16": "sgd", "zero3offload-bf16": "adamw"}
+
+
 def trains(case: str, world: int) -> tuple[str, ...]:
-    """With which optimizers a case trains: each kind and precision with both, over the world sizes together."""
-    return ("adamw", "sgd") if not case.endswith("-no") else ("sgd",) if world == 2 else ("adamw",)
+    """With which optimizers a case trains: both, in fp32 over the world sizes, in bf16 over kinds of the same code."""
+    if case.endswith("-no"):
+        return ("sgd",) if world == 2 else ("adamw",)
+    return (SHARED[case],) if case in SHARED else ("adamw", "sgd")
 
 
 def arguments(directory: Path, optimizer: str, world: int, precision: str = "no"):
