@@ -41,7 +41,7 @@ OPTIMIZERS = {
 }
 
 
-# Whose code is that of the other: the offload has Adam's, which counts its steps.
+# Pairs of kinds that share their code share the optimizers: the offload has AdamW, which also counts its steps.
 SHARED = {"zero1-bf16": "adamw", "zero2-bf16": "sgd", "zero3-bf16": "sgd", "zero3offload-bf16": "adamw"}
 
 
