@@ -67,7 +67,7 @@ def random_layerwise(start: Start, seed: int) -> Start:
 def reinit(start: Start, seed: int) -> Start:
     """θ₀′: the whole network drawn anew by the model's own initializer, embeddings and head too (glue_trans.py)."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone
         drawn = type(start.model)(start.model.config)
     return replace(start, weights={name: weight.detach().float() for name, weight in drawn.named_parameters()})
 

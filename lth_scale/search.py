@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lth_scale import controls, figures, files, patterns, scores, training, trial
+from lth_scale import controls, files, patterns, scores, training, trial
 from lth_scale.arguments import COSMETIC, Arguments, BadInput, Training, parse_rewind_step, points
 from lth_scale.early_bird import CHECKS, EarlyBird
 from lth_scale.record import Record, a_round
@@ -233,6 +233,8 @@ class Search(Trial):
         """Draw the pictures, close the runs, and mark the search done."""
         pictures = {}
         if self.is_main:
+            from lth_scale import figures  # Matplotlib, which the other ranks do without
+
             last = Ticket.load(self.record.directory / "ticket.safetensors")
             pictures = figures.draw(self.record, last.layer_sparsity())
         self.close(pictures)

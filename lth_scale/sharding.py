@@ -29,7 +29,6 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 from transformers.integrations import unset_hf_deepspeed_config
 
-from lth_scale import files
 from lth_scale.arguments import BadInput, Diverged, Stopped
 from lth_scale.prunable import base_model
 
@@ -472,28 +471,19 @@ def _settle_for_cpu(group: InitProcessGroupKwargs) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         group.backend = "gloo"
-        _compile_for_cpu()
+        _compile_nothing()
     elif os.environ.get("ACCELERATE_USE_FSDP") == "true" and "LOCAL_RANK" in os.environ:
         PartialState(cpu=True, **group.to_kwargs()).distributed_type = DistributedType.MULTI_GPU
 
 
-def _compile_for_cpu() -> None:
-    """Have DeepSpeed's collectives compiled, which it does once a machine, by one process at a time.
+def _compile_nothing() -> None:
+    """DeepSpeed compiles a collective for inference (deepspeed/comm/torch.py), a minute that training has no use for.
 
-    A process that is killed in the middle leaves torch's lock behind, which would keep all later ones waiting for ever.
+    So no compiler is needed, and a compile that is killed leaves no lock at which later runs would wait for ever.
     """
-    from deepspeed.accelerator import get_accelerator
-    from torch.utils import cpp_extension
+    from deepspeed import ops
 
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    home = Path(cpp_extension._get_build_directory(builder.NAME, verbose=False))
-    ours = home / "lth_scale.compiles"
-    with files.exclusive(ours):
-        if ours.exists():  # and nobody is at it
-            (home / "lock").unlink(missing_ok=True)
-        ours.touch()
-        builder.load(verbose=False)
-        ours.unlink()
+    vars(ops)["__compatible_ops__"] = {}
 
 
 def _check_launch(accelerator: Accelerator) -> None:

@@ -71,7 +71,7 @@ class Batches(Dataset):
         start = step * self.whole + (n % accumulate * self.world + self.rank) * size
         rows = take(self.task.train, self.epoch(epoch)[start : start + size])
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self.args.seed, n, self.rank)) % 2**63)
+            torch.default_generator.manual_seed(hash((self.args.seed, n, self.rank)) % 2**63)  # the CPU's alone
             return self.task.collate(rows)
 
 

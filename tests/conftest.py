@@ -133,19 +133,21 @@ def small(tiny_bert, sst2_data, tmp_path):
     return flags
 
 
-@pytest.fixture
-def rough(monkeypatch):
-    """Draw what a test does not look at quickly: in full, two pictures take as long as a small search."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+@pytest.fixture(scope="session")
+def blank() -> bytes:
+    """A picture of nothing."""
+    from PIL import Image
 
+    Image.new("L", (8, 8)).save(buffer := io.BytesIO(), "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def rough(monkeypatch, blank):
+    """Do not draw what a test does not look at: two pictures take as long as a small search."""
     from lth_scale import figures
 
-    def drawn_once(figure) -> bytes:
-        figure.set(layout_engine="none", dpi=60)
-        FigureCanvasAgg(figure).print_png(buffer := io.BytesIO())
-        return buffer.getvalue()
-
-    monkeypatch.setattr(figures, "_png", drawn_once)
+    monkeypatch.setattr(figures, "_png", lambda figure: blank)
 
 
 @pytest.fixture

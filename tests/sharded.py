@@ -1,7 +1,4 @@
-"""One rank of tests/test_sharding.py: runs every case of a world size on real engines and leaves what it found on disk.
-
-RANK=… WORLD_SIZE=… python tests/sharded.py DIRECTORY CASE…       (a case is KIND-WHAT)
-"""
+"""One rank of tests/test_sharding.py: every case of a world size on real engines, and what it found on disk."""
 
 import ctypes
 import gc
@@ -348,16 +345,16 @@ def run(case: str, directory: Path, world: int) -> dict:
     return found
 
 
-def main() -> None:
-    directory, cases = Path(sys.argv[1]), sys.argv[2:]
-    for case in cases:
-        found = run(case, directory, int(os.environ["WORLD_SIZE"]))
-        torch.save(found, directory / f"{case}-{os.environ['WORLD_SIZE']}-{os.environ['RANK']}.pt")
-
-
-if __name__ == "__main__":
+def rank(environment: dict[str, str], directory: Path, cases: list[str], log: Path) -> None:
+    """The process of a rank: runs cases (a case is KIND-WHAT), and is gone."""
+    with log.open("w") as to:
+        os.dup2(to.fileno(), 1)
+        os.dup2(to.fileno(), 2)
+    os.environ |= environment
+    world, mine = environment["WORLD_SIZE"], environment["RANK"]
     try:
-        main()
+        for case in cases:
+            torch.save(run(case, directory, int(world)), directory / f"{case}-{world}-{mine}.pt")
         torch.distributed.barrier()
     except BaseException:
         traceback.print_exc()

@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ LINKS = ("accelerate_configs", "constraints.txt", "docker", "examples", "launche
 EXECUTED, SHOWN = ("sh", "bash", "python"), ("", "text", "yaml", "toml", "json", "ini", "dockerfile")
 MARKER = re.compile(r"<!-- (?:run|run with: (?P<flags>\S.*?)|not run: (?P<reason>\S.*?)) -->")
 COMMAND = re.compile(r"-m lth_scale\.\w+|(^|\s)lth \w+|\./run demo|launchers/\w+\.sh")
+PLAIN = re.compile(r"python -m (lth_scale\.\w+)((?: +[\w./-]+)*) *(?:#.*)?")
 TAIL = re.compile(r"^(.*?)(\s+(?:#|\||>|2>|&).*)?$")  # a command, and what a shell does not hand to it
 
 
@@ -36,6 +38,12 @@ class Block:
         """The code on logical lines, each lth_scale command with the flags."""
         lines = self.code.replace("\\\n", " ").splitlines()
         return "\n".join(TAIL.sub(rf"\1 {self.flags}\2", line) if COMMAND.search(line) else line for line in lines)
+
+    @property
+    def commands(self) -> list[tuple[str, str]] | None:
+        """Module and flags of each line, where all of them are but a command of this package; None for other blocks."""
+        found = [PLAIN.fullmatch(line) for line in self.shell.splitlines() if line]
+        return [(each[1], each[2]) for each in found if each] if self.language != "python" and all(found) else None
 
 
 def blocks(text: str) -> list[Block]:
@@ -77,16 +85,30 @@ def scratch(tmp_path) -> Path:
     return tmp_path
 
 
-def run_python(block: Block, directory: Path) -> None:
-    """Run a block in this process: in one of its own it would spend its time on imports."""
+@contextlib.contextmanager
+def here(directory: Path, monkeypatch) -> Iterator[None]:
+    """What runs inside is in this process: in one of its own it would spend its time on imports."""
     from accelerate.state import AcceleratorState
 
-    script = directory / "block.py"
-    script.write_text(block.code)
     AcceleratorState._reset_state(reset_partial_state=True)
-    with contextlib.chdir(directory):
-        runpy.run_path(str(script), run_name="__main__")
+    with contextlib.chdir(directory), monkeypatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def run_here(block: Block, directory: Path, monkeypatch) -> None:
+    """Run a block of Python, or of commands that need no shell."""
+    if block.language == "python":
+        script = directory / "block.py"
+        script.write_text(block.code)
+        with here(directory, monkeypatch):
+            runpy.run_path(str(script), run_name="__main__")
+    for module, flags in block.commands or ():
+        monkeypatch.setattr(sys, "argv", [module, *flags.split()])
+        with here(directory, monkeypatch), pytest.raises(SystemExit) as ended:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        assert ended.value.code == 0, f"line {block.line}: {module} {flags}"
 
 
 def run(block: Block, directory: Path) -> subprocess.CompletedProcess:
@@ -109,7 +131,7 @@ FIRST: dict[str, Path] = {}  # what the block that several pages begin with has 
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_of_a_page_runs_or_says_why_not(page, scratch):
+def test_every_command_of_a_page_runs_or_says_why_not(page, scratch, rough, monkeypatch):
     todo = [block for block in blocks(page.read_text(encoding="utf-8")) if block.reason is None]
     if todo and todo[0].code.startswith("./run demo"):
         key = f"./run demo {todo[0].flags}"
@@ -117,8 +139,8 @@ def test_every_command_of_a_page_runs_or_says_why_not(page, scratch):
             shutil.copytree(FIRST[key], scratch / "runs")
             todo = todo[1:]
     for number, block in enumerate(todo):
-        if block.language == "python":
-            run_python(block, scratch)
+        if block.language == "python" or block.commands:
+            run_here(block, scratch, monkeypatch)
             continue
         done = run(block, scratch)
         assert done.returncode == 0, f"{page}:{block.line}\n{block.shell}\n{done.stdout}\n{done.stderr[-3000:]}"
