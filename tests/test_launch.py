@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lth_scale import Ticket
 
@@ -88,7 +89,13 @@ def test_two_ranks_find_the_ticket_of_one_speak_as_one_and_neither_run_twice_nor
     assert stamps(tmp_path) == before
 
 
-@pytest.mark.parametrize("config", ["zero1", "zero2", "zero3_offload", "fsdp2"])
+def test_zero1_is_zero2_but_for_its_stage():
+    """So that one of them is launched below; tests/test_sharding.py trains both."""
+    one, two = (yaml.safe_load(path.read_text()) for path in CONFIGS if path.stem in ("zero1", "zero2"))
+    assert one.pop("deepspeed_config") == two.pop("deepspeed_config") | {"zero_stage": 1} and one == two
+
+
+@pytest.mark.parametrize("config", ["zero2", "zero3_offload", "fsdp2"])
 def test_the_command_of_a_config_finds_the_ticket_of_one_process_whatever_its_shards_and_precision(
     config, one_shot, tmp_path
 ):

@@ -43,10 +43,10 @@ def test_a_batch_is_a_function_of_its_number(loaded):
 
 
 def test_masked_tokens_are_redrawn_each_time_and_replayed_for_the_same_number(small, text_data, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU's dropout draws from there"))
     args = parse(small(task="mlm", dataset_path=text_data), "t", "t")
     task = tasks.load(args)
     batches = Batches(task, args, 0, 1)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU's dropout draws from there"))
     state = torch.get_rng_state()
     once, again, other = batches[0], Batches(task, args, 0, 1)[0], Batches(task, args, 1, 2)[0]
     assert torch.equal(once["labels"], again["labels"])
