@@ -5,11 +5,11 @@
 
 import argparse
 import shutil
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
+import numpy
 import torch
 from accelerate import Accelerator
 from transformers import BertConfig, BertForMaskedLM
@@ -44,7 +44,7 @@ def timed(what, times: int) -> str:
         began = time.perf_counter()
         what()
         seconds.append(time.perf_counter() - began)
-    low, middle, high = statistics.quantiles(seconds, n=4)
+    low, middle, high = numpy.quantile(seconds, (0.25, 0.5, 0.75))
     return f"{1000 * middle:.3f} [{1000 * low:.3f}, {1000 * high:.3f}] ms (n = {times})"
 
 

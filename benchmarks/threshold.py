@@ -11,7 +11,6 @@ import argparse
 import ctypes
 import multiprocessing
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -189,7 +188,7 @@ def slowest(found: list[dict[str, list]], name: str) -> list[float]:
 
 def quartiles(values: list[float], digits: int = 3) -> str:
     """Median [lower, upper quartile]."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    low, middle, high = numpy.quantile(values, (0.25, 0.5, 0.75))
     return f"{middle:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
 
 

@@ -17,12 +17,13 @@ import json
 import multiprocessing
 import platform
 import shlex
-import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
+
+import numpy
 
 from lth_scale import files
 from lth_scale.evidence import made
@@ -199,7 +200,7 @@ def rows(found: dict[str, list], tokens: int) -> list[dict]:
 
 def quartiles(values: list[float]) -> list[float]:
     """[lower quartile, median, upper quartile]."""
-    return [round(value, 3) for value in statistics.quantiles(values, n=4, method="inclusive")]
+    return numpy.quantile(values, (0.25, 0.5, 0.75)).round(3).tolist()
 
 
 def mask_alone(options: SimpleNamespace, calls: int = 50) -> dict:

@@ -2,8 +2,10 @@
 
 import ctypes
 import gc
+import multiprocessing
 import os
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -345,12 +347,21 @@ def run(case: str, directory: Path, world: int) -> dict:
     return found
 
 
+def end_with_the_tests() -> None:
+    """Also where they are killed."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
+
+
 def rank(environment: dict[str, str], directory: Path, cases: list[str], log: Path) -> None:
     """The process of a rank: runs cases (a case is KIND-WHAT), and is gone."""
     with log.open("w") as to:
         os.dup2(to.fileno(), 1)
         os.dup2(to.fileno(), 2)
     os.environ |= environment
+    threading.Thread(target=end_with_the_tests, daemon=True).start()
     world, mine = environment["WORLD_SIZE"], environment["RANK"]
     try:
         for case in cases:
