@@ -133,25 +133,19 @@ def small(tiny_bert, sst2_data, tmp_path):
     return flags
 
 
-@pytest.fixture(scope="session")
-def blank() -> bytes:
-    """A picture of nothing."""
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures of nothing, where a test does not look at them: to draw two takes as long as a small search."""
     from PIL import Image
 
-    Image.new("L", (8, 8)).save(buffer := io.BytesIO(), "png")
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def rough(monkeypatch, blank):
-    """Do not draw what a test does not look at: two pictures take as long as a small search."""
     from lth_scale import figures
 
-    monkeypatch.setattr(figures, "_png", lambda figure: blank)
+    Image.new("L", (8, 8)).save(buffer := io.BytesIO(), "png")
+    monkeypatch.setattr(figures, "_png", lambda figure: buffer.getvalue())
 
 
 @pytest.fixture
-def search(small, rough):
+def search(small, undrawn):
     """Run a search in this process and return its output directory."""
     from accelerate.state import AcceleratorState
 

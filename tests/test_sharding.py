@@ -69,7 +69,8 @@ def run_ranks(world: int, directory: Path) -> None:
     processes = []
     for rank, log in enumerate(logs):
         environment = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(FORKS.Process(target=sharded.rank, args=(environment, directory, CASES[world], log)))
+        given = (environment, directory, CASES[world], log)
+        processes.append(FORKS.Process(target=sharded.rank, args=given, daemon=True))  # or an interrupt waits for it
         processes[-1].start()
     until = time.monotonic() + 900
     for process in processes:

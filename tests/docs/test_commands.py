@@ -1,13 +1,11 @@
 """Every command of the documentation runs as it stands, or the page says why a test cannot run it."""
 
-import contextlib
 import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +38,10 @@ class Block:
         return "\n".join(TAIL.sub(rf"\1 {self.flags}\2", line) if COMMAND.search(line) else line for line in lines)
 
     @property
-    def commands(self) -> list[tuple[str, str]] | None:
-        """Module and flags of each line, where all of them are but a command of this package; None for other blocks."""
+    def commands(self) -> list[tuple[str, str]]:
+        """Module and flags of each line of a shell block in which every line is but a command of this package."""
         found = [PLAIN.fullmatch(line) for line in self.shell.splitlines() if line]
-        return [(each[1], each[2]) for each in found if each] if self.language != "python" and all(found) else None
+        return [(each[1], each[2]) for each in found if each] if all(found) else []
 
 
 def blocks(text: str) -> list[Block]:
@@ -85,30 +83,24 @@ def scratch(tmp_path) -> Path:
     return tmp_path
 
 
-@contextlib.contextmanager
-def here(directory: Path, monkeypatch) -> Iterator[None]:
-    """What runs inside is in this process: in one of its own it would spend its time on imports."""
+def run_here(block: Block, directory: Path, monkeypatch) -> None:
+    """Run Python, or commands that need no shell, in this process: their own would spend its time on imports."""
     from accelerate.state import AcceleratorState
 
+    monkeypatch.chdir(directory)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     AcceleratorState._reset_state(reset_partial_state=True)
-    with contextlib.chdir(directory), monkeypatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def run_here(block: Block, directory: Path, monkeypatch) -> None:
-    """Run a block of Python, or of commands that need no shell."""
     if block.language == "python":
         script = directory / "block.py"
         script.write_text(block.code)
-        with here(directory, monkeypatch):
-            runpy.run_path(str(script), run_name="__main__")
-    for module, flags in block.commands or ():
+        runpy.run_path(str(script), run_name="__main__")
+    for module, flags in block.commands:
+        AcceleratorState._reset_state(reset_partial_state=True)
         monkeypatch.setattr(sys, "argv", [module, *flags.split()])
-        with here(directory, monkeypatch), pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as ended:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         assert ended.value.code == 0, f"line {block.line}: {module} {flags}"
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def run(block: Block, directory: Path) -> subprocess.CompletedProcess:
@@ -131,7 +123,7 @@ FIRST: dict[str, Path] = {}  # what the block that several pages begin with has 
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_of_a_page_runs_or_says_why_not(page, scratch, rough, monkeypatch):
+def test_every_command_of_a_page_runs_or_says_why_not(page, scratch, undrawn, monkeypatch):
     todo = [block for block in blocks(page.read_text(encoding="utf-8")) if block.reason is None]
     if todo and todo[0].code.startswith("./run demo"):
         key = f"./run demo {todo[0].flags}"
@@ -166,6 +158,16 @@ def test_flags_go_to_each_lth_scale_command_and_to_no_other():
     ]
 
 
-def test_a_command_that_fails_is_seen(scratch):
+@pytest.mark.parametrize("line", ["lth ticket a", "A=1 python -m lth_scale.imp", "python -m lth_scale.imp > log"])
+def test_a_block_with_a_line_that_needs_a_shell_is_given_to_one(line):
+    code = "python -m lth_scale.imp --task mlm  # minutes\n"
+    alone, mixed = blocks(f"<!-- run -->\n```sh\n{code}```\n<!-- run -->\n```sh\n{code}{line}\n```\n")
+    assert alone.commands == [("lth_scale.imp", " --task mlm")] and mixed.commands == []
+
+
+def test_a_command_that_fails_is_seen(scratch, monkeypatch):
+    (block,) = blocks("<!-- run -->\n```sh\npython -m lth_scale.ticket /no/such/run\n```\n")
+    with pytest.raises(AssertionError, match="no/such/run"):
+        run_here(block, scratch, monkeypatch)
     (block,) = blocks("<!-- run -->\n```sh\nfalse\ntrue\n```\n")
     assert run(block, scratch).returncode != 0

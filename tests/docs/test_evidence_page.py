@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from lth_scale import evidence, figures, grid
+from lth_scale import evidence, grid
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_page_is_what_its_files_give(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "_png", lambda figure: b"")  # their names are looked at
+def test_the_page_is_what_its_files_give(tmp_path, undrawn):
     shutil.copytree(DOCS / "evidence", tmp_path / "evidence")
     assert evidence.write(tmp_path / "evidence").read_text() == (DOCS / "evidence.md").read_text(), (
         "make it again: python -m lth_scale.report docs/evidence"
