@@ -281,6 +281,15 @@ class OneLineParser(argparse.ArgumentParser):
         called = "lth " if Path(sys.argv[0]).name == "lth" else "python -m lth_scale."
         super().__init__(prog=prog and prog.replace("lth_scale.", called), **options)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Like argparse's, but an empty value is refused: it would stand for the current directory."""
+        given = [*(sys.argv[1:] if args is None else args)]
+        for before, part in zip(["", *given], given, strict=False):
+            if not part or (part.startswith("--") and part.endswith("=")):
+                name = part.rstrip("=") or (before if before.startswith("--") else "argument")
+                raise BadInput(f"{name} '': is empty; give a value, or leave it out")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raise BadInput; `main` of each command turns it into exit code 2."""
         raise BadInput(f"{message.removeprefix('argument ')} (see --help)")
@@ -535,6 +544,9 @@ def parse_pattern(text: str) -> tuple[str, int, int]:
 
 def check_paths(args: Training) -> None:
     """Refuse local paths that do not hold what they should. Raises BadInput."""
+    for name in ("output_dir", "dataset_path", "model_name_or_path"):
+        if getattr(args, name) == "":
+            raise BadInput(f"--{name} '': is empty; give a value, or leave it out")
     if args.dataset_path not in (None, EMBEDDED) and not Path(str(args.dataset_path)).is_dir():
         raise BadInput(f"--dataset_path {args.dataset_path}: no such directory; it holds train.jsonl and so on")
     if args.dataset_path == EMBEDDED and args.task not in DEMO:

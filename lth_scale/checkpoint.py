@@ -24,32 +24,35 @@ from lth_scale.arguments import AGAIN, Stopped
 from lth_scale.training import Net
 
 FORMAT = "lth_scale.checkpoint/1"
+FILES = ("complete", "checkpoint.json", "rank-" + 5 * "[0-9]" + ".safetensors")
 
 
 def save(net: Net, home: Path, extras: Mapping[str, Tensor], seconds: float, keep: int) -> None:
-    """Write `home`/checkpoint-STEP on all ranks and drop all but the newest `keep`. Raises Stopped on all ranks.
+    """Write `home`/checkpoint-STEP on all ranks and drop all but the last `keep`. Raises Stopped on all ranks.
 
     extras: flat tensors of this rank beside the network that decide the future; seconds: what the stage took so far.
     """
-    made, main = home / f".checkpoint-{net.step}.tmp", net.accelerator.is_main_process
+    path, main = home / f"checkpoint-{net.step}", net.accelerator.is_main_process
+    unfinished = files.temporary(path)
     if main:
-        shutil.rmtree(made, ignore_errors=True)
-        files.make_directory(made)
-    net.accelerator.wait_for_everyone()
+        shutil.rmtree(unfinished, ignore_errors=True)
+        files.make_directory(unfinished)
+    unfinished = Path(broadcast_object_list([str(unfinished)])[0])
     written: dict[str, str] = {}
     problems: list[str] = []
-    for name, digest, problem in gather_object([_write(net, made, extras)]):
+    for name, digest, problem in gather_object([_write(net, unfinished, extras)]):
         written[name] = digest
         problems += [f"{name}: {problem}"] if problem else []
     if problems:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise Stopped(
             f"{home}: checkpoint-{net.step} could not be written ({problems[0]}); what was written before stands: free "
             f"some room, then {AGAIN}"
         )
     if main:
-        _finish(made, home / f"checkpoint-{net.step}", manifest(net) | {"seconds": seconds, "files": written})
-        for old in sorted(found(home), key=_written, reverse=True)[keep:]:
+        _finish(unfinished, path, manifest(net) | {"seconds": seconds, "files": written})
+        whole = [old for old in found(home) if step_of(old) <= net.step and (old / "complete").is_file()]
+        for old in whole[keep:]:
             remove(old)
     net.accelerator.wait_for_everyone()
 
@@ -83,30 +86,34 @@ def _write(net: Net, directory: Path, extras: Mapping[str, Tensor]) -> tuple[str
         return path.name, "", str(problem)
 
 
-def _finish(made: Path, path: Path, agreed: dict[str, Any]) -> None:
-    files.write_json(made / "checkpoint.json", agreed)
-    files.sync_directory(made)
+def _finish(unfinished: Path, path: Path, agreed: dict[str, Any]) -> None:
+    files.write_json(unfinished / "checkpoint.json", agreed)
+    files.sync_directory(unfinished)
     remove(path)
-    made.rename(path)
-    files.sync_directory(path.parent)
+    files.move_into(unfinished, path)
     files.write_bytes(path / "complete", _sha256(path / "checkpoint.json").encode())
 
 
 def found(home: Path) -> list[Path]:
-    """The checkpoints of a stage, whole or not, the newest first."""
-    paths = [path for path in home.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(paths, key=lambda path: -int(path.name.removeprefix("checkpoint-")))
+    """The checkpoints of a stage, whole or not, that of the last step first."""
+    paths = [path for path in home.glob("checkpoint-[0-9]*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    own = [path for path in paths if not path.is_symlink() and _names(path)]
+    return sorted(own, key=step_of, reverse=True)
 
 
-def _written(path: Path) -> float:
-    marker = path / "complete"
-    return marker.stat().st_mtime if marker.exists() else 0.0
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(path.name.removeprefix("checkpoint-"))
+
+
+def _names(path: Path) -> list[str]:
+    """The files of a checkpoint, its mark first: what else lies in its directory is not ours."""
+    return [name for form in FILES for name in sorted(file.name for file in path.glob(form))]
 
 
 def remove(path: Path) -> None:
     """Delete a checkpoint so that what is left of it, should this be stopped, is not taken for one."""
-    (path / "complete").unlink(missing_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
+    files.remove_files(path, _names(path))
 
 
 def resume(net: Net, home: Path) -> tuple[dict[str, Tensor], float] | None:

@@ -1,13 +1,22 @@
-"""Files that are whole or absent: write to a temporary name, fsync, rename, fsync the directory."""
+"""Files that are whole or absent: write to a temporary name, fsync, rename, fsync the directory.
 
+Only what this package has written is ever deleted or replaced. A temporary name ends in the mark of the run that made
+it; a directory in which others may have files too lists our own in `.files`.
+"""
+
+import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -15,6 +24,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROOMS = ("rounds/[0-9]*", "seeds/[0-9]*", "controls/*/[0-9]*")
+TENSORS = (
+    *("ticket.safetensors", "theta.safetensors", "theta-[0-9]*.safetensors", "weights.safetensors"),
+    *("model.safetensors", "model-*-of-*.safetensors"),
+)
 TABLES = ("results", "controls")  # lists
 KEYS = {  # objects, with these keys and others
     "metrics": {"sparsity", "pruned", "prunable", "threshold", "steps", "train_loss", "eval", "seconds"},
@@ -22,19 +35,51 @@ KEYS = {  # objects, with these keys and others
     "connectivity": {"seeds", "barrier"},
 }
 
-CLAIMED: dict[Path, IO[str]] = {}
+# Where a run writes, below its directory.
+PLACES = (*ROOMS, *(f"{room}/checkpoint-[0-9]*" for room in ROOMS), "figures", "connectivity")
+LISTING = ".files"  # in a directory: a JSON list of the names there that are ours
+# What `save_pretrained` writes, for networks that were saved without a listing.
+NETWORK = re.compile(
+    r"((generation_|tokenizer_)?config|model\.safetensors\.index)\.json|model(-\d+-of-\d+)?\.safetensors"
+    r"|tokenizer\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja"
+    r"|vocab\.(txt|json)|merges\.txt|bpe\.codes|(spiece|spm|tokenizer|sentencepiece\.bpe)\.model"
+)
+LOCK = re.compile(r"process \d+ on .+\n(mark ([0-9a-f]{32})\n)?")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A directory that this process works in. mark: in the names of what the run has not finished writing."""
+
+    lock: IO[str]
+    mark: str
+
+
+CLAIMED: dict[Path, Claim] = {}
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content`, so that a reader sees the old file or the new one and nothing between."""
     make_directory(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o644)) as file:
+    unfinished = temporary(path)
+    with open(unfinished, "wb", opener=_without_links) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    os.replace(unfinished, path)
     sync_directory(path.parent)
+
+
+def _without_links(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NOFOLLOW, 0o644)
+
+
+def temporary(path: Path) -> Path:
+    """The name beside `path` under which it is written: that of the run below whose directory it lies, or a new one."""
+    claims = (CLAIMED.get(parent) for parent in path.absolute().resolve().parents)
+    mark = next((claim.mark for claim in claims if claim), uuid.uuid4().hex)
+    stem = path.name.encode(errors="surrogateescape")[:180].decode(errors="ignore")
+    return path.with_name(f".{stem}.{mark}.tmp")
 
 
 def make_directory(path: Path) -> None:
@@ -46,9 +91,11 @@ def make_directory(path: Path) -> None:
 def check_writable(directory: Path) -> None:
     """Raise OSError unless files can be made in `directory`, or while it does not exist in the one it will be made in.
 
-    A probe, which leaves nothing behind.
+    A probe, which leaves nothing behind. A link that leads nowhere is an error too.
     """
-    nearest = next(path for path in (directory, *directory.resolve().parents) if path.exists())
+    nearest = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
+    if not stat.S_ISDIR(os.stat(nearest).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
     with tempfile.TemporaryDirectory(dir=nearest) as probe:
         Path(probe, "file").touch()
 
@@ -66,7 +113,7 @@ def check_whole(run: Path) -> None:
     wanted |= {run / "arguments.json"} if (run / "complete").is_file() else set()
     found: set[Path] = set()
     for room in (".", "rounds/[0-9]*/model", *ROOMS):
-        names = ("*.safetensors", *(f"{stem}.json" for stem in (*KEYS, *TABLES)))
+        names = (*TENSORS, *(f"{stem}.json" for stem in (*KEYS, *TABLES)))
         found |= {path for name in names for path in run.glob(f"{room}/{name}")}
     for path in sorted(wanted | found):
         try:
@@ -95,7 +142,12 @@ def sync_directory(directory: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """`value` as indented JSON, in UTF-8."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
@@ -114,49 +166,194 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[st
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A temporary directory to fill, which takes the place of `path` once it is whole."""
-    made = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(made, ignore_errors=True)
-    make_directory(made)
-    yield made
-    for file in made.rglob("*"):
+    """A temporary directory to fill, which becomes `path` once it is whole, and is deleted where filling it fails.
+
+    What a process that was killed left of the same directory is deleted first. Raises OSError where something
+    other than an empty directory lies at `path`: nothing is replaced.
+    """
+    with _filled(path) as unfinished:
+        yield unfinished
+        sync_tree(unfinished)
+        os.rename(unfinished, path)
+    sync_directory(path.parent)
+
+
+@contextmanager
+def listed_directory(path: Path) -> Iterator[Path]:
+    """Like `new_directory`, but it takes the place of what was written there in the same way before.
+
+    Files of others in `path` stay.
+    """
+    with _filled(path) as unfinished:
+        yield unfinished
+        names = sorted(file.relative_to(unfinished).as_posix() for file in unfinished.rglob("*") if file.is_file())
+        write_json(unfinished / LISTING, names)
+        sync_tree(unfinished)
+        remove_listed(path)
+        move_into(unfinished, path)
+
+
+@contextmanager
+def _filled(path: Path) -> Iterator[Path]:
+    """A temporary directory that is locked while it is filled, and gone afterwards unless it was renamed."""
+    for left in _abandoned(path):
+        shutil.rmtree(left)
+    unfinished = temporary(path)
+    make_directory(unfinished)
+    lock = os.open(unfinished, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield unfinished
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        os.close(lock)
+
+
+def _abandoned(path: Path) -> Iterator[Path]:
+    """Temporary directories for `path` that no living process fills."""
+    form = re.compile(re.escape(temporary(path).name[:-36]) + r"[0-9a-f]{32}\.tmp")
+    for entry in os.scandir(path.parent) if path.parent.is_dir() else ():
+        if not (form.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)):
+            continue
+        lock = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield Path(entry.path)
+        except OSError:
+            continue  # it is being filled, or cannot be known
+        finally:
+            os.close(lock)
+
+
+def sync_tree(directory: Path) -> None:
+    """Make the files of a directory last, and let nobody else write them."""
+    for file in directory.rglob("*"):
         file.chmod(file.stat().st_mode & ~0o022)
         if file.is_file():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
-    sync_directory(made)
-    shutil.rmtree(path, ignore_errors=True)
-    made.rename(path)
+    sync_directory(directory)
+
+
+def move_into(unfinished: Path, path: Path) -> None:
+    """Rename a directory to `path`; where files of others lie there, its files one by one into that."""
+    try:
+        os.rename(unfinished, path)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        for file in sorted(file for file in unfinished.rglob("*") if file.is_file()):
+            target = path / file.relative_to(unfinished)
+            make_directory(target.parent)
+            os.replace(file, target)
+            sync_directory(target.parent)
+        shutil.rmtree(unfinished)
     sync_directory(path.parent)
+
+
+def remove_listed(directory: Path) -> None:
+    """Delete what `listed_directory` wrote, and the directory unless something else lies in it."""
+    if directory.is_symlink() or not directory.is_dir():
+        return
+    names = listed(directory) or [entry.name for entry in os.scandir(directory) if NETWORK.fullmatch(entry.name)]
+    remove_files(directory, [*names, LISTING])
+
+
+def remove_files(directory: Path, names: Iterable[str]) -> None:
+    """Delete the files of these names in a directory, and then each directory in which nothing else lies."""
+    paths = [directory / name for name in names if ".." not in Path(name).parts and not Path(name).is_absolute()]
+    for path in paths:
+        if path.is_file() or path.is_symlink():
+            path.unlink(missing_ok=True)
+    for parent in sorted({path.parent for path in paths} | {directory}, reverse=True):
+        with suppress(OSError):  # others have files there
+            parent.rmdir()
+
+
+def listed(directory: Path) -> list[str]:
+    """The names in a directory that its list says are ours."""
+    try:
+        return [str(name) for name in json.loads((directory / LISTING).read_bytes())]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def check_listed(directory: Path, names: Iterable[str], sign: tuple[str, bytes]) -> None:
+    """Raise FileExistsError where one of `names` is in a directory and its list does not have it as ours.
+
+    sign: a name, and what its content has where it is ours: the directory was then written before there were lists.
+    """
+    if not os.path.lexists(directory / LISTING) and _begins_with(directory / sign[0], sign[1]):
+        return
+    for other in sorted({*names} - {*listed(directory)}):
+        if os.path.lexists(directory / other):
+            why = f"{other} is there already, and was not written by this command"
+            raise FileExistsError(errno.EEXIST, why, str(directory / other))
+
+
+def _begins_with(path: Path, mark: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return mark in file.read(1000)
+
+
+def write_listed(directory: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files into a directory that may hold others, with a list of them. Call `check_listed` before."""
+    write_json(directory / LISTING, sorted({*listed(directory), *contents}))
+    for name, content in contents.items():
+        write_bytes(directory / name, content)
 
 
 def claim(directory: Path) -> str:
     """Be the one process that works in `directory` until it ends, or `release`; nothing, or who that is already."""
     release(directory)
     make_directory(directory)
-    lock = open(directory / ".lock", "a+")  # noqa: SIM115 (held as long as the process lives)
+    lock = os.fdopen(os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.seek(0)
-        return lock.read().strip() or "another process"
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        with lock:
+            return lock.readline().strip() or "another process"
+    before = LOCK.fullmatch(lock.read())
+    mark = (before and before[2]) or uuid.uuid4().hex
+    lock.seek(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\nmark {mark}\n")
+    lock.truncate()
     lock.flush()
-    CLAIMED[directory.resolve()] = lock
+    CLAIMED[directory.resolve()] = Claim(lock, mark)
     return ""
+
+
+def is_lock(path: Path) -> bool:
+    """True for a `.lock` that `claim` wrote."""
+    try:
+        return not path.is_symlink() and path.is_file() and bool(LOCK.fullmatch(path.read_bytes()[:1000].decode()))
+    except (OSError, ValueError):
+        return False
 
 
 def release(directory: Path) -> None:
     """Let other processes work in `directory`."""
     if directory.resolve() in CLAIMED:
-        CLAIMED.pop(directory.resolve()).close()
+        CLAIMED.pop(directory.resolve()).lock.close()
 
 
 def sweep(directory: Path) -> None:
-    """Delete what processes that were killed had not finished writing. Call under a claim."""
-    for path in [*directory.rglob(".*.tmp")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    """Delete what processes of this run that were killed had not finished writing. Call under a claim.
+
+    That is what carries the run's mark, in the places where the run writes, and not behind a link.
+    """
+    mark = CLAIMED[directory.resolve()].mark
+    for place in {directory, *(place for pattern in PLACES for place in directory.glob(pattern))}:
+        below = [path for path in (place, *place.parents) if directory in path.parents]
+        if not place.is_dir() or any(path.is_symlink() for path in below):
+            continue
+        for entry in [*os.scandir(place)]:
+            if not (entry.name.startswith(".") and entry.name.endswith(f".{mark}.tmp")) or entry.is_symlink():
+                continue
+            shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
 
 
 @contextmanager

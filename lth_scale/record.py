@@ -6,10 +6,10 @@ Written by the main process alone; read by all, so it lies on a file system that
 import json
 import os
 import platform
-import shutil
 import subprocess
 import time
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cache
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -20,6 +20,12 @@ from lth_scale.arguments import COSMETIC, Arguments, BadInput, Training, Transfe
 
 PACKAGES = ("lth_scale", "torch", "transformers", "accelerate", "deepspeed", "datasets", "mlflow", "safetensors")
 PATIENCE = 45  # seconds; a launcher gives its processes 30 to stop in
+# What a run writes into its directory.
+NAMES = (
+    *("arguments.json", "rounds", "seeds", "controls", "connectivity", "figures", "complete", ".lock"),
+    *("results.json", "controls.json", "connectivity.json", "ticket.safetensors", "theta.safetensors"),
+    *("theta-[0-9]*.safetensors", "mlflow.json", "mlflow.jsonl", "hub.json"),
+)
 # What a tracking store's URL may begin with, beside what plugins add; MLflow 3.17 has given up files.
 STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
@@ -87,18 +93,8 @@ class Record:
 
     def _refuse_other_arguments(self) -> None:
         path = self.directory / "arguments.json"
-        if not path.is_file():
-            taken = [
-                name
-                for name in ("rounds", "seeds", "results.json", "ticket.safetensors")
-                if (self.directory / name).exists()
-            ]
-            if taken:
-                raise BadInput(
-                    f"--output_dir {self.directory}: holds {taken[0]} but no arguments.json, so it is not known whose; "
-                    "give another directory"
-                )
-            return
+        if not os.path.lexists(path):
+            return self._refuse_names_of_others()
         try:
             before = json.loads(path.read_text())
             loose = (*COSMETIC, "seed") if self._wanted() else COSMETIC
@@ -116,6 +112,18 @@ class Record:
             raise BadInput(
                 f"--output_dir {self.directory}: holds another run ({'; '.join(differ)}); "
                 "use the same flags to go on, or another directory"
+            )
+
+    def _refuse_names_of_others(self) -> None:
+        """Raise BadInput where a new run would write a name that is there already: it is somebody else's."""
+        there = sorted(os.listdir(self.directory)) if self.directory.is_dir() else []
+        taken = [name for name in there if any(fnmatch(name, form) for form in NAMES)]
+        if ".lock" in taken and files.is_lock(self.directory / ".lock"):
+            taken.remove(".lock")
+        if taken:
+            raise BadInput(
+                f"--output_dir {self.directory}: holds {taken[0]}, which a run writes and this one did not make; "
+                "give another directory"
             )
 
     def begin(self) -> None:
@@ -185,8 +193,9 @@ class Record:
 
     def drop_networks(self, stage: Stage) -> None:
         """Delete the trained weights of a stage that no later one needs."""
-        shutil.rmtree(self.at(stage) / "model", ignore_errors=True)
-        (self.at(stage) / "weights.safetensors").unlink(missing_ok=True)
+        files.remove_listed(self.at(stage) / "model")
+        if isinstance(self.arguments, Arguments) and self.arguments.rewind != "weights":
+            (self.at(stage) / "weights.safetensors").unlink(missing_ok=True)
 
     def mlflow_store(self) -> str:
         """MLFLOW_TRACKING_URI, or the embedded store beside the output directory."""

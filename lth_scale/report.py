@@ -10,13 +10,16 @@ from lth_scale.arguments import BadInput, OneLineParser, exit_on_bad_input, with
 
 
 def write(study: findings.Study, output: Path, delta: float) -> list[Path]:
-    """Write report.html, report.md and the pictures into `output`; `delta` in points. Returns the files."""
+    """Write report.html, report.md and the pictures into `output`; `delta` in points. Returns the files.
+
+    Raises FileExistsError where a file of that name is somebody else's, before anything is written.
+    """
     made, title = findings.sections(study, delta), f"Report: {study.name}"
     texts = {"report.html": page.html(title, study.note, made), "report.md": page.markdown(title, study.note, made)}
     contents = {name: text.encode() for name, text in texts.items()}
     contents |= {name: png for section in made for name, (_, png) in section.pictures.items()}
-    for name, content in contents.items():
-        files.write_bytes(output / name, content)
+    files.check_listed(output, contents, ("report.html", b"<title>Report: "))
+    files.write_listed(output, contents)
     return [output / name for name in contents]
 
 
@@ -56,7 +59,7 @@ def main() -> None:
     try:
         written = write(study, output, args.delta)
     except OSError as problem:
-        raise BadInput(f"--output_dir {output}: cannot be written ({problem}); give another") from None
+        raise BadInput(f"--output_dir {output}: cannot be written ({problem.strerror}); give another") from None
     there = sum(bool(cell.evals) for cell in study.cells)
     print(f"report   {output / 'report.html'}\n         {output / 'report.md'}")
     print(f"cells    {len(study.cells)} planned, {there} there, {len(study.cells) - there} missing")

@@ -113,6 +113,8 @@ def share(made: Plan, index: int, of: int) -> list[Job]:
 def refuse_other_flags(made: Plan, directory: Path) -> None:
     """Refuse to mix jobs that were begun with other flags. Raises BadInput."""
     path = directory / "study.json"
+    if not os.path.lexists(path) and os.path.lexists(directory / "jobs"):
+        raise BadInput(f"--output_dir {directory}: holds jobs, which no study made; give another directory")
     try:
         before = {job["id"]: {**job["flags"]} for job in json.loads(path.read_text())["jobs"]} if path.exists() else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

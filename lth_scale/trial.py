@@ -140,11 +140,11 @@ class Trial:
         shards = self.net.shards
         weights = shards.whole_weights()
         if self.is_main:
-            with files.new_directory(self.record.at(self.stage) / "model") as made:
-                shards.save(made, weights)
+            with files.listed_directory(self.record.at(self.stage) / "model") as folder:
+                shards.save(folder, weights)
                 tokenizer = self.net.task.tokenizer
                 tokenizer.backend_tokenizer.no_truncation()  # else what is saved tells whether data came from a cache
-                tokenizer.save_pretrained(made)
+                tokenizer.save_pretrained(folder)
         return weights
 
     def close(self, pictures: dict[str, bytes]) -> None:

@@ -29,7 +29,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
-from lth_scale import Ticket
+from lth_scale import Ticket, files
 from lth_scale.arguments import Transfer, exit_on_bad_input, parse
 from lth_scale.export import export
 from lth_scale.prunable import prunable
@@ -714,10 +714,11 @@ def test_what_may_be_left_of_a_run_that_was_killed_is_no_damage(search, tmp_path
     out = search()
     (out / "complete").unlink()
     (out / "rounds/03/complete").unlink()
-    put("out/rounds/03/.metrics.json.1.tmp", "{")(tmp_path, tmp_path)
-    put("out/.theta.safetensors.1.tmp", "{")(tmp_path, tmp_path)
+    mark = files.LOCK.fullmatch((out / ".lock").read_text())[2]
+    put(f"out/rounds/03/.metrics.json.{mark}.tmp", "{")(tmp_path, tmp_path)
+    put(f"out/.theta.safetensors.{mark}.tmp", "{")(tmp_path, tmp_path)
     search()
-    assert (out / "complete").is_file()
+    assert (out / "complete").is_file() and not list(out.rglob("*.tmp"))
 
 
 PROCESSES = {

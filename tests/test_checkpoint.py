@@ -174,6 +174,37 @@ def test_a_finished_round_keeps_no_checkpoint_and_one_in_training_the_last_two(s
     assert not list(out.rglob("*checkpoint*"))
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_clock_that_steps_back_costs_no_checkpoint(keep, stopped, search, die, tmp_path):
+    """Those of before lie an hour ahead, as after a correction of the clock, or on another node."""
+    home, _ = stopped
+    for path in home.rglob("*"):
+        os.utime(path, (path.stat().st_mtime + 3600,) * 2)
+    flags = dict(max_steps=5, save_steps=0, save_total_limit=keep, target_sparsity=0.1)
+    die(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match=r"checkpoint-5 is written"):
+        search(output_dir=tmp_path / "parts", **flags)
+    assert (home / "checkpoint-5/complete").is_file()
+    assert [path.name for path in checkpoint.found(home)] == ["checkpoint-5", "checkpoint-4"][:keep]
+    whole = search(output_dir=tmp_path / "whole", **flags)
+    assert outcome(search(output_dir=tmp_path / "parts", **flags)) == outcome(whole)
+
+
+def test_a_checkpoint_of_a_later_step_neither_outlives_the_one_just_written_nor_is_lost(stopped, monkeypatch):
+    """One of other ranks, which this run cannot use, stays for them until the round is complete."""
+    home, go_on = stopped
+    shutil.copytree(home / "checkpoint-4", home / "checkpoint-9")
+    seen, save = [], checkpoint.save
+
+    def watched(net, home, *more):
+        save(net, home, *more)
+        seen.append([path.name for path in checkpoint.found(home)])
+
+    monkeypatch.setattr(checkpoint, "save", watched)
+    go_on(save_steps=1, save_total_limit=1)
+    assert seen[0] == ["checkpoint-9", "checkpoint-5"] and not checkpoint.found(home)
+
+
 def test_sigterm_writes_a_checkpoint_and_stops(search, die, tmp_path):
     flags = dict(max_steps=5, save_steps=0, target_sparsity=0.1)
     whole = search(output_dir=tmp_path / "whole", **flags)

@@ -228,10 +228,14 @@ def test_a_command_leaves_nothing_that_others_may_write_whatever_the_umask(run, 
     assert not [path for path, mode in made.items() if mode & (0o022 | umask)], made
 
 
-def test_a_planted_link_is_not_followed(tmp_path):
-    (tmp_path / f".file.{os.getpid()}.tmp").symlink_to(tmp_path / "precious")
+@pytest.mark.parametrize("name", ["unfinished", ".lock"])
+def test_a_planted_link_is_not_followed(name, tmp_path):
+    if name == "unfinished":
+        files.claim(tmp_path)
+    link = files.temporary(tmp_path / "file") if name == "unfinished" else tmp_path / name
+    link.symlink_to(tmp_path / "precious")
     with pytest.raises(OSError, match="symbolic"):
-        files.write_bytes(tmp_path / "file", b"x")
+        files.write_bytes(tmp_path / "file", b"x") if name == "unfinished" else files.claim(tmp_path)
     assert not (tmp_path / "precious").exists()
 
 

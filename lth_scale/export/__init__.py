@@ -1,6 +1,5 @@
 """Tickets as files that smaller, faster or other programs read: `python -m lth_scale.export --help`."""
 
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,16 +45,15 @@ def export(path: str, kind: str, output_dir: str | Path, dtype: str | None = Non
         return before
     if kind == "2:4":
         formats.check_2_4(source.model)
-    missing = [each for each in out.absolute().parents if not each.exists()]
-    with files.new_directory(out) as made:
-        try:
-            return disk.fill(made, source, content)
-        except BaseException:
-            shutil.rmtree(made, ignore_errors=True)
-            with suppress(OSError):
-                for each in missing:
-                    each.rmdir()
-            raise
+    missing = [parent for parent in out.absolute().parents if not parent.exists()]
+    try:
+        with files.new_directory(out) as folder:
+            return disk.fill(folder, source, content)
+    except BaseException:
+        with suppress(OSError):  # the first one that is not empty
+            for parent in missing:
+                parent.rmdir()
+        raise
 
 
 def _check(path: str, kind: str, dtype: str, out: Path) -> dict[str, Any]:

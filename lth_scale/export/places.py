@@ -54,13 +54,13 @@ def locate(path: str) -> Place:
     if (where / MANIFEST).is_file():
         return Place(where)
     if (where / "rounds").is_dir():
-        kept = [each.parent for each in where.glob("rounds/[0-9]*/complete") if (each.parent / "model").is_dir()]
+        kept = [done.parent for done in where.glob("rounds/[0-9]*/complete") if _has_network(done.parent)]
         if not kept:
             raise BadInput(f"{path}: no round of it is complete and has its network; let the search go on first")
         return _of_round(max(kept, key=lambda each: int(each.name)))
     if (where / "seeds").is_dir() or where.absolute().parent.name == "seeds":
         kept = [where, *where.glob("seeds/[0-9]*")]
-        for stage in (each for each in kept if (each / "model").is_dir()):
+        for stage in filter(_has_network, kept):
             return _of_round(stage)
         raise BadInput(f"{path}: a transfer keeps its network with --keep_network alone; run it again with that, or "
                        "give the --output_dir of a search (lth_scale.imp)")  # fmt: skip
@@ -72,8 +72,12 @@ def locate(path: str) -> Place:
     return Place(where)
 
 
+def _has_network(stage: Path) -> bool:
+    return (stage / "model/config.json").is_file()
+
+
 def _of_round(stage: Path) -> Place:
-    if not (stage / "model/config.json").is_file() or not (stage / "complete").is_file():
+    if not _has_network(stage) or not (stage / "complete").is_file():
         raise BadInput(
             f"{stage}: has no network of a complete round: a search keeps that of its last alone; give the search, "
             "or train this ticket with lth_scale.transfer --ticket … --keep_network"

@@ -9,6 +9,7 @@ from typing import Any
 from lth_scale import arguments, files
 from lth_scale.arguments import TASKS, BadInput, exit_on_bad_input, first_imports, flag, printable, without_secrets
 from lth_scale.export.places import locate
+from lth_scale.speed import FILES
 from lth_scale.speed.backends import BACKENDS, EAGER
 from lth_scale.speed.measure import usable_cores
 
@@ -80,6 +81,7 @@ def check_output(directory: Path) -> None:
     """Raise BadInput unless the report can be written there."""
     try:
         files.check_writable(directory)
+        files.check_listed(directory, FILES, ("speed.md", b"# Speed check"))
     except OSError as problem:
         raise BadInput(f"--output_dir {directory}: cannot be written ({problem.strerror}); give another") from None
 
@@ -121,7 +123,7 @@ def log(output: Path, cells: list[dict]) -> None:
     from lth_scale.speed import report
 
     store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve().parent / 'mlflow.db'}"
-    paths = [output / name for name in ("speed.md", "speed.json", "speed.png")]
+    paths = [output / name for name in FILES]
     try:
         tracking.log_report(store, output.name, paths, "speed", report.metrics(cells))
         print(f"MLflow   logged to {without_secrets(store)}")

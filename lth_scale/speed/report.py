@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale import figures, files, page
+from lth_scale.speed import FILES
 from lth_scale.speed.backends import BACKENDS
 from lth_scale.speed.measure import Spread, usable_cores
 
@@ -74,9 +75,9 @@ def write(output: Path, cells: list[dict], notes: list[str], settings: dict[str,
                      pictures={"speed.png": ("Speed-up over the best dense engine, against sparsity", png)}),
     ]  # fmt: skip
     record = {"machine": here, "elsewhere": changes, "settings": settings, "notes": notes, "cells": cells}
-    files.write_json(output / "speed.json", record)
-    files.write_bytes(output / "speed.png", png)
-    files.write_bytes(output / "speed.md", page.markdown("Speed check", "", sections).encode())
+    text = page.markdown("Speed check", "", sections)
+    contents = (text.encode(), files.as_json(record), png)
+    files.write_listed(output, dict(zip(FILES, contents, strict=True)))
 
 
 def break_evens(cells: list[dict], cpu: str) -> tuple[bytes, list[str]]:
