@@ -2,7 +2,7 @@
 
 import pytest
 
-from lth_scale import report
+from lth_scale import files, report
 from tests.test_findings import Plan
 
 
@@ -34,7 +34,7 @@ def test_the_report_is_one_run_in_the_store_of_the_jobs(tmp_path, main):
     (run,) = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
     assert run.info.run_name == "report · small" and run.info.status == "FINISHED"
     kept = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert kept == {path.name for path in (tmp_path / "report").iterdir()}
+    assert kept == {path.name for path in (tmp_path / "report").iterdir()} - {files.LISTING}
 
 
 def test_what_it_saves_is_a_page_s_numbers(tmp_path, main):

@@ -1,9 +1,18 @@
-"""run: what the suite itself can be relied on for."""
+"""run: an environment that is whole whatever happened before, and what the suite can be relied on for."""
 
+import os
 import re
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
+
+RUN = Path(__file__).parent.parent / "run"
 
 DIES = """
 import os, time
@@ -17,10 +26,285 @@ LIVES = "def test_it(): pass\ndef test_that(): pass\n"
 
 def test_a_worker_of_the_suite_that_dies_ends_it_with_the_test_s_name(tmp_path):
     """Else xdist starts another worker, and where the others have left already it waits for ever."""
-    run = (Path(__file__).parent.parent / "run").read_text()
-    flags = re.search(r'-m pytest (.*?) "\$@"', run, re.DOTALL)[1].replace("\\\n", "").split()
+    flags = re.search(r'-m pytest (.*?) "\$@"', RUN.read_text(), re.DOTALL)[1].replace("\\\n", "").split()
     for name, content in {"a": LIVES, "b": LIVES, "dies": DIES}.items():
         (tmp_path / f"test_{name}.py").write_text(content)
     command = [sys.executable, "-m", "pytest", *flags, "-n", "2", "-p", "no:cacheprovider", "--rootdir", tmp_path]
     done = subprocess.run([*command, tmp_path], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and re.search(r"crashed while running '.*test_dies.py::test_it'", done.stdout)
+
+
+PYTHON = """#!/bin/sh
+# A stand-in for the interpreter, whose environments have a stand-in for pip.
+[ "$1 $2" = "-m venv" ] || exec {python} "$@"
+{python} -m venv --without-pip "$3"
+if [ "${{STOP_AT:-}}" = venv ]; then touch "$REACHED"; while [ -e "$REACHED" ]; do sleep 0.1; done; fi
+cp -r {stand_in}/site/* "$3"/lib/python*/site-packages
+cp {stand_in}/pip "$3/bin/pip"
+"""
+PIP = """
+import os, pathlib, sys, sysconfig, time
+
+site = pathlib.Path(sysconfig.get_path("purelib"))
+
+def step(name):
+    if os.environ.get("FAIL_AT") == name:
+        sys.exit("ERROR: No space left on device")
+    if os.environ.get("STOP_AT") == name:
+        pathlib.Path(os.environ["REACHED"]).touch()
+        while os.path.exists(os.environ["REACHED"]):
+            time.sleep(0.1)
+
+def put(name, content):
+    info = site / f"{name}-1.dist-info"
+    if (info / "METADATA").exists():
+        return  # already satisfied
+    step(name)
+    info.mkdir()
+    (info / "METADATA").touch()
+    step(f"{name}: metadata")
+    (site / f"{name}.py").write_text(content)
+    step(f"{name}: files")
+    (info / "RECORD").write_text(f"{name}.py,,{len(content)}\\n{info.name}/METADATA,,0\\n")
+
+assert not {"PIP_TARGET", "PIP_NO_DEPS"} & set(os.environ)
+if sys.argv[1] == "--version":
+    sys.exit()
+with open(os.environ["CALLS"], "a") as calls:
+    print(*sys.argv[1:], file=calls)
+if "-U" in sys.argv:
+    record = site / "pip-1.dist-info/RECORD"
+    text = record.read_text()
+    record.unlink()
+    step("pip")
+    record.write_text(text)
+else:
+    put("torch", "version = 1")
+    if sys.argv[-1] == ".[dev]":
+        put("mkdocs", "built = True")
+        script = pathlib.Path(sys.prefix, "bin/mkdocs")
+        script.write_text(f"#!/bin/sh\\necho built\\n")
+        script.chmod(0o755)
+    (site / "lth_scale.pth").write_text(os.getcwd())
+"""
+
+
+class Checkout:
+    """A directory with `run` and a package, and what `run` finds of Python, pip and the machine."""
+
+    def __init__(self, root: Path):
+        self.root, self.venv, self.reached = root / "a checkout", root / "a checkout/.venv", root / "reached"
+        (self.root / "lth_scale").mkdir(parents=True)
+        (self.root / "lth_scale/__init__.py").touch()
+        for name in ("pyproject.toml", "constraints.txt"):
+            (self.root / name).write_text(name)
+        shutil.copy(RUN, self.root)
+        stand_in = root / "stand in"
+        for name, content in {"pip/__init__.py": "", "pip/__main__.py": PIP, "pip-1.dist-info/METADATA": ""}.items():
+            (stand_in / "site" / name).parent.mkdir(parents=True, exist_ok=True)
+            (stand_in / "site" / name).write_text(content)
+        (stand_in / "site/pip-1.dist-info/RECORD").write_text(f"pip/__init__.py,,0\npip/__main__.py,,{len(PIP)}\n")
+        self.program("pip", '#!/bin/sh\nexec "${0%/*}/python" -m pip "$@"\n', stand_in)
+        python = PYTHON.format(python=shlex.quote(sys.executable), stand_in=shlex.quote(str(stand_in)))
+        self.program("python3", python)
+        self.program("sync", '#!/bin/sh\n[ "${STOP_AT:-}" != sync ] || { touch "$REACHED"; exec sleep 60; }\n')
+        self.calls = root / "calls"
+        self.environment = {"PATH": f"{root / 'bin'}:/usr/bin:/bin", "REACHED": self.reached, "CALLS": self.calls}
+
+    def program(self, name: str, content: str, folder: Path | None = None) -> None:
+        """An executable, by default one that `run` finds first."""
+        path = (folder or self.root.parent / "bin") / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        path.chmod(0o755)
+
+    def start(self, *command: str, **variables: object) -> subprocess.Popen:
+        """`./run COMMAND` in a group of its own; STOP_AT is a step at which it waits, FAIL_AT one that fails."""
+        return subprocess.Popen(
+            command if "/" in command[0] else [self.root / "run", *command],
+            env={**self.environment, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+
+    def run(self, *command: str, code: int = 0, **variables: object) -> str:
+        """What `./run COMMAND` says until it ends, with this exit code."""
+        process = self.start(*command, **variables)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == code, errors
+        return output + errors
+
+    def stop(self, *command: str, at: str) -> subprocess.Popen:
+        """`./run COMMAND`, once it has come to a step and waits there until `reached` is gone."""
+        process = self.start(*command, STOP_AT=at)
+        until = time.monotonic() + 30
+        while not self.reached.exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        return process
+
+    def works(self, *packages: str) -> bool:
+        """Whether the environment imports what should be installed."""
+        imports = f"import {', '.join(('pip', 'lth_scale', 'torch', *packages))}"
+        return not subprocess.run([self.venv / "bin/python", "-I", "-c", imports]).returncode
+
+    def installs(self) -> int:
+        """How often pip was asked for the package."""
+        return self.calls.read_text().count(" -e ") if self.calls.exists() else 0
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    yield (made := Checkout(tmp_path))
+    made.reached.unlink(missing_ok=True)  # what waits there ends
+
+
+def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
+    """All of a command, as the end of a terminal, a container or a batch job does."""
+    os.killpg(process.pid, number)
+    process.wait(timeout=30)
+
+
+STEPS = ["venv", "pip", "torch", "torch: metadata", "torch: files", "sync"]
+KILLS = [*((step, signal.SIGKILL) for step in STEPS), ("torch", signal.SIGINT), ("torch: files", signal.SIGTERM)]
+
+
+@pytest.mark.parametrize(("step", "number"), KILLS)
+def test_a_first_install_that_is_interrupted_heals(checkout, step, number):
+    kill(checkout.stop("setup", at=step), number)
+    checkout.reached.unlink()
+    assert "made anew" in checkout.run("setup")
+    assert checkout.works()
+    assert checkout.run("setup") == ""
+
+
+@pytest.mark.parametrize("step", ["pip", "mkdocs: metadata", "mkdocs: files", "sync"])
+def test_an_extra_that_is_interrupted_heals(checkout, step):
+    checkout.run("setup")
+    kill(checkout.stop("docs", at=step))
+    checkout.reached.unlink()
+    assert checkout.run("docs").startswith("built\n") and checkout.works("mkdocs")
+    assert checkout.run("setup") or checkout.works()
+
+
+def test_what_was_whole_is_used_without_pip_where_an_extra_cannot_be_had(checkout):
+    checkout.run("setup")
+    assert "No space left" in checkout.run("docs", code=1, FAIL_AT="mkdocs")
+    assert checkout.run("setup", FAIL_AT="torch") == "" and checkout.works()
+    assert checkout.installs() == 2
+
+
+def test_a_first_install_that_fails_says_why_and_is_tried_again(checkout):
+    assert "No space left" in checkout.run("setup", code=1, FAIL_AT="torch: metadata")
+    assert "No space left" in checkout.run("docs", code=1, FAIL_AT="torch")
+    assert checkout.run("docs").startswith("built\n") and checkout.works()
+
+
+def test_two_at_once_wait_for_each_other_and_install_once(checkout):
+    first = checkout.stop("setup", at="torch")
+    second = checkout.start("setup")
+    assert second.stderr.readline() == "another ./run is installing; waiting for it …\n"
+    assert second.poll() is None
+    checkout.reached.unlink()
+    assert [process.wait(timeout=30) for process in (first, second)] == [0, 0]
+    assert second.communicate() == ("", "") and checkout.installs() == 1 and checkout.works()
+
+
+def test_a_pip_that_survives_its_shell_is_waited_for(checkout):
+    """kill -9 of the shell alone: the lock is pip's too, so nobody removes what it is still writing."""
+    first = checkout.stop("setup", at="torch")
+    first.kill()
+    first.wait(timeout=30)
+    second = checkout.start("setup")
+    assert second.stderr.readline() == "another ./run is installing; waiting for it …\n"
+    checkout.reached.unlink()
+    assert second.wait(timeout=30) == 0 and checkout.works()
+
+
+def test_an_environment_of_somebody_else_is_installed_into(checkout):
+    subprocess.run([checkout.root.parent / "bin/python3", "-m", "venv", checkout.venv], check=True)
+    (checkout.venv / "theirs").touch()
+    assert "anew" not in checkout.run("setup")
+    assert checkout.works() and (checkout.venv / "theirs").exists()
+
+
+@pytest.mark.parametrize("damage", ["bin/python", "lib", "bin/pip"])
+def test_an_environment_of_somebody_else_that_does_not_work_is_kept_aside(checkout, damage):
+    subprocess.run([checkout.root.parent / "bin/python3", "-m", "venv", checkout.venv], check=True)
+    (checkout.venv / "theirs").touch()
+    remove(checkout.venv / damage)
+    said = checkout.run("setup")
+    aside = checkout.root / re.search(r"it is now (\S+)", said)[1]
+    assert (aside / "theirs").exists() and checkout.works()
+
+
+def remove(path: Path) -> None:
+    """A file or a directory."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("damage", ["bin/python", "lib", "pyvenv.cfg"])
+def test_an_environment_whose_interpreter_is_gone_is_made_anew(checkout, damage):
+    checkout.run("setup")
+    remove(checkout.venv / damage)
+    assert "made anew" in checkout.run("setup") and checkout.works()
+
+
+def test_a_checkout_that_was_moved_has_an_environment_of_its_own(checkout):
+    """Else it would run what lies at the old place: scripts and the package's path are absolute."""
+    checkout.run("docs")
+    old = checkout.root
+    checkout.root = checkout.root.rename(old.with_name("moved"))
+    checkout.venv = checkout.root / ".venv"
+    shutil.copytree(checkout.root, old, symlinks=True)
+    assert "was moved" in checkout.run("docs")
+    found = [checkout.venv / "bin/python", "-I", "-c", "import lth_scale; print(lth_scale.__file__)"]
+    assert subprocess.check_output(found, text=True).strip() == str(checkout.root / "lth_scale/__init__.py")
+
+
+def test_what_another_version_of_the_requirements_installed_is_not_trusted(checkout):
+    checkout.run("setup")
+    (checkout.root / "constraints.txt").write_text("torch==2")
+    checkout.run("setup")
+    (checkout.root / "constraints.txt").write_text("constraints.txt")
+    checkout.run("setup")
+    assert checkout.installs() == 3
+
+
+def test_an_interpreter_of_another_version_is_refused(checkout):
+    checkout.run("setup")
+    checkout.program("python4", "#!/bin/sh\necho 4.0\n")
+    said = checkout.run("setup", code=1, PYTHON="python4")
+    assert re.fullmatch(r"run: .venv has Python 3\.\d+ and PYTHON=python4 is another version; remove .venv, .*\n", said)
+    assert "python5 is not here" in checkout.run("setup", code=1, PYTHON="python5")
+    assert checkout.run("setup", PYTHON="python3") == ""
+
+
+def test_settings_of_pip_that_install_elsewhere_do_not_hold(checkout):
+    checkout.run("setup", PIP_TARGET="/nowhere", PIP_NO_DEPS="1")
+    assert checkout.works()
+
+
+@pytest.mark.parametrize("shell", ["sh", "dash", "bash", "busybox sh"])
+def test_any_shell_runs_it_from_anywhere_also_by_a_link(checkout, shell):
+    program, *flags = shell.split()
+    if not shutil.which(program):
+        pytest.skip(f"{program} is not here")
+    link = checkout.root.parent / "link"
+    link.symlink_to(checkout.root / "run")
+    assert checkout.run(shutil.which(program), *flags, str(link), "docs", CDPATH="/").startswith("built\n")
+    assert checkout.works() and not (link.parent / ".venv").exists()
+    assert checkout.run("docs") == "built\n"
+
+
+def test_an_active_environment_makes_itself_anew(checkout):
+    """Its own interpreter is the first on PATH, and is removed."""
+    checkout.run("setup")
+    (checkout.venv / "bin/python3").unlink()
+    (checkout.venv / "bin/python3").symlink_to(checkout.root.parent / "bin/python3")
+    (checkout.venv / "lib").rename(checkout.venv / "lost")
+    path = f"{checkout.venv / 'bin'}:{checkout.environment['PATH']}"
+    assert "made anew" in checkout.run("setup", PATH=path) and checkout.works()

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import yaml
 
@@ -64,9 +65,51 @@ def test_compose_is_a_server_on_a_database_and_a_trainer_that_waits_for_it():
 def test_compose_opens_no_port_to_others_and_holds_no_secret():
     for service in COMPOSE["services"].values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
-        environment = service.get("environment", {})
-        assert all(value is None for name, value in environment.items() if SECRET.search(name))
+        assert not [name for name in service["environment"] if SECRET.search(name) and not name.endswith("_PATH")]
         assert "privileged" not in service and service["cap_drop"] == ["ALL"]
+
+
+def test_a_token_is_a_file_that_only_the_trainer_sees_and_may_be_left_out(monkeypatch):
+    """A secret from a variable would be copied into the container, which a read-only root does not allow."""
+    source = re.fullmatch(r"\$\{HF_TOKEN_FILE:-(.+)\}", COMPOSE["secrets"]["hf_token"]["file"])
+    empty = ROOT / "docker" / source[1]
+    assert empty.is_file() and empty.read_bytes() == b""  # a regular file: not every kernel mounts /dev/null read-only
+    assert [name for name, service in COMPOSE["services"].items() if "secrets" in service] == ["trainer"]
+    assert COMPOSE["services"]["trainer"]["secrets"] == ["hf_token"]
+    assert COMPOSE["services"]["trainer"]["environment"]["HF_TOKEN_PATH"] == "/run/secrets/hf_token"
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(empty))
+    assert huggingface_hub.get_token() is None
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_a_service_has_limits_and_a_root_that_is_read_only(name):
+    """The limit of memory is below `deploy`: older releases of compose read no unit in a variable's `mem_limit`."""
+    service = COMPOSE["services"][name]
+    limits = service["deploy"]["resources"]["limits"]
+    assert re.fullmatch(r"\$\{[A-Z]+_MEMORY:-\d+g\}", limits["memory"]) and 256 <= limits["pids"] <= 10_000
+    assert service["read_only"] is True and service["tmpfs"] == ["/tmp"]
+
+
+def test_what_libraries_write_lies_on_the_trainer_s_volumes():
+    """Caches and settings of matplotlib, Triton, Inductor, the Hub and torch's extensions, by the image's variables."""
+    variables = dict(re.findall(r"(\w+)=(\S+)", DOCKERFILE[DOCKERFILE.index("ENV HOME") :]))
+    mounted = {volume.split(":")[1] for volume in COMPOSE["services"]["trainer"]["volumes"]}
+    caches = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME", "TRITON_HOME", "TORCHINDUCTOR_CACHE_DIR")
+    assert {f"/{variables[name].split('/')[1]}" for name in caches} <= mounted
+    home = DOCKERFILE.split("\nWORKDIR ")[-1].split()[0]
+    assert f"{home}/runs" in mounted
+
+
+def test_the_base_may_be_a_digest_and_none_is_made_up():
+    """It reaches FROM whole; a digest in the sources would have to be read from a registry."""
+    build = COMPOSE["services"]["mlflow"]["build"]["args"]["BASE"]
+    default = re.search(r"^ARG BASE=(\S+)$", DOCKERFILE, re.MULTILINE)[1]
+    assert build == f"${{BASE:-{default}}}"
+    page = (ROOT / "docs/docker.md").read_text()
+    assert f"export BASE=$(docker buildx imagetools inspect {default} --format " in page
+    for path in [*ROOT.glob("docker/*"), *ROOT.glob("docs/*.md"), *ROOT.glob("launchers/**/*.*")]:
+        assert not re.search(r"sha256:[0-9a-f]", path.read_text()), path
 
 
 LAUNCHER = """#!/bin/sh

@@ -75,6 +75,7 @@ def test_the_parts_refer_to_each_other():
     mounts = [mount["name"] for mount in POD["containers"][0]["volumeMounts"]]
     assert mounts == [volume["name"] for volume in POD["volumes"]]
     trainer = JOB["spec"]["trainer"]
+    assert "memory" in trainer["resourcesPerNode"]["limits"]
     assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == str(trainer["numProcPerNode"])
 
 
@@ -91,3 +92,26 @@ def test_a_pod_runs_a_search_whose_output_lies_on_the_volume(monkeypatch):
     search = parse(launch.training_script_args, "test", "test")
     home = (FILE.parents[2] / "docker/Dockerfile").read_text().split("\nWORKDIR ")[-1].split()[0]
     assert f"{home}/{search.output_dir}".startswith(POD["containers"][0]["volumeMounts"][0]["mountPath"] + "/")
+
+
+def test_a_pod_is_restricted_and_writes_to_its_volumes_alone():
+    """What the Pod Security Standard `restricted` asks for, and a root that is read-only."""
+    pod, container = POD["securityContext"], POD["containers"][0]["securityContext"]
+    assert pod["runAsNonRoot"] and pod["runAsUser"] == pod["fsGroup"] == 1000
+    assert pod["seccompProfile"] == {"type": "RuntimeDefault"} and not POD["automountServiceAccountToken"]
+    assert container == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    mounts = {mount["mountPath"] for mount in POD["containers"][0]["volumeMounts"] if not mount.get("readOnly")}
+    assert mounts == {"/app/runs", "/cache", "/dev/shm", "/tmp"}
+
+
+def test_a_token_is_a_file_of_an_optional_secret():
+    environment = {entry["name"]: entry["value"] for entry in POD["containers"][0]["env"]}
+    mount = next(mount for mount in POD["containers"][0]["volumeMounts"] if mount["name"] == "token")
+    secret = next(volume["secret"] for volume in POD["volumes"] if volume["name"] == "token")
+    assert environment["HF_TOKEN_PATH"] == f"{mount['mountPath']}/token" and mount["readOnly"]
+    assert secret["optional"] and secret["defaultMode"] == 0o440  # readable by fsGroup
+    assert not [name for name in environment if "TOKEN" in name and not name.endswith("_PATH")]
