@@ -1,6 +1,7 @@
 """Files that are whole or absent: write to a temporary name, fsync, rename, fsync the directory."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -35,6 +36,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     sync_directory(path.parent)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_directory(path: Path) -> None:
