@@ -74,6 +74,15 @@ def _digests(what: str, paths: Iterable[Path]) -> dict[str, str]:
         raise BadInput(f"--{flag} {problem.filename}: cannot be read ({problem.strerror}); mend it") from None
 
 
+def check_kinds(before: Mapping[str, Any]) -> None:
+    """Raise TypeError where a fact in arguments.json is of another kind than was written."""
+    digests = before.get("digests", {})
+    maps = (digests, before.get("revisions", {}), before.get("versions", {}))
+    if not (all(isinstance(each, dict) for each in (*maps, *dict(digests).values()))
+            and isinstance(before.get("ladder", []), list)):  # fmt: skip
+        raise TypeError("a fact is of another kind")
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """In words, each fact that both know and that is not the same. Threads and versions are not among them."""
     found: list[str] = []

@@ -137,11 +137,12 @@ class Record:
         """arguments.json as the run wrote it when it began, or {} before that. Raises BadInput where it is damaged."""
         path = self.directory / "arguments.json"
         try:
-            before = json.loads(path.read_text())
-            return {**before}
+            before = {**json.loads(path.read_text())}
+            provenance.check_kinds(before)
+            return before
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             raise BadInput(f"--output_dir {self.directory}: its arguments.json is damaged; give another") from None
 
     def refuse_other(self, facts: dict[str, Any]) -> None:

@@ -176,8 +176,12 @@ def first_line(problem: Exception) -> str:
 
 
 def hub_revision(rows: Dataset) -> str:
-    """What `datasets` calls the Hub's data that these rows were made of: a commit, or a digest that depends on it."""
-    return Path(rows.cache_files[0]["filename"]).parent.name if rows.cache_files else ""
+    """What `datasets` calls the Hub's data that these rows were made of: a commit, or a digest that depends on it.
+
+    "" where that is not known: of a stream.
+    """
+    known = rows.cache_files and rows.builder_name != "generator"
+    return Path(rows.cache_files[0]["filename"]).parent.name if known else ""
 
 
 @lru_cache(maxsize=1)
