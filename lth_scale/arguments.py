@@ -384,7 +384,16 @@ def parse(argv: Sequence[str] | None, prog: str, description: str, kind: type = 
 
     Raises BadInput (a ValueError) that names the flag, its value and the remedy.
     """
-    return resolve(vars(build_parser(prog, description, kind).parse_args(argv)), kind)
+    given = vars(build_parser(prog, description, kind).parse_args(argv))
+    if not {"bf16", "fp16"} & given.keys():
+        given |= launched_precision()
+    return resolve(given, kind)
+
+
+def launched_precision() -> dict[str, bool]:
+    """The launcher's precision (`accelerate launch --mixed_precision bf16`) as the flag of the same meaning, or {}."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    return {precision: True} if precision in ("bf16", "fp16") else {}
 
 
 def resolve(given: dict[str, Any], kind: type = Arguments) -> Any:

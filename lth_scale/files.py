@@ -6,6 +6,7 @@ it; a directory in which others may have files too lists our own in `.files`.
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -80,6 +81,12 @@ def temporary(path: Path) -> Path:
     mark = next((claim.mark for claim in claims if claim), uuid.uuid4().hex)
     stem = path.name.encode(errors="surrogateescape")[:180].decode(errors="ignore")
     return path.with_name(f".{stem}.{mark}.tmp")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_directory(path: Path) -> None:

@@ -15,8 +15,16 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
-from lth_scale import files
-from lth_scale.arguments import COSMETIC, Arguments, BadInput, Training, Transfer, without_secrets
+from lth_scale import files, provenance
+from lth_scale.arguments import (
+    COSMETIC,
+    Arguments,
+    BadInput,
+    Training,
+    Transfer,
+    launched_precision,
+    without_secrets,
+)
 
 PACKAGES = ("lth_scale", "torch", "transformers", "accelerate", "deepspeed", "datasets", "mlflow", "safetensors")
 PATIENCE = 45  # seconds; a launcher gives its processes 30 to stop in
@@ -95,24 +103,22 @@ class Record:
         path = self.directory / "arguments.json"
         if not os.path.lexists(path):
             return self._refuse_names_of_others()
-        try:
-            before = json.loads(path.read_text())
-            loose = (*COSMETIC, "seed") if self._wanted() else COSMETIC
-            before = {name: before[name] for name in self.arguments.as_dict() if name not in loose}
-        except KeyError as missing:
+        before = self.begun()
+        if ("seeds" in before) != isinstance(self.arguments, Transfer):
             raise BadInput(
-                f"--output_dir {self.directory}: its arguments.json knows no {missing}: another command or version "
-                "wrote it; give another directory"
-            ) from None
-        except (OSError, ValueError, TypeError):
-            raise BadInput(f"--output_dir {self.directory}: its arguments.json is damaged; give another") from None
-        now = self.arguments.as_dict()
-        differ = [f"--{name} was {before[name]}, is {now[name]}" for name in before if before[name] != now[name]]
+                f"--output_dir {self.directory}: its arguments.json is another command's; give another directory"
+            )
+        differ = [
+            f"--{name} was {before[name]}, is {now}"
+            for name, now in self.arguments.as_dict().items()
+            if name in before.keys() - self._loose(before) and before[name] != now
+        ]
         if differ:
             raise BadInput(
                 f"--output_dir {self.directory}: holds another run ({'; '.join(differ)}); "
                 "use the same flags to go on, or another directory"
             )
+        self.refuse_other({"digests": provenance.digests(self.arguments)})
 
     def _refuse_names_of_others(self) -> None:
         """Raise BadInput where a new run would write a name that is there already: it is somebody else's."""
@@ -126,10 +132,48 @@ class Record:
                 "give another directory"
             )
 
-    def begin(self) -> None:
+    def _loose(self, before: dict[str, Any]) -> set[str]:
+        """The flags that may be others than before, or of which it is not known what they were."""
+        loose = {*COSMETIC, *(("seed",) if self._wanted() else ())}
+        if "precision" not in before:
+            loose |= launched_precision().keys()  # the launcher's was not written down
+        if self.arguments.model_revision == before.get("revisions", {}).get("model", ""):
+            loose.add("model_revision")  # its name now is the commit that it was then
+        return loose
+
+    def begun(self) -> dict[str, Any]:
+        """arguments.json as the run wrote it when it began, or {} before that. Raises BadInput where it is damaged."""
+        path = self.directory / "arguments.json"
+        try:
+            before = {**json.loads(path.read_text())}
+            provenance.check_kinds(before)
+            return before
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, RecursionError):
+            raise BadInput(f"--output_dir {self.directory}: its arguments.json is damaged; give another") from None
+
+    def refuse_other(self, facts: dict[str, Any]) -> None:
+        """Raise BadInput where the run began with other facts of `provenance` than these."""
+        differ = provenance.differences(self.begun(), facts)
+        if differ:
+            raise BadInput(
+                f"--output_dir {self.directory}: holds another run ({'; '.join(differ)}); "
+                "go on with what it began with, or in another directory"
+            )
+
+    def remarks(self, facts: dict[str, Any]) -> list[str]:
+        """Lines on what a run goes on with that is another, or not known to be the same; none where it begins."""
+        if not (before := self.begun()):
+            return []
+        names = ("digests", *facts, *self.arguments.as_dict())
+        return provenance.news(before, {**facts, "versions": versions()}) + provenance.unknown(before, names)
+
+    def begin(self, facts: dict[str, Any]) -> None:
         """Claim the directory and write arguments.json, once everything has been found usable. Raises BadInput.
 
-        A process that is being stopped is waited for.
+        facts: what the run depends on beside flags, digests and versions. A process that is being stopped is waited
+        for.
         """
         began = time.monotonic()
         while other := files.claim(self.directory):
@@ -139,7 +183,9 @@ class Record:
         files.sweep(self.directory)
         path = self.directory / "arguments.json"
         if not path.exists():
-            files.write_json(path, {**self.arguments.as_dict(), "versions": versions(), "git_commit": git_commit()})
+            known = {"digests": provenance.digests(self.arguments), **facts}
+            made_by = {"versions": versions(), "git_commit": git_commit()}
+            files.write_json(path, {**self.arguments.as_dict(), **known, **made_by})
 
     def at(self, stage: Stage) -> Path:
         """The directory of a stage."""

@@ -11,8 +11,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lth_scale import controls, files, patterns, scores, training, trial
-from lth_scale.arguments import COSMETIC, Arguments, BadInput, Training, parse_rewind_step, points
+from lth_scale import controls, files, patterns, provenance, scores, training, trial
+from lth_scale.arguments import (
+    COSMETIC,
+    Arguments,
+    BadInput,
+    Training,
+    launched_precision,
+    parse_rewind_step,
+    points,
+)
 from lth_scale.early_bird import CHECKS, EarlyBird
 from lth_scale.record import Record, a_round
 from lth_scale.schedule import sparsities
@@ -47,8 +55,8 @@ class Search(Trial):
         ladder = sparsities(args.schedule, args.target_sparsity, args.prune_rate, start.sparsity)
         kept = [int(parse_rewind_step(point, net.steps)) for point in (args.rewind_step, *points(args.keep_theta))]
         if args.dense:
-            check_dense(args, kept[0])
-        search = cls(args, record, net, trial.begin(args, record, net), ladder=ladder, kept_steps=kept)
+            check_dense(args, kept[0], trial.depends_on(args, net))
+        search = cls(args, record, net, trial.begin(args, record, net, ladder=ladder), ladder=ladder, kept_steps=kept)
         trial.bars(search, len(search.rounds) + len(search.controlled_rounds))
         return search
 
@@ -270,8 +278,11 @@ def theta_of(directory: Path, step: int) -> Path:
     return directory / ("theta.safetensors" if own == step else f"theta-{step}.safetensors")
 
 
-def check_dense(args: Arguments, step: int) -> None:
-    """Refuse a --dense whose round 0 was trained otherwise, or of which too little was kept. Raises BadInput."""
+def check_dense(args: Arguments, step: int, facts: dict[str, Any]) -> None:
+    """Refuse a --dense whose round 0 was trained otherwise, or of which too little was kept. Raises BadInput.
+
+    facts: those of this search, of `trial.depends_on`.
+    """
     directory = Path(str(args.dense))
     try:
         before = json.loads((directory / "arguments.json").read_text())
@@ -281,9 +292,10 @@ def check_dense(args: Arguments, step: int) -> None:
             f"--dense {directory}: is no search, or a damaged one; give the directory of lth_scale.imp"
         ) from None
     now = args.as_dict()
-    differ = [
-        f"--{name} was {before.get(name)}, is {now[name]}" for name in sorted(SHARED) if before.get(name) != now[name]
-    ]
+    shared = SHARED & before.keys() - ({} if "precision" in before else launched_precision()).keys()
+    differ = [f"--{name} was {before[name]}, is {now[name]}" for name in sorted(shared) if before[name] != now[name]]
+    facts = {"digests": provenance.digests(replace(args, dense=None)), **facts}
+    differ += provenance.differences(before, facts)
     if differ:
         raise BadInput(f"--dense {directory}: was trained otherwise ({'; '.join(differ)}); use the same flags")
     if not (theta.is_file() and (directory / "rounds/00/model/model.safetensors").is_file()):
@@ -291,3 +303,5 @@ def check_dense(args: Arguments, step: int) -> None:
             f"--dense {directory}: has not kept its round 0 and θᵢ at step {step}; search there with --keep_theta "
             f"{args.rewind_step}"
         )
+    for line in provenance.unknown(before, facts):
+        log.warning("--dense %s: %s", directory, line)

@@ -1,6 +1,7 @@
 """Run a study, each job once, however often it is stopped: `python -m lth_scale.study studies/demo.yaml`."""
 
 import fcntl
+import functools
 import json
 import math
 import os
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
 
-from lth_scale import arguments, files
+from lth_scale import arguments, files, provenance
 from lth_scale.arguments import Arguments, BadInput, Training, exit_on_bad_input
 from lth_scale.grid import Flags, Job, Plan, as_argv, difference, load, plan, summary
 
@@ -128,6 +129,22 @@ def refuse_other_flags(made: Plan, directory: Path) -> None:
                            f"give another directory, or delete {home}")  # fmt: skip
 
 
+def refuse_other_content(made: Plan, directory: Path) -> None:
+    """Refuse to mix jobs that were begun with other data or another model. Raises BadInput."""
+    content = functools.cache(provenance.content)  # many jobs, few files
+    for job in made.jobs.values():
+        home, args = directory / "jobs" / job.id, job.args
+        try:
+            before = {**json.loads((home / "arguments.json").read_text())}
+        except (OSError, ValueError, TypeError, RecursionError):
+            continue  # not begun; or damaged, as its command will say
+        digests = content(args.task, args.model_name_or_path, args.dataset_path)
+        differ = provenance.differences(before, {"digests": digests})
+        if differ:
+            raise BadInput(f"--output_dir {directory}: {job.id} was begun with other content ({differ[0]}); put it "
+                           f"back, give another directory, or delete {home}")  # fmt: skip
+
+
 def steps_a_round(args: Training) -> float:
     """Optimizer steps of one training on one device, or nan where that cannot be known before it starts."""
     if args.max_steps >= 0:
@@ -227,6 +244,7 @@ def main() -> None:
     made = plan(load(given.study, flags))
     directory = given.output_dir or Path("runs") / made.studies[0].keys["name"]
     refuse_other_flags(made, directory)
+    refuse_other_content(made, directory)
     runner = Runner(made, directory, share(made, given.index, given.of))
     if given.dry_run:
         print(costs(runner))

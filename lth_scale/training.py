@@ -12,13 +12,14 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import datasets
 import numpy
 import pyarrow.compute
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device, set_seed
+from accelerate.utils import DynamoBackend, gather_object, send_to_device, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import enable_full_determinism, get_scheduler
@@ -123,10 +124,21 @@ def make_accelerator(args: Training) -> Accelerator:
         enable_full_determinism(args.seed)
     if accelerator.device.type == "cpu":
         take_cores()
-        if args.bf16 and accelerator.is_main_process and imitates_bf16():
+        if accelerator.mixed_precision == "bf16" and accelerator.is_main_process and imitates_bf16():
             log.warning("--bf16: this CPU has no bf16 instructions, and imitating them can take twice as long as fp32 "
                         "does; leave it out, in another --output_dir")  # fmt: skip
     return accelerator
+
+
+def in_force(accelerator: Accelerator) -> dict[str, Any]:
+    """Precision, compile backend and threads as they are, whoever has set them: flags, the launcher or an engine."""
+    dynamo = accelerator.state.dynamo_plugin
+    return {
+        "precision": accelerator.mixed_precision,
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "compile": "no" if dynamo.backend == DynamoBackend.NO else dynamo.to_dict(),
+        "threads": torch.get_num_threads() * int(os.environ.get("LOCAL_WORLD_SIZE", "1")),  # of this machine
+    }
 
 
 def imitates_bf16() -> bool:

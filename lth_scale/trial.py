@@ -169,17 +169,30 @@ def prepare(args: Training) -> Net:
     return training.prepare(accelerator, tasks.load(args), args)
 
 
-def begin(args: Training, record: Record, net: Net) -> list[Any]:
-    """Write the first file, once everything has been found usable; the tracker of --report_to, on the main process."""
+def begin(args: Training, record: Record, net: Net, **more: Any) -> list[Any]:
+    """Write the first file, once everything has been found usable; the tracker of --report_to, on the main process.
+
+    more: facts that the run depends on, beside those of `depends_on`. Raises BadInput where it began with others.
+    """
+    facts = depends_on(args, net) | more
+    record.refuse_other(facts)
     listeners: list[Any] = []
     if net.accelerator.is_main_process:
-        record.begin()
+        for line in record.remarks(facts):
+            terminal.say(line)
+        record.begin(facts)
         if args.report_to == "mlflow":
             from lth_scale.tracking import Tracker  # imports mlflow, which takes its time
 
             listeners.append(Tracker(args, record, task=net.task))
     net.accelerator.wait_for_everyone()
     return listeners
+
+
+def depends_on(args: Training, net: Net) -> dict[str, Any]:
+    """The facts of `provenance` that are known once everything is loaded: what is in force, and the Hub's commits."""
+    revisions = {"model": net.task.revision, "data": "" if args.dataset_path else tasks.hub_revision(net.task.train)}
+    return {**training.in_force(net.accelerator), "revisions": {name: sha for name, sha in revisions.items() if sha}}
 
 
 def bars(trial: Trial, stages: int) -> None:
@@ -200,6 +213,8 @@ def first_ticket(args: Training, net: Net) -> Ticket:
         except BadInput as problem:
             raise BadInput(f"--ticket {args.ticket}: {problem}") from None
     given = {name: value for name, value in args.as_dict().items() if name not in COSMETIC}
+    if args.max_steps == 0:
+        given |= {"bf16": False, "fp16": False}  # nothing is trained: a ticket of θ₀ is the same in every precision
     return Ticket(
         masks=masks,
         base_model=args.model_name_or_path,

@@ -151,6 +151,18 @@ def damage(copy: str, file: str, content: bytes | int | None, unfinished: bool =
     return lay
 
 
+def begun_with(copy: str, change: Callable[[dict], object]) -> Lay:
+    """Lay a copy of an unfinished run as …/out that has written down something else when it began."""
+
+    def lay(here: Path, made: Path) -> None:
+        damage(copy, "x", None)(here, made)
+        path = here / "out/arguments.json"
+        change(written := json.loads(path.read_text()))
+        path.write_text(json.dumps(written))
+
+    return lay
+
+
 def forged(tensors=None, shape=None, **metadata: str | None) -> Lay:
     """Lay a ticket as somebody else may have made it: without a checksum, and with these strings and tensors."""
 
@@ -311,6 +323,20 @@ RUNS = [
          lay=damage("search", "x", None)),
     case("imp", "--output_dir of a search with other flags", "--seed was 42, is 7", "--learning_rate was 0.01, is 0.02",
          argv="--seed 7 --learning_rate 0.02", lay=damage("search", "x", None)),
+    *(case(command, f"--output_dir of a run {what}", "--output_dir …/out", *named, lay=begun_with(of, change),
+           without=("target_sparsity",) if command == "transfer" else ())
+      for command, of, what, change, *named in (
+        ("imp", "search", "on other data", lambda w: w["digests"]["data"].update({"train.jsonl": "0" * 64}),
+         "--dataset_path: train.jsonl was sha256 000000000000…, is sha256"),
+        ("imp", "search", "of another model", lambda w: w["digests"]["model"].update({"config.json": "0" * 64}),
+         "--model_name_or_path: config.json was sha256 000000000000…, is sha256"),
+        ("transfer", "transfer", "with another tokenizer", lambda w: w["digests"]["tokenizer"].update(old="0" * 64),
+         "--model_name_or_path: old was sha256 000000000000…, is not there"),
+        ("imp", "search", "in another precision", lambda w: w.update(precision="fp8"), "precision was fp8, is no"),
+        ("imp", "search", "of other sparsities", lambda w: w.update(ladder=[0.0, 0.3]),
+         "the sparsity of round 1 was 0.3, is 0.1"),
+        ("imp", "search", "whose facts are damaged", lambda w: w.update(digests=[]), "damaged", "another"),
+    )),
     case("imp", "--output_dir with rounds of nobody", "--output_dir …/out", "no arguments.json",
          lay=put("out/rounds/mine", "precious")),
     case("imp", "--output_dir that is a file", "--output_dir …/out", "another", lay=put("out", "precious")),

@@ -95,7 +95,7 @@ def _of_round(stage: Path) -> Place:
 def seal(directory: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Write export.json: `content`, the SHA-256 of every other file, and that of all this. Returns it."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
-    made = {**content, "files": {path.relative_to(directory).as_posix(): _sha256(path) for path in paths}}
+    made = {**content, "files": {path.relative_to(directory).as_posix(): files.sha256(path) for path in paths}}
     made["sha256"] = hashlib.sha256(_text(made)).hexdigest()
     files.write_bytes(directory / MANIFEST, _text(made))
     return made
@@ -113,7 +113,7 @@ def opened(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as problem:
         raise BadInput(f"{directory}/{MANIFEST}: not a whole {FORMAT} file ({problem}); export or copy again") from None
     for name, digest in made["files"].items():
-        if not (directory / name).is_file() or _sha256(directory / name) != digest:
+        if not (directory / name).is_file() or files.sha256(directory / name) != digest:
             raise BadInput(f"{directory}/{name}: is missing or was changed since it was exported; export or copy again")
     return made
 
@@ -135,11 +135,6 @@ def _check(made: Any, raw: bytes) -> None:
 
 def _text(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_output(directory: Path, kind: str, dtype: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Tasks: data, head and metric. One module a family; nothing here knows of pruning."""
 
 from lth_scale.arguments import Training
+from lth_scale.tasks.data import hub_revision
 from lth_scale.tasks.task import Task
 
-__all__ = ["Task", "load"]
+__all__ = ["Task", "hub_revision", "load"]
 
 
 def load(args: Training) -> Task:

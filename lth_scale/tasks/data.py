@@ -15,20 +15,25 @@ from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, List, 
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from transformers import PreTrainedTokenizerBase
 
-from lth_scale.arguments import EMBEDDED, BadInput, Training, embedded_path
+from lth_scale import files
+from lth_scale.arguments import BadInput, Training
+from lth_scale.provenance import data_file, local_directory
 
 Columns = Mapping[str, str]  # column → "string", "int64" or "float32", the dtypes of `datasets`, or "answers", SQuAD's
 KINDS: dict[str, tuple[type, ...]] = {"string": (str,), "int64": (int,), "float32": (float, int), "answers": (dict,)}
+# What a tokenizer was loaded from, of what it was loaded with.
+PATHS = ("name_or_path", "vocab_file", "merges_file", "tokenizer_file", "is_local", "local_files_only")
 ANSWERS = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
 
 
 def local_file(directory: Path, split: str) -> Path:
     """`directory/split.jsonl`, or its .xz. Raises BadInput where neither is."""
-    for path in (directory / f"{split}.jsonl", directory / f"{split}.jsonl.xz"):
-        if path.is_file():
-            return path
-    raise BadInput(f"--dataset_path {directory}: {split}.jsonl is missing; put it there, one JSON object a line")
+    path = data_file(directory, split)
+    if path is None:
+        raise BadInput(f"--dataset_path {directory}: {split}.jsonl is missing; put it there, one JSON object a line")
+    return path
 
 
 def _open(path: Path) -> IO[str]:
@@ -100,7 +105,7 @@ def load_splits(
     labels: how many classes `label` has, or None. A local file of an `optional` split may be missing; its split is
     then left out. Raises BadInput.
     """
-    directory = local_directory(args)
+    directory = local_directory(args.task, args.dataset_path)
     if directory is None:
         whole = load_hub(*hub)
         return {split: first(whole[split].select_columns([*columns]), limit) for split, limit in limits.items()}
@@ -110,12 +115,11 @@ def load_splits(
 
 def load_local(path: Path, columns: Columns, labels: int | None, limit: int | None) -> Dataset:
     """The file's rows as an Arrow dataset in the `datasets` cache, the first `limit` of them. Raises BadInput."""
-    status = path.stat()
     if next(read_rows(path, columns, labels), None) is None:
         raise BadInput(f"--dataset_path {path}: holds no rows; write one JSON object a line")
     rows = materialize(
         lambda: read_rows(path, columns, labels),
-        fingerprint(path.resolve(), status.st_size, status.st_mtime_ns, columns, labels),
+        fingerprint(files.sha256(path), columns, labels),
         Features({name: ANSWERS if kind == "answers" else Value(kind) for name, kind in columns.items()}),
     )
     return first(rows, limit)
@@ -171,26 +175,31 @@ def first_line(problem: Exception) -> str:
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:160].rstrip(".")
 
 
-def local_directory(args: Training) -> Path | None:
-    """The directory of --dataset_path, or None for the Hub."""
-    if args.dataset_path == EMBEDDED:
-        return embedded_path(args.task)
-    return Path(args.dataset_path) if args.dataset_path else None
+def hub_revision(rows: Dataset) -> str:
+    """What `datasets` calls the Hub's data that these rows were made of: a commit, or a digest that depends on it.
+
+    "" where that is not known: of a stream.
+    """
+    known = rows.cache_files and rows.builder_name != "generator"
+    return Path(rows.cache_files[0]["filename"]).parent.name if known else ""
 
 
 @lru_cache(maxsize=1)
-def _vocabulary(tokenizer: Any) -> str:
-    return fingerprint(json.dumps(tokenizer.get_vocab(), sort_keys=True))
+def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A name for all that decides which tokens a text gives: the same wherever the tokenizer's files lie."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state |= {"truncation": None, "padding": None}  # as the last call left them
+    options = {name: value for name, value in tokenizer.init_kwargs.items() if name not in PATHS}
+    return fingerprint(json.dumps(state, sort_keys=True), sorted(options.items()))
 
 
 def encode(rows: Dataset, function: Callable, tokenizer: Any, **arguments: Any) -> Dataset:
-    """`rows.map(function)` in batches, cached under a fingerprint of rows, vocabulary, function and arguments.
+    """`rows.map(function)` in batches, cached under a fingerprint of rows, tokenizer, function and arguments.
 
     function(batch, tokenizer=…, **arguments) returns the encoded columns; the old ones are dropped.
     (A tokenizer's own hash changes as it is used, so `datasets` cannot key on it.)
     """
-    vocabulary = _vocabulary(tokenizer) + repr(tokenizer.init_kwargs)
-    key = fingerprint(rows._fingerprint, function.__qualname__, vocabulary, sorted(arguments.items()))
+    key = fingerprint(rows._fingerprint, function.__qualname__, tokenizer_key(tokenizer), sorted(arguments.items()))
     with PartialState().main_process_first():
         return rows.map(
             function,

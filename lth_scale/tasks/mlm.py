@@ -88,7 +88,7 @@ def stack(blocks: list[dict]) -> Batch:
 
 def load_blocks(args: Training, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[Dataset, Dataset]:
     """(train, validation) blocks. Raises BadInput."""
-    directory = data.local_directory(args)
+    directory = data.local_directory(args.task, args.dataset_path)
     if directory is None:
         return stream_blocks(args, tokenizer, length)
     files = [data.local_file(directory, split) for split in ("train", "validation")]
@@ -117,9 +117,7 @@ def stream_blocks(args: Training, tokenizer: PreTrainedTokenizerBase, length: in
         (articles.take(HELD_OUT_ARTICLES), args.max_eval_samples or HELD_OUT_BLOCKS),
     ):
         blocks = part.map(pack, batched=True, fn_kwargs=options, remove_columns=["id", "url", "title", "text"])
-        key = data.fingerprint(
-            DATASETS["mlm"], args.seed, count, length, len(splits), sorted(tokenizer.get_vocab().items())
-        )
+        key = data.fingerprint(DATASETS["mlm"], args.seed, count, length, len(splits), data.tokenizer_key(tokenizer))
         splits.append(data.materialize(blocks.take(count).__iter__, key))
     return splits[0], splits[1]
 

@@ -1,0 +1,145 @@
+"""What a run depends on beside its flags: written down when it begins, compared when it goes on.
+
+Content is told by SHA-256, so a file that is touched, copied or moved is the same. What a run did not write down is not
+known, and never counts as different. Nothing here imports torch: other content is refused as soon as other flags are.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from lth_scale import files
+from lth_scale.arguments import EMBEDDED, BadInput, Training, embedded_path, is_local
+
+Digests = dict[str, dict[str, str]]  # what it is about → name of a file → SHA-256
+
+# What `from_pretrained` reads of a model, and of its tokenizer.
+MODEL = ("config.json", "model*.safetensors", "model.safetensors.index.json")
+TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
+             "bpe.codes", "dict.txt")  # fmt: skip
+SPLITS = {"mnli": ("train", "validation_matched", "validation_mismatched")}
+# The flag behind each key of `digests`.
+FLAGS = {"model": "model_name_or_path", "tokenizer": "model_name_or_path", "data": "dataset_path"}
+# What round 0 of a search with --dense comes from; the ticket holds the digest of θᵢ.
+DENSE = ("rounds/00/ticket.safetensors", "rounds/00/metrics.json")
+
+
+def local_directory(task: str, dataset: str | None) -> Path | None:
+    """The directory of --dataset_path, or None for the Hub."""
+    if dataset == EMBEDDED:
+        return embedded_path(task)
+    return Path(dataset) if dataset else None
+
+
+def data_file(directory: Path, split: str) -> Path | None:
+    """`directory/split.jsonl`, or its .xz, or None where neither is."""
+    paths = (directory / f"{split}.jsonl", directory / f"{split}.jsonl.xz")
+    return next(filter(Path.is_file, paths), None)
+
+
+def digests(args: Training) -> Digests:
+    """The content of every file on this machine that a run of these flags reads. Raises BadInput."""
+    found = content(args.task, args.model_name_or_path, args.dataset_path)
+    for name in ("ticket", "theta"):
+        if path := getattr(args, name, None):
+            found[name] = _digests(name, [Path(path)])
+    if dense := getattr(args, "dense", None):
+        found["dense"] = _digests("dense", [Path(dense) / part for part in DENSE])
+    return found
+
+
+def content(task: str, model: str, dataset: str | None) -> Digests:
+    """The content of a model, its tokenizer and the task's data, of those that are no names on the Hub.
+
+    Raises BadInput where a file cannot be read.
+    """
+    found: Digests = {}
+    if is_local(model):
+        home = embedded_path("bert") if model == EMBEDDED else Path(model)
+        for what, patterns in (("model", MODEL), ("tokenizer", TOKENIZER)):
+            paths = {path for pattern in patterns for path in home.glob(pattern) if path.is_file()}
+            found[what] = _digests(what, paths)
+    if directory := local_directory(task, dataset):
+        splits = SPLITS.get(task, ("train", "validation"))
+        found["data"] = _digests("data", filter(None, (data_file(directory, split) for split in splits)))
+    return found
+
+
+def _digests(what: str, paths: Iterable[Path]) -> dict[str, str]:
+    try:
+        return {path.name: files.sha256(path) for path in sorted(paths)}
+    except OSError as problem:
+        flag = FLAGS.get(what, what)
+        raise BadInput(f"--{flag} {problem.filename}: cannot be read ({problem.strerror}); mend it") from None
+
+
+def check_kinds(before: Mapping[str, Any]) -> None:
+    """Raise TypeError where a fact in arguments.json is of another kind than was written."""
+    digests = before.get("digests", {})
+    maps = (digests, before.get("revisions", {}), before.get("versions", {}))
+    if not (all(isinstance(each, dict) for each in (*maps, *dict(digests).values()))
+            and isinstance(before.get("ladder", []), list)):  # fmt: skip
+        raise TypeError("a fact is of another kind")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In words, each fact that both know and that is not the same. Threads and versions are not among them."""
+    found: list[str] = []
+    for name in now.keys() & before.keys() - SAID:
+        tell = WORDS.get(name, _value)
+        found += tell(name, before[name], now[name])
+    return sorted(found)
+
+
+def _value(name: str, was: Any, now: Any) -> Iterator[str]:
+    if was != now:
+        yield f"{name.replace('_', ' ')} was {was}, is {now}"
+
+
+def _contents(name: str, was: Digests, now: Digests) -> Iterator[str]:
+    for what in was.keys() & now.keys():
+        for file in was[what].keys() | now[what].keys():
+            then, here = (_short(each[what].get(file)) for each in (was, now))
+            if was[what].get(file) != now[what].get(file):
+                yield f"--{FLAGS.get(what, what)}: {file} was {then}, is {here}"
+
+
+def _short(digest: str | None) -> str:
+    return f"sha256 {digest[:12]}…" if digest else "not there"
+
+
+def _revisions(name: str, was: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for what in was.keys() & now.keys():
+        yield from _value(f"--{FLAGS[what]}: the Hub's commit", was[what], now[what])
+
+
+def _ladder(name: str, was: list[float], now: list[float]) -> Iterator[str]:
+    for k, (then, here) in enumerate(zip_longest(was, now)):
+        if then != here:
+            yield f"the sparsity of round {k} was {then}, is {here}"
+            return
+
+
+# How the facts that are no plain values are told.
+WORDS: dict[str, Callable[[str, Any, Any], Iterator[str]]] = {
+    "digests": _contents, "revisions": _revisions, "ladder": _ladder,
+}  # fmt: skip
+SAID = {"threads", "versions"}
+
+
+def news(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line on the versions and threads that a run goes on with, where they are others; else nothing."""
+    was, here = before.get("versions", {}), now["versions"]
+    others = [f"{name} {here[name]} (was {was[name]})" for name in was.keys() & here.keys()
+              if was[name] and here[name] and was[name] != here[name]]  # fmt: skip
+    if before.get("threads", now["threads"]) != now["threads"]:
+        others.append(f"{now['threads']} threads (was {before['threads']})")
+    return [f"goes on with {', '.join(sorted(others))}: the last bits may differ"] if others else []
+
+
+def unknown(before: Mapping[str, Any], now: Iterable[str]) -> list[str]:
+    """A line on those facts that a run did not write down when it began; nothing where it wrote all of them."""
+    names = [name.replace("_", " ") for name in now if name not in before]
+    version = before.get("versions", {}).get("lth_scale")
+    return [f"not compared, as version {version} did not write them down: {', '.join(names)}"] if names else []
