@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lth_scale import controls, files, patterns, scores, training, trial
-from lth_scale.arguments import COSMETIC, Arguments, BadInput, Training, parse_rewind_step, points
+from lth_scale.arguments import COSMETIC, Arguments, BadInput, Training, check_rounds, parse_rewind_step, points
 from lth_scale.early_bird import CHECKS, EarlyBird
 from lth_scale.record import Record, a_round
 from lth_scale.schedule import sparsities
@@ -44,6 +44,7 @@ class Search(Trial):
         patterns.check(args.pattern, {name: mask.shape for name, mask in start.masks.items()})
         if args.ticket and args.pattern not in ("unstructured", Ticket.load(args.ticket).arguments.get("pattern")):
             raise BadInput(f"--pattern {args.pattern}: the ticket of --ticket was not found under it; leave one out")
+        check_rounds(args, start.sparsity)
         ladder = sparsities(args.schedule, args.target_sparsity, args.prune_rate, start.sparsity)
         kept = [int(parse_rewind_step(point, net.steps)) for point in (args.rewind_step, *points(args.keep_theta))]
         if args.dense:
