@@ -34,8 +34,8 @@ DATASETS = {task: ("nyu-mll/glue", task) for task in GLUE_TASKS} | {
     "mlm": ("wikimedia/wikipedia", "20231101.en"),
 }
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
-# What --optim_args may set: the least and the greatest number, or the words for yes and no. With an eps that fp32 rounds
-# to 0, a weight without a gradient becomes NaN.
+# What --optim_args may set: the least and the greatest number, or the words for yes and no.
+# With an eps that fp32 rounds to 0, a weight without a gradient becomes NaN.
 ADAM: dict[str, Any] = {"eps": (1e-30, 1.0), "amsgrad": ("true", "false")}
 OPTIM_ARGS: dict[str, dict[str, Any]] = {
     "adamw_torch": ADAM,
@@ -47,6 +47,10 @@ OPTIMIZERS = tuple(OPTIM_ARGS)
 ELSEWHERE = {"lr": "--learning_rate", "weight_decay": "--weight_decay", "fused": "--optim adamw_torch_fused"}
 CONTROLS = ("random_mask", "random_layerwise", "reinit", "shuffle_layers", "shuffle_within", "one_shot")
 AGAIN = "start the same command again: it goes on from what was written last"
+UNUSABLE = {
+    errno.ENAMETOOLONG: "the name is too long, and a shorter one is needed",
+    errno.ELOOP: "its links lead round in a circle",
+}
 FULL = ("No space left on device", "Disk quota exceeded", "File too large")  # in the words of safetensors' errors
 # What --help shows together: the flags of imp and transfer by the title of their group.
 GROUPS = {
@@ -69,6 +73,9 @@ METAVARS = {
     **{"model_name_or_path": "MODEL", "model_revision": "REVISION", "pattern": "PATTERN"},
     **{"rewind_step": "STEP", "keep_theta": "STEPS", "int": "N", "float": "X", "str": "TEXT"},
 }
+# Variables that name directories in which something is written.
+DIRECTORIES = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE",
+               "MPLCONFIGDIR", "TORCH_HOME", "TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR")  # fmt: skip
 SILENCE = 20  # seconds in which the first rank of a node can say what the others would say too
 QUICK_LOOK = "a quick look: few examples, a small encoder, no finding"
 
@@ -284,7 +291,9 @@ RANGES = {
     "dataloader_num_workers": Range(0, 1024, "0 or more, at most 1,024"),
     "save_steps": Range(0, 10**9, "0 (none) or more, at most 1,000,000,000"),
     "ddp_timeout": Range(1, 10**7, "1 or more, at most 10,000,000"),
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), BATCH),
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), BATCH
+    ),
     **dict.fromkeys(("max_train_samples", "max_eval_samples", "logging_steps", "save_total_limit"), COUNT),
 }
 LARGEST_STEP = 2**24  # examples of one device between two steps of the optimizer: their numbers are held in memory
@@ -296,6 +305,11 @@ class OneLineParser(argparse.ArgumentParser):
     def __init__(self, prog: str | None = None, **options: Any):
         called = "lth " if Path(sys.argv[0]).name == "lth" else "python -m lth_scale."
         super().__init__(prog=prog and prog.replace("lth_scale.", called), **options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse's. Raises BadInput for names of files that are no text."""
+        check_names(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise BadInput; `main` of each command turns it into exit code 2."""
@@ -320,6 +334,35 @@ def without_secrets(text: str) -> str:
 def printable(text: str) -> str:
     """A text without what could drive a terminal: names in files are anybody's."""
     return "".join(each if each.isprintable() or each == "\n" else "�" for each in text)
+
+
+def check_names(words: Sequence[str]) -> None:
+    """Refuse paths that are not UTF-8, also by way of links and of the current directory. Raises BadInput.
+
+    Tracking, the data's cache and safetensors take text alone.
+    """
+    try:
+        places = [("the current directory", os.getcwd())]
+    except FileNotFoundError:
+        raise BadInput("the current directory: is not there any more; change to another") from None
+    places += [(name, os.environ[name]) for name in DIRECTORIES if name in os.environ]
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        before = words[i - 1] if i and words[i - 1].startswith("--") else ""
+        places.append((name, value) if equals and name.startswith("--") else (before, word))
+    for name, value in places:
+        if not is_text(value) or not is_text(os.path.realpath(value)):
+            raw = os.path.realpath(value) if is_text(value) else value
+            shown = raw.encode(errors="backslashreplace").decode().replace("\\udc", "\\x")
+            raise BadInput(f"{name} {shown}: is not UTF-8, and file names must be here; give another, or rename it")
+
+
+def is_text(name: str) -> bool:
+    """False for what Python has of a file's name that is not UTF-8."""
+    try:
+        return bool(name.encode()) or not name
+    except UnicodeEncodeError:
+        return False
 
 
 def shortened(text: str) -> str:
@@ -426,7 +469,9 @@ def origin_of(given: dict[str, Any]) -> dict[str, Any]:
 
     try:
         path = Path(given["ticket"])
-        with safe_open(path / "ticket.safetensors" if path.is_dir() else path, framework="numpy") as file:
+        path = path / "ticket.safetensors" if path.is_dir() else path
+        files.check_regular(path)
+        with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError):
         return {}  # the ticket is refused when it is read
@@ -477,14 +522,17 @@ def check(args: Training) -> None:
     examples = args.per_device_train_batch_size * args.gradient_accumulation_steps
     if examples > LARGEST_STEP:
         raise BadInput(
-            f"--gradient_accumulation_steps {args.gradient_accumulation_steps}: makes {examples:,} examples a step with "
-            f"--per_device_train_batch_size {args.per_device_train_batch_size}; give fewer, at most {LARGEST_STEP:,} in all"
+            f"--gradient_accumulation_steps {args.gradient_accumulation_steps}: makes {examples:,} "
+            f"examples a step with --per_device_train_batch_size {args.per_device_train_batch_size}; "
+            f"give fewer, at most {LARGEST_STEP:,} in all"
         )
     if args.bf16 and args.fp16:
         raise BadInput("--bf16 --fp16: both are set; keep one")
     options = parse_optim_args(args.optim_args, args.optim)
     if options.get("nesterov") and (not options.get("momentum") or options.get("dampening")):
-        raise BadInput(f"--optim_args {args.optim_args}: nesterov needs a momentum and no dampening; change one of them")
+        raise BadInput(
+            f"--optim_args {args.optim_args}: nesterov needs a momentum and no dampening; change one of them"
+        )
     if isinstance(args, Arguments):
         check_search(args)
     if isinstance(args, Transfer):
@@ -586,8 +634,13 @@ def check_paths(args: Training) -> None:
         raise BadInput(f"--dataset_path embedded: has no data for --task {args.task}; take {' or '.join(DEMO)}")
     for name, remedy in (("ticket", "a ticket.safetensors"), ("theta", "a theta.safetensors")):
         value = getattr(args, name, None)
-        if value is not None and not Path(value).is_file():
-            raise BadInput(f"--{name} {value}: no such file; give {remedy}")
+        try:
+            if value is not None:
+                files.check_regular(Path(str(value)))
+        except OSError as problem:
+            absent = problem.errno in (errno.ENOENT, errno.ENOTDIR) or Path(str(value)).is_dir()
+            why = "no such file" if absent else problem.strerror
+            raise BadInput(f"--{name} {value}: {why}; give {remedy}") from None
     for name in ("dense", "compare_with"):
         value = getattr(args, name, None)
         if value is None:
@@ -598,13 +651,22 @@ def check_paths(args: Training) -> None:
             files.check_whole(Path(value))
         except ValueError as problem:
             raise BadInput(f"--{name} {value}: {problem}; put back a copy of it, or give another run") from None
-    model = args.model_name_or_path
+    check_model(args.model_name_or_path)
+
+
+def check_model(model: str) -> None:
+    """Refuse a directory that holds no model, or in the place of a file something else. Raises BadInput."""
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).exists()
     if model != EMBEDDED and looks_local and not (Path(model) / "config.json").is_file():
         raise BadInput(
             f"--model_name_or_path {model}: no model there (config.json is missing); "
             "give a directory saved by save_pretrained, a Hub name, or --preset demo"
         )
+    try:
+        if model != EMBEDDED and looks_local:
+            files.check_model(Path(model))
+    except OSError as problem:
+        raise BadInput(f"--model_name_or_path {problem.filename}: {problem.strerror}; put a file there") from None
 
 
 def parse_rewind_step(text: str, steps: int | None, name: str = "rewind_step") -> int | float:
@@ -721,8 +783,10 @@ def is_left(problem: Exception) -> bool:
 def judge(problem: Exception) -> tuple[int, str] | None:
     """The exit code for an error, and what this rank is to say of it; None for one that nobody has foreseen."""
     number = getattr(problem, "errno", None)
-    if number == errno.ENAMETOOLONG:
-        problem = BadInput(f"{getattr(problem, 'filename', '')}: the name is too long; give a shorter path")
+    if number in UNUSABLE:
+        problem = BadInput(f"{getattr(problem, 'filename', '')}: {UNUSABLE[number]}; give another path")
+    if isinstance(problem, RuntimeError) and "Symlink loop from" in str(problem):  # Path.resolve's of Python 3.11
+        problem = BadInput(f"{str(problem).partition('from ')[2]}: {UNUSABLE[errno.ELOOP]}; give another path")
     full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(words in str(problem) for words in FULL)
     if full and not isinstance(problem, Stopped):
         problem = Stopped(f"{problem}; what was written before stands: free some room, then {AGAIN}")

@@ -1,10 +1,12 @@
 """Files that are whole or absent: write to a temporary name, fsync, rename, fsync the directory."""
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,11 +45,36 @@ def make_directory(path: Path) -> None:
         missing.mkdir(0o755, exist_ok=True)
 
 
+def check_regular(path: Path) -> None:
+    """Raise OSError unless `path` is a regular file, following links.
+
+    Opens nothing, so a FIFO or a device does not hang.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+
+
+def check_model(directory: Path) -> None:
+    """Raise OSError where a pipe, a device or a broken link is in the place of a file of a model or its tokenizer."""
+    for path in sorted(directory.iterdir()):
+        if path.suffix in (".json", ".txt", ".model", ".safetensors") and not path.is_dir():
+            check_regular(path)
+
+
+def read_json(path: Path) -> Any:
+    """What a regular file of JSON holds. Raises OSError, ValueError and RecursionError where it holds none."""
+    check_regular(path)
+    return json.loads(path.read_bytes())
+
+
 def check_writable(directory: Path) -> None:
     """Raise OSError unless files can be made in `directory`, or while it does not exist in the one it will be made in.
 
     A probe, which leaves nothing behind.
     """
+    for path in (directory, *directory.parents):
+        if path.is_symlink():
+            path.stat()  # raises for a link that leads nowhere
     nearest = next(path for path in (directory, *directory.resolve().parents) if path.exists())
     with tempfile.TemporaryDirectory(dir=nearest) as probe:
         Path(probe, "file").touch()
@@ -71,9 +98,10 @@ def check_whole(run: Path) -> None:
     for path in sorted(wanted | found):
         try:
             if path.suffix == ".safetensors":
+                check_regular(path)
                 with safe_open(path, framework="numpy"):
                     continue
-            held = json.loads(path.read_bytes())
+            held = read_json(path)
             if not isinstance(held, list if path.stem in TABLES else dict):
                 raise ValueError("it holds other JSON")
             if isinstance(held, dict) and (lost := KEYS.get(path.stem, set()) - held.keys()):
@@ -163,6 +191,6 @@ def sweep(directory: Path) -> None:
 def exclusive(path: Path) -> Iterator[None]:
     """One process at a time, of those that ask for the same path; a lock of the system, gone when its holder is."""
     make_directory(path.parent)
-    with open(path.with_name(f".{path.name}.lock"), "a") as lock:
+    with open(path.with_name(f".{path.name}.lock"), "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

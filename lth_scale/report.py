@@ -13,7 +13,7 @@ def write(study: findings.Study, output: Path, delta: float) -> list[Path]:
     made, title = findings.sections(study, delta), f"Report: {study.name}"
     texts = {"report.html": page.html(title, study.note, made), "report.md": page.markdown(title, study.note, made)}
     contents = {name: text.encode() for name, text in texts.items()}
-    contents |= {name: png for section in made for name, (_, png) in section.pictures.items()}
+    contents |= {name: png for section in made for name, (_, png) in section.pictures.items() if png}
     for name, content in contents.items():
         files.write_bytes(output / name, content)
     return [output / name for name in contents]

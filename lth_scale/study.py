@@ -1,7 +1,6 @@
 """Run a study, each job once, however often it is stopped: `python -m lth_scale.study studies/demo.yaml`."""
 
 import fcntl
-import json
 import math
 import os
 import shlex
@@ -114,7 +113,7 @@ def refuse_other_flags(made: Plan, directory: Path) -> None:
     """Refuse to mix jobs that were begun with other flags. Raises BadInput."""
     path = directory / "study.json"
     try:
-        before = {job["id"]: {**job["flags"]} for job in json.loads(path.read_text())["jobs"]} if path.exists() else {}
+        before = {job["id"]: {**job["flags"]} for job in files.read_json(path)["jobs"]} if path.exists() else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise BadInput(f"--output_dir {directory}: its study.json is damaged, so it is not known with which flags its "
                        "jobs were begun; put back a copy of it, or give another directory") from None  # fmt: skip
@@ -153,7 +152,7 @@ def seconds_a_step(runner: Runner) -> dict[str, float]:
     for job in filter(runner.is_done, runner.made.jobs.values()):
         file = runner.path(job, "/results.json")
         try:
-            those = [(float(row["steps"]), float(row["seconds"])) for row in json.loads(file.read_text())]
+            those = [(float(row["steps"]), float(row["seconds"])) for row in files.read_json(file)]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise BadInput(f"{file}: is damaged or missing; put back a copy of it, or delete {file.parent}") from None
         rows.setdefault(job.args.task, []).extend(those)

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale import arguments, files
-from lth_scale.arguments import TASKS, BadInput, Range, exit_on_bad_input, first_imports, flag, printable, without_secrets
+from lth_scale.arguments import (
+    TASKS,
+    BadInput,
+    Range,
+    exit_on_bad_input,
+    first_imports,
+    flag,
+    printable,
+    without_secrets,
+)
 from lth_scale.export.places import locate
 from lth_scale.speed.backends import BACKENDS, EAGER
 from lth_scale.speed.measure import usable_cores
@@ -122,7 +131,7 @@ def log(output: Path, cells: list[dict]) -> None:
     from lth_scale.speed import report
 
     store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve().parent / 'mlflow.db'}"
-    paths = [output / name for name in ("speed.md", "speed.json", "speed.png")]
+    paths = [path for name in ("speed.md", "speed.json", "speed.png") if (path := output / name).is_file()]
     try:
         tracking.log_report(store, output.name, paths, "speed", report.metrics(cells))
         print(f"MLflow   logged to {without_secrets(store)}")

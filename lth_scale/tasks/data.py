@@ -3,6 +3,7 @@
 import hashlib
 import json
 import lzma
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
+from lth_scale import files
 from lth_scale.arguments import EMBEDDED, BadInput, Training, embedded_path
 
 Columns = Mapping[str, str]  # column → "string", "int64" or "float32", the dtypes of `datasets`, or "answers", SQuAD's
@@ -24,9 +26,13 @@ ANSWERS = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
 
 
 def local_file(directory: Path, split: str) -> Path:
-    """`directory/split.jsonl`, or its .xz. Raises BadInput where neither is."""
+    """`directory/split.jsonl`, or its .xz. Raises BadInput where neither is, or one is no file."""
     for path in (directory / f"{split}.jsonl", directory / f"{split}.jsonl.xz"):
-        if path.is_file():
+        if os.path.lexists(path):
+            try:
+                files.check_regular(path)
+            except OSError as problem:
+                raise BadInput(f"--dataset_path {path}: {problem.strerror}; put a file of JSON lines there") from None
             return path
     raise BadInput(f"--dataset_path {directory}: {split}.jsonl is missing; put it there, one JSON object a line")
 
@@ -66,6 +72,8 @@ def _check_row(row: Any, columns: Columns, labels: int | None) -> dict[str, Any]
             raise ValueError(f"column {column!r} is missing; the Hub's columns are {', '.join(columns)}")
         if not isinstance(row[column], KINDS[kind]) or isinstance(row[column], bool):
             raise ValueError(f"column {column!r} holds {row[column]!r}; it should be {kind}")
+        if kind == "float32" and not abs(row[column]) < 3e38:
+            raise ValueError(f"column {column!r} holds {row[column]!r}, which fp32 cannot; give a finite number")
         if kind == "answers":
             _check_answers(row[column], row["context"])
     if labels is not None and not 0 <= row["label"] < labels:
