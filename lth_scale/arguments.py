@@ -365,6 +365,12 @@ def is_text(name: str) -> bool:
         return False
 
 
+def first_line(problem: BaseException) -> str:
+    """The first line that says something, with the next one where it only leads up to that."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:160].rstrip(".")
+
+
 def shortened(text: str) -> str:
     """A text in which no number is longer than a hundred digits."""
     return re.sub(r"\d{101,}", lambda found: f"{found[0][:20]}… ({len(found[0])} digits)", text)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 from unittest import mock
 
 from lth_scale import files
+from lth_scale.arguments import first_line
 from lth_scale.record import Record
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def drawn(picture: Callable[P, bytes]) -> Callable[P, bytes]:
                 matplotlib.rcdefaults()
                 return picture(*args, **kwargs)
         except Exception as problem:  # Matplotlib raises many kinds, and what it imports does
-            log.warning("a picture is left out: it cannot be drawn (%s)", " ".join(str(problem).split())[:160])
+            log.warning("a picture is left out: it cannot be drawn (%s)", first_line(problem))
             return b""
 
     return draw

@@ -1,7 +1,9 @@
 """Rows of a task: from JSON lines in the Hub's own columns, from the package, or from the Hub."""
 
+import errno
 import hashlib
 import json
+import logging
 import lzma
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,10 +20,13 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from lth_scale import files
-from lth_scale.arguments import EMBEDDED, BadInput, Training, embedded_path
+from lth_scale.arguments import EMBEDDED, BadInput, Training, embedded_path, first_line
+
+log = logging.getLogger("lth_scale")
 
 Columns = Mapping[str, str]  # column → "string", "int64" or "float32", the dtypes of `datasets`, or "answers", SQuAD's
 KINDS: dict[str, tuple[type, ...]] = {"string": (str,), "int64": (int,), "float32": (float, int), "answers": (dict,)}
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream of Arrow's
 ANSWERS = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
 
 
@@ -137,12 +142,41 @@ def fingerprint(*key: Any) -> str:
 def materialize(rows: Callable[[], Iterable[dict]], key: str, features: Features | None = None) -> Dataset:
     """Write `rows()` to the `datasets` cache under `key`, once, by the main process. Raises the BadInput of a row."""
     with PartialState().main_process_first():
+        return cached(lambda key: Dataset.from_generator(rows, features=features, fingerprint=key), key)
+
+
+def cached(make: Callable[[str], Dataset], key: str) -> Dataset:
+    """What `make` keeps in the `datasets` cache under `key`, or under another one where that entry is damaged.
+
+    Raises the BadInput of a row, and BadInput where the cache cannot be written.
+    """
+    spare = fingerprint(key, "spare")
+    for name in (key, spare):
         try:
-            return Dataset.from_generator(rows, features=features, fingerprint=key)
-        except DatasetGenerationError as problem:
-            if isinstance(problem.__cause__, BadInput):
-                raise problem.__cause__ from None
-            raise
+            rows = make(name)
+            check_ends(rows)
+            return rows
+        except Exception as problem:  # damage makes `datasets` and Arrow raise many kinds
+            cause = problem.__cause__ if isinstance(problem, DatasetGenerationError) and problem.__cause__ else problem
+            if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise BadInput(
+                    f"HF_DATASETS_CACHE {datasets.config.HF_DATASETS_CACHE}: cannot be used ({first_line(cause)}); "
+                    "set it to a directory that can be written"
+                ) from None
+            if isinstance(cause, BadInput | OSError) or name == spare:
+                raise cause from None
+            log.warning("an entry of the datasets cache is damaged (%s), and is made anew", first_line(problem))
+    raise AssertionError("unreachable")
+
+
+def check_ends(rows: Dataset) -> None:
+    """Raise ValueError where a file of `rows` was not written to its end, or holds no valid table."""
+    for file in rows.cache_files:
+        with open(file["filename"], "rb") as content:
+            content.seek(max(0, os.path.getsize(file["filename"]) - len(END)))
+            if content.read() != END:
+                raise ValueError(f"{file['filename']} is cut")
+    rows.data.validate(full=True)
 
 
 def settle_for_cache(path: str, kind: str) -> None:
@@ -173,12 +207,6 @@ NO_NETWORK = (
 )
 
 
-def first_line(problem: Exception) -> str:
-    """The first line that says something, with the next one where it only leads up to that."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:160].rstrip(".")
-
-
 def local_directory(args: Training) -> Path | None:
     """The directory of --dataset_path, or None for the Hub."""
     if args.dataset_path == EMBEDDED:
@@ -199,11 +227,10 @@ def encode(rows: Dataset, function: Callable, tokenizer: Any, **arguments: Any) 
     """
     vocabulary = _vocabulary(tokenizer) + repr(tokenizer.init_kwargs)
     key = fingerprint(rows._fingerprint, function.__qualname__, vocabulary, sorted(arguments.items()))
+
+    def make(key: str) -> Dataset:
+        options = {"fn_kwargs": {"tokenizer": tokenizer, **arguments}, "remove_columns": rows.column_names}
+        return rows.map(function, batched=True, new_fingerprint=key, **options)
+
     with PartialState().main_process_first():
-        return rows.map(
-            function,
-            batched=True,
-            fn_kwargs={"tokenizer": tokenizer, **arguments},
-            remove_columns=rows.column_names,
-            new_fingerprint=key,
-        )
+        return cached(make, key)
