@@ -20,10 +20,10 @@ def count(schedule: str, target: float, rate: float, start: float = 0.0) -> floa
         return 0
     if schedule == "one_shot" or rate == 1:
         return 1
-    if schedule == "linear":
-        return (target - start) / rate
-    share = (target - start) / (1 - start)
-    return share / rate if schedule == "cubic" else math.log1p(-share) / math.log1p(-rate)
+    near = max(start, target - rate / 100)
+    if schedule == "geometric":
+        return max(1.0, (math.log1p(-near) - math.log1p(-start)) / math.log1p(-rate))
+    return max(1.0, (near - start) / rate if schedule == "linear" else (target - start) / (1 - start) / rate)
 
 
 def sparsities(schedule: str, target: float, rate: float, start: float = 0.0) -> list[float]:

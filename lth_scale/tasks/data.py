@@ -163,7 +163,7 @@ def cached(make: Callable[[str], Dataset], key: str) -> Dataset:
                     f"HF_DATASETS_CACHE {datasets.config.HF_DATASETS_CACHE}: cannot be used ({first_line(cause)}); "
                     "set it to a directory that can be written"
                 ) from None
-            if isinstance(cause, BadInput | OSError) or name == spare:
+            if isinstance(cause, BadInput) or getattr(cause, "errno", None) or name == spare:
                 raise cause from None
             log.warning("an entry of the datasets cache is damaged (%s), and is made anew", first_line(problem))
     raise AssertionError("unreachable")
