@@ -7,6 +7,7 @@ import argparse
 import atexit
 import errno
 import gc
+import math
 import os
 import re
 import select
@@ -15,14 +16,14 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NamedTuple, NoReturn, get_args, get_type_hints
 
-from lth_scale import files
+from lth_scale import files, schedule
 
 EMBEDDED = "embedded"
 GLUE_TASKS = ("mnli", "qqp", "stsb", "wnli", "qnli", "mrpc", "rte", "sst2", "cola")
@@ -33,9 +34,23 @@ DATASETS = {task: ("nyu-mll/glue", task) for task in GLUE_TASKS} | {
     "mlm": ("wikimedia/wikipedia", "20231101.en"),
 }
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adamw_bnb_8bit")
+# What --optim_args may set: the least and the greatest number, or the words for yes and no.
+# With an eps that fp32 rounds to 0, a weight without a gradient becomes NaN.
+ADAM: dict[str, Any] = {"eps": (1e-30, 1.0), "amsgrad": ("true", "false")}
+OPTIM_ARGS: dict[str, dict[str, Any]] = {
+    "adamw_torch": ADAM,
+    "adamw_torch_fused": ADAM,
+    "sgd": {"momentum": (0.0, 1.0), "dampening": (0.0, 1.0), "nesterov": ("true", "false")},
+    "adamw_bnb_8bit": {"eps": ADAM["eps"]},
+}
+OPTIMIZERS = tuple(OPTIM_ARGS)
+ELSEWHERE = {"lr": "--learning_rate", "weight_decay": "--weight_decay", "fused": "--optim adamw_torch_fused"}
 CONTROLS = ("random_mask", "random_layerwise", "reinit", "shuffle_layers", "shuffle_within", "one_shot")
 AGAIN = "start the same command again: it goes on from what was written last"
+UNUSABLE = {
+    errno.ENAMETOOLONG: "the name is too long, and a shorter one is needed",
+    errno.ELOOP: "its links lead round in a circle",
+}
 FULL = ("No space left on device", "Disk quota exceeded", "File too large")  # in the words of safetensors' errors
 # What --help shows together: the flags of imp and transfer by the title of their group.
 GROUPS = {
@@ -58,6 +73,9 @@ METAVARS = {
     **{"model_name_or_path": "MODEL", "model_revision": "REVISION", "pattern": "PATTERN"},
     **{"rewind_step": "STEP", "keep_theta": "STEPS", "int": "N", "float": "X", "str": "TEXT"},
 }
+# Variables that name directories in which something is written.
+DIRECTORIES = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE",
+               "MPLCONFIGDIR", "TORCH_HOME", "TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR")  # fmt: skip
 SILENCE = 20  # seconds in which the first rank of a node can say what the others would say too
 QUICK_LOOK = "a quick look: few examples, a small encoder, no finding"
 
@@ -244,34 +262,41 @@ COSMETIC = (
 # What a ticket may name to be loaded; a revision becomes a path in the Hub's cache.
 HUB_NAME, REVISION = r"(\w[\w.-]*/)?\w[\w.-]*", r"(\w[\w./-]*)?"
 FRACTION = "a fraction, at least 0 and below 1, such as 0.7"
-RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "target_sparsity": (lambda x: 0 <= x < 1, FRACTION),
-    "prune_rate": (lambda x: 0 < x <= 1, "a fraction above 0 and at most 1, such as 0.1"),
-    "learning_rate": (lambda x: 0 < x < float("inf"), "a number above 0, such as 2e-5"),
-    "warmup_steps": (lambda x: 0 <= x < float("inf"), "0 or more steps, or a fraction below 1"),
-    "weight_decay": (lambda x: 0 <= x < float("inf"), "0 or more, such as 0.01"),
-    "max_grad_norm": (lambda x: 0 <= x < float("inf"), "0 (off) or more, such as 1.0"),
-    "num_train_epochs": (lambda x: 0 < x < float("inf"), "a number above 0, such as 3"),
-    "max_steps": (lambda x: x >= -1, "-1 (use epochs), 0 (train nothing) or more"),
-    "seed": (lambda x: 0 <= x < 2**32, "an integer from 0 to 4294967295"),
-    "max_seq_length": (lambda x: x >= 8, "8 or more"),
-    "dataloader_num_workers": (lambda x: x >= 0, "0 or more"),
-    "save_steps": (lambda x: x >= 0, "0 (none) or more"),
-    **{
-        name: (lambda x: x is None or x >= 1, "1 or more")
-        for name in (
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "gradient_accumulation_steps",
-            "max_train_samples",
-            "max_eval_samples",
-            "logging_steps",
-            "save_total_limit",
-            "ddp_timeout",
-            "doc_stride",
-        )
-    },
+
+
+class Range(NamedTuple):
+    """The least and the greatest value of a flag, and both in words."""
+
+    least: float
+    most: float
+    words: str
+
+
+COUNT = Range(1, 10**9, "1 or more, at most 1,000,000,000")
+BATCH = Range(1, 2**16, "1 or more, at most 65,536")
+TOKENS = Range(1, 2**20, "1 or more, at most 1,048,576")
+RANGES = {
+    "target_sparsity": Range(0, math.nextafter(1, 0), FRACTION),
+    "prune_rate": Range(math.ulp(0), 1, "a fraction above 0 and at most 1, such as 0.1"),
+    "learning_rate": Range(math.ulp(0), 1000, "a number above 0 and at most 1,000, such as 2e-5"),
+    "warmup_steps": Range(0, 10**9, "0 or more steps, at most 1,000,000,000, or a fraction below 1"),
+    "weight_decay": Range(0, 1000, "0 or more, at most 1,000, such as 0.01"),
+    "max_grad_norm": Range(0, 1e12, "0 (off) or more, at most 1e12, such as 1.0"),
+    "num_train_epochs": Range(math.ulp(0), 10**6, "a number above 0 and at most 1,000,000, such as 3"),
+    "max_steps": Range(-1, 10**9, "-1 (use epochs), 0 (train nothing) or more, at most 1,000,000,000"),
+    "seeds": Range(0, 2**32 - 1, "integers from 0 to 4294967295"),
+    "seed": Range(0, 2**32 - 1, "an integer from 0 to 4294967295"),
+    "max_seq_length": TOKENS._replace(least=8, words="8 or more, at most 1,048,576"),
+    "doc_stride": TOKENS,
+    "dataloader_num_workers": Range(0, 1024, "0 or more, at most 1,024"),
+    "save_steps": Range(0, 10**9, "0 (none) or more, at most 1,000,000,000"),
+    "ddp_timeout": Range(1, 10**7, "1 or more, at most 10,000,000"),
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), BATCH
+    ),
+    **dict.fromkeys(("max_train_samples", "max_eval_samples", "logging_steps", "save_total_limit"), COUNT),
 }
+LARGEST_STEP = 2**24  # examples of one device between two steps of the optimizer: their numbers are held in memory
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -282,8 +307,12 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(prog=prog and prog.replace("lth_scale.", called), **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Like argparse's, but an empty value is refused: it would stand for the current directory."""
+        """argparse's. Raises BadInput for names of files that are no text, and for an empty value.
+
+        An empty one would stand for the current directory.
+        """
         given = [*(sys.argv[1:] if args is None else args)]
+        check_names(given)
         for before, part in zip(["", *given], given, strict=False):
             if not part or (part.startswith("--") and part.endswith("=")):
                 name = part.rstrip("=") or (before if before.startswith("--") else "argument")
@@ -313,6 +342,46 @@ def without_secrets(text: str) -> str:
 def printable(text: str) -> str:
     """A text without what could drive a terminal: names in files are anybody's."""
     return "".join(each if each.isprintable() or each == "\n" else "�" for each in text)
+
+
+def check_names(words: Sequence[str]) -> None:
+    """Refuse paths that are not UTF-8, also by way of links and of the current directory. Raises BadInput.
+
+    Tracking, the data's cache and safetensors take text alone.
+    """
+    try:
+        places = [("the current directory", os.getcwd())]
+    except FileNotFoundError:
+        raise BadInput("the current directory: is not there any more; change to another") from None
+    places += [(name, os.environ[name]) for name in DIRECTORIES if name in os.environ]
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        before = words[i - 1] if i and words[i - 1].startswith("--") else ""
+        places.append((name, value) if equals and name.startswith("--") else (before, word))
+    for name, value in places:
+        if not is_text(value) or not is_text(os.path.realpath(value)):
+            raw = os.path.realpath(value) if is_text(value) else value
+            shown = raw.encode(errors="backslashreplace").decode().replace("\\udc", "\\x")
+            raise BadInput(f"{name} {shown}: is not UTF-8, and file names must be here; give another, or rename it")
+
+
+def is_text(name: str) -> bool:
+    """False for what Python has of a file's name that is not UTF-8."""
+    try:
+        return bool(name.encode()) or not name
+    except UnicodeEncodeError:
+        return False
+
+
+def first_line(problem: BaseException) -> str:
+    """The first line that says something, with the next one where it only leads up to that."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:160].rstrip(".")
+
+
+def shortened(text: str) -> str:
+    """A text in which no number is longer than a hundred digits."""
+    return re.sub(r"\d{101,}", lambda found: f"{found[0][:20]}… ({len(found[0])} digits)", text)
 
 
 def is_local(name: str) -> bool:
@@ -423,7 +492,9 @@ def origin_of(given: dict[str, Any]) -> dict[str, Any]:
 
     try:
         path = Path(given["ticket"])
-        with safe_open(path / "ticket.safetensors" if path.is_dir() else path, framework="numpy") as file:
+        path = path / "ticket.safetensors" if path.is_dir() else path
+        files.check_regular(path)
+        with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError):
         return {}  # the ticket is refused when it is read
@@ -470,16 +541,21 @@ def _stem(values: dict[str, Any]) -> str:
 
 def check(args: Training) -> None:
     """Refuse values out of range and flags that contradict each other. Raises BadInput."""
-    for seed in getattr(args, "seeds", ()):
-        if not 0 <= seed < 2**32:
-            raise BadInput(f"--seeds {seed}: out of range; give integers from 0 to 4294967295")
-    for name, (good, remedy) in RANGES.items():
-        value = getattr(args, name, None)
-        if value is not None and not good(value):
-            raise BadInput(f"--{name} {value}: out of range; give {remedy}")
+    check_ranges(args, RANGES)
+    examples = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if examples > LARGEST_STEP:
+        raise BadInput(
+            f"--gradient_accumulation_steps {args.gradient_accumulation_steps}: makes {examples:,} "
+            f"examples a step with --per_device_train_batch_size {args.per_device_train_batch_size}; "
+            f"give fewer, at most {LARGEST_STEP:,} in all"
+        )
     if args.bf16 and args.fp16:
         raise BadInput("--bf16 --fp16: both are set; keep one")
-    parse_optim_args(args.optim_args)
+    options = parse_optim_args(args.optim_args, args.optim)
+    if options.get("nesterov") and (not options.get("momentum") or options.get("dampening")):
+        raise BadInput(
+            f"--optim_args {args.optim_args}: nesterov needs a momentum and no dampening; change one of them"
+        )
     if isinstance(args, Arguments):
         check_search(args)
     if isinstance(args, Transfer):
@@ -487,8 +563,30 @@ def check(args: Training) -> None:
     check_paths(args)
 
 
+def check_ranges(args: Any, ranges: Mapping[str, Range]) -> None:
+    """Refuse values out of their range, of fields that hold a number, a tuple of them or None. Raises BadInput."""
+    for name, (least, most, words) in ranges.items():
+        given = getattr(args, name, None)
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is not None and not least <= value <= most:
+                raise BadInput(f"--{name} {value}: out of range; give {words}")
+
+
+def check_rounds(args: Arguments, start: float = 0.0) -> None:
+    """Refuse a search of too many rounds, from a ticket of sparsity `start`. Raises BadInput."""
+    rounds = schedule.count(args.schedule, args.target_sparsity, args.prune_rate, start)
+    if rounds > schedule.MOST_ROUNDS:
+        counted = f"{rounds:,.0f}" if rounds < 1e15 else "more than 1e15"
+        raise BadInput(
+            f"--prune_rate {args.prune_rate}: makes {counted} rounds up to --target_sparsity {args.target_sparsity}, "
+            f"and a search has {schedule.MOST_ROUNDS:,} at most; give a larger rate, such as 0.1"
+        )
+
+
 def check_search(args: Arguments) -> None:
     """Refuse flags of a search that contradict each other. Raises BadInput."""
+    if not args.ticket:  # else `check_rounds` is called once its sparsity is known
+        check_rounds(args)
     parse_rewind_step(args.rewind_step, steps=None)
     for point in points(args.keep_theta):
         parse_rewind_step(point, steps=None, name="keep_theta")
@@ -539,7 +637,7 @@ def points(text: str | None) -> list[str]:
 
 def parse_pattern(text: str) -> tuple[str, int, int]:
     """('unstructured', 1, 1), ('n:m', N, M) or ('block', rows, columns). Raises BadInput."""
-    for kind, form in (("n:m", r"(\d+):(\d+)"), ("block", r"block:(\d+)x(\d+)")):
+    for kind, form in (("n:m", r"(\d{1,9}):(\d{1,9})"), ("block", r"block:(\d{1,9})x(\d{1,9})")):
         found = re.fullmatch(form, text)
         first, second = map(int, found.groups()) if found else (0, 0)
         if found and (0 < first < second <= 64 if kind == "n:m" else min(first, second) > 0):
@@ -562,8 +660,13 @@ def check_paths(args: Training) -> None:
         raise BadInput(f"--dataset_path embedded: has no data for --task {args.task}; take {' or '.join(DEMO)}")
     for name, remedy in (("ticket", "a ticket.safetensors"), ("theta", "a theta.safetensors")):
         value = getattr(args, name, None)
-        if value is not None and not Path(value).is_file():
-            raise BadInput(f"--{name} {value}: no such file; give {remedy}")
+        try:
+            if value is not None:
+                files.check_regular(Path(str(value)))
+        except OSError as problem:
+            absent = problem.errno in (errno.ENOENT, errno.ENOTDIR) or Path(str(value)).is_dir()
+            why = "no such file" if absent else problem.strerror
+            raise BadInput(f"--{name} {value}: {why}; give {remedy}") from None
     for name in ("dense", "compare_with"):
         value = getattr(args, name, None)
         if value is None:
@@ -574,13 +677,22 @@ def check_paths(args: Training) -> None:
             files.check_whole(Path(value))
         except ValueError as problem:
             raise BadInput(f"--{name} {value}: {problem}; put back a copy of it, or give another run") from None
-    model = args.model_name_or_path
+    check_model(args.model_name_or_path)
+
+
+def check_model(model: str) -> None:
+    """Refuse a directory that holds no model, or in the place of a file something else. Raises BadInput."""
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).exists()
     if model != EMBEDDED and looks_local and not (Path(model) / "config.json").is_file():
         raise BadInput(
             f"--model_name_or_path {model}: no model there (config.json is missing); "
             "give a directory saved by save_pretrained, a Hub name, or --preset demo"
         )
+    try:
+        if model != EMBEDDED and looks_local:
+            files.check_model(Path(model))
+    except OSError as problem:
+        raise BadInput(f"--model_name_or_path {problem.filename}: {problem.strerror}; put a file there") from None
 
 
 def parse_rewind_step(text: str, steps: int | None, name: str = "rewind_step") -> int | float:
@@ -603,18 +715,36 @@ def parse_rewind_step(text: str, steps: int | None, name: str = "rewind_step") -
     return point
 
 
-def parse_optim_args(text: str | None) -> dict[str, Any]:
-    """`'momentum=0.9,nesterov=true'` as keyword arguments. Raises BadInput."""
+def parse_optim_args(text: str | None, optim: str) -> dict[str, Any]:
+    """`'momentum=0.9,nesterov=true'` as keyword arguments of the optimizer. Raises BadInput."""
     pairs: dict[str, Any] = {}
     for part in filter(None, (text or "").replace(" ", "").split(",")):
-        key, _, value = part.partition("=")
+        name, _, value = part.partition("=")
         try:
-            pairs[key] = {"true": True, "false": False}.get(value.lower()) if value.isalpha() else float(value)
-        except ValueError:
-            pairs[key] = None
-        if pairs[key] is None:
-            raise BadInput(f"--optim_args {text}: {part!r} is not NAME=NUMBER or NAME=true; see the optimizer")
+            if name in pairs:
+                raise ValueError("is given twice; keep one")
+            pairs[name] = _optim_arg(name, value, optim)
+        except ValueError as problem:
+            raise BadInput(f"--optim_args {text}: {part!r} {problem}") from None
     return pairs
+
+
+def _optim_arg(name: str, value: str, optim: str) -> float | bool:
+    if not value:
+        raise ValueError("is not NAME=NUMBER or NAME=true; see the optimizer")
+    if name in ELSEWHERE:
+        raise ValueError(f"is decided by {ELSEWHERE[name]}; give that")
+    if name not in OPTIM_ARGS[optim]:
+        raise ValueError(f"is nothing that --optim {optim} can be given here; give {', '.join(OPTIM_ARGS[optim])}")
+    least, most = OPTIM_ARGS[optim][name]
+    if least == "true":
+        if value.lower() not in (least, most):
+            raise ValueError(f"is not {name}=true or {name}=false; give one of them")
+        return value.lower() == "true"
+    with suppress(ValueError):
+        if least <= float(value) <= most:
+            return float(value)
+    raise ValueError(f"is not {name}=NUMBER; give one from {least:g} to {most:g}")
 
 
 @contextmanager
@@ -654,7 +784,8 @@ def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
             traceback.print_exc()
         code, said = verdict or (1, "")
     if said:
-        print("error:", without_secrets(printable(" ".join(said.split()))), file=sys.stderr, flush=True)
+        line = shortened(without_secrets(printable(" ".join(said.split()))))
+        print("error:", line, file=sys.stderr, flush=True)
     if alone:
         sys.exit(code)
     # The threads of gloo and of the store are not to be met by an interpreter that is taking itself apart.
@@ -678,8 +809,10 @@ def is_left(problem: Exception) -> bool:
 def judge(problem: Exception) -> tuple[int, str] | None:
     """The exit code for an error, and what this rank is to say of it; None for one that nobody has foreseen."""
     number = getattr(problem, "errno", None)
-    if number == errno.ENAMETOOLONG:
-        problem = BadInput(f"{getattr(problem, 'filename', '')}: the name is too long; give a shorter path")
+    if number in UNUSABLE:
+        problem = BadInput(f"{getattr(problem, 'filename', '')}: {UNUSABLE[number]}; give another path")
+    if isinstance(problem, RuntimeError) and "Symlink loop from" in str(problem):  # Path.resolve's of Python 3.11
+        problem = BadInput(f"{str(problem).partition('from ')[2]}: {UNUSABLE[errno.ELOOP]}; give another path")
     full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(words in str(problem) for words in FULL)
     if full and not isinstance(problem, Stopped):
         problem = Stopped(f"{problem}; what was written before stands: free some room, then {AGAIN}")

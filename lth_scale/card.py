@@ -1,6 +1,5 @@
 """The model card of a ticket on the Hub, and its evaluation results, from what a run has on disk. Needs no network."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -55,8 +54,8 @@ class Run:
     def at(cls, stage: Path) -> "Run":
         """The run that `stage` (rounds/KK or seeds/SS) belongs to, as its arguments.json says."""
         root = stage.absolute().parent.parent
-        record = Record(root, arguments_of(json.loads((root / "arguments.json").read_bytes())))
-        row = json.loads((stage / "metrics.json").read_bytes())
+        record = Record(root, arguments_of(files.read_json(root / "arguments.json")))
+        row = files.read_json(stage / "metrics.json")
         return cls(record, stage, Ticket.load(stage / "ticket.safetensors"), row)
 
     @property
@@ -213,7 +212,7 @@ def alone(run: Run, repo: str) -> str:
 
 def made(run: Run) -> str:
     """Command, versions and commit, from arguments.json."""
-    saved = json.loads((run.record.directory / "arguments.json").read_bytes())
+    saved = files.read_json(run.record.directory / "arguments.json")
     versions = ", ".join(f"{name} {value}" for name, value in saved.get("versions", {}).items() if value)
     commit = f"; lth_scale at commit {saved['git_commit']}" if saved.get("git_commit") else ""
     return f"## How it was made\n\n```sh\n{command(run.args)}\n```\n\n{versions}{commit}."
@@ -240,7 +239,7 @@ def cautions(run: Run) -> str:
 
 def speed_section(found: Path | None, run: Run) -> str:
     """The table of a speed check of this run, with its machine; or the command that makes one."""
-    record = json.loads(found.read_bytes()) if found else {"cells": []}
+    record = files.read_json(found) if found else {"cells": []}
     cells = [each for each in record["cells"] if each["pruned"] == run.ticket.pruned]
     if not cells:
         return ("## Speed\n\nNot measured. `python -m lth_scale.speed` on the run, or on this model once pulled, "
@@ -258,6 +257,8 @@ def speed_section(found: Path | None, run: Run) -> str:
 def write(folder: Path, run: Run, repo: str, licence: Licence, speed: Path | None) -> None:
     """README.md and `.eval_results/` in a folder that is to be uploaded."""
     card = readme(run, repo, licence, speed_section(speed, run))
+    if not (folder / PICTURE).is_file():
+        card = card.replace(f"![Score against sparsity]({PICTURE})", "The picture of the scores could not be drawn.")
     files.write_bytes(folder / "README.md", card.encode())
     if found := evaluation(run):
         files.write_bytes(folder / ".eval_results" / f"{run.args.task}.yaml", found.encode())

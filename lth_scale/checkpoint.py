@@ -142,7 +142,7 @@ def _problem(net: Net, path: Path) -> str:
             return "it was not written to its end"
         if (path / "complete").read_bytes() != _sha256(path / "checkpoint.json").encode():
             return "its checkpoint.json is damaged"
-        agreed = json.loads((path / "checkpoint.json").read_text())
+        agreed = files.read_json(path / "checkpoint.json")
         differ = [f"{name} was {agreed[name]}, is {now}" for name, now in [*manifest(net).items()][:5]
                   if agreed[name] != now]  # fmt: skip
         if differ:
@@ -156,12 +156,13 @@ def _problem(net: Net, path: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
+    files.check_regular(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _take(net: Net, path: Path) -> tuple[dict[str, Tensor], float]:
-    agreed = json.loads((path / "checkpoint.json").read_text())
+    agreed = files.read_json(path / "checkpoint.json")
     own = path / f"rank-{net.accelerator.process_index:05d}.safetensors"
     kept = load_file(path / f"rank-{net.shards.keeper:05d}.safetensors")
     tensors = load_file(own)

@@ -13,7 +13,6 @@ file has and RUN has not stay in it, so a study may be run in parts, on several 
   `{{minutes NAME job}}` is how long a job's trainings took.
 """
 
-import json
 import re
 from collections.abc import Callable
 from functools import cache
@@ -35,7 +34,7 @@ def save(directory: Path, file: Path) -> None:
     """Write `keep` of a study into `file`, and leave in it what is of the same study. Raises BadInput for damage."""
     kept = keep(directory)
     try:
-        kept = joined(kept, json.loads(file.read_text())) if file.exists() else kept
+        kept = joined(kept, files.read_json(file)) if file.exists() else kept
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BadInput(f"--save {file}: is there, and is no file of --save; give another, or delete it") from None
     files.write_json(file, kept)
@@ -77,7 +76,7 @@ def _by_seed(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) 
 
 def keep(directory: Path) -> dict[str, Any]:
     """What a report needs of the study below `directory`. Raises BadInput."""
-    study, plan = findings.load(directory), json.loads((directory / "study.json").read_text())
+    study, plan = findings.load(directory), files.read_json(directory / "study.json")
     rows, finished = findings.results(directory, plan)
     return {
         "made": made(directory, plan.get("command", "lth_scale.study")),
@@ -95,7 +94,7 @@ def made(directory: Path | None, command: str) -> dict[str, str]:
     from lth_scale.speed.report import machine  # imports torch
 
     here, found = machine(), sorted(directory.glob("**/arguments.json")) if directory else []
-    wrote = [json.loads(path.read_text()) for path in found] or [{"versions": versions(), "git_commit": git_commit()}]
+    wrote = [files.read_json(path) for path in found] or [{"versions": versions(), "git_commit": git_commit()}]
     listed = [{name: str(each.get("versions", each).get(name)) for name in PACKAGES} for each in wrote]
     commits = [{"git": str(each.get("git_commit"))[:9]} for each in wrote]
     return {
@@ -108,7 +107,7 @@ def made(directory: Path | None, command: str) -> dict[str, str]:
 @cache
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return files.read_json(path)
     except (OSError, ValueError, RecursionError) as problem:
         raise BadInput(f"{path}: cannot be read ({problem}); make it with lth_scale.report RUN --save {path}") from None
 
@@ -171,6 +170,8 @@ def picture(path: Path, name: str) -> str:
     if name not in found:
         raise BadInput(f"{path}: has no picture {name!r}; take one of {', '.join(found)}")
     (caption, png), own = found[name], path.stem.replace("*", "all")
+    if not png:
+        raise BadInput(f"{path}: its picture {name!r} cannot be drawn; see the warning above")
     files.write_bytes(path.with_name(f"{own}-{name}"), png)
     return f"![{own}: {caption}]({path.parent.name}/{own}-{name})\n\n{_made(path)}"
 

@@ -1,17 +1,28 @@
 """Pictures of a search and of a study as PNG, legible in greyscale and to colour-blind readers."""
 
+import functools
+import importlib.util
 import io
+import logging
 import math
+import os
 import statistics
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from matplotlib.figure import Figure
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
+from unittest import mock
 
 from lth_scale import files
+from lth_scale.arguments import first_line
 from lth_scale.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger("lth_scale")
+P = ParamSpec("P")
 
 LABELS = {
     "none": "IMP ticket",
@@ -40,8 +51,37 @@ class Grid:
     cells: Mapping[tuple[str, str], tuple[float, str]]
 
 
-def _panels(width: float, height: float, count: int = 1) -> tuple[Figure, list[Any]]:
+def drawn(picture: Callable[P, bytes]) -> Callable[P, bytes]:
+    """A picture in Matplotlib's own style, whatever MPLBACKEND and matplotlibrc say; b"" where it cannot be drawn.
+
+    Why it cannot is a warning: what a picture shows is worth more than the picture.
+    """
+
+    @functools.wraps(picture)
+    def draw(*args: P.args, **kwargs: P.kwargs) -> bytes:
+        try:
+            with mock.patch.dict(os.environ, MPLBACKEND="agg", MATPLOTLIBRC=str(_defaults())):  # or its import may fail
+                import matplotlib
+            with matplotlib.rc_context():
+                matplotlib.rcdefaults()
+                return picture(*args, **kwargs)
+        except Exception as problem:  # Matplotlib raises many kinds, and what it imports does
+            log.warning("a picture is left out: it cannot be drawn (%s)", first_line(problem))
+            return b""
+
+    return draw
+
+
+def _defaults() -> Path:
+    """Matplotlib's own matplotlibrc."""
+    found = importlib.util.find_spec("matplotlib")
+    return Path(str(found and found.origin)).parent / "mpl-data/matplotlibrc"
+
+
+def _panels(width: float, height: float, count: int = 1) -> "tuple[Figure, list[Any]]":
     """A figure of `count` axes of width × height inches each, at most three in a row."""
+    from matplotlib.figure import Figure
+
     wide = min(3, count)
     rows = math.ceil(count / wide)
     figure = Figure(figsize=(wide * width, rows * height), dpi=150, layout="constrained")
@@ -53,7 +93,7 @@ def _panels(width: float, height: float, count: int = 1) -> tuple[Figure, list[A
     return figure, axes[:count]
 
 
-def _titled(figure: Figure, title: str) -> Figure:
+def _titled(figure: "Figure", title: str) -> "Figure":
     """Write the title above, its lines no longer than the figure is wide."""
     letters = int(11 * figure.get_figwidth())
     lines = [part for line in title.splitlines() for part in textwrap.wrap(line, letters)]
@@ -61,9 +101,11 @@ def _titled(figure: Figure, title: str) -> Figure:
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: "Figure") -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
 
 
@@ -92,6 +134,7 @@ def _plot(ax: Any, lines: Lines, full: Sequence[float]) -> None:
         ax.errorbar([places[x] for x in points], mean, [down, up], capsize=3, **style)
 
 
+@drawn
 def scores(panels: Mapping[str, tuple[Lines, Sequence[float]]], xlabel: str, title: str) -> bytes:
     """A panel a task, with a line a control and the full network's scores; what is missing is hatched."""
     figure, axes = _panels(6.0 if len(panels) == 1 else 4.4, 4.0, len(panels))
@@ -105,6 +148,7 @@ def scores(panels: Mapping[str, tuple[Lines, Sequence[float]]], xlabel: str, tit
     return _png(_titled(figure, title))
 
 
+@drawn
 def sparsity_by_layer(layers: Mapping[str, float], title: str) -> bytes:
     """A bar for the sparsity of each matrix, in the order of the model."""
     figure, (ax,) = _panels(7.0, 0.8 + 0.2 * len(layers))
@@ -116,6 +160,7 @@ def sparsity_by_layer(layers: Mapping[str, float], title: str) -> bytes:
     return _png(figure)
 
 
+@drawn
 def heat_maps(
     panels: Mapping[str, Grid], title: str, label: str = "", span: Sequence[float] = (), cmap: str = "cividis"
 ) -> bytes:
@@ -141,6 +186,7 @@ def heat_maps(
     return _png(_titled(figure, title))
 
 
+@drawn
 def speed_ups(
     panels: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]], crossings: Mapping[tuple[str, str], float],
     sparse: Collection[str], title: str,
@@ -176,7 +222,7 @@ def speed_ups(
 
 
 def draw(record: Record, layers: Mapping[str, float]) -> dict[str, bytes]:
-    """Draw a search's pictures into its directory; returns them by file name."""
+    """Draw a search's pictures into its directory; returns those that can be drawn and written, by file name."""
     args = record.arguments
     rows = {"none": record.rows()}
     if record.control != "none":
@@ -192,6 +238,14 @@ def draw(record: Record, layers: Mapping[str, float]) -> dict[str, bytes]:
         "score_against_sparsity.png": scores({metric.replace("_", " "): (lines, dense)}, SPARSITY, title),
         "sparsity_by_layer.png": sparsity_by_layer(layers, f"{title}: the last ticket"),
     }
-    for name, png in pictures.items():
-        files.write_bytes(record.directory / "figures" / name, png)
-    return pictures
+    return {
+        name: png for name, png in pictures.items() if png and _is_written(record.directory / "figures" / name, png)
+    }
+
+
+def _is_written(path: Path, png: bytes) -> bool:
+    try:
+        files.write_bytes(path, png)
+    except OSError as problem:
+        log.warning("%s is left out: it cannot be written (%s)", path, problem.strerror)
+    return path.is_file()

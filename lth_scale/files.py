@@ -84,7 +84,8 @@ def temporary(path: Path) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex digits."""
+    """The SHA-256 of a file's bytes, in hex digits. Raises OSError unless it is a regular file that can be read."""
+    check_regular(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -95,13 +96,38 @@ def make_directory(path: Path) -> None:
         missing.mkdir(0o755, exist_ok=True)
 
 
+def check_regular(path: Path) -> None:
+    """Raise OSError unless `path` is a regular file, following links.
+
+    Opens nothing, so a FIFO or a device does not hang.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+
+
+def check_model(directory: Path) -> None:
+    """Raise OSError where a pipe, a device or a broken link is in the place of a file of a model or its tokenizer."""
+    for path in sorted(directory.iterdir()):
+        if path.suffix in (".json", ".txt", ".model", ".safetensors") and not path.is_dir():
+            check_regular(path)
+
+
+def read_json(path: Path) -> Any:
+    """What a regular file of JSON holds. Raises OSError, ValueError and RecursionError where it holds none."""
+    check_regular(path)
+    return json.loads(path.read_bytes())
+
+
 def check_writable(directory: Path) -> None:
     """Raise OSError unless files can be made in `directory`, or while it does not exist in the one it will be made in.
 
     A probe, which leaves nothing behind. A link that leads nowhere is an error too.
     """
+    for path in (directory, *directory.parents):
+        if path.is_symlink():
+            path.stat()  # raises for a link that leads nowhere
     nearest = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
-    if not stat.S_ISDIR(os.stat(nearest).st_mode):
+    if not nearest.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
     with tempfile.TemporaryDirectory(dir=nearest) as probe:
         Path(probe, "file").touch()
@@ -125,9 +151,10 @@ def check_whole(run: Path) -> None:
     for path in sorted(wanted | found):
         try:
             if path.suffix == ".safetensors":
+                check_regular(path)
                 with safe_open(path, framework="numpy"):
                     continue
-            held = json.loads(path.read_bytes())
+            held = read_json(path)
             if not isinstance(held, list if path.stem in TABLES else dict):
                 raise ValueError("it holds other JSON")
             if isinstance(held, dict) and (lost := KEYS.get(path.stem, set()) - held.keys()):
@@ -367,6 +394,6 @@ def sweep(directory: Path) -> None:
 def exclusive(path: Path) -> Iterator[None]:
     """One process at a time, of those that ask for the same path; a lock of the system, gone when its holder is."""
     make_directory(path.parent)
-    with open(path.with_name(f".{path.name}.lock"), "a") as lock:
+    with open(path.with_name(f".{path.name}.lock"), "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lth_scale import figures
+from lth_scale import figures, files
 from lth_scale.arguments import CONTROLS, TASKS, BadInput
 from lth_scale.matching import RULES, WORDS, at_least, holm, judge, summary, tested, verdicts
 from lth_scale.page import Section, Table
@@ -196,7 +196,7 @@ def results(directory: Path, plan: Mapping[str, Any]) -> tuple[dict[str, Any], d
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return files.read_json(path)
     except (OSError, ValueError, RecursionError) as problem:
         raise BadInput(f"{path}: cannot be read ({problem}); run its job again, or give another directory") from None
 

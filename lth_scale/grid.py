@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lth_scale import arguments
+from lth_scale import arguments, files
 from lth_scale.arguments import QUICK_LOOK, TASKS, Arguments, BadInput, Transfer
 from lth_scale.schedule import sparsities
 
@@ -69,6 +69,7 @@ def load(file: Path, given: Flags, outer: tuple[Path, ...] = ()) -> list[Study]:
     if file.resolve() in outer:
         raise BadInput(f"{file}: include: the file includes itself; take it out")
     try:
+        files.check_regular(file)
         keys = WithoutAliases(file.read_text(encoding="utf-8")).get_single_data()
         check_keys("", keys, KEYS)
         check_keys("transfer: ", keys.get("transfer", {}), TRANSFER_KEYS)

@@ -4,7 +4,6 @@
 `python -m lth_scale.hub pull user/name`
 """
 
-import json
 import os
 import re
 import shutil
@@ -127,7 +126,7 @@ def push_when_done(record: "Record") -> None:
     if not args.push_to_hub or os.environ.get("RANK", "0") != "0":
         return
     with suppress(OSError, ValueError, KeyError):
-        before = json.loads(done.read_bytes())
+        before = files.read_json(done)
         if args.hub_model_id in (None, before["hub_model_id"]):
             print(f"on the Hub  {before['url']}", flush=True)
             return
@@ -180,7 +179,8 @@ def draw(run: Any, folder: Path) -> None:
             points.setdefault(100 * row["sparsity"], []).append(row["eval"][metric])
         lines = {"none": {}, run.control: points}
         png = figures.scores({metric.replace("_", " "): (lines, [])}, figures.SPARSITY, run.args.task)
-        files.write_bytes(folder / PICTURES[0], png)
+        if png:
+            files.write_bytes(folder / PICTURES[0], png)
 
 
 def licence_of(arguments: dict[str, Any], ask: bool) -> "Licence":
@@ -194,6 +194,7 @@ def licence_of(arguments: dict[str, Any], ask: bool) -> "Licence":
         if base == EMBEDDED:
             return Licence("apache-2.0", "that of lth_scale, whose small BERT this is")
         if Path(base).is_dir():
+            files.check_regular(Path(base) / "README.md")
             found = ModelCard.load(Path(base) / "README.md").data
         elif not ask:
             return Licence("unknown", f"taken from the card of `{base}` when this is pushed")

@@ -32,7 +32,10 @@ class Table:
 
 @dataclass
 class Section:
-    """A heading and what is below it; pictures are PNG by file name, with what they show."""
+    """A heading and what is below it; pictures are PNG by file name, with what they show.
+
+    One that could not be drawn is empty, and the page says so.
+    """
 
     title: str
     text: list[str] = field(default_factory=list)
@@ -47,7 +50,9 @@ def markdown(title: str, note: str, sections: Iterable[Section]) -> str:
         parts += [f"## {section.title}", *section.text]
         for table in section.tables:
             parts += [f"### {table.title}", grid(table)]
-        parts += [f"![{caption}]({name})" for name, (caption, _) in section.pictures.items()]
+        parts += [
+            f"![{caption}]({name})" if png else _absent(caption) for name, (caption, png) in section.pictures.items()
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -80,7 +85,13 @@ def _row(cells: Sequence[str], tag: str) -> str:
     return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in whole) + "</tr>"
 
 
+def _absent(caption: str) -> str:
+    return f"The picture of {caption} could not be drawn."
+
+
 def _figure(caption: str, png: bytes) -> str:
+    if not png:
+        return f"<p>{escape(_absent(caption))}</p>"
     width = int.from_bytes(png[16:20]) * 96 // 150  # its IHDR's pixels, drawn at 150 an inch
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     caption = escape(caption)

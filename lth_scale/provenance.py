@@ -4,6 +4,7 @@ Content is told by SHA-256, so a file that is touched, copied or moved is the sa
 known, and never counts as different. Nothing here imports torch: other content is refused as soon as other flags are.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
@@ -35,7 +36,7 @@ def local_directory(task: str, dataset: str | None) -> Path | None:
 def data_file(directory: Path, split: str) -> Path | None:
     """`directory/split.jsonl`, or its .xz, or None where neither is."""
     paths = (directory / f"{split}.jsonl", directory / f"{split}.jsonl.xz")
-    return next(filter(Path.is_file, paths), None)
+    return next(filter(os.path.lexists, paths), None)
 
 
 def digests(args: Training) -> Digests:
@@ -58,7 +59,7 @@ def content(task: str, model: str, dataset: str | None) -> Digests:
     if is_local(model):
         home = embedded_path("bert") if model == EMBEDDED else Path(model)
         for what, patterns in (("model", MODEL), ("tokenizer", TOKENIZER)):
-            paths = {path for pattern in patterns for path in home.glob(pattern) if path.is_file()}
+            paths = {path for pattern in patterns for path in home.glob(pattern) if not path.is_dir()}
             found[what] = _digests(what, paths)
     if directory := local_directory(task, dataset):
         splits = SPLITS.get(task, ("train", "validation"))

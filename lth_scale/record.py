@@ -3,7 +3,6 @@
 Written by the main process alone; read by all, so it lies on a file system that all ranks share.
 """
 
-import json
 import os
 import platform
 import subprocess
@@ -145,7 +144,7 @@ class Record:
         """arguments.json as the run wrote it when it began, or {} before that. Raises BadInput where it is damaged."""
         path = self.directory / "arguments.json"
         try:
-            before = {**json.loads(path.read_text())}
+            before = {**files.read_json(path)}
             provenance.check_kinds(before)
             return before
         except FileNotFoundError:
@@ -208,7 +207,7 @@ class Record:
     def rows(self, room: str = "rounds") -> list[dict[str, Any]]:
         """metrics.json of every complete stage of a kind, in order."""
         done = [path.parent for path in (self.directory / room).glob("[0-9]*/complete")]
-        return [json.loads((path / "metrics.json").read_text()) for path in sorted(done, key=lambda p: int(p.name))]
+        return [files.read_json(path / "metrics.json") for path in sorted(done, key=lambda p: int(p.name))]
 
     def all_rows(self) -> list[dict[str, Any]]:
         """The rows of every kind."""

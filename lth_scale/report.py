@@ -1,12 +1,11 @@
 """A study as one page, its numbers as one file, or a page written from such files: `python -m lth_scale.report DIR`."""
 
 import argparse
-import math
 import os
 from pathlib import Path
 
 from lth_scale import evidence, files, findings, page
-from lth_scale.arguments import BadInput, OneLineParser, exit_on_bad_input, without_secrets
+from lth_scale.arguments import BadInput, OneLineParser, Range, check_ranges, exit_on_bad_input, without_secrets
 
 
 def write(study: findings.Study, output: Path, delta: float) -> list[Path]:
@@ -17,7 +16,7 @@ def write(study: findings.Study, output: Path, delta: float) -> list[Path]:
     made, title = findings.sections(study, delta), f"Report: {study.name}"
     texts = {"report.html": page.html(title, study.note, made), "report.md": page.markdown(title, study.note, made)}
     contents = {name: text.encode() for name, text in texts.items()}
-    contents |= {name: png for section in made for name, (_, png) in section.pictures.items()}
+    contents |= {name: png for section in made for name, (_, png) in section.pictures.items() if png}
     files.check_listed(output, contents, ("report.html", b"<title>Report: "))
     files.write_listed(output, contents)
     return [output / name for name in contents]
@@ -37,8 +36,7 @@ def build_parser() -> OneLineParser:
 def parse() -> argparse.Namespace:
     """The command line. Raises BadInput."""
     args = build_parser().parse_args()
-    if not 0 <= args.delta < math.inf:
-        raise BadInput(f"--delta {args.delta}: out of range; give percent points, 0 or more")
+    check_ranges(args, {"delta": Range(0, 100, "percent points, 0 or more, at most 100")})
     try:
         if args.save:
             files.check_writable(args.save.parent)

@@ -1,6 +1,5 @@
 """The steps of Algorithm 1 on a real network: what `imp.py` names, done with training, threshold and record."""
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -11,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lth_scale import controls, files, patterns, provenance, scores, training, trial
+from lth_scale import controls, figures, files, patterns, provenance, scores, training, trial
 from lth_scale.arguments import (
     COSMETIC,
     Arguments,
     BadInput,
     Training,
+    check_rounds,
     launched_precision,
     parse_rewind_step,
     points,
@@ -52,6 +52,7 @@ class Search(Trial):
         patterns.check(args.pattern, {name: mask.shape for name, mask in start.masks.items()})
         if args.ticket and args.pattern not in ("unstructured", Ticket.load(args.ticket).arguments.get("pattern")):
             raise BadInput(f"--pattern {args.pattern}: the ticket of --ticket was not found under it; leave one out")
+        check_rounds(args, start.sparsity)
         ladder = sparsities(args.schedule, args.target_sparsity, args.prune_rate, start.sparsity)
         kept = [int(parse_rewind_step(point, net.steps)) for point in (args.rewind_step, *points(args.keep_theta))]
         if args.dense:
@@ -156,7 +157,7 @@ class Search(Trial):
         ticket = Ticket.load(dense.at(a_round(0)) / "ticket.safetensors")
         self.start(a_round(k), weights, replace(ticket, arguments=first_ticket(self.args, self.net).arguments),
                    step=self.steps, seed=self.args.seed)  # fmt: skip
-        row = json.loads((dense.at(a_round(0)) / "metrics.json").read_text())
+        row = files.read_json(dense.at(a_round(0)) / "metrics.json")
         self.scores, self.net.began = row["eval"], self.steps - row["steps"]
         self.net.losses += row["train_loss"] * row["steps"] * self.args.gradient_accumulation_steps
         self._keep_theta(load_file(theta_of(dense.directory, self.rewind_step)), self.rewind_step)
@@ -241,8 +242,6 @@ class Search(Trial):
         """Draw the pictures, close the runs, and mark the search done."""
         pictures = {}
         if self.is_main:
-            from lth_scale import figures  # Matplotlib, which the other ranks do without
-
             last = Ticket.load(self.record.directory / "ticket.safetensors")
             pictures = figures.draw(self.record, last.layer_sparsity())
         self.close(pictures)
@@ -272,8 +271,8 @@ def warn_of_starved(found: Ticket, k: int) -> None:
 
 def theta_of(directory: Path, step: int) -> Path:
     """The file of θᵢ at `step` in the directory of a search that has trained its round 0."""
-    arguments = json.loads((directory / "arguments.json").read_text())
-    row = json.loads((directory / "rounds/00/metrics.json").read_text())
+    arguments = files.read_json(directory / "arguments.json")
+    row = files.read_json(directory / "rounds/00/metrics.json")
     own = parse_rewind_step(arguments["rewind_step"], row["steps"])
     return directory / ("theta.safetensors" if own == step else f"theta-{step}.safetensors")
 
@@ -285,7 +284,7 @@ def check_dense(args: Arguments, step: int, facts: dict[str, Any]) -> None:
     """
     directory = Path(str(args.dense))
     try:
-        before = json.loads((directory / "arguments.json").read_text())
+        before = files.read_json(directory / "arguments.json")
         theta = theta_of(directory, step)
     except (OSError, ValueError, KeyError):
         raise BadInput(

@@ -2,7 +2,6 @@
 
 import fcntl
 import functools
-import json
 import math
 import os
 import shlex
@@ -117,7 +116,7 @@ def refuse_other_flags(made: Plan, directory: Path) -> None:
     if not os.path.lexists(path) and os.path.lexists(directory / "jobs"):
         raise BadInput(f"--output_dir {directory}: holds jobs, which no study made; give another directory")
     try:
-        before = {job["id"]: {**job["flags"]} for job in json.loads(path.read_text())["jobs"]} if path.exists() else {}
+        before = {job["id"]: {**job["flags"]} for job in files.read_json(path)["jobs"]} if path.exists() else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise BadInput(f"--output_dir {directory}: its study.json is damaged, so it is not known with which flags its "
                        "jobs were begun; put back a copy of it, or give another directory") from None  # fmt: skip
@@ -135,7 +134,7 @@ def refuse_other_content(made: Plan, directory: Path) -> None:
     for job in made.jobs.values():
         home, args = directory / "jobs" / job.id, job.args
         try:
-            before = {**json.loads((home / "arguments.json").read_text())}
+            before = {**files.read_json(home / "arguments.json")}
         except (OSError, ValueError, TypeError, RecursionError):
             continue  # not begun; or damaged, as its command will say
         digests = content(args.task, args.model_name_or_path, args.dataset_path)
@@ -172,7 +171,7 @@ def seconds_a_step(runner: Runner) -> dict[str, float]:
     for job in filter(runner.is_done, runner.made.jobs.values()):
         file = runner.path(job, "/results.json")
         try:
-            those = [(float(row["steps"]), float(row["seconds"])) for row in json.loads(file.read_text())]
+            those = [(float(row["steps"]), float(row["seconds"])) for row in files.read_json(file)]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise BadInput(f"{file}: is damaged or missing; put back a copy of it, or delete {file.parent}") from None
         rows.setdefault(job.args.task, []).extend(those)

@@ -1,7 +1,6 @@
 """What a person sees: live bars for rounds and steps, and one table at the end."""
 
 import atexit
-import json
 import os
 import sys
 import time
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from rich.table import Table
 
+from lth_scale import files
 from lth_scale.arguments import BadInput, Transfer
 from lth_scale.record import Record, Stage
 
@@ -189,7 +189,7 @@ def over_seeds(record: Record, args: Transfer) -> list[str]:
         parts.append(f"against {args.compare_with}:\n{matching.describe(verdicts, digits=4)}")
     path = record.directory / "connectivity.json"
     if path.is_file():
-        found = json.loads(path.read_text())
+        found = files.read_json(path)
         parts.append(f"linear path between seeds {found['seeds']}: barrier {found['barrier']:.4f} in {metric}")
     return parts
 
@@ -197,7 +197,7 @@ def over_seeds(record: Record, args: Transfer) -> list[str]:
 def by_seed(directory: Path) -> dict[int, float]:
     """The task's metric of each seed in the directory of a transfer. Raises BadInput where it is none."""
     try:
-        rows = json.loads((directory / "results.json").read_text())
+        rows = files.read_json(directory / "results.json")
         return {row["seed"]: next(iter(row["eval"].values())) for row in rows}
     except (OSError, ValueError, KeyError, TypeError):
         raise BadInput(f"--compare_with {directory}: holds no results of lth_scale.transfer; give another") from None
@@ -219,7 +219,7 @@ def show(record: Record) -> None:
 def how_to_open_mlflow(path: Path) -> list[str]:
     """The command that serves the store, and the page that shows the curves of the runs in `path` (mlflow.json)."""
     try:
-        ids = json.loads(path.read_text())
+        ids = files.read_json(path)
         store, experiment = str(ids["store"]), ids["experiment"]
     except (OSError, ValueError, KeyError, TypeError):
         return []  # a damaged file of notes: what it would lead to is in the journal too

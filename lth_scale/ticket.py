@@ -98,6 +98,7 @@ class Ticket:
         where one byte of it has changed, or the change alters nothing that is read.
         """
         try:
+            files.check_regular(Path(path))
             with safe_open(path, framework="numpy") as file:
                 return cls._decode(file.metadata() or {}, file)
         except (SafetensorError, OSError) as problem:

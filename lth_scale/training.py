@@ -170,11 +170,7 @@ def make_optimizer(args: Training, model: nn.Module, device: torch.device) -> to
     if args.optim == "adamw_bnb_8bit":
         kinds[args.optim] = (_bitsandbytes_adamw(device), {"eps": 1e-8})
     kind, options = kinds[args.optim]
-    options |= parse_optim_args(args.optim_args)
-    try:
-        return kind(groups, lr=args.learning_rate, **options)
-    except (TypeError, ValueError) as problem:
-        raise BadInput(f"--optim_args {args.optim_args}: {args.optim} refuses them ({problem}); mend them") from None
+    return kind(groups, lr=args.learning_rate, **options | parse_optim_args(args.optim_args, args.optim))
 
 
 def _bitsandbytes_adamw(device: torch.device) -> type:
@@ -237,7 +233,7 @@ def restart(net: Net, weights: Weights, masks: dict[str, Tensor], step: int, see
     masking.apply(net.targets, net.masks)
     net.shards.publish()
     net.shards.forget()
-    set_seed(seed, device_specific=True)
+    set_seed((seed + net.accelerator.process_index) % 2**32)
     net.step, net.began, net.consumed = step, step, consumed
     net.losses = torch.zeros((), device=net.accelerator.device)
 

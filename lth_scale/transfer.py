@@ -3,11 +3,10 @@
 `accelerate launch -m lth_scale.transfer --task sst2 --ticket runs/mlm-bert-base-uncased --seeds 1 2 3`
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lth_scale import hub
+from lth_scale import files, hub
 from lth_scale.arguments import BadInput, Transfer, exit_on_bad_input, first_imports, parse
 from lth_scale.outbox import send_waiting
 from lth_scale.record import Record
@@ -51,7 +50,7 @@ def run(args: Transfer) -> None:
 def check_comparable(args: Transfer, other: Path) -> None:
     """Refuse a --compare_with that is no transfer, or one to another task. Raises BadInput."""
     by_seed(other)
-    task = json.loads((other / "arguments.json").read_text())["task"]
+    task = files.read_json(other / "arguments.json")["task"]
     if task != args.task:
         raise BadInput(
             f"--compare_with {other}: is a transfer to {task}, this one to {args.task}; give one to the same"

@@ -6,6 +6,7 @@ What the cases say is the table of docs/reliability.md; UPDATE_DOCS=1 and the wh
 import importlib
 import json
 import lzma
+import math
 import os
 import re
 import resource
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -59,13 +61,17 @@ class Case:
         return f"{self.command}: {self.given}"
 
 
+LONG = "1234567890" * 40  # no more than its beginning is said
+
+
 def case(command: str, given: str, *named: str, **more) -> Case:
     """A Case. Where `given` is flags, the first one's name and value are to be named."""
     if given.startswith("--") and not {"argv", "lay"} & more.keys():
         first, *rest = given.split()
         value = rest[:1] if rest and not rest[0].startswith("--") else ()
         named, more = (first, *value, *named), {**more, "argv": given}
-    return Case(command, given, named, **more)
+        named = [word.replace(LONG, LONG[:20]) for word in named]
+    return Case(command, given, tuple(named), **more)
 
 
 FLAGS = [
@@ -74,6 +80,18 @@ FLAGS = [
     *(case("imp", *words) for words in (
         ("--target_sparsity 1.2", "0.7"), ("--target_sparsity -0.1", "0.7"), ("--target_sparsity nan", "0.7"),
         ("--prune_rate 0", "0.1"), ("--prune_rate 1.5", "0.1"),
+        *((f"--prune_rate 1e-09 --schedule {schedule}", "rounds", "1,000", "0.1")
+          for schedule in ("linear", "geometric", "cubic")),
+        ("--prune_rate 5e-324", "more than 1e15 rounds", "1,000"),
+        *((f"--{name} {LONG}", "(400 digits)", words) for name, words in (
+            ("max_steps", "at most 1,000,000,000"), ("seed", "4294967295"), ("max_seq_length", "at most 1,048,576"),
+            ("per_device_train_batch_size", "at most 65,536"), ("ddp_timeout", "at most 10,000,000"),
+            ("save_steps", "at most 1,000,000,000"), ("dataloader_num_workers", "at most 1,024"),
+            ("max_train_samples", "at most 1,000,000,000"), ("rewind_step", "4 steps"), ("pattern", "2:4"))),
+        (f"--pattern 2:{LONG}", "2:4"),
+        ("--num_train_epochs 1e+308", "at most 1,000,000"), ("--learning_rate 1e+300", "at most 1,000"),
+        ("--gradient_accumulation_steps 65536 --per_device_train_batch_size 65536", "at most 16,777,216"),
+        ("--rewind_step ²", "0.05"),
         ("--learning_rate fast",), ("--learning_rate 0", "2e-5"), ("--learning_rate inf", "2e-5"),
         ("--max_steps -2", "-1"), ("--max_steps 1.5",), ("--num_train_epochs 0",),
         ("--per_device_train_batch_size 0", "1 or more"), ("--gradient_accumulation_steps 0", "1 or more"),
@@ -82,7 +100,15 @@ FLAGS = [
         ("--max_seq_length 3", "8 or more"), ("--seed -1",), ("--weight_decay -0.1",), ("--warmup_steps -5",),
         ("--max_grad_norm -1",), ("--bf16 --fp16", "keep one"), ("--fp16", "GPU", "--bf16"), ("--optim lion", "sgd"),
         ("--optim adamw_bnb_8bit", "CUDA GPU", "adamw_torch"), ("--optim_args momentum", "NAME=NUMBER"),
-        ("--optim_args speed=3", "adamw_torch"), ("--schedule sudden", "linear"), ("--scope local", "layerwise"),
+        ("--optim_args speed=3", "adamw_torch", "eps, amsgrad"), ("--optim_args lr=0.1", "--learning_rate"),
+        ("--optim_args weight_decay=0.1", "--weight_decay"), ("--optim_args fused=true", "adamw_torch_fused"),
+        *((f"--optim_args {words}", "eps, amsgrad") for words in (
+            "maximize=true", "differentiable=true", "foreach=false", "betas=0.9", "params=1", "=3")),
+        *((f"--optim_args {words}", "from 1e-30 to 1") for words in ("eps=nan", "eps=0", "eps=-1", "eps=true")),
+        ("--optim_args eps=1e-6,eps=1e-5", "twice"), ("--optim_args amsgrad=2", "amsgrad=true"),
+        ("--optim_args momentum=1e400 --optim sgd", "from 0 to 1"),
+        ("--optim_args nesterov=true --optim sgd", "momentum"),
+         ("--schedule sudden", "linear"), ("--scope local", "layerwise"),
         ("--rewind all", "none"), ("--rewind_step half", "0.05"), ("--rewind_step -3", "0.05"),
         ("--rewind_step 4", "4 steps"), ("--rewind_step 1.0", "0.05"),
         ("--rewind_step 2 --rewind none", "--rewind none"),
@@ -115,6 +141,7 @@ FLAGS = [
     )),
     *(case("report", *words) for words in (
         ("--delta -1 .", "0 or more"), ("--delta nan .", "0 or more"), ("--delta much .",),
+        ("--delta 101 .", "at most 100"),
         ("--report_to paper .", "mlflow"), ("no directory", "directory"),
     )),
     *(case("ticket", *words) for words in (
@@ -182,6 +209,27 @@ def both(*lays: Lay) -> Lay:
     return lambda here, made: [lay(here, made) for lay in lays]
 
 
+def as_pipe(name: str) -> Lay:
+    """Lay a FIFO in the place of a file."""
+
+    def lay(here: Path, made: Path) -> None:
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).unlink(missing_ok=True)
+        os.mkfifo(here / name)
+
+    return lay
+
+
+def link(name: str, to: str) -> Lay:
+    """Lay a symbolic link."""
+
+    def lay(here: Path, made: Path) -> None:
+        (here / name).unlink(missing_ok=True)
+        (here / name).symlink_to(to)
+
+    return lay
+
+
 def rows(split: str, content: str | bytes) -> Lay:
     """Lay data of nine good rows a split, but for one."""
 
@@ -218,6 +266,16 @@ DATA = [
         ("label 2", '{"sentence": "x", "label": 2}\n', "label 2", "0 … 1"),
         ("not UTF-8", b'{"sentence": "\xff\xfe", "label": 1}\n', "not UTF-8"),
     )),
+    *(case("imp", f"train.jsonl: {what}", "--dataset_path …/data/train.jsonl: ", *named, argv="--dataset_path …/data",
+           lay=both(rows("validation", json.dumps(ROW)), lay)) for what, lay, *named in (
+        ("a pipe", as_pipe("data/train.jsonl"), "is not a regular file"),
+        ("a device", link("data/train.jsonl", "/dev/zero"), "is not a regular file"),
+        ("a link to nothing", link("data/train.jsonl", "gone"), "No such file"),
+        ("a link to itself", link("data/train.jsonl", "train.jsonl"), "Too many levels"))),
+    *(case("imp", f"a score that is {number}", "train.jsonl", "'label' holds", "fp32",
+           argv="--task stsb --dataset_path …/data", lay=both(*(put(
+               f"data/{split}.jsonl", f'{{"sentence1": "a", "sentence2": "b", "label": {number}}}')
+               for split in ("train", "validation")))) for number in ("NaN", "1e400", "1e39")),
     case("imp", "no validation.jsonl", "--dataset_path …/data", "validation.jsonl is missing",
          argv="--dataset_path …/data", lay=put("data/train.jsonl", json.dumps(ROW))),
     case("imp", "a cut .xz", "--dataset_path …/data/train.jsonl.xz", "cannot be read", argv="--dataset_path …/data",
@@ -235,6 +293,16 @@ def model(change: Callable[[Path], object]) -> Lay:
         change(here / "model")
 
     return lay
+
+
+def configured(**odd: Any) -> Callable[[Path], object]:
+    """Change fields of a model's config."""
+
+    def change(directory: Path) -> None:
+        path = directory / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **odd}))
+
+    return change
 
 
 def drop_layer(directory: Path) -> None:
@@ -267,7 +335,20 @@ MODELS = [
         ("no tokenizer", lambda d: [p.unlink() for p in d.glob("token*")]),
         ("a pickle instead of safetensors", only_a_pickle, "model.safetensors"),
         ("a layer is missing", drop_layer, "lacks encoder.layer.1.output.dense.weight"),
+        ("a million layers", configured(num_hidden_layers=10**6), "num_hidden_layers 1000000", "tensors"),
+        ("no layers", configured(num_hidden_layers=0), "num_hidden_layers 0"),
+        ("other sizes", configured(intermediate_size=10**12), "of other shapes"),
+        ("a dropout that is NaN", configured(hidden_dropout_prob=math.nan), "hidden_dropout_prob nan"),
+        ("a number of 400 digits", configured(num_hidden_layers=int(LONG)), "num_hidden_layers"),
+        ("code of its own for the config", configured(auto_map={"AutoConfig": "x.Y"}, model_type="x"), "config"),
     )),
+    *(case(command, f"a model directory: {name} is a pipe", f"…/model/{name}: is not a regular file",
+           argv="--model_name_or_path …/model" if command == "imp" else "…/model --format csr --output_dir …/new",
+           lay=both(model(lambda d: None), as_pipe(f"model/{name}")))
+      for command in ("imp", "export") for name in ("model.safetensors", "tokenizer.json")),
+    case("imp", "a model directory: tokenizer.json links to itself", "…/model/tokenizer.json: Too many levels",
+         argv="--model_name_or_path …/model",
+         lay=both(model(lambda d: None), link("model/tokenizer.json", "tokenizer.json"))),
 ]  # fmt: skip
 TICKETS = [
     *(case(command, f"--ticket: {what}" if command == "imp" else what, "…/t.safetensors", *named, lay=lay,
@@ -292,6 +373,15 @@ TICKETS = [
         ("a tensor too short", forged({FIRST: numpy.zeros(3, numpy.uint8)}), "3 bytes of uint8"),
         ("a checksum that is not its own", forged(content_sha256="0"), "content_sha256"),
     )),
+    *(case(command, f"{words} PIPE", "…/pipe", "is not a regular file", argv=f"{words} …/pipe".strip(),
+           lay=both(lay, as_pipe("pipe")), without=("target_sparsity",) if command == "transfer" else ())
+      for command, words, lay in (
+        ("imp", "--ticket", forged()), ("transfer", "--ticket", forged()), ("transfer", "--theta", forged()),
+        ("ticket", "", forged()), ("ticket", "…/t.safetensors --overlap", forged()))),
+    case("imp", "--ticket: a link to itself", "--ticket …/t", "Too many levels", argv="--ticket …/t",
+         lay=link("t", "t")),
+    case("transfer", "--ticket: a link to itself", "…/t", "round in a circle", argv="--ticket …/t", lay=link("t", "t"),
+         without=("target_sparsity",)),
     case("imp", "--ticket: a directory without one", "ticket.safetensors", "no such file", argv="--ticket …"),
     case("ticket", "a directory without one", "ticket.safetensors", argv="…"),
     case("imp", "--ticket: of another model", "--ticket …/t.safetensors", "encoder.layer.2.", "three-layers",
@@ -340,6 +430,17 @@ RUNS = [
     case("imp", "--output_dir with rounds of nobody", "--output_dir …/out", "no arguments.json",
          lay=put("out/rounds/mine", "precious")),
     case("imp", "--output_dir that is a file", "--output_dir …/out", "another", lay=put("out", "precious")),
+    case("imp", "--output_dir that is a pipe", "--output_dir …/out", "another", lay=as_pipe("out")),
+    case("imp", "--output_dir that is a link to nothing", "--output_dir …/out", "another", lay=link("out", "gone")),
+    case("imp", "--output_dir that is a link to itself", "…/out", "another", lay=link("out", "out")),
+    case("imp", "--output_dir below a link to nothing", "--output_dir …/gone/out", "another",
+         argv="--output_dir …/gone/out", lay=link("gone", "nowhere")),
+    *(case("imp", f"going on: {file} is a pipe", f"--output_dir …/out: {file}", "is not a regular file",
+           lay=both(damage("search", "x", None), as_pipe(f"out/{file}")))
+      for file in ("results.json", "theta.safetensors", "rounds/01/metrics.json")),
+    case("imp", "--dense: arguments.json is a pipe", "--dense …/out: arguments.json", "is not a regular file",
+         argv="--dense …/out --output_dir …/new",
+         lay=both(damage("search", "x", None, unfinished=False), as_pipe("out/arguments.json"))),
     *(case("imp", f"going on: {file} {what}", "--output_dir …/out: ", file, "damaged", "another",
            lay=damage("search", file, content)) for file, what, content in (
         ("arguments.json", "is cut", 9), ("results.json", "is no table", b"{}"),
@@ -451,6 +552,10 @@ STUDIES = [
         ("aliases that double 40 times", "a0: &a0 [x]\n" + "".join(
             f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(40)), "*a0", "write out"),
     )),
+    case("study", "a file that is a pipe", "…/study.yaml", "is not a regular file", argv=GRID,
+         lay=as_pipe("study.yaml")),
+    case("study", "a file that links to itself", "…/study.yaml", "round in a circle",
+         lay=link("study.yaml", "study.yaml"), argv=GRID),
     case("study", "a file that is a directory", "cannot be read as YAML", argv="…"),
     case("study", "a file that is not there", "…/no.yaml", "cannot be read as YAML", argv="…/no.yaml"),
     *(case("study", words, *named, lay=study(), argv=f"{GRID} {words}") for words, *named in (
@@ -605,7 +710,8 @@ SPEED = [
         ("--batch_size 0", "1 or more"), ("--batch_size 1 -4", "--batch_size -4"), ("--sequence_length 1", "2 or more"),
         ("--sequence_length 9999", "64 tokens at most"), ("--threads 0", "1 to"), ("--threads 4096", "1 to"),
         ("--repeats 3", "4 or more"), ("--warmup 0", "1 or more"), ("--seed -1", "0 or more"),
-        ("--max_eval_samples 0", "1 or more"), ("--backends fastest", "csr"), ("--device tpu", "cuda"),
+        ("--max_eval_samples 0", "1 or more"), ("--batch_size 1048577", "at most 1,048,576"),
+        (f"--repeats {LONG}", "at most 1,000,000"), ("--backends fastest", "csr"), ("--device tpu", "cuda"),
         ("--device cuda", "--device cpu", "GPU"), ("--task sst3", "sst2"), ("--report_to paper", "mlflow"),
         ("--dataset_path /no/data", "validation.jsonl"), ("--dataset_path embedded", "--task"),
         ("--output_dir /proc/nothing", "another"), ("--repeat 5", "--help"))),
@@ -635,6 +741,13 @@ PUSHES = [
     case("imp", "--push_to_hub without a token", "--hub_model_id a/b", "HF_TOKEN",
          argv="--push_to_hub --hub_model_id a/b"),
 ]  # fmt: skip
+NAMES = [
+    *(case(command, f"{what} that is not UTF-8", "…/\\xff", "is not UTF-8", argv=argv) for command, what, argv in (
+        ("imp", "--output_dir", "--output_dir …/\udcff"), ("imp", "--dataset_path", "--dataset_path=…/\udcff"),
+        ("transfer", "--ticket", "--ticket …/\udcff"), ("ticket", "a path", "…/\udcff"),
+        ("study", "a path", "…/\udcff"), ("report", "a path", "…/\udcff"), ("speed", "a path", "…/\udcff"),
+        ("export", "a path", "…/\udcff --format csr --output_dir …/new"), ("hub", "a path", "push …/\udcff"))),
+]  # fmt: skip
 HUB = [  # what the Hub answers, by the name of the model
     case(
         "imp", "the Hub: model refused (401)", "--model_name_or_path a/401", "gated", argv="--model_name_or_path a/401"
@@ -650,7 +763,7 @@ HUB = [  # what the Hub answers, by the name of the model
     case("imp", "the Hub: no JSON", "--model_name_or_path a/200", argv="--model_name_or_path a/200"),
     case("imp", "the Hub: no data set (404)", "dataset nyu-mll/glue", argv="", without=("dataset_path",)),
 ]
-CASES = [*FLAGS, *DATA, *MODELS, *TICKETS, *RUNS, *STUDIES, *REPORTS, *EXPORTS, *SPEED, *PUSHES]
+CASES = [*FLAGS, *DATA, *MODELS, *TICKETS, *RUNS, *STUDIES, *REPORTS, *EXPORTS, *SPEED, *PUSHES, *NAMES]
 
 
 @pytest.fixture(scope="module")
@@ -704,6 +817,7 @@ def snapshot(directory) -> dict:
 UNSTABLE = [  # words of Python and of libraries, which come in other versions too
     (r"\(choose from [^)]*\)", "(choose from …)"),
     (r"n{99,}", "nnn…"),
+    (r"(1234567890){9,}", "1234567890…"),
     (r"1 to \d+, the cores", "1 to N, the cores"),
     (r"\[Errno \d+\] ", ""),
     (r"(cannot be loaded|read as YAML|had from the Hub) \(.*\); ", r"\1 (…); "),
@@ -723,6 +837,7 @@ def check(given: Case, err: str, places: dict[Path, str]) -> str:
     for pattern, short in UNSTABLE:
         said = re.sub(pattern, short, said)
     wrong = f"`{given.given}`" if given.given == given.argv or given.given[0] == "{" else given.given
+    wrong = wrong.replace(LONG, "1234567890…")
     SAID[str(given)] = "| {} | {} | `{}` |\n".format(
         given.command, *(text.replace("|", "\\|") for text in (wrong, said.replace("`", "'")))
     )

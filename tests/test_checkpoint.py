@@ -57,6 +57,7 @@ def outcome(run: Path) -> dict:
 COMMANDS = {
     "the defaults": {},
     "momentum": dict(optim="sgd", optim_args="momentum=0.9"),
+    "amsgrad": dict(optim_args="amsgrad=true,eps=1e-3"),
     "a rewind point": dict(rewind_step="3", keep_theta="0.2"),
     "no rewinding": dict(rewind="none", weight_decay=0.1),
     "movement": dict(score="movement"),

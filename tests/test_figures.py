@@ -1,6 +1,9 @@
 """figures.py: what a picture says can be read."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -29,3 +32,30 @@ def test_a_long_title_stays_within_the_picture(draw, monkeypatch):
     (figure,) = drawn
     box = figure._suptitle.get_window_extent()
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and figure._suptitle.get_text().startswith("Transfer at 70 %\n")
+
+
+BARS = """
+import os, sys
+from lth_scale import figures
+sys.stdout.buffer.write(figures.sparsity_by_layer({"a.weight": 0.5}, "bars"))
+assert os.environ.get("MPLBACKEND") == sys.argv[1]
+"""
+
+
+def test_a_picture_depends_on_no_setting_of_matplotlib(tmp_path):
+    (tmp_path / "matplotlibrc").write_bytes(b"text.usetex: True\nfont.size: 40\nsavefig.dpi: 9\n\xff")
+    drawn = [
+        subprocess.run(
+            [sys.executable, "-c", BARS, backend],
+            env={**os.environ, "MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path)},
+            check=True, capture_output=True,
+        ).stdout
+        for backend in ("agg", "module://matplotlib_inline.backend_inline", "no such thing")
+    ]  # fmt: skip
+    assert drawn[0] == drawn[1] == drawn[2] == figures.sparsity_by_layer({"a.weight": 0.5}, "bars") != b""
+
+
+def test_a_picture_that_cannot_be_drawn_is_empty_and_that_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(figures, "_png", lambda figure: (_ for _ in ()).throw(RuntimeError("no\nfonts")))
+    assert figures.sparsity_by_layer({"a.weight": 0.5}, "bars") == b""
+    assert [record.getMessage() for record in caplog.records] == ["a picture is left out: it cannot be drawn (no)"]

@@ -301,6 +301,14 @@ def test_a_search_that_stopped_before_its_last_word_says_it_later(search, monkey
     assert drawn == [Ticket.load(out / "ticket.safetensors").layer_sparsity()]  # the ticket's, not the control's
 
 
+def test_a_picture_that_fails_does_not_undo_a_search(search, monkeypatch):
+    from lth_scale import figures
+
+    monkeypatch.setattr(figures, "_png", lambda figure: 1 / 0)
+    out = search()
+    assert (out / "complete").exists() and (out / "results.json").exists() and not (out / "figures").exists()
+
+
 @pytest.mark.parametrize("rewind_step", ["1", "0.5"])
 def test_a_search_that_takes_its_round_zero_from_another_finds_what_it_would_have_found(
     rewind_step, search, tmp_path, starts

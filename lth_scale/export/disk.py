@@ -16,8 +16,9 @@ from lth_scale import files
 from lth_scale.arguments import BadInput, Stopped, printable, without_secrets
 from lth_scale.export.formats import FORMATS, Parts, targets, unique_state
 from lth_scale.export.places import FORMAT, KINDS, opened, seal
-from lth_scale.export.source import Source, class_of, quiet, read_config, real_inputs, takes
+from lth_scale.export.source import Source, class_of, read_config, real_inputs, takes
 from lth_scale.record import versions
+from lth_scale.tasks.task import quiet
 from lth_scale.ticket import digest
 
 CLOSE = 1e-4  # how far, relative to the largest output, a format in fp32 may be from the dense network

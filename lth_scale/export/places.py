@@ -69,7 +69,7 @@ def locate(path: str) -> Place:
     if not (where / "config.json").is_file():
         what = "no model there (config.json is missing)" if where.exists() else "no such directory"
         raise BadInput(f"{path}: {what}; {WANTED}")
-    return Place(where)
+    return _whole(Place(where))
 
 
 def _has_network(stage: Path) -> bool:
@@ -86,10 +86,18 @@ def _of_round(stage: Path) -> Place:
     if stage.absolute().parent.name in ("rounds", "seeds") and (run / "arguments.json").is_file():
         try:
             files.check_whole(run)
-            arguments = json.loads((run / "arguments.json").read_bytes())
+            arguments = files.read_json(run / "arguments.json")
         except ValueError as problem:
             raise BadInput(f"{run}: {problem}; put back a copy of it, or give another run") from None
-    return Place(stage / "model", stage / "ticket.safetensors", arguments)
+    return _whole(Place(stage / "model", stage / "ticket.safetensors", arguments))
+
+
+def _whole(place: Place) -> Place:
+    try:
+        files.check_model(place.model)
+    except OSError as problem:
+        raise BadInput(f"{problem.filename}: {problem.strerror}; put a file there, or {WANTED}") from None
+    return place
 
 
 def seal(directory: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -105,6 +113,7 @@ def opened(directory: Path) -> dict[str, Any]:
     """export.json of a whole export. Raises BadInput, naming the file that was changed, is cut or is missing."""
     try:
         path = directory / MANIFEST
+        files.check_regular(path)
         if path.stat().st_size > LARGEST:
             raise ValueError("it is too large")
         raw = path.read_bytes()

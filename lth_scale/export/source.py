@@ -1,8 +1,6 @@
 """What an export is made from: a dense network whose pruned weights are exactly zero, and inputs to try it on."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +9,12 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers import logging as transformers_logging
 
-from lth_scale.arguments import BadInput, Training, embedded_path, is_local
+from lth_scale.arguments import BadInput, Training, embedded_path, first_line, is_local
 from lth_scale.export.places import MANIFEST, locate
 from lth_scale.prunable import base_model, prunable
-from lth_scale.tasks.data import first_line, local_file, read_rows, settle_for_cache
-from lth_scale.tasks.task import model_path, refuse_other_formats
+from lth_scale.tasks.data import local_file, read_rows, settle_for_cache
+from lth_scale.tasks.task import PLAIN, check_checkpoint, model_path, quiet
 from lth_scale.ticket import Ticket
 
 BATCH, LONGEST = 8, 512  # sentences in the padded batch; tokens of the long sequence, where the model takes as many
@@ -76,8 +73,10 @@ def _of_checkpoint(name: str) -> PreTrainedModel:
     if not is_local(name):
         settle_for_cache(name, "model")
     try:
-        refuse_other_formats(args)
-        model, lost = _load(model_path(args))
+        with quiet():
+            config = read_config(model_path(args))
+            check_checkpoint(args, config)
+            model, lost = _load(model_path(args), config)
     except BadInput:
         raise
     except Exception as problem:  # from_pretrained raises nearly every kind
@@ -89,18 +88,16 @@ def _of_checkpoint(name: str) -> PreTrainedModel:
     return model.eval()
 
 
-def _load(where: str) -> tuple[PreTrainedModel, set[str]]:
+def _load(where: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
     """The network, without a pooler where the checkpoint has none; and the names of what the checkpoint lacks."""
-    config = read_config(where)
     encoder: Any = transformers.MODEL_MAPPING.get(type(config), None)
     config.architectures = config.architectures or [encoder.__name__]
     kind: Any = class_of(config)
     options = {"config": config, "revision": "main", "dtype": "float32", "use_safetensors": True,
                "trust_remote_code": False, "output_loading_info": True}  # fmt: skip
-    with quiet():
-        model, info = kind.from_pretrained(where, **options)
-        if all(key.startswith("pooler.") for key in info["missing_keys"] or "-") and takes(kind, "add_pooling_layer"):
-            model, info = kind.from_pretrained(where, **options, add_pooling_layer=False)
+    model, info = kind.from_pretrained(where, **options)
+    if all(key.startswith("pooler.") for key in info["missing_keys"] or "-") and takes(kind, "add_pooling_layer"):
+        model, info = kind.from_pretrained(where, **options, add_pooling_layer=False)
     return model, set(info["missing_keys"])
 
 
@@ -109,7 +106,7 @@ def read_config(path: str) -> PreTrainedConfig:
 
     Raises BadInput for a quantized checkpoint, and what from_pretrained raises.
     """
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False, **PLAIN)
     if getattr(config, "quantization_config", None) is not None:
         raise BadInput(f"{path}: config.json says that it is quantized already; give the network before that")
     config._attn_implementation = None
@@ -129,20 +126,6 @@ def class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
 def takes(kind: Any, option: str) -> bool:
     """True where the class is made with this keyword."""
     return option in inspect.signature(kind.__init__).parameters
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the notes and bars of transformers."""
-    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()
 
 
 def _tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | None:

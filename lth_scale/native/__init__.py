@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lth_scale import files
-from lth_scale.arguments import BadInput
+from lth_scale.arguments import BadInput, first_line
 from lth_scale.native.modules import TILE, NativeLinear, fuse
 from lth_scale.prunable import base_model, prunable
 
@@ -40,7 +40,7 @@ def unavailable() -> str:
     try:
         _build()
     except Exception as problem:  # a compiler fails in many ways
-        return f"the native kernels could not be compiled ({str(problem).strip().splitlines()[0]})"
+        return f"the native kernels could not be compiled ({first_line(problem)})"
     return "" if torch.ops.lth_scale.use("") else "the native kernels need AVX2 and FMA, which this processor lacks"
 
 

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale import arguments, files
-from lth_scale.arguments import TASKS, BadInput, exit_on_bad_input, first_imports, flag, printable, without_secrets
+from lth_scale.arguments import (
+    TASKS,
+    BadInput,
+    Range,
+    exit_on_bad_input,
+    first_imports,
+    flag,
+    printable,
+    without_secrets,
+)
 from lth_scale.export.places import locate
 from lth_scale.speed import FILES
 from lth_scale.speed.backends import BACKENDS, EAGER
@@ -63,14 +72,15 @@ def parse(argv: Sequence[str] | None = None) -> tuple[list[str], Speed]:
 def check_ranges(args: Speed) -> None:
     """Refuse values out of range. Raises BadInput."""
     cores = len(usable_cores())
-    ranges = {"batch_size": (1, 2**20), "sequence_length": (2, 2**20), "threads": (1, cores), "repeats": (4, 10**6),
-              "warmup": (1, 10**6), "seed": (0, 2**32 - 1), "max_eval_samples": (1, 2**62)}  # fmt: skip
-    for name, (low, high) in ranges.items():
-        found = getattr(args, name)
-        for value in found if isinstance(found, tuple) else () if found is None else (found,):
-            if not low <= value <= high:
-                remedy = f"{low} or more" if high > cores else f"1 to {cores}, the cores this process may use"
-                raise BadInput(f"--{name} {value}: out of range; give {remedy}")
+    calls = Range(1, 10**6, "1 or more, at most 1,000,000")
+    arguments.check_ranges(args, {
+        "batch_size": arguments.TOKENS, "warmup": calls,
+        "seed": Range(0, 2**32 - 1, "0 or more, at most 4,294,967,295"),
+        "sequence_length": arguments.TOKENS._replace(least=2, words="2 or more, at most 1,048,576"),
+        "threads": Range(1, cores, f"1 to {cores}, the cores this process may use"),
+        "repeats": calls._replace(least=4, words="4 or more, at most 1,000,000"),
+        "max_eval_samples": arguments.COUNT,
+    })  # fmt: skip
     if args.dataset_path not in (None, "embedded") and not Path(str(args.dataset_path)).is_dir():
         raise BadInput(f"--dataset_path {args.dataset_path}: no such directory; it holds validation.jsonl and so on")
     if args.output_dir:
@@ -123,7 +133,7 @@ def log(output: Path, cells: list[dict]) -> None:
     from lth_scale.speed import report
 
     store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve().parent / 'mlflow.db'}"
-    paths = [output / name for name in FILES]
+    paths = [path for name in FILES if (path := output / name).is_file()]
     try:
         tracking.log_report(store, output.name, paths, "speed", report.metrics(cells))
         print(f"MLflow   logged to {without_secrets(store)}")

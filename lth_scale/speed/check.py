@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from lth_scale import tasks
 from lth_scale.arguments import Arguments, BadInput, resolve
 from lth_scale.export.onnx import Run
-from lth_scale.export.source import Source, longest, quiet, sentences
+from lth_scale.export.source import Source, longest, sentences
 from lth_scale.speed.backends import BACKENDS, EAGER, Setup, missing
 from lth_scale.speed.measure import Timing, measure, pinned, ratio, reason, spread, verdict
 from lth_scale.tasks.mlm import CHOSEN, pack
-from lth_scale.tasks.task import Batch, Task, has_segments
+from lth_scale.tasks.task import Batch, Task, has_segments, quiet
 from lth_scale.terminal import say
 
 EVAL_BATCH, CALIBRATION = 32, 64  # examples

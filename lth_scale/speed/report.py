@@ -76,12 +76,12 @@ def write(output: Path, cells: list[dict], notes: list[str], settings: dict[str,
     ]  # fmt: skip
     record = {"machine": here, "elsewhere": changes, "settings": settings, "notes": notes, "cells": cells}
     text = page.markdown("Speed check", "", sections)
-    contents = (text.encode(), files.as_json(record), png)
-    files.write_listed(output, dict(zip(FILES, contents, strict=True)))
+    contents = zip(FILES, (text.encode(), files.as_json(record), png), strict=True)
+    files.write_listed(output, {name: content for name, content in contents if content})
 
 
 def break_evens(cells: list[dict], cpu: str) -> tuple[bytes, list[str]]:
-    """Speed-ups against sparsity as PNG, and a line for each sparse engine and shape."""
+    """Speed-ups against sparsity as PNG (b"" where it cannot be drawn), and a line for each sparse engine and shape."""
     panels, sparse = _speed_ups(cells), {name for name, row in cells[0]["rows"].items() if row["sparse"]}
     points = {
         (panel, name): found for panel, lines in panels.items() for name, found in lines.items() if name in sparse

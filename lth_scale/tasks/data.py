@@ -1,8 +1,11 @@
 """Rows of a task: from JSON lines in the Hub's own columns, from the package, or from the Hub."""
 
+import errno
 import hashlib
 import json
+import logging
 import lzma
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -18,21 +21,28 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import PreTrainedTokenizerBase
 
 from lth_scale import files
-from lth_scale.arguments import BadInput, Training
+from lth_scale.arguments import BadInput, Training, first_line
 from lth_scale.provenance import data_file, local_directory
+
+log = logging.getLogger("lth_scale")
 
 Columns = Mapping[str, str]  # column → "string", "int64" or "float32", the dtypes of `datasets`, or "answers", SQuAD's
 KINDS: dict[str, tuple[type, ...]] = {"string": (str,), "int64": (int,), "float32": (float, int), "answers": (dict,)}
 # What a tokenizer was loaded from, of what it was loaded with.
 PATHS = ("name_or_path", "vocab_file", "merges_file", "tokenizer_file", "is_local", "local_files_only")
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream of Arrow's
 ANSWERS = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
 
 
 def local_file(directory: Path, split: str) -> Path:
-    """`directory/split.jsonl`, or its .xz. Raises BadInput where neither is."""
+    """`directory/split.jsonl`, or its .xz. Raises BadInput where neither is, or one is no file."""
     path = data_file(directory, split)
     if path is None:
         raise BadInput(f"--dataset_path {directory}: {split}.jsonl is missing; put it there, one JSON object a line")
+    try:
+        files.check_regular(path)
+    except OSError as problem:
+        raise BadInput(f"--dataset_path {path}: {problem.strerror}; put a file of JSON lines there") from None
     return path
 
 
@@ -71,6 +81,8 @@ def _check_row(row: Any, columns: Columns, labels: int | None) -> dict[str, Any]
             raise ValueError(f"column {column!r} is missing; the Hub's columns are {', '.join(columns)}")
         if not isinstance(row[column], KINDS[kind]) or isinstance(row[column], bool):
             raise ValueError(f"column {column!r} holds {row[column]!r}; it should be {kind}")
+        if kind == "float32" and not abs(row[column]) < 3e38:
+            raise ValueError(f"column {column!r} holds {row[column]!r}, which fp32 cannot; give a finite number")
         if kind == "answers":
             _check_answers(row[column], row["context"])
     if labels is not None and not 0 <= row["label"] < labels:
@@ -133,12 +145,41 @@ def fingerprint(*key: Any) -> str:
 def materialize(rows: Callable[[], Iterable[dict]], key: str, features: Features | None = None) -> Dataset:
     """Write `rows()` to the `datasets` cache under `key`, once, by the main process. Raises the BadInput of a row."""
     with PartialState().main_process_first():
+        return cached(lambda key: Dataset.from_generator(rows, features=features, fingerprint=key), key)
+
+
+def cached(make: Callable[[str], Dataset], key: str) -> Dataset:
+    """What `make` keeps in the `datasets` cache under `key`, or under another one where that entry is damaged.
+
+    Raises the BadInput of a row, and BadInput where the cache cannot be written.
+    """
+    spare = fingerprint(key, "spare")
+    for name in (key, spare):
         try:
-            return Dataset.from_generator(rows, features=features, fingerprint=key)
-        except DatasetGenerationError as problem:
-            if isinstance(problem.__cause__, BadInput):
-                raise problem.__cause__ from None
-            raise
+            rows = make(name)
+            check_ends(rows)
+            return rows
+        except Exception as problem:  # damage makes `datasets` and Arrow raise many kinds
+            cause = problem.__cause__ if isinstance(problem, DatasetGenerationError) and problem.__cause__ else problem
+            if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise BadInput(
+                    f"HF_DATASETS_CACHE {datasets.config.HF_DATASETS_CACHE}: cannot be used ({first_line(cause)}); "
+                    "set it to a directory that can be written"
+                ) from None
+            if isinstance(cause, BadInput) or getattr(cause, "errno", None) or name == spare:
+                raise cause from None
+            log.warning("an entry of the datasets cache is damaged (%s), and is made anew", first_line(problem))
+    raise AssertionError("unreachable")
+
+
+def check_ends(rows: Dataset) -> None:
+    """Raise ValueError where a file of `rows` was not written to its end, or holds no valid table."""
+    for file in rows.cache_files:
+        with open(file["filename"], "rb") as content:
+            content.seek(max(0, os.path.getsize(file["filename"]) - len(END)))
+            if content.read() != END:
+                raise ValueError(f"{file['filename']} is cut")
+    rows.data.validate(full=True)
 
 
 def settle_for_cache(path: str, kind: str) -> None:
@@ -169,12 +210,6 @@ NO_NETWORK = (
 )
 
 
-def first_line(problem: Exception) -> str:
-    """The first line that says something, with the next one where it only leads up to that."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:160].rstrip(".")
-
-
 def hub_revision(rows: Dataset) -> str:
     """What `datasets` calls the Hub's data that these rows were made of: a commit, or a digest that depends on it.
 
@@ -200,11 +235,10 @@ def encode(rows: Dataset, function: Callable, tokenizer: Any, **arguments: Any) 
     (A tokenizer's own hash changes as it is used, so `datasets` cannot key on it.)
     """
     key = fingerprint(rows._fingerprint, function.__qualname__, tokenizer_key(tokenizer), sorted(arguments.items()))
+
+    def make(key: str) -> Dataset:
+        options = {"fn_kwargs": {"tokenizer": tokenizer, **arguments}, "remove_columns": rows.column_names}
+        return rows.map(function, batched=True, new_fingerprint=key, **options)
+
     with PartialState().main_process_first():
-        return rows.map(
-            function,
-            batched=True,
-            fn_kwargs={"tokenizer": tokenizer, **arguments},
-            remove_columns=rows.column_names,
-            new_fingerprint=key,
-        )
+        return cached(make, key)

@@ -72,7 +72,9 @@ def load(args: Training) -> Task:
     family = FAMILIES[args.task]
     tokenizer = load_tokenizer(args)
     splits = load_rows(args, family)
-    model = load_model(args, AutoModelForSequenceClassification, tokenizer, num_labels=family.classes)
+    kind = "regression" if family.classes == 1 else "single_label_classification"
+    head = {"num_labels": family.classes, "problem_type": kind}  # a config may say otherwise
+    model = load_model(args, AutoModelForSequenceClassification, tokenizer, **head)
     length = sequence_length(args, model, tokenizer)
     options = {"texts": family.texts, "length": length, "segments": has_segments(model)}
     encoded = {split: data.encode(rows, tokenize, tokenizer, **options) for split, rows in splits.items()}

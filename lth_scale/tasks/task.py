@@ -3,9 +3,11 @@
 import inspect
 import json
 import logging
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,17 +16,22 @@ import numpy
 import torch
 from accelerate.utils import set_seed
 from datasets import Dataset
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from lth_scale.arguments import EMBEDDED, BadInput, Training, embedded_path, is_local
+from lth_scale.arguments import EMBEDDED, BadInput, Training, embedded_path, first_line, is_local
 from lth_scale.prunable import base_model, prunable
-from lth_scale.tasks.data import NO_NETWORK, first_line, settle_for_cache
+from lth_scale.tasks.data import NO_NETWORK, settle_for_cache
 
 log = logging.getLogger("lth_scale")
+# A config may ask for other outputs than these, or for chunks of a fixed length: the scores would be the same.
+PLAIN: dict[str, Any] = {"return_dict": True, "output_attentions": False, "output_hidden_states": False,
+                         "chunk_size_feed_forward": 0}  # fmt: skip
+COUNTS = r"layers?|groups|group_num"  # how the names end of what a config wants many of
 Batch = dict[str, Tensor]
 
 
@@ -79,14 +86,30 @@ def model_path(args: Training) -> str:
     return str(embedded_path("bert")) if args.model_name_or_path == EMBEDDED else args.model_name_or_path
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the notes and bars of transformers."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)  # it notes as errors what it raises too
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
 def load_tokenizer(args: Training) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises BadInput where it has none."""
     if not is_local(args.model_name_or_path):
         settle_for_cache(args.model_name_or_path, "model")
     try:
         options: dict[str, Any] = {"revision": args.model_revision, "trust_remote_code": False}
-        AutoConfig.from_pretrained(model_path(args), **options)
-        tokenizer = AutoTokenizer.from_pretrained(model_path(args), **options)
+        with quiet():
+            config = AutoConfig.from_pretrained(model_path(args), **options)
+            check_checkpoint(args, config)
+            tokenizer = AutoTokenizer.from_pretrained(model_path(args), **options)
     except Exception as problem:  # from_pretrained raises nearly every kind
         raise _unusable(args, problem) from None
     if tokenizer.pad_token_id is None or len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -97,24 +120,21 @@ def load_tokenizer(args: Training) -> PreTrainedTokenizerBase:
 def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBase, **options: Any) -> PreTrainedModel:
     """θ₀ in fp32 with a head drawn from --seed. Raises BadInput unless the encoder is in the checkpoint."""
     name = f"--model_name_or_path {args.model_name_or_path}"
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
     set_seed(args.seed)
     try:
-        refuse_other_formats(args)
-        model, info = auto_class.from_pretrained(
-            model_path(args),
-            revision=args.model_revision or "main",  # by name, or transformers looks for no converted safetensors
-            dtype="float32",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
+        with quiet():
+            model, info = auto_class.from_pretrained(
+                model_path(args),
+                revision=args.model_revision or "main",  # by name, or transformers looks for no converted safetensors
+                dtype="float32",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **PLAIN,
+                **options,
+            )
     except Exception as problem:
         raise _unusable(args, problem) from None
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     weights = prunable(model)
     if not weights:
         raise BadInput(f"{name}: {type(model).__name__} has no layers of nn.Linear to prune; give an encoder like BERT")
@@ -129,20 +149,43 @@ def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBa
     return model
 
 
-def refuse_other_formats(args: Training) -> None:
-    """Raise ValueError where the index of a checkpoint in parts leads to anything but safetensors beside it."""
-    missing = dict.fromkeys(
+def check_checkpoint(args: Training, config: PreTrainedConfig) -> None:
+    """Raise ValueError for parts that are no safetensors, and for numbers in the config that no network can have.
+
+    One of a million layers would take hours to make, before anything is missed in the checkpoint.
+    """
+    names = tensor_names(args)
+    for name, value in config.to_dict().items():
+        if names and type(value) is int and re.search(rf"({COUNTS})$", name) and value > len(names):
+            raise ValueError(f"config.json has {name} {value}, and the checkpoint {len(names)} tensors in all")
+        if isinstance(value, float) and (not math.isfinite(value) or (name.endswith("_eps") and value <= 0)):
+            raise ValueError(f"config.json has {name} {value}")
+    if getattr(config, "num_hidden_layers", 1) < 1:
+        raise ValueError(f"config.json has num_hidden_layers {config.num_hidden_layers}")
+
+
+def tensor_names(args: Training) -> list[str]:
+    """What the safetensors of a checkpoint hold, or [] where there are none. Raises ValueError for other formats."""
+    options: dict[str, Any] = dict.fromkeys(
         (f"_raise_exceptions_for_{what}" for what in ("missing_entries", "connection_errors")), False
     )
-    index = cached_file(model_path(args), SAFE_WEIGHTS_INDEX_NAME, revision=args.model_revision or "main", **missing)
-    parts = json.loads(Path(index).read_bytes())["weight_map"].values() if index else ()
-    for part in parts:
+    options |= {"revision": args.model_revision or "main"}
+    index = cached_file(model_path(args), SAFE_WEIGHTS_INDEX_NAME, **options)
+    parts = json.loads(Path(index).read_bytes())["weight_map"] if index else {}
+    for part in parts.values():
         if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", part):
             raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} names {part!r}, which is no safetensors file beside it")
+    whole = cached_file(model_path(args), SAFE_WEIGHTS_NAME, **options)
+    if whole is None:
+        return list(parts)
+    with safe_open(whole, framework="numpy") as file:
+        return list(file.keys())
 
 
 def _unusable(args: Training, problem: Exception) -> BadInput:
     name = args.model_name_or_path
+    if "ignore_mismatched_sizes" in str(problem):
+        problem = ValueError("its weights are of other shapes than its config.json says")
     remedy = "give a whole directory of save_pretrained, in safetensors" if is_local(name) else NO_NETWORK
     return BadInput(f"--model_name_or_path {name}: cannot be loaded ({first_line(problem)}); {remedy}")
 
