@@ -44,7 +44,11 @@ OPTIM_ARGS: dict[str, dict[str, Any]] = {
     "adamw_bnb_8bit": {"eps": ADAM["eps"]},
 }
 OPTIMIZERS = tuple(OPTIM_ARGS)
-ELSEWHERE = {"lr": "--learning_rate", "weight_decay": "--weight_decay", "fused": "--optim adamw_torch_fused"}
+ELSEWHERE = {
+    "lr": "--learning_rate",
+    "weight_decay": "--weight_decay",
+    "fused": "--optim adamw_torch_fused",
+}
 CONTROLS = ("random_mask", "random_layerwise", "reinit", "shuffle_layers", "shuffle_within", "one_shot")
 AGAIN = "start the same command again: it goes on from what was written last"
 UNUSABLE = {
@@ -74,8 +78,10 @@ METAVARS = {
     **{"rewind_step": "STEP", "keep_theta": "STEPS", "int": "N", "float": "X", "str": "TEXT"},
 }
 # Variables that name directories in which something is written.
-DIRECTORIES = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE",
-               "MPLCONFIGDIR", "TORCH_HOME", "TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR")  # fmt: skip
+DIRECTORIES = (
+    *("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"),
+    *("HF_MODULES_CACHE", "MPLCONFIGDIR", "TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR"),
+)
 SILENCE = 20  # seconds in which the first rank of a node can say what the others would say too
 QUICK_LOOK = "a quick look: few examples, a small encoder, no finding"
 
@@ -296,7 +302,7 @@ RANGES = {
     ),
     **dict.fromkeys(("max_train_samples", "max_eval_samples", "logging_steps", "save_total_limit"), COUNT),
 }
-LARGEST_STEP = 2**24  # examples of one device between two steps of the optimizer: their numbers are held in memory
+LARGEST_STEP = 2**24  # examples a device and optimizer step: their row numbers are held in memory
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -345,9 +351,9 @@ def printable(text: str) -> str:
 
 
 def check_names(words: Sequence[str]) -> None:
-    """Refuse paths that are not UTF-8, also by way of links and of the current directory. Raises BadInput.
+    """Refuse paths that are not UTF-8, also by way of links and of the current directory.
 
-    Tracking, the data's cache and safetensors take text alone.
+    Tracking, the data's cache and safetensors take text alone. Raises BadInput.
     """
     try:
         places = [("the current directory", os.getcwd())]
@@ -362,7 +368,7 @@ def check_names(words: Sequence[str]) -> None:
         if not is_text(value) or not is_text(os.path.realpath(value)):
             raw = os.path.realpath(value) if is_text(value) else value
             shown = raw.encode(errors="backslashreplace").decode().replace("\\udc", "\\x")
-            raise BadInput(f"{name} {shown}: is not UTF-8, and file names must be here; give another, or rename it")
+            raise BadInput(f"{name} {shown}: is not UTF-8, as a path has to be here; give another, or rename it")
 
 
 def is_text(name: str) -> bool:
@@ -564,7 +570,7 @@ def check(args: Training) -> None:
 
 
 def check_ranges(args: Any, ranges: Mapping[str, Range]) -> None:
-    """Refuse values out of their range, of fields that hold a number, a tuple of them or None. Raises BadInput."""
+    """Refuse values out of their range: fields hold a number, some, or None. Raises BadInput."""
     for name, (least, most, words) in ranges.items():
         given = getattr(args, name, None)
         for value in given if isinstance(given, tuple) else (given,):
@@ -578,8 +584,9 @@ def check_rounds(args: Arguments, start: float = 0.0) -> None:
     if rounds > schedule.MOST_ROUNDS:
         counted = f"{rounds:,.0f}" if rounds < 1e15 else "more than 1e15"
         raise BadInput(
-            f"--prune_rate {args.prune_rate}: makes {counted} rounds up to --target_sparsity {args.target_sparsity}, "
-            f"and a search has {schedule.MOST_ROUNDS:,} at most; give a larger rate, such as 0.1"
+            f"--prune_rate {args.prune_rate}: makes {counted} rounds up to --target_sparsity "
+            f"{args.target_sparsity}, and a search has {schedule.MOST_ROUNDS:,} at most; "
+            "give a larger rate, such as 0.1"
         )
 
 
@@ -681,7 +688,7 @@ def check_paths(args: Training) -> None:
 
 
 def check_model(model: str) -> None:
-    """Refuse a directory that holds no model, or in the place of a file something else. Raises BadInput."""
+    """Refuse a directory that holds no model, or a pipe in the place of a file. Raises BadInput."""
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).exists()
     if model != EMBEDDED and looks_local and not (Path(model) / "config.json").is_file():
         raise BadInput(
@@ -735,7 +742,8 @@ def _optim_arg(name: str, value: str, optim: str) -> float | bool:
     if name in ELSEWHERE:
         raise ValueError(f"is decided by {ELSEWHERE[name]}; give that")
     if name not in OPTIM_ARGS[optim]:
-        raise ValueError(f"is nothing that --optim {optim} can be given here; give {', '.join(OPTIM_ARGS[optim])}")
+        known = ", ".join(OPTIM_ARGS[optim])
+        raise ValueError(f"is nothing that --optim {optim} can be given here; give {known}")
     least, most = OPTIM_ARGS[optim][name]
     if least == "true":
         if value.lower() not in (least, most):

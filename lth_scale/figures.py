@@ -52,15 +52,16 @@ class Grid:
 
 
 def drawn(picture: Callable[P, bytes]) -> Callable[P, bytes]:
-    """A picture in Matplotlib's own style, whatever MPLBACKEND and matplotlibrc say; b"" where it cannot be drawn.
+    """A picture in Matplotlib's own style, whatever MPLBACKEND and matplotlibrc say.
 
-    Why it cannot is a warning: what a picture shows is worth more than the picture.
+    Where it cannot be drawn it is b"", and a warning says why: what it shows is in the tables too.
     """
 
     @functools.wraps(picture)
     def draw(*args: P.args, **kwargs: P.kwargs) -> bytes:
         try:
-            with mock.patch.dict(os.environ, MPLBACKEND="agg", MATPLOTLIBRC=str(_defaults())):  # or its import may fail
+            # an import with a backend or a file that it does not know would fail
+            with mock.patch.dict(os.environ, MPLBACKEND="agg", MATPLOTLIBRC=str(_defaults())):
                 import matplotlib
             with matplotlib.rc_context():
                 matplotlib.rcdefaults()
@@ -222,7 +223,7 @@ def speed_ups(
 
 
 def draw(record: Record, layers: Mapping[str, float]) -> dict[str, bytes]:
-    """Draw a search's pictures into its directory; returns those that can be drawn and written, by file name."""
+    """Draw a search's pictures into its directory; returns those that are there, by file name."""
     args = record.arguments
     rows = {"none": record.rows()}
     if record.control != "none":

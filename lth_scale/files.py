@@ -106,14 +106,14 @@ def check_regular(path: Path) -> None:
 
 
 def check_model(directory: Path) -> None:
-    """Raise OSError where a pipe, a device or a broken link is in the place of a file of a model or its tokenizer."""
+    """Raise OSError where a file of a model or its tokenizer is a pipe, a device or a broken link."""
     for path in sorted(directory.iterdir()):
         if path.suffix in (".json", ".txt", ".model", ".safetensors") and not path.is_dir():
             check_regular(path)
 
 
 def read_json(path: Path) -> Any:
-    """What a regular file of JSON holds. Raises OSError, ValueError and RecursionError where it holds none."""
+    """What a regular file of JSON holds. Raises OSError, ValueError or RecursionError."""
     check_regular(path)
     return json.loads(path.read_bytes())
 

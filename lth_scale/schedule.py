@@ -15,7 +15,7 @@ MOST_ROUNDS = 1_000
 
 
 def count(schedule: str, target: float, rate: float, start: float = 0.0) -> float:
-    """How many rounds after round 0 lead from sparsity `start` to `target`: a number to be rounded up, or infinity."""
+    """How many rounds after round 0 lead from `start` to `target`, to be rounded up; or infinity."""
     if start >= target:
         return 0
     if schedule == "one_shot" or rate == 1:

@@ -340,7 +340,7 @@ MODELS = [
         ("other sizes", configured(intermediate_size=10**12), "of other shapes"),
         ("a dropout that is NaN", configured(hidden_dropout_prob=math.nan), "hidden_dropout_prob nan"),
         ("a number of 400 digits", configured(num_hidden_layers=int(LONG)), "num_hidden_layers"),
-        ("code of its own for the config", configured(auto_map={"AutoConfig": "x.Y"}, model_type="x"), "config"),
+        ("code of its own for the config", configured(auto_map={"AutoConfig": "x.Y"}, model_type="x"), "code"),
     )),
     *(case(command, f"a model directory: {name} is a pipe", f"…/model/{name}: is not a regular file",
            argv="--model_name_or_path …/model" if command == "imp" else "…/model --format csr --output_dir …/new",

@@ -81,7 +81,7 @@ def write(output: Path, cells: list[dict], notes: list[str], settings: dict[str,
 
 
 def break_evens(cells: list[dict], cpu: str) -> tuple[bytes, list[str]]:
-    """Speed-ups against sparsity as PNG (b"" where it cannot be drawn), and a line for each sparse engine and shape."""
+    """Speed-ups against sparsity as PNG, or b"", and a line for each sparse engine and shape."""
     panels, sparse = _speed_ups(cells), {name for name, row in cells[0]["rows"].items() if row["sparse"]}
     points = {
         (panel, name): found for panel, lines in panels.items() for name, found in lines.items() if name in sparse

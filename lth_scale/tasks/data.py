@@ -149,7 +149,7 @@ def materialize(rows: Callable[[], Iterable[dict]], key: str, features: Features
 
 
 def cached(make: Callable[[str], Dataset], key: str) -> Dataset:
-    """What `make` keeps in the `datasets` cache under `key`, or under another one where that entry is damaged.
+    """What `make` keeps in the `datasets` cache under `key`, or beside that where it is damaged.
 
     Raises the BadInput of a row, and BadInput where the cache cannot be written.
     """
@@ -160,20 +160,23 @@ def cached(make: Callable[[str], Dataset], key: str) -> Dataset:
             check_ends(rows)
             return rows
         except Exception as problem:  # damage makes `datasets` and Arrow raise many kinds
-            cause = problem.__cause__ if isinstance(problem, DatasetGenerationError) and problem.__cause__ else problem
-            if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            wrapped = isinstance(problem, DatasetGenerationError) and problem.__cause__
+            cause = wrapped or problem
+            number = cause.errno if isinstance(cause, OSError) else None  # Arrow's have none
+            if number and number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise BadInput(
-                    f"HF_DATASETS_CACHE {datasets.config.HF_DATASETS_CACHE}: cannot be used ({first_line(cause)}); "
-                    "set it to a directory that can be written"
+                    f"HF_DATASETS_CACHE {datasets.config.HF_DATASETS_CACHE}: cannot be used "
+                    f"({first_line(cause)}); set it to a directory that can be written"
                 ) from None
-            if isinstance(cause, BadInput) or getattr(cause, "errno", None) or name == spare:
+            if isinstance(cause, BadInput) or number or name == spare:
                 raise cause from None
-            log.warning("an entry of the datasets cache is damaged (%s), and is made anew", first_line(problem))
+            why = first_line(problem)
+            log.warning("an entry of the datasets cache is damaged (%s), and is made anew", why)
     raise AssertionError("unreachable")
 
 
 def check_ends(rows: Dataset) -> None:
-    """Raise ValueError where a file of `rows` was not written to its end, or holds no valid table."""
+    """Raise ValueError where a file of `rows` was not written to its end, or is no table."""
     for file in rows.cache_files:
         with open(file["filename"], "rb") as content:
             content.seek(max(0, os.path.getsize(file["filename"]) - len(END)))

@@ -28,7 +28,7 @@ from lth_scale.prunable import base_model, prunable
 from lth_scale.tasks.data import NO_NETWORK, settle_for_cache
 
 log = logging.getLogger("lth_scale")
-# A config may ask for other outputs than these, or for chunks of a fixed length: the scores would be the same.
+# A config may ask for other outputs, or for chunks of a fixed length: the scores are the same.
 PLAIN: dict[str, Any] = {"return_dict": True, "output_attentions": False, "output_hidden_states": False,
                          "chunk_size_feed_forward": 0}  # fmt: skip
 COUNTS = r"layers?|groups|group_num"  # how the names end of what a config wants many of
@@ -150,7 +150,7 @@ def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBa
 
 
 def check_checkpoint(args: Training, config: PreTrainedConfig) -> None:
-    """Raise ValueError for parts that are no safetensors, and for numbers in the config that no network can have.
+    """Raise ValueError for parts that are no safetensors, and for numbers that no network can have.
 
     One of a million layers would take hours to make, before anything is missed in the checkpoint.
     """
@@ -165,7 +165,7 @@ def check_checkpoint(args: Training, config: PreTrainedConfig) -> None:
 
 
 def tensor_names(args: Training) -> list[str]:
-    """What the safetensors of a checkpoint hold, or [] where there are none. Raises ValueError for other formats."""
+    """The tensors of a checkpoint in safetensors, or []. Raises ValueError for other formats."""
     options: dict[str, Any] = dict.fromkeys(
         (f"_raise_exceptions_for_{what}" for what in ("missing_entries", "connection_errors")), False
     )
