@@ -26,7 +26,7 @@ from transformers import enable_full_determinism, get_scheduler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lth_scale import distillation, masking, sharding
-from lth_scale.arguments import BadInput, Diverged, Training, parse_optim_args
+from lth_scale.arguments import BadInput, Diverged, Training, launched_precision, parse_optim_args
 from lth_scale.prunable import prunable
 from lth_scale.sharding import Piece, Shards
 from lth_scale.tasks import Task
@@ -122,6 +122,9 @@ def make_accelerator(args: Training) -> Accelerator:
     accelerator = sharding.connect(precision, args.gradient_accumulation_steps, args.ddp_timeout)
     if args.full_determinism:
         enable_full_determinism(args.seed)
+    overruled = launched_precision().keys() - {accelerator.mixed_precision}
+    if overruled and accelerator.is_main_process:
+        log.warning("the launcher's precision, %s, is overruled: this is %s", *overruled, accelerator.mixed_precision)
     if accelerator.device.type == "cpu":
         take_cores()
         if accelerator.mixed_precision == "bf16" and accelerator.is_main_process and imitates_bf16():

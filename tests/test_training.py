@@ -120,6 +120,17 @@ def test_bf16_on_a_cpu_that_imitates_it_is_told_of_once(bf16, imitates, small, m
     assert len(said) == bool(bf16 and imitates) and all("--bf16" in line and "leave it out" in line for line in said)
 
 
+def test_a_flag_that_overrules_the_launchers_precision_is_told_of(small, monkeypatch, caplog):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(training, "imitates_bf16", lambda: False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    accelerator = training.make_accelerator(parse(small(bf16=True), "t", "t"))
+    assert training.in_force(accelerator)["precision"] == "bf16"
+    assert "the launcher's precision, fp16, is overruled: this is bf16" in caplog.text
+
+
 @pytest.mark.skipif(not Path("/proc/cpuinfo").is_file() or platform.machine() != "x86_64", reason="reads x86 Linux's")
 def test_a_cpu_imitates_bf16_unless_it_says_that_it_has_the_instructions():
     flags = set(re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)[1].split())

@@ -225,7 +225,8 @@ def hub_revision(rows: Dataset) -> str:
 @lru_cache(maxsize=1)
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
     """A name for all that decides which tokens a text gives: the same wherever the tokenizer's files lie."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # tokenizers in Python have none
+    state = json.loads(backend.to_str()) if backend else tokenizer.get_vocab()
     state |= {"truncation": None, "padding": None}  # as the last call left them
     options = {name: value for name, value in tokenizer.init_kwargs.items() if name not in PATHS}
     return fingerprint(json.dumps(state, sort_keys=True), sorted(options.items()))
