@@ -31,7 +31,17 @@ SYSTEM = ["/bin", "/etc", "/lib", "/lib64", "/sbin", "/usr", sys.prefix, sys.bas
 def start(name: str, command: list[str], volumes: Path, **variables: str) -> subprocess.Popen:
     """A service's process; its volumes are directories below `volumes`."""
     service = SERVICES[name]
-    call = ["bwrap", "--unshare-user", "--uid", "1000", "--gid", "1000", "--die-with-parent", "--clearenv"]
+    call = [
+        "bwrap",
+        "--unshare-user",
+        "--unshare-pid",
+        "--uid",
+        "1000",
+        "--gid",
+        "1000",
+        "--die-with-parent",
+        "--clearenv",
+    ]
     for directory in ["/", *service["tmpfs"]]:
         call += ["--tmpfs", directory]
     for directory in SYSTEM:
@@ -77,8 +87,8 @@ def server(volumes):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(1)
     yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.communicate(timeout=60)
+    process.kill()
+    process.wait(timeout=60)
 
 
 def test_the_root_is_read_only_and_an_empty_file_is_no_token(volumes):
@@ -89,7 +99,7 @@ def test_the_root_is_read_only_and_an_empty_file_is_no_token(volumes):
 
 
 def test_a_search_and_the_server_need_no_more_than_their_volumes(volumes, server):
-    flags = "--task mlm --preset demo --max_steps 1 --target_sparsity 0.1 --controls none"
+    flags = "--task mlm --preset demo --max_steps 1 --target_sparsity 0.1"
     command = ["sh", str(ROOT / "docker/start.sh"), *shlex.split(flags)]
     said = output(start("trainer", command, volumes, MLFLOW_TRACKING_URI=server))
     assert (volumes / "runs/mlm-demo/ticket.safetensors").is_file()
@@ -98,5 +108,5 @@ def test_a_search_and_the_server_need_no_more_than_their_volumes(volumes, server
 
 
 def test_the_health_check_remembers_in_the_temporary_directory(volumes):
-    healthy = f"sh {ROOT}/docker/healthy.sh"
-    output(start("trainer", ["sh", "-c", f"{healthy} && ! {healthy}"], volumes))
+    said = output(start("trainer", ["sh", "-c", f"sh {ROOT}/docker/healthy.sh; cat /tmp/healthy"], volumes))
+    assert said.strip().isdigit()
