@@ -130,7 +130,7 @@ def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBa
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **PLAIN,
+                **({} if "config" in options else PLAIN),  # a config that is given has them
                 **options,
             )
     except Exception as problem:
