@@ -4,7 +4,6 @@
 `checkpoint.json` with what is the same on all ranks and the SHA-256 of each, and `complete`, written last, with its.
 """
 
-import hashlib
 import json
 import os
 import random
@@ -81,7 +80,7 @@ def _write(net: Net, directory: Path, extras: Mapping[str, Tensor]) -> tuple[str
         path.chmod(path.stat().st_mode & ~0o022)
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-        return path.name, _sha256(path), ""
+        return path.name, files.sha256(path), ""
     except Exception as problem:  # safetensors has errors of its own for a full disk; all ranks have to hear of any
         return path.name, "", str(problem)
 
@@ -91,7 +90,7 @@ def _finish(unfinished: Path, path: Path, agreed: dict[str, Any]) -> None:
     files.sync_directory(unfinished)
     remove(path)
     files.move_into(unfinished, path)
-    files.write_bytes(path / "complete", _sha256(path / "checkpoint.json").encode())
+    files.write_bytes(path / "complete", files.sha256(path / "checkpoint.json").encode())
 
 
 def found(home: Path) -> list[Path]:
@@ -140,7 +139,7 @@ def _problem(net: Net, path: Path) -> str:
     try:
         if not (path / "complete").is_file():
             return "it was not written to its end"
-        if (path / "complete").read_bytes() != _sha256(path / "checkpoint.json").encode():
+        if (path / "complete").read_bytes() != files.sha256(path / "checkpoint.json").encode():
             return "its checkpoint.json is damaged"
         agreed = files.read_json(path / "checkpoint.json")
         differ = [f"{name} was {agreed[name]}, is {now}" for name, now in [*manifest(net).items()][:5]
@@ -148,17 +147,11 @@ def _problem(net: Net, path: Path) -> str:
         if differ:
             return "; ".join(differ)
         for name in sorted(own):
-            if _sha256(path / name) != agreed["files"][name]:
+            if files.sha256(path / name) != agreed["files"][name]:
                 return f"{name} is damaged"
         return "" if path.name == f"checkpoint-{agreed['step']}" else "its name is another's"
     except (OSError, ValueError, KeyError, TypeError) as problem:
         return f"it is damaged ({type(problem).__name__}: {problem})"
-
-
-def _sha256(path: Path) -> str:
-    files.check_regular(path)
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _take(net: Net, path: Path) -> tuple[dict[str, Tensor], float]:

@@ -36,8 +36,6 @@ KEYS = {  # objects, with these keys and others
     "connectivity": {"seeds", "barrier"},
 }
 
-# Where a run writes, below its directory.
-PLACES = (*ROOMS, *(f"{room}/checkpoint-[0-9]*" for room in ROOMS), "figures", "connectivity")
 LISTING = ".files"  # in a directory: a JSON list of the names there that are ours
 # What `save_pretrained` writes, for networks that were saved without a listing.
 NETWORK = re.compile(
@@ -140,14 +138,14 @@ def check_whole(run: Path) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    stages = [path.parent for room in ROOMS for path in run.glob(f"{room}/complete")]
-    wanted = {stage / name for stage in stages for name in ("metrics.json", "ticket.safetensors")}
-    wanted |= {run / "theta.safetensors"} if run / "rounds/00" in stages else set()
+    homes = stages(run)
+    done = [home for home in homes if (home / "complete").exists()]
+    wanted = {home / name for home in done for name in ("metrics.json", "ticket.safetensors")}
+    wanted |= {run / "theta.safetensors"} if run / "rounds/00" in done else set()
     wanted |= {run / "arguments.json"} if (run / "complete").is_file() else set()
-    found: set[Path] = set()
-    for room in (".", "rounds/[0-9]*/model", *ROOMS):
-        names = (*TENSORS, *(f"{stem}.json" for stem in (*KEYS, *TABLES)))
-        found |= {path for name in names for path in run.glob(f"{room}/{name}")}
+    names = (*TENSORS, *(f"{stem}.json" for stem in (*KEYS, *TABLES)))
+    places = (run, *homes, *(home / "model" for home in homes))
+    found = {path for place in places for name in names for path in place.glob(name)}
     for path in sorted(wanted | found):
         try:
             if path.suffix == ".safetensors":
@@ -163,6 +161,12 @@ def check_whole(run: Path) -> None:
             if path not in wanted and not path.exists():
                 continue  # just deleted, by a process that is about to end
             raise ValueError(f"{path.relative_to(run)} is damaged or missing ({problem})") from None
+
+
+def stages(run: Path) -> list[Path]:
+    """The directories of a run's rounds, controls and seeds; a copy of one, such as `01-old`, is none."""
+    paths = [path for room in ROOMS for path in run.glob(room)]
+    return [path for path in paths if path.name.isascii() and path.name.isdecimal()]
 
 
 def sync_directory(directory: Path) -> None:
@@ -380,7 +384,9 @@ def sweep(directory: Path) -> None:
     That is what carries the run's mark, in the places where the run writes, and not behind a link.
     """
     mark = CLAIMED[directory.resolve()].mark
-    for place in {directory, *(place for pattern in PLACES for place in directory.glob(pattern))}:
+    homes = stages(directory)
+    checkpoints = [path for home in homes for path in home.glob("checkpoint-[0-9]*")]
+    for place in (directory, directory / "figures", directory / "connectivity", *homes, *checkpoints):
         below = [path for path in (place, *place.parents) if directory in path.parents]
         if not place.is_dir() or any(path.is_symlink() for path in below):
             continue

@@ -181,7 +181,9 @@ class Record:
             time.sleep(0.5)
         files.sweep(self.directory)
         path = self.directory / "arguments.json"
-        if not path.exists():
+        if path.exists():
+            self._refuse_other_arguments()  # another process may have begun there since they were looked at
+        else:
             known = {"digests": provenance.digests(self.arguments), **facts}
             made_by = {"versions": versions(), "git_commit": git_commit()}
             files.write_json(path, {**self.arguments.as_dict(), **known, **made_by})
@@ -206,7 +208,8 @@ class Record:
 
     def rows(self, room: str = "rounds") -> list[dict[str, Any]]:
         """metrics.json of every complete stage of a kind, in order."""
-        done = [path.parent for path in (self.directory / room).glob("[0-9]*/complete")]
+        homes = [path for path in files.stages(self.directory) if path.parent == self.directory / room]
+        done = [path for path in homes if (path / "complete").is_file()]
         return [files.read_json(path / "metrics.json") for path in sorted(done, key=lambda p: int(p.name))]
 
     def all_rows(self) -> list[dict[str, Any]]:

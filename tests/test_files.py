@@ -19,6 +19,7 @@ FOREIGN = ".results.json.0123456789abcdef0123456789abcdef.tmp"  # as another run
 NAMES = (
     *(".notes.tmp", ".x.1.tmp", FOREIGN, ".metrics.json.4711.tmp", "mine.safetensors", "notes.txt", "report.tmp"),
     *("checkpoint-old", "checkpoint-best", ".checkpoint-2.tmp/thesis.txt", "checkpoint-7/model.safetensors"),
+    *("01-old/complete", "01-old/metrics.json", "00.bak/model.safetensors", "checkpoint-4.bak/complete"),
     *("model.bak/model.safetensors", ".cache.tmp/thesis.txt", "rank-0.safetensors", "round 01/complete"),
 )
 

@@ -54,12 +54,13 @@ def locate(path: str) -> Place:
     if (where / MANIFEST).is_file():
         return Place(where)
     if (where / "rounds").is_dir():
-        kept = [done.parent for done in where.glob("rounds/[0-9]*/complete") if _has_network(done.parent)]
+        rounds = [stage for stage in files.stages(where) if stage.parent == where / "rounds"]
+        kept = [stage for stage in rounds if (stage / "complete").is_file() and _has_network(stage)]
         if not kept:
             raise BadInput(f"{path}: no round of it is complete and has its network; let the search go on first")
         return _of_round(max(kept, key=lambda each: int(each.name)))
     if (where / "seeds").is_dir() or where.absolute().parent.name == "seeds":
-        kept = [where, *where.glob("seeds/[0-9]*")]
+        kept = [where, *(stage for stage in files.stages(where) if stage.parent == where / "seeds")]
         for stage in filter(_has_network, kept):
             return _of_round(stage)
         raise BadInput(f"{path}: a transfer keeps its network with --keep_network alone; run it again with that, or "
