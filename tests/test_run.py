@@ -110,6 +110,7 @@ class Checkout:
         self.program("sync", '#!/bin/sh\n[ "${STOP_AT:-}" != sync ] || { touch "$REACHED"; exec sleep 60; }\n')
         self.calls = root / "calls"
         self.environment = {"PATH": f"{root / 'bin'}:/usr/bin:/bin", "REACHED": self.reached, "CALLS": self.calls}
+        self.environment["PIP_REQUIRE_VIRTUALENV"] = "1"  # whatever `run` does wrong, this machine's Python stays
 
     def program(self, name: str, content: str, folder: Path | None = None) -> None:
         """An executable, by default one that `run` finds first."""
