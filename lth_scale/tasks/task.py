@@ -130,8 +130,7 @@ def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBa
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **({} if "config" in options else PLAIN),  # a config that is given has them
-                **options,
+                **(options if "config" in options else PLAIN | options),
             )
     except Exception as problem:
         raise _unusable(args, problem) from None
