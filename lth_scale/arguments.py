@@ -23,6 +23,7 @@ from types import UnionType
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from lth_scale import files
+from lth_scale.redaction import redact_logs, without_secrets
 
 EMBEDDED = "embedded"
 GLUE_TASKS = ("mnli", "qqp", "stsb", "wnli", "qnli", "mrpc", "rte", "sst2", "cola")
@@ -294,11 +295,6 @@ class Wide(argparse.HelpFormatter):
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(text, width, break_on_hyphens=False)
-
-
-def without_secrets(text: str) -> str:
-    """A text without the users and passwords of the URLs in it: what may be printed and kept."""
-    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)
 
 
 def printable(text: str) -> str:
@@ -616,8 +612,10 @@ def first_imports() -> Iterator[None]:
 def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
     """Run a command; BadInput becomes one `error: …` line a node and exit code 2, Stopped the same and 1.
 
-    What it writes can be written by its user alone: the umask is 022 or stricter.
+    What it writes can be written by its user alone: the umask is 022 or stricter. Nothing that it says, a traceback
+    or a library's log included, holds a password or token.
     """
+    redact_logs()
     os.umask(os.umask(0o022) | 0o022)
     code, said, alone = 0, "", os.environ.get("WORLD_SIZE", "1") == "1"
     try:
@@ -627,13 +625,11 @@ def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
         code, said = 1, f"interrupted; {AGAIN}"
     except Exception as problem:
         verdict = (128 + signal.SIGPIPE, "") if is_left(problem) else judge(problem)
-        if verdict is None and alone:
-            raise
         if verdict is None:
-            traceback.print_exc()
+            print(without_secrets(traceback.format_exc()), end="", file=sys.stderr, flush=True)
         code, said = verdict or (1, "")
     if said:
-        print("error:", without_secrets(printable(" ".join(said.split()))), file=sys.stderr, flush=True)
+        print("error:", printable(" ".join(without_secrets(said).split())), file=sys.stderr, flush=True)
     if alone:
         sys.exit(code)
     # The threads of gloo and of the store are not to be met by an interpreter that is taking itself apart.

@@ -27,6 +27,7 @@ from lth_scale.arguments import (
     exit_on_bad_input,
     first_imports,
     printable,
+    without_secrets,
 )
 from lth_scale.export.places import MANIFEST, Place, locate, opened, seal
 
@@ -299,7 +300,7 @@ def explain(problem: BaseException, repo: str) -> Refused | None:
 
 
 def _short(problem: BaseException) -> str:
-    return " ".join(str(problem).split())[:160] or type(problem).__name__
+    return " ".join(without_secrets(str(problem)).split())[:160] or type(problem).__name__
 
 
 def pull(name: str, output_dir: str | Path | None = None, revision: str | None = None) -> Path:

@@ -17,6 +17,7 @@ from typing import Any
 
 from lth_scale import files
 from lth_scale.arguments import COSMETIC, Arguments, BadInput, Training, Transfer, without_secrets
+from lth_scale.redaction import redacted
 
 PACKAGES = ("lth_scale", "torch", "transformers", "accelerate", "deepspeed", "datasets", "mlflow", "safetensors")
 PATIENCE = 45  # seconds; a launcher gives its processes 30 to stop in
@@ -81,7 +82,7 @@ class Record:
         if self.arguments.report_to != "mlflow" or store == "databricks" or (mark and scheme.split("+")[0] in known):
             return
         raise BadInput(
-            f"MLFLOW_TRACKING_URI {without_secrets(store)}: is no store that MLflow knows; give http://HOST:PORT or "
+            f"MLFLOW_TRACKING_URI {without_secrets(store)}: is no store that MLflow knows; give http://HOST:5000 or "
             "sqlite:///FILE, or --report_to none"
         )
 
@@ -102,7 +103,7 @@ class Record:
         try:
             before = json.loads(path.read_text())
             loose = (*COSMETIC, "seed") if self._wanted() else COSMETIC
-            before = {name: before[name] for name in self.arguments.as_dict() if name not in loose}
+            before = {name: redacted(before[name]) for name in self.arguments.as_dict() if name not in loose}
         except KeyError as missing:
             raise BadInput(
                 f"--output_dir {self.directory}: its arguments.json knows no {missing}: another command or version "
@@ -110,7 +111,7 @@ class Record:
             ) from None
         except (OSError, ValueError, TypeError):
             raise BadInput(f"--output_dir {self.directory}: its arguments.json is damaged; give another") from None
-        now = self.arguments.as_dict()
+        now = redacted(self.arguments.as_dict())
         differ = [f"--{name} was {before[name]}, is {now[name]}" for name in before if before[name] != now[name]]
         if differ:
             raise BadInput(
@@ -131,7 +132,9 @@ class Record:
         files.sweep(self.directory)
         path = self.directory / "arguments.json"
         if not path.exists():
-            files.write_json(path, {**self.arguments.as_dict(), "versions": versions(), "git_commit": git_commit()})
+            files.write_json(
+                path, {**redacted(self.arguments.as_dict()), "versions": versions(), "git_commit": git_commit()}
+            )
 
     def at(self, stage: Stage) -> Path:
         """The directory of a stage."""

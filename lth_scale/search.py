@@ -15,6 +15,7 @@ from lth_scale import controls, files, patterns, scores, training, trial
 from lth_scale.arguments import COSMETIC, Arguments, BadInput, Training, parse_rewind_step, points
 from lth_scale.early_bird import CHECKS, EarlyBird
 from lth_scale.record import Record, a_round
+from lth_scale.redaction import redacted
 from lth_scale.schedule import sparsities
 from lth_scale.ticket import Ticket, digest
 from lth_scale.trial import Trial, first_ticket
@@ -280,7 +281,7 @@ def check_dense(args: Arguments, step: int) -> None:
         raise BadInput(
             f"--dense {directory}: is no search, or a damaged one; give the directory of lth_scale.imp"
         ) from None
-    now = args.as_dict()
+    now = redacted(args.as_dict())
     differ = [
         f"--{name} was {before.get(name)}, is {now[name]}" for name in sorted(SHARED) if before.get(name) != now[name]
     ]

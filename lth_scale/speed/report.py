@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale import figures, files, page
+from lth_scale.redaction import redacted
 from lth_scale.speed.backends import BACKENDS
 from lth_scale.speed.measure import Spread, usable_cores
 
@@ -73,7 +74,7 @@ def write(output: Path, cells: list[dict], notes: list[str], settings: dict[str,
         page.Section("Break-even", evens,
                      pictures={"speed.png": ("Speed-up over the best dense engine, against sparsity", png)}),
     ]  # fmt: skip
-    record = {"machine": here, "elsewhere": changes, "settings": settings, "notes": notes, "cells": cells}
+    record = {"machine": here, "elsewhere": changes, "settings": redacted(settings), "notes": notes, "cells": cells}
     files.write_json(output / "speed.json", record)
     files.write_bytes(output / "speed.png", png)
     files.write_bytes(output / "speed.md", page.markdown("Speed check", "", sections).encode())

@@ -16,7 +16,7 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from lth_scale.arguments import EMBEDDED, BadInput, Training, embedded_path
+from lth_scale.arguments import EMBEDDED, BadInput, Training, embedded_path, without_secrets
 
 Columns = Mapping[str, str]  # column → "string", "int64" or "float32", the dtypes of `datasets`, or "answers", SQuAD's
 KINDS: dict[str, tuple[type, ...]] = {"string": (str,), "int64": (int,), "float32": (float, int), "answers": (dict,)}
@@ -167,7 +167,9 @@ NO_NETWORK = (
 
 def first_line(problem: Exception) -> str:
     """The first line that says something, with the next one where it only leads up to that."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
+    lines = [line.strip() for line in without_secrets(str(problem)).splitlines() if line.strip()] or [
+        type(problem).__name__
+    ]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:160].rstrip(".")
 
 
