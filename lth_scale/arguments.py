@@ -408,7 +408,9 @@ def origin_of(given: dict[str, Any]) -> dict[str, Any]:
     base, revision = metadata.get("base_model", ""), metadata.get("base_revision", "")
     if not base or "model_name_or_path" in given:
         return {}
-    is_model = re.fullmatch(HUB_NAME, base, re.ASCII) or os.path.isfile(os.path.join(base, "config.json"))
+    # A name without a user or a revision is what a push leaves of a local directory.
+    on_hub = re.fullmatch(HUB_NAME, base, re.ASCII) and (base == EMBEDDED or "/" in base or revision)
+    is_model = on_hub or os.path.isfile(os.path.join(base, "config.json"))
     if not is_model or not re.fullmatch(REVISION, revision, re.ASCII) or ".." in revision:
         name = f"{base}@{revision}" if revision else base
         raise BadInput(
