@@ -305,7 +305,7 @@ def test_a_dry_run_asks_nobody_and_leaves_nothing(server, run):
     shutil.rmtree(picture.parent)  # as before a search has ended
     before = sorted(run.rglob("*"))
     card, sizes = hub.push(run, REPO, dry_run=True)
-    assert card.startswith("---\n") and dict(sizes)["ticket.safetensors"] == (run / "ticket.safetensors").stat().st_size
+    assert card.startswith("---\n") and str(run) not in card and dict(sizes)["ticket.safetensors"] > 1000
     assert dict(sizes)["figures/score_against_sparsity.png"] == size
     assert server.requests == [] and sorted(run.rglob("*")) == before
 
