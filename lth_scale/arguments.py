@@ -24,6 +24,7 @@ from types import UnionType
 from typing import Any, NamedTuple, NoReturn, get_args, get_type_hints
 
 from lth_scale import files, schedule
+from lth_scale.redaction import redact_logs, without_secrets
 
 EMBEDDED = "embedded"
 GLUE_TASKS = ("mnli", "qqp", "stsb", "wnli", "qnli", "mrpc", "rte", "sst2", "cola")
@@ -340,11 +341,6 @@ class Wide(argparse.HelpFormatter):
         return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
-def without_secrets(text: str) -> str:
-    """A text without the users and passwords of the URLs in it: what may be printed and kept."""
-    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)
-
-
 def printable(text: str) -> str:
     """A text without what could drive a terminal: names in files are anybody's."""
     return "".join(each if each.isprintable() or each == "\n" else "�" for each in text)
@@ -381,7 +377,8 @@ def is_text(name: str) -> bool:
 
 def first_line(problem: BaseException) -> str:
     """The first line that says something, with the next one where it only leads up to that."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
+    text = without_secrets(str(problem))
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(problem).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:160].rstrip(".")
 
 
@@ -507,7 +504,9 @@ def origin_of(given: dict[str, Any]) -> dict[str, Any]:
     base, revision = metadata.get("base_model", ""), metadata.get("base_revision", "")
     if not base or "model_name_or_path" in given:
         return {}
-    is_model = re.fullmatch(HUB_NAME, base, re.ASCII) or os.path.isfile(os.path.join(base, "config.json"))
+    # A name without a user or a revision is what a push leaves of a local directory.
+    on_hub = re.fullmatch(HUB_NAME, base, re.ASCII) and (base == EMBEDDED or "/" in base or revision)
+    is_model = on_hub or os.path.isfile(os.path.join(base, "config.json"))
     if not is_model or not re.fullmatch(REVISION, revision, re.ASCII) or ".." in revision:
         name = f"{base}@{revision}" if revision else base
         raise BadInput(
@@ -775,8 +774,10 @@ def first_imports() -> Iterator[None]:
 def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
     """Run a command; BadInput becomes one `error: …` line a node and exit code 2, Stopped the same and 1.
 
-    What it writes can be written by its user alone: the umask is 022 or stricter.
+    What it writes can be written by its user alone: the umask is 022 or stricter. Nothing that it says, a traceback
+    or a library's log included, holds a password or token.
     """
+    redact_logs()
     os.umask(os.umask(0o022) | 0o022)
     code, said, alone = 0, "", os.environ.get("WORLD_SIZE", "1") == "1"
     try:
@@ -786,13 +787,11 @@ def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
         code, said = 1, f"interrupted; {AGAIN}"
     except Exception as problem:
         verdict = (128 + signal.SIGPIPE, "") if is_left(problem) else judge(problem)
-        if verdict is None and alone:
-            raise
         if verdict is None:
-            traceback.print_exc()
+            print(without_secrets(traceback.format_exc()), end="", file=sys.stderr, flush=True)
         code, said = verdict or (1, "")
     if said:
-        line = shortened(without_secrets(printable(" ".join(said.split()))))
+        line = shortened(printable(" ".join(without_secrets(said).split())))
         print("error:", line, file=sys.stderr, flush=True)
     if alone:
         sys.exit(code)

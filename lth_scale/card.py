@@ -19,8 +19,8 @@ from lth_scale.arguments import (
     Transfer,
     printable,
     resolve,
-    without_secrets,
 )
+from lth_scale.publishing import Publication, bare_model
 from lth_scale.record import Record
 from lth_scale.ticket import Ticket
 
@@ -78,7 +78,7 @@ def arguments_of(saved: Mapping[str, Any]) -> Training:
 
 
 def command(args: Training) -> str:
-    """The command line that makes the run: the flags that differ from the task's defaults."""
+    """The command line that makes the run: the flags that differ from the task's defaults; of paths the last names."""
     short = {"task": args.task, **({"preset": args.preset} if args.preset else {})}
     usual, now = resolve(short, type(args)).as_dict(), args.as_dict()
     but = {*COSMETIC, *short} - {"seeds"}
@@ -87,11 +87,11 @@ def command(args: Training) -> str:
         changed = {name: value for name, value in changed.items() if name != "max_steps"}
         changed["num_train_epochs"] = args.num_train_epochs  # which switches --max_steps off
     kind = "transfer" if isinstance(args, Transfer) else "imp"
-    words = ["accelerate", "launch", "-m", f"lth_scale.{kind}"]
-    for name, value in (short | changed).items():
+    words, public = ["accelerate", "launch", "-m", f"lth_scale.{kind}"], Publication(now)
+    for name, value in public.value(short | changed).items():
         parts = [*map(str, value)] if isinstance(value, tuple) else [] if value is True else [str(value)]
         words += [f"--{name}", *parts] if value is not None else []
-    return without_secrets(shlex.join(words))
+    return shlex.join(words)
 
 
 def evaluated_on(args: Training) -> str:
@@ -110,9 +110,7 @@ def evaluated_on(args: Training) -> str:
 def base_of(args: Training) -> str:
     """The base model's name: on the Hub, or of its directory."""
     name = args.model_name_or_path
-    if name == EMBEDDED:
-        return "lth_scale-embedded-bert"
-    return Path(name).resolve().name if Path(name).is_dir() or name.startswith((".", "/", "~")) else name
+    return "lth_scale-embedded-bert" if name == EMBEDDED else bare_model(name)
 
 
 def metadata(run: Run, repo: str, licence: Licence) -> ModelCardData:
@@ -254,9 +252,9 @@ def speed_section(found: Path | None, run: Run) -> str:
     return "## Speed\n\n" + "\n\n".join(parts)
 
 
-def write(folder: Path, run: Run, repo: str, licence: Licence, speed: Path | None) -> None:
+def write(folder: Path, run: Run, repo: str, licence: Licence, speed: Path | None, public: Publication) -> None:
     """README.md and `.eval_results/` in a folder that is to be uploaded."""
-    card = readme(run, repo, licence, speed_section(speed, run))
+    card = public.text(readme(run, repo, licence, speed_section(speed, run)))
     if not (folder / PICTURE).is_file():
         card = card.replace(f"![Score against sparsity]({PICTURE})", "The picture of the scores could not be drawn.")
     files.write_bytes(folder / "README.md", card.encode())

@@ -26,8 +26,9 @@ from lth_scale.arguments import (
     exit_on_bad_input,
     first_imports,
     printable,
+    without_secrets,
 )
-from lth_scale.export.places import MANIFEST, Place, locate, opened, seal
+from lth_scale.export.places import MANIFEST, Place, is_card, is_whole, locate, manifest, opened, seal
 
 if TYPE_CHECKING:
     from lth_scale.card import Licence
@@ -38,6 +39,11 @@ SILENCE = 120.0  # seconds without a byte after which a request is given up
 DELAYS = (2, 8)  # seconds before another attempt; the library has its own for most requests
 PICTURES = ("score_against_sparsity.png", "sparsity_by_layer.png")
 PROVENANCE = ("arguments.json", "results.json", "controls.json")
+# The files that a push makes, and a pull therefore keeps where export.json lists them: no code, no pickle, no link.
+PUSHED = (
+    r"(compact/)?\w[\w.-]*\.(json|txt|model|codes|safetensors)|README\.md|figures/\w[\w.-]*\.png"
+    r"|\.eval_results/\w[\w.-]*\.yaml"
+)
 Answer = TypeVar("Answer")
 
 
@@ -146,23 +152,26 @@ def fill(folder: Path, place: Place, repo: str, licence: "Licence") -> None:
         from lth_scale import card
         from lth_scale.export import disk
         from lth_scale.export.source import load_source
+        from lth_scale.publishing import Publication
 
     assert place.ticket is not None
     stage = place.ticket.parent
-    run, source = card.Run.at(stage), load_source(str(stage))
-    source = replace(source, path=Path(repo))
-    disk.fill(folder / "compact", source, disk.describe(source, "compact", "float32"))
-    content = disk.describe(source, "dense", "float32")
-    content = disk.fill(folder, source, content)
+    run, source = card.Run.at(stage), replace(load_source(str(stage)), path=Path(repo))
     root = run.record.directory
-    shutil.copy(place.ticket, folder / "ticket.safetensors")
+    public = Publication(place.run, root, stage)
+    disk.fill(folder / "compact", source, disk.describe(source, "compact", "float32"))
+    disk.fill(folder, source, disk.describe(source, "dense", "float32"))
+    public.ticket(run.ticket).save(folder / "ticket.safetensors")
     for name in (each for each in PROVENANCE if (root / each).is_file()):
         shutil.copy(root / name, folder / name)
     draw(run, folder / "figures")
-    seal(folder, {key: value for key, value in content.items() if key not in ("files", "sha256")})
     speeds = (root / "speed", root.parent / f"speed-{root.name}")
     speed = next((each / "speed.json" for each in speeds if (each / "speed.json").is_file()), None)
-    card.write(folder, run, repo, licence, speed)
+    card.write(folder, run, repo, licence, speed, public)
+    for directory in (folder / "compact", folder):  # the second manifest lists the first
+        public.rewrite(directory)
+        content = files.read_json(directory / MANIFEST)
+        seal(directory, {key: value for key, value in content.items() if key not in ("files", "sha256")})
 
 
 def draw(run: Any, folder: Path) -> None:
@@ -300,7 +309,7 @@ def explain(problem: BaseException, repo: str) -> Refused | None:
 
 
 def _short(problem: BaseException) -> str:
-    return " ".join(str(problem).split())[:160] or type(problem).__name__
+    return " ".join(without_secrets(str(problem)).split())[:160] or type(problem).__name__
 
 
 def pull(name: str, output_dir: str | Path | None = None, revision: str | None = None) -> Path:
@@ -309,7 +318,7 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
     Raises BadInput for a repository that is not there or not ours, for damaged files and for a directory that is
     taken, Stopped where the Hub fails. What was downloaded is in the Hub's cache then, and is not fetched again.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     check_source(name, revision)
     out = Path(output_dir or name.split("/")[-1])
@@ -321,15 +330,22 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
     except OSError as problem:
         raise BadInput(f"--output_dir {out}: cannot be written ({problem.strerror}); give another") from None
     with polite():
-        cache = Path(_fetched(lambda: snapshot_download(name, revision=revision), name, revision))
-    if there:
-        if (cache / MANIFEST).read_bytes() == (out / MANIFEST).read_bytes():
+        first = Path(_fetched(lambda: hf_hub_download(name, MANIFEST, revision=revision), name, revision, MANIFEST))
+        if there and first.read_bytes() != (out / MANIFEST).read_bytes():
+            raise BadInput(f"--output_dir {out}: holds another export; give another")
+        if there:
             verify(out)
             return out
-        raise BadInput(f"--output_dir {out}: holds another export; give another")
+        names = pulled(first.parent, name)
+        commit = first.parent.name
+
+        def fetch() -> str:
+            return snapshot_download(name, revision=commit, allow_patterns=sorted(names))
+
+        cache = Path(_fetched(fetch, name, revision))
     with files.new_directory(out) as made:
         try:
-            shutil.copytree(cache, made, dirs_exist_ok=True)
+            copy(cache, made, names)
             verify(made)
         except BadInput as problem:
             shutil.rmtree(made, ignore_errors=True)
@@ -338,6 +354,40 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
                 f"{why}; nothing was kept: if that was the transfer, delete {cache} and pull again"
             ) from None
     return out
+
+
+def pulled(cache: Path, name: str) -> dict[str, str]:
+    """The files that a repository's export.json lists, and itself, with their digests where it has them.
+
+    Raises BadInput where it is damaged, or lists a file of a kind that `push` does not make.
+    """
+    try:
+        listed = manifest(cache)["files"]
+    except BadInput as problem:
+        raise BadInput(str(problem).replace(str(cache), name)) from None
+    if foreign := [each for each in listed if not re.fullmatch(PUSHED, each, re.ASCII)]:
+        raise BadInput(f"{name}: its {MANIFEST} lists {foreign[0]!r}, which no push makes; give another repository")
+    before = {f"compact/{MANIFEST}": ""} if "compact/config.json" in listed else {}  # version 0.1.0 did not list it
+    return before | listed | {MANIFEST: ""}
+
+
+def copy(cache: Path, made: Path, names: dict[str, str]) -> None:
+    """Copy files out of the Hub's cache and check each as it was copied; an edited card is left behind.
+
+    Raises BadInput for a file that is missing, was changed, or is a link out of the repository.
+    """
+    for name, digest in names.items():
+        source, target = cache / name, made / name
+        if not source.resolve().is_relative_to(cache.parents[1].resolve()) or not source.is_file():
+            if is_card(name):
+                continue
+            raise BadInput(f"{made}/{name}: is missing; push or pull again")
+        files.make_directory(target.parent)
+        shutil.copyfile(source, target)
+        if digest and not is_whole(target, digest):
+            if not is_card(name):
+                raise BadInput(f"{made}/{name}: was changed since it was pushed; push or pull again")
+            target.unlink()
 
 
 def verify(directory: Path) -> None:
@@ -373,7 +423,7 @@ def check_source(name: str, revision: str | None) -> None:
         raise BadInput(f"--revision {revision}: is no branch, tag or commit; give one")
 
 
-def _fetched(fetch: Callable[[], Answer], name: str, revision: str | None) -> Answer:
+def _fetched(fetch: Callable[[], Answer], name: str, revision: str | None, file: str = "ticket.safetensors") -> Answer:
     """As `_answered`, for a download: a repository, revision or file that is not there is told apart."""
     from huggingface_hub import errors
 
@@ -383,7 +433,7 @@ def _fetched(fetch: Callable[[], Answer], name: str, revision: str | None) -> An
         except errors.RevisionNotFoundError:
             raise BadInput(f"--revision {revision}: {name} has none of that name; give another") from None
         except errors.RemoteEntryNotFoundError:
-            raise BadInput(f"{name}: holds no ticket.safetensors; give a repository that lth_scale pushed") from None
+            raise BadInput(f"{name}: holds no {file}; give a repository that lth_scale pushed") from None
         except errors.RepositoryNotFoundError:
             raise BadInput(f"{name}: is not on the Hub, or private; check the name, or {LOG_IN}") from None
 

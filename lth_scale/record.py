@@ -24,6 +24,7 @@ from lth_scale.arguments import (
     launched_precision,
     without_secrets,
 )
+from lth_scale.redaction import redacted
 
 PACKAGES = ("lth_scale", "torch", "transformers", "accelerate", "deepspeed", "datasets", "mlflow", "safetensors")
 PATIENCE = 45  # seconds; a launcher gives its processes 30 to stop in
@@ -94,7 +95,7 @@ class Record:
         if self.arguments.report_to != "mlflow" or store == "databricks" or (mark and scheme.split("+")[0] in known):
             return
         raise BadInput(
-            f"MLFLOW_TRACKING_URI {without_secrets(store)}: is no store that MLflow knows; give http://HOST:PORT or "
+            f"MLFLOW_TRACKING_URI {without_secrets(store)}: is no store that MLflow knows; give http://HOST:5000 or "
             "sqlite:///FILE, or --report_to none"
         )
 
@@ -109,8 +110,8 @@ class Record:
             )
         differ = [
             f"--{name} was {before[name]}, is {now}"
-            for name, now in self.arguments.as_dict().items()
-            if name in before.keys() - self._loose(before) and before[name] != now
+            for name, now in redacted(self.arguments.as_dict()).items()
+            if name in before.keys() - self._loose(before) and redacted(before[name]) != now
         ]
         if differ:
             raise BadInput(
@@ -186,7 +187,7 @@ class Record:
         else:
             known = {"digests": provenance.digests(self.arguments), **facts}
             made_by = {"versions": versions(), "git_commit": git_commit()}
-            files.write_json(path, {**self.arguments.as_dict(), **known, **made_by})
+            files.write_json(path, {**redacted(self.arguments.as_dict()), **known, **made_by})
 
     def at(self, stage: Stage) -> Path:
         """The directory of a stage."""

@@ -70,7 +70,7 @@ def main() -> None:
             tracking.log_report(store, study.name, written, verdicts=findings.registered(study, args.delta))
             print(f"MLflow   logged to {without_secrets(store)}")
         except Exception as problem:  # MLflow raises many kinds, and the report is written
-            why = without_secrets(str(problem).partition("\n")[0])
+            why = without_secrets(str(problem)).partition("\n")[0]
             print(f"MLflow   not logged to {without_secrets(store)}: {why}")
 
 

@@ -23,6 +23,7 @@ from lth_scale.arguments import (
 )
 from lth_scale.early_bird import CHECKS, EarlyBird
 from lth_scale.record import Record, a_round
+from lth_scale.redaction import redacted
 from lth_scale.schedule import sparsities
 from lth_scale.ticket import Ticket, digest
 from lth_scale.trial import Trial, first_ticket
@@ -290,7 +291,7 @@ def check_dense(args: Arguments, step: int, facts: dict[str, Any]) -> None:
         raise BadInput(
             f"--dense {directory}: is no search, or a damaged one; give the directory of lth_scale.imp"
         ) from None
-    now = args.as_dict()
+    now = redacted(args.as_dict())
     shared = SHARED & before.keys() - ({} if "precision" in before else launched_precision()).keys()
     differ = [f"--{name} was {before[name]}, is {now[name]}" for name in sorted(shared) if before[name] != now[name]]
     facts = {"digests": provenance.digests(replace(args, dense=None)), **facts}

@@ -14,8 +14,9 @@ from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
 
 from lth_scale import arguments, files, provenance
-from lth_scale.arguments import Arguments, BadInput, Training, exit_on_bad_input
+from lth_scale.arguments import Arguments, BadInput, Training, exit_on_bad_input, without_secrets
 from lth_scale.grid import Flags, Job, Plan, as_argv, difference, load, plan, summary
+from lth_scale.redaction import redacted
 
 # Training examples, as in Table 1 of Chen et al. 2020 (squad: windows of 384 tokens); a round of mlm is in steps.
 ROWS = {"mnli": 392_702, "qqp": 363_846, "stsb": 5_749, "wnli": 635, "qnli": 104_743, "mrpc": 3_668, "rte": 2_490,
@@ -73,7 +74,7 @@ class Runner:
         print(f"[{self.jobs.index(job) + 1}/{len(self.jobs)}] {job.id} … ", end="", flush=True)
         began, command, log = time.monotonic(), self.command(job), self.path(job, ".log")
         with open(log, "a") as to:
-            print("$", shlex.join(command), file=to, flush=True)
+            print("$", without_secrets(shlex.join(command)), file=to, flush=True)
             child = Popen(command, stdin=DEVNULL, stdout=to, stderr=STDOUT, pass_fds=[lock], start_new_session=True)
             try:
                 child.wait()
@@ -83,7 +84,7 @@ class Runner:
                 raise
         if not self.is_done(job):
             last = log.read_text(errors="replace").rstrip().splitlines()[-1]
-            self.failed[job.id] = f"exit code {child.returncode}: {last} ({log})"
+            self.failed[job.id] = f"exit code {child.returncode}: {without_secrets(last)} ({log})"
         print("failed" if job.id in self.failed else "done", f"after {time.monotonic() - began:.0f} s", flush=True)
 
     def command(self, job: Job) -> list[str]:
@@ -116,13 +117,14 @@ def refuse_other_flags(made: Plan, directory: Path) -> None:
     if not os.path.lexists(path) and os.path.lexists(directory / "jobs"):
         raise BadInput(f"--output_dir {directory}: holds jobs, which no study made; give another directory")
     try:
-        before = {job["id"]: {**job["flags"]} for job in files.read_json(path)["jobs"]} if path.exists() else {}
+        jobs = files.read_json(path)["jobs"] if path.exists() else []
+        before = {job["id"]: redacted(job["flags"]) for job in jobs}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise BadInput(f"--output_dir {directory}: its study.json is damaged, so it is not known with which flags its "
                        "jobs were begun; put back a copy of it, or give another directory") from None  # fmt: skip
     for job in made.jobs.values():
-        home = directory / "jobs" / job.id
-        differ = difference(before.get(job.id, job.flags), job.flags, but=arguments.COSMETIC)
+        home, now = directory / "jobs" / job.id, redacted(job.flags)
+        differ = difference(before.get(job.id, now), now, but=arguments.COSMETIC)
         if differ and home.exists():
             raise BadInput(f"--output_dir {directory}: {job.id} was begun with other flags: {differ}, then and now; "
                            f"give another directory, or delete {home}")  # fmt: skip
@@ -255,8 +257,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # see Runner.start
     whole = share_parser().parse_known_args(sys.argv[1:])[1]
-    command = shlex.join(["python", "-m", "lth_scale.study", *whole])
-    files.write_json(directory / "study.json", summary(made) | {"command": command})
+    command = without_secrets(shlex.join(["python", "-m", "lth_scale.study", *whole]))
+    files.write_json(directory / "study.json", redacted(summary(made)) | {"command": command})
     runner.run()
     print(runner.table(), flush=True)
     if runner.failed:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from rich.table import Table
 
 from lth_scale import files
-from lth_scale.arguments import BadInput, Transfer
+from lth_scale.arguments import BadInput, Transfer, without_secrets
 from lth_scale.record import Record, Stage
 
 CONSOLE = Console(stderr=True, force_terminal=sys.stderr.isatty())  # in a file nothing is coloured, FORCE_COLOR or not
@@ -130,8 +130,8 @@ def clock(seconds: float) -> str:
 
 
 def say(line: str) -> None:
-    """Print one line on stderr, above the bars where there are any."""
-    CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
+    """Print one line on stderr, above the bars where there are any; without secrets."""
+    CONSOLE.print(without_secrets(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

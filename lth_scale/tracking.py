@@ -34,6 +34,7 @@ from lth_scale import files, outbox
 from lth_scale.arguments import CONTROLS, COSMETIC, DATASETS, TASKS, Arguments, Training, Transfer, source_name
 from lth_scale.outbox import Line, Outbox
 from lth_scale.record import Record, Stage
+from lth_scale.redaction import redacted, without_secrets
 
 if TYPE_CHECKING:
     from lth_scale.tasks import Task
@@ -61,12 +62,12 @@ class Tracker:
 
     def __init__(self, args: Training, record: Record, directory: Path | None = None, task: "Task | None" = None):
         self.args, self.record, self.key, self.stage = args, record, "", ""
-        self.data = describe_data(task, args) if task else []
+        self.data = redacted(describe_data(task, args)) if task else []
         self.steps: dict[str, int] = {}  # the last one written down, by stage
         self.used: dict[str, int] = {}  # the same, of system metrics
         self.ended: set[str] = set()
         self.on_curve: set[str] = set()
-        self.tags = {"task": args.task, "base_model": args.model_name_or_path, "seed": str(args.seed)}
+        self.tags = {"task": args.task, "base_model": redacted(args.model_name_or_path), "seed": str(args.seed)}
         if args.note:
             self.tags["note"] = args.note
         self.box = start_sending((directory or record.directory) / "mlflow.jsonl", record.mlflow_store())
@@ -89,8 +90,8 @@ class Tracker:
                 f"from {source_name(args.ticket)}",
             ]
         what += [Path(args.model_name_or_path).name, *(["quick look"] if args.note else [])]
-        name = args.run_name or " · ".join(what)
-        params = {key: str(value)[:6000] for key, value in args.as_dict().items()}
+        name = without_secrets(args.run_name or " · ".join(what))
+        params = {key: str(value)[:6000] for key, value in redacted(args.as_dict()).items()}
         self.key = uuid.uuid4().hex
         tags = {**self.tags, "control": control, "curve": curve_of(args, control)}
         self._write("parent", key=self.key, name=name, tags=tags, params=params, data=self.data)
@@ -157,7 +158,7 @@ class Tracker:
     def finish(self, pictures: Mapping[str, bytes], table: str) -> None:
         """Attach the pictures and the table to the parent run and close it."""
         coded = {name: base64.b64encode(png).decode() for name, png in pictures.items()}
-        self._write("finish", key=self.key, pictures=coded, table=table)
+        self._write("finish", key=self.key, pictures=coded, table=without_secrets(table))
 
 
 class Delivery:
@@ -406,7 +407,7 @@ def log_report(
     verdicts: what `register` takes, one a task and rule.
     """
     client, experiment = connect(store)
-    title = f"report · {name}"
+    title = without_secrets(f"report · {name}")
     runs = client.search_runs([experiment], f"tags.report = '{kind}'")
     same = [run.info.run_id for run in runs if run.info.run_name == title]
     run = same[0] if same else client.create_run(experiment, tags={"report": kind}, run_name=title).info.run_id

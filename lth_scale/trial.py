@@ -17,6 +17,7 @@ from torch import Tensor
 from lth_scale import checkpoint, files, tasks, terminal, training, watch
 from lth_scale.arguments import AGAIN, COSMETIC, BadInput, Stopped, Training
 from lth_scale.record import Record, Stage, a_round
+from lth_scale.redaction import redacted
 from lth_scale.ticket import Ticket
 from lth_scale.training import Net
 
@@ -212,12 +213,12 @@ def first_ticket(args: Training, net: Net) -> Ticket:
             how = {name: found.arguments.get(name) or usual for name, usual in how.items()}
         except BadInput as problem:
             raise BadInput(f"--ticket {args.ticket}: {problem}") from None
-    given = {name: value for name, value in args.as_dict().items() if name not in COSMETIC}
+    given = redacted({name: value for name, value in args.as_dict().items() if name not in COSMETIC})
     if args.max_steps == 0:
         given |= {"bf16": False, "fp16": False}  # nothing is trained: a ticket of θ₀ is the same in every precision
     return Ticket(
         masks=masks,
-        base_model=args.model_name_or_path,
+        base_model=redacted(args.model_name_or_path),
         base_revision=args.model_revision or net.task.revision,
         task=args.task,
         threshold=threshold,

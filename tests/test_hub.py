@@ -1,8 +1,10 @@
 """What is pushed to a Hub and pulled from it, over real HTTP: a server that speaks what the library asks, and fails."""
 
+import hashlib
 import json
 import shlex
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -10,13 +12,14 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from hub_server import Fault, environment, serving
+from hub_server import Fault, Repo, environment, serving
 from huggingface_hub import ModelCard, constants
 from huggingface_hub._eval_results import parse_eval_result_entries
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from lth_scale import Ticket, hub, load_exported
 from lth_scale.arguments import BadInput, Stopped
+from lth_scale.export import places
 from lth_scale.prunable import prunable
 from lth_scale.ticket import digest
 
@@ -85,6 +88,109 @@ def test_pulling_brings_back_every_byte_and_checks_it(server, run, tmp_path):
     assert all(torch.equal(weight, compact.state_dict()[name]) for name, weight in dense.state_dict().items())
     assert hub.pull(REPO, tmp_path / "pulled") == out, "the same again is fine"
     assert Ticket.from_pretrained(REPO).masks.keys() == Ticket.load(run / "ticket.safetensors").masks.keys()
+
+
+def test_no_path_user_or_host_of_this_machine_is_pushed(
+    server, search, transfer, tiny_bert, sst2_data, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(socket, "gethostname", lambda: "s3cr3t-host")
+    monkeypatch.setenv("LOGNAME", "s3cr3t-user")
+    home = tmp_path / "s3cr3t-project/ali ce"
+    shutil.copytree(tiny_bert, home / "model")
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads((home / "model" / name).read_text())
+        content |= {"name_or_path": str(home / "model"), "special_tokens_map_file": "/root/s3cr3t-project/map.json"}
+        (home / "model" / name).write_text(json.dumps(content))
+    data = shutil.copytree(sst2_data, home / "data")
+    found = search(model_name_or_path=home / "model", dataset_path=f"{data}/", output_dir=home / "run")
+    hub.push(found, REPO)
+    given = {"model_name_or_path": home / "model", "dataset_path": data, "ticket": found, "keep_network": True}
+    other = transfer(3, 4, **given, output_dir=home / "first")
+    hub.push(transfer(3, 4, **given, output_dir=home / "again", compare_with=other), "writer/other")
+    for repo in (REPO, "writer/other"):
+        for name, content in server.files(repo).items():
+            for told in ("s3cr3t", "ali ce", str(Path.home()), str(Path.cwd())):
+                assert told.encode() not in content, (name, told)
+    arguments = json.loads(server.files("writer/other")["arguments.json"])
+    assert [arguments[name] for name in ("dataset_path", "ticket", "compare_with")] == [
+        "data", "ticket.safetensors", "first"
+    ]  # fmt: skip
+    pushed, ours = Ticket.from_pretrained(REPO), Ticket.load(found / "ticket.safetensors")
+    assert pushed.base_model == pushed.arguments["model_name_or_path"] == "model"
+    assert all(torch.equal(mask, ours.masks[name]) for name, mask in pushed.masks.items())
+    pulled = hub.pull(REPO, tmp_path / "pulled")
+    with pytest.raises(BadInput, match="give --model_name_or_path"):
+        transfer(5, ticket=pulled, model_name_or_path=None, output_dir=tmp_path / "new")
+    assert transfer(5, ticket=pulled, model_name_or_path=home / "model", output_dir=tmp_path / "new")
+
+
+UNLISTED = (".git/hooks/post-checkout", "modeling.py", "pytorch_model.bin", ".env", "compact/evil.py", "notes.json")
+
+
+def test_a_pull_keeps_what_the_manifest_lists_and_fetches_nothing_else(server, run, tmp_path):
+    hub.push(run, REPO)
+    ours = dict(server.files(REPO))
+    server.files(REPO).update(dict.fromkeys(UNLISTED, b"evil"))
+    out = hub.pull(REPO, tmp_path / "pulled")
+    kept = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert kept == ours.keys() == {*json.loads(ours["export.json"])["files"], "export.json"}
+    assert not [line for line in server.requests if "resolve" in line and line.endswith(UNLISTED)]
+    (out / "mine").write_text("x")
+    assert hub.pull(REPO, out) == out and (out / "mine").read_text() == "x"
+
+
+LISTED = (*UNLISTED[:5], "/etc/x.json", "../x.json", "a/../x.json", "C:\\x.json", "compact/.x.json", "x.json\n")
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_manifest_that_lists_what_no_push_makes_is_refused(server, tmp_path, name):
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "config.json").write_text("{}")
+    (made / "model.safetensors").write_bytes(b"")
+    content = {
+        "format": "lth_scale.export/1",
+        "kind": "dense",
+        "dtype": "float32",
+        "architecture": "x",
+        "source": "x",
+        "source_sha256": "x",
+        "sparsity": 0.1,
+        "pruned": 1,
+        "prunable": 2,
+        "dense_bytes": 3,
+        "difference": {},
+    }
+    content = seal_with(made, content, name)
+    server.repos[REPO] = Repo(commits=[{name: b"evil", "export.json": content}])
+    with pytest.raises(BadInput, match=r"which no push makes|names files elsewhere"):
+        hub.pull(REPO, tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
+
+
+def seal_with(directory: Path, content: dict, name: str) -> bytes:
+    """export.json of a directory that lists one file more."""
+    made = hub.seal(directory, content)
+    made = {**made, "files": {**made["files"], name: hashlib.sha256(b"evil").hexdigest()}}
+    bare = {key: value for key, value in made.items() if key != "sha256"}
+    made["sha256"] = hashlib.sha256(places._text(bare)).hexdigest()
+    return places._text(made)
+
+
+def test_a_card_that_was_edited_is_left_behind_and_an_older_push_stays_good(server, run, tmp_path):
+    hub.push(run, REPO)
+    server.files(REPO)["README.md"] = b"edited"
+    out = hub.pull(REPO, tmp_path / "pulled")
+    assert not (out / "README.md").exists() and (out / ".eval_results/sst2.yaml").is_file()
+    assert load_exported(out).num_parameters() and hub.pull(REPO, out) == out
+    manifest = json.loads((out / "export.json").read_text())
+    (out / "compact/export.json").rename(tmp_path / "compact.json")  # what version 0.1.0 did not list
+    shutil.rmtree(out / ".eval_results")
+    hub.seal(out, {key: value for key, value in manifest.items() if key not in ("files", "sha256")})
+    server.files(REPO)["export.json"] = (out / "export.json").read_bytes()
+    server.repos[REPO].commits.append(dict(server.files(REPO)))
+    older = hub.pull(REPO, tmp_path / "older")
+    assert load_exported(older / "compact").num_parameters() and not (older / ".eval_results").exists()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ticket.safetensors", "compact/compact.safetensors"])
@@ -160,17 +266,21 @@ def test_licence_and_speed_are_taken_from_where_they_are_known(server, search, t
     assert "A CPU, 1 of 2 cores" in card and "| torch |" in card and "Not measured. " not in card
 
 
-def test_the_card_repeats_the_command_that_made_the_run(run):
+def test_the_card_repeats_the_command_that_made_the_run(run, monkeypatch, tmp_path):
     from lth_scale import card
     from lth_scale.arguments import parse
 
     args = card.Run.at(run / "rounds/03").args
+    places = {name: Path(getattr(args, name)) for name in ("model_name_or_path", "dataset_path")}
+    for place in places.values():
+        (tmp_path / place.name).symlink_to(place)
+    monkeypatch.chdir(tmp_path)
     words = shlex.split(card.command(args))
     assert words[:4] == ["accelerate", "launch", "-m", "lth_scale.imp"]
     again = parse(words[4:], "test", "test").as_dict()
     loose = {"output_dir", "report_to"}
     assert {k: v for k, v in again.items() if k not in loose} == {
-        k: v for k, v in args.as_dict().items() if k not in loose
+        k: places[k].name if k in places else v for k, v in args.as_dict().items() if k not in loose
     }
 
 
@@ -195,7 +305,7 @@ def test_a_dry_run_asks_nobody_and_leaves_nothing(server, run):
     shutil.rmtree(picture.parent)  # as before a search has ended
     before = sorted(run.rglob("*"))
     card, sizes = hub.push(run, REPO, dry_run=True)
-    assert card.startswith("---\n") and dict(sizes)["ticket.safetensors"] == (run / "ticket.safetensors").stat().st_size
+    assert card.startswith("---\n") and str(run) not in card and dict(sizes)["ticket.safetensors"] > 1000
     assert dict(sizes)["figures/score_against_sparsity.png"] == size
     assert server.requests == [] and sorted(run.rglob("*")) == before
 

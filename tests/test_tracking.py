@@ -126,14 +126,6 @@ def test_processes_that_make_one_store_at_once_share_one_experiment(tmp_path):
     assert [process.returncode for process in started] == [0, 0, 0] and len(set(found)) == 1
 
 
-def test_a_password_in_the_stores_url_is_not_kept():
-    from lth_scale.arguments import without_secrets
-
-    assert without_secrets("https://me:secret@host:5000/a?b=@c") == "https://host:5000/a?b=@c"
-    assert without_secrets("postgresql://me:s%40cret@host/db") == "postgresql://host/db"
-    assert without_secrets("sqlite:////a/b@c/mlflow.db") == "sqlite:////a/b@c/mlflow.db"
-
-
 def contents(store, out):
     """What the store holds of the search in `out`, by the runs' names: all that does not depend on the time."""
     client = MlflowClient(store)

@@ -96,7 +96,9 @@ def load(directory: Path, dense: bool = False) -> PreTrainedModel:
     except BadInput:
         raise
     except Exception as problem:  # what is read may be anybody's, and meets the constructors of transformers
-        raise BadInput(f"{file}: is no whole {kind} export ({' '.join(str(problem).split())[:160]})") from None
+        raise BadInput(
+            f"{file}: is no whole {kind} export ({' '.join(without_secrets(str(problem)).split())[:160]})"
+        ) from None
     finish = None if dense else FORMATS[kind].finish
     return finish(model, packed).requires_grad_(False) if finish else model
 

@@ -103,7 +103,7 @@ def _whole(place: Place) -> Place:
 
 def seal(directory: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Write export.json: `content`, the SHA-256 of every other file, and that of all this. Returns it."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
     made = {**content, "files": {path.relative_to(directory).as_posix(): files.sha256(path) for path in paths}}
     made["sha256"] = hashlib.sha256(_text(made)).hexdigest()
     files.write_bytes(directory / MANIFEST, _text(made))
@@ -111,7 +111,29 @@ def seal(directory: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def opened(directory: Path) -> dict[str, Any]:
-    """export.json of a whole export. Raises BadInput, naming the file that was changed, is cut or is missing."""
+    """export.json of a whole export. Raises BadInput, naming the file that was changed, is cut or is missing.
+
+    A card may be edited, or be gone.
+    """
+    made = manifest(directory)
+    for name, digest in made["files"].items():
+        if not is_card(name) and not is_whole(directory / name, digest):
+            raise BadInput(f"{directory}/{name}: is missing or was changed since it was exported; export or copy again")
+    return made
+
+
+def is_card(name: str) -> bool:
+    """True for the files of a repository that people edit there."""
+    return name == "README.md" or name.startswith(".eval_results/")
+
+
+def is_whole(path: Path, digest: str) -> bool:
+    """True where a file is there and has this SHA-256."""
+    return path.is_file() and files.sha256(path) == digest
+
+
+def manifest(directory: Path) -> dict[str, Any]:
+    """export.json by itself, whose files are not read. Raises BadInput where it is damaged or missing."""
     try:
         path = directory / MANIFEST
         files.check_regular(path)
@@ -122,9 +144,6 @@ def opened(directory: Path) -> dict[str, Any]:
         _check(made, raw)
     except (OSError, ValueError, RecursionError) as problem:
         raise BadInput(f"{directory}/{MANIFEST}: not a whole {FORMAT} file ({problem}); export or copy again") from None
-    for name, digest in made["files"].items():
-        if not (directory / name).is_file() or files.sha256(directory / name) != digest:
-            raise BadInput(f"{directory}/{name}: is missing or was changed since it was exported; export or copy again")
     return made
 
 

@@ -138,7 +138,7 @@ def log(output: Path, cells: list[dict]) -> None:
         tracking.log_report(store, output.name, paths, "speed", report.metrics(cells))
         print(f"MLflow   logged to {without_secrets(store)}")
     except Exception as problem:  # MLflow raises many kinds
-        why = without_secrets(str(problem).partition("\n")[0])
+        why = without_secrets(str(problem)).partition("\n")[0]
         print(f"MLflow   not logged to {without_secrets(store)}: {why}")
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from lth_scale.redaction import without_secrets
+
 Spread = tuple[float, float, float]  # median, lower and upper quartile
 SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
@@ -55,7 +57,7 @@ def measure(
 
 def reason(problem: Exception) -> str:
     """An error in one line."""
-    first = next(filter(None, map(str.strip, str(problem).splitlines())), "")
+    first = next(filter(None, map(str.strip, without_secrets(str(problem)).splitlines())), "")
     return f"{type(problem).__name__}: {first[:200]}"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale import figures, files, page
+from lth_scale.redaction import redacted
 from lth_scale.speed import FILES
 from lth_scale.speed.backends import BACKENDS
 from lth_scale.speed.measure import Spread, usable_cores
@@ -74,7 +75,7 @@ def write(output: Path, cells: list[dict], notes: list[str], settings: dict[str,
         page.Section("Break-even", evens,
                      pictures={"speed.png": ("Speed-up over the best dense engine, against sparsity", png)}),
     ]  # fmt: skip
-    record = {"machine": here, "elsewhere": changes, "settings": settings, "notes": notes, "cells": cells}
+    record = {"machine": here, "elsewhere": changes, "settings": redacted(settings), "notes": notes, "cells": cells}
     text = page.markdown("Speed check", "", sections)
     contents = zip(FILES, (text.encode(), files.as_json(record), png), strict=True)
     files.write_listed(output, {name: content for name, content in contents if content})
