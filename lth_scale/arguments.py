@@ -15,6 +15,7 @@ import sys
 import textwrap
 import time
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
@@ -281,6 +282,13 @@ class OneLineParser(argparse.ArgumentParser):
         called = "lth " if Path(sys.argv[0]).name == "lth" else "python -m lth_scale."
         super().__init__(prog=prog and prog.replace("lth_scale.", called), **options)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does. Raises BadInput for a word that is not UTF-8: it could not be printed, nor written down."""
+        for word in sys.argv[1:] if args is None else args:
+            if re.search("[\ud800-\udfff]", word):
+                raise BadInput(f"{word}: is not UTF-8; rename it, or link to it by another name")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raise BadInput; `main` of each command turns it into exit code 2."""
         raise BadInput(f"{message.removeprefix('argument ')} (see --help)")
@@ -302,8 +310,13 @@ def without_secrets(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A text without what could drive a terminal: names in files are anybody's."""
-    return "".join(each if each.isprintable() or each == "\n" else "�" for each in text)
+    """A text without what could drive a terminal or reorder a line: names in files are anybody's."""
+    return "".join(each if is_printable(each) else "�" for each in text)
+
+
+def is_printable(character: str) -> bool:
+    """True for what is seen, spaces of every width and the end of a line."""
+    return character.isprintable() or character == "\n" or unicodedata.category(character) == "Zs"
 
 
 def is_local(name: str) -> bool:

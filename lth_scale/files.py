@@ -1,10 +1,13 @@
 """Files that are whole or absent: write to a temporary name, fsync, rename, fsync the directory."""
 
+import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +38,25 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     sync_directory(path.parent)
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError unless `path` is a regular file, following links.
+
+    Opens nothing, so a FIFO or a device does not hang.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+
+
+def read_text(path: Path, limit: int = 2**26) -> str:
+    """A regular file of UTF-8. Raises OSError where it is none, ValueError where it is longer than `limit` bytes."""
+    check_regular(path)
+    with open(path, "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it is longer than {limit:,} bytes")
+    return content.decode()
 
 
 def make_directory(path: Path) -> None:
@@ -94,8 +116,10 @@ def sync_directory(directory: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    """Write `value` as indented JSON, in which escapes stand for what could drive a terminal or is no UTF-8."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    text = re.sub(r"[^ -~\n]", lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text)
+    write_bytes(path, f"{text}\n".encode())
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str] | None = None) -> None:

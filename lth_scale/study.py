@@ -14,8 +14,8 @@ from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
 
 from lth_scale import arguments, files
-from lth_scale.arguments import Arguments, BadInput, Training, exit_on_bad_input
-from lth_scale.grid import Flags, Job, Plan, as_argv, difference, load, plan, summary
+from lth_scale.arguments import Arguments, BadInput, Training, exit_on_bad_input, printable
+from lth_scale.grid import Flags, Job, Plan, as_argv, check_texts, difference, load, plan, summary
 
 # Training examples, as in Table 1 of Chen et al. 2020 (squad: windows of 384 tokens); a round of mlm is in steps.
 ROWS = {"mnli": 392_702, "qqp": 363_846, "stsb": 5_749, "wnli": 635, "qnli": 104_743, "mrpc": 3_668, "rte": 2_490,
@@ -73,7 +73,7 @@ class Runner:
         print(f"[{self.jobs.index(job) + 1}/{len(self.jobs)}] {job.id} … ", end="", flush=True)
         began, command, log = time.monotonic(), self.command(job), self.path(job, ".log")
         with open(log, "a") as to:
-            print("$", shlex.join(command), file=to, flush=True)
+            print("$", printable(shlex.join(command)), file=to, flush=True)
             child = Popen(command, stdin=DEVNULL, stdout=to, stderr=STDOUT, pass_fds=[lock], start_new_session=True)
             try:
                 child.wait()
@@ -83,7 +83,7 @@ class Runner:
                 raise
         if not self.is_done(job):
             last = log.read_text(errors="replace").rstrip().splitlines()[-1]
-            self.failed[job.id] = f"exit code {child.returncode}: {last} ({log})"
+            self.failed[job.id] = f"exit code {child.returncode}: {printable(last)} ({log})"
         print("failed" if job.id in self.failed else "done", f"after {time.monotonic() - began:.0f} s", flush=True)
 
     def command(self, job: Job) -> list[str]:
@@ -114,7 +114,8 @@ def refuse_other_flags(made: Plan, directory: Path) -> None:
     """Refuse to mix jobs that were begun with other flags. Raises BadInput."""
     path = directory / "study.json"
     try:
-        before = {job["id"]: {**job["flags"]} for job in json.loads(path.read_text())["jobs"]} if path.exists() else {}
+        jobs = json.loads(files.read_text(path))["jobs"] if os.path.lexists(path) else []
+        before = {job["id"]: {**job["flags"]} for job in jobs}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise BadInput(f"--output_dir {directory}: its study.json is damaged, so it is not known with which flags its "
                        "jobs were begun; put back a copy of it, or give another directory") from None  # fmt: skip
@@ -140,7 +141,12 @@ def steps_a_round(args: Training) -> float:
 
 def steps_of(job: Job) -> float:
     """Optimizer steps of a job: of all the rounds that it trains itself. Raises BadInput."""
-    one = steps_a_round(job.args)
+    try:
+        one = steps_a_round(job.args)
+    except OverflowError:
+        raise BadInput(
+            f"{job.id}: --num_train_epochs {job.args.num_train_epochs}: is more than can be counted; give less"
+        ) from None
     if math.isnan(one) or not isinstance(job.args, Arguments):
         return one
     later = one - int(arguments.parse_rewind_step(job.args.rewind_step, int(one)))
@@ -153,8 +159,8 @@ def seconds_a_step(runner: Runner) -> dict[str, float]:
     for job in filter(runner.is_done, runner.made.jobs.values()):
         file = runner.path(job, "/results.json")
         try:
-            those = [(float(row["steps"]), float(row["seconds"])) for row in json.loads(file.read_text())]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            those = [(float(row["steps"]), float(row["seconds"])) for row in json.loads(files.read_text(file))]
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise BadInput(f"{file}: is damaged or missing; put back a copy of it, or delete {file.parent}") from None
         rows.setdefault(job.args.task, []).extend(those)
     sums = {task: [sum(column) for column in zip(*those, strict=True)] for task, those in rows.items()}
@@ -189,6 +195,8 @@ def overrides(rest: list[str]) -> Flags:
             given[name] = part
         else:
             raise BadInput(f"{part}: belongs to no flag; give STUDY.yaml first, then --flag value")
+    for name, value in given.items():
+        check_texts(f"--{name}", value)
     return given
 
 
@@ -239,7 +247,7 @@ def main() -> None:
     command = shlex.join(["python", "-m", "lth_scale.study", *whole])
     files.write_json(directory / "study.json", summary(made) | {"command": command})
     runner.run()
-    print(runner.table(), flush=True)
+    print(printable(runner.table()), flush=True)
     if runner.failed:
         sys.exit(1)
 
