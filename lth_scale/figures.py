@@ -81,7 +81,7 @@ def _plot(ax: Any, lines: Lines, full: Sequence[float]) -> None:
     named = any(isinstance(x, str) for x in lines["none"])
     places = {x: i if named else x for points in lines.values() for i, x in enumerate(points)}
     if named:
-        ax.set_xticks(list(places.values()), places, fontsize=8, rotation=20)
+        ax.set_xticks(list(places.values()), [*map(_plain, places)], fontsize=8, rotation=20)
     for x in (places[x] for x, scores in lines["none"].items() if not scores):
         width = 0.6 if named else 3
         ax.axvspan(x - width / 2, x + width / 2, facecolor="none", edgecolor="0.75", hatch="////", lw=0, zorder=0)

@@ -175,7 +175,9 @@ def load(directory: Path) -> Study:
     try:
         check_plan(plan)
         return study_of(plan, *results(directory, plan), directory)
-    except DAMAGE as problem:
+    except BadInput:
+        raise
+    except (OSError, *DAMAGE) as problem:
         raise BadInput(f"{path}: it or a results.json is damaged ({problem!r:.200}); run the study again") from None
 
 
@@ -239,15 +241,19 @@ def read(path: Path) -> Any:
 
 
 def _cell(spec: Mapping[str, Any], rows: list[dict[str, Any]]) -> Cell:
-    """A search has a row a sparsity, anything else a row a seed."""
+    """A search has a row a sparsity, anything else a row a seed. Raises ValueError for a score that is infinite."""
     key = "sparsity" if rows and "round" in rows[0] else "seed"
     evals: Mapping[str, float] = next((row["eval"] for row in rows if abs(row[key] - spec[key]) <= CLOSE), {})
     scaled = {name: float(value) * (1 if name in UNSCALED else 100) for name, value in evals.items()}
+    if any(map(math.isinf, scaled.values())):
+        raise ValueError("a score is infinite")
     plan = {name: spec[name] for name in ("task", "seed", "sparsity", "control", "rewind")}
     return Cell(**plan, source=spec["source"] or spec["task"], evals=scaled)
 
 
 def _search(flags: Mapping[str, Any], place: Path, rows: list[dict[str, Any]]) -> Search:
+    if not all(0 <= row["round"] <= 9999 for row in rows):
+        raise ValueError("a round has no number from 0 to 9999")
     tickets = {float(row["sparsity"]): place / "rounds" / f"{row['round']:02d}" / "ticket.safetensors" for row in rows}
     return Search(flags["task"], flags["seed"], flags["target_sparsity"], tickets)
 

@@ -47,7 +47,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Write the report of the study that the command line names, log it, and say where it is."""
     args = parse()
-    if (args.directory / "page.in").is_file():
+    if os.path.isfile(args.directory / "page.in"):
         print(printable(f"page     {evidence.write(args.directory)}"))
         return
     study, output = findings.load(args.directory), args.output_dir or args.directory / "report"

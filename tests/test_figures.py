@@ -29,3 +29,18 @@ def test_a_long_title_stays_within_the_picture(draw, monkeypatch):
     (figure,) = drawn
     box = figure._suptitle.get_window_extent()
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and figure._suptitle.get_text().startswith("Transfer at 70 %\n")
+
+
+DRAWN = [
+    lambda title: figures.heat_maps({title: figures.Grid([title], ["mrpc"], {})}, title),
+    lambda title: figures.scores({title: ({"none": {title: [80.0]}}, [80.0])}, "sparsity", title),
+    lambda title: figures.speed_ups({title: {title: {70.0: (0.9, 0.8, 1.0)}}}, {}, {title}, title),
+    lambda title: figures.sparsity_by_layer({title: 0.5}, title),
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("draw", DRAWN, ids=["heat map", "scores", "speed-ups", "layers"])
+@pytest.mark.parametrize("text", [r"$\frac{$", "$a$ $^", r"\$5$", "a\x1bb"])
+def test_dollars_and_control_characters_are_shown_and_no_formula(draw, text):
+    assert draw(text)
