@@ -175,8 +175,6 @@ def load(directory: Path) -> Study:
     try:
         check_plan(plan)
         return study_of(plan, *results(directory, plan), directory)
-    except BadInput:
-        raise
     except (OSError, *DAMAGE) as problem:
         raise BadInput(f"{path}: it or a results.json is damaged ({problem!r:.200}); run the study again") from None
 
