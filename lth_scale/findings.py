@@ -239,12 +239,12 @@ def read(path: Path) -> Any:
 
 
 def _cell(spec: Mapping[str, Any], rows: list[dict[str, Any]]) -> Cell:
-    """A search has a row a sparsity, anything else a row a seed. Raises ValueError for a score that is infinite."""
+    """A search has a row a sparsity, anything else a row a seed. Raises ValueError for a score that is not finite."""
     key = "sparsity" if rows and "round" in rows[0] else "seed"
     evals: Mapping[str, float] = next((row["eval"] for row in rows if abs(row[key] - spec[key]) <= CLOSE), {})
     scaled = {name: float(value) * (1 if name in UNSCALED else 100) for name, value in evals.items()}
-    if any(map(math.isinf, scaled.values())):
-        raise ValueError("a score is infinite")
+    if not all(map(math.isfinite, scaled.values())):
+        raise ValueError("a score is no finite number")
     plan = {name: spec[name] for name in ("task", "seed", "sparsity", "control", "rewind")}
     return Cell(**plan, source=spec["source"] or spec["task"], evals=scaled)
 
