@@ -16,6 +16,7 @@ import sys
 import textwrap
 import time
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
@@ -342,8 +343,13 @@ class Wide(argparse.HelpFormatter):
 
 
 def printable(text: str) -> str:
-    """A text without what could drive a terminal: names in files are anybody's."""
-    return "".join(each if each.isprintable() or each == "\n" else "�" for each in text)
+    """A text without what could drive a terminal or reorder a line: names in files are anybody's."""
+    return "".join(each if is_printable(each) else "�" for each in text)
+
+
+def is_printable(character: str) -> bool:
+    """True for what is seen, spaces of every width and the end of a line."""
+    return character.isprintable() or character == "\n" or unicodedata.category(character) == "Zs"
 
 
 def check_names(words: Sequence[str]) -> None:

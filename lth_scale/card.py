@@ -1,5 +1,6 @@
 """The model card of a ticket on the Hub, and its evaluation results, from what a run has on disk. Needs no network."""
 
+import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -158,11 +159,12 @@ def readme(run: Run, repo: str, licence: Licence, speed: str) -> str:
     """The whole card. speed: a section of Markdown about speed, from `speed_section`."""
     ticket, args = run.ticket, run.args
     kind = "A lottery ticket" if run.control == "none" else f"A control of a lottery ticket (`{run.control}`)"
+    base = page.code(base_of(args))
     head = HEADS.get(args.task, GLUE_HEAD)[1]
     parts = [
         f"---\n{metadata(run, repo, licence).to_yaml()}\n---",
         f"# {repo.split('/')[-1]}",
-        f"{kind} in `{base_of(args)}`: **{ticket.sparsity:.2%} of its prunable weights are exactly zero** "
+        f"{kind} in {base}: **{ticket.sparsity:.2%} of its prunable weights are exactly zero** "
         f"({ticket.pruned:,} of {ticket.prunable:,}; embeddings, biases, LayerNorm and heads are not pruned), trained "
         f"on {args.task} with seed {seed_of(run)}.",
         f"## Scores\n\nOn {evaluated_on(args)}.\n\n{scores(run.record)}",
@@ -200,9 +202,10 @@ def alone(run: Run, repo: str) -> str:
     revision = f', revision="{ticket.base_revision}"' if ticket.base_revision else ""
     code = "from lth_scale import Ticket\nfrom transformers import AutoModel\n"
     where = base_of(args) if base_of(args) == args.model_name_or_path else f"DIRECTORY/OF/{base_of(args)}"
-    code += f'model = Ticket.from_pretrained("{repo}").apply(AutoModel.from_pretrained("{where}"{revision}))'
+    model = json.dumps(where, ensure_ascii=False)  # a quote in a name does not end the string
+    code += f'model = Ticket.from_pretrained("{repo}").apply(AutoModel.from_pretrained({model}{revision}))'
     return (
-        f"## The ticket alone, and the small file\n\n{text}\n\n```python\n{code}\n```\n\n"
+        f"## The ticket alone, and the small file\n\n{text}\n\n{page.code_block(code, 'python')}\n\n"
         "`compact/` holds the same network as a bit a weight and the values (`lth_scale.load_exported`); "
         f"`python -m lth_scale.hub pull {repo}` fetches everything and checks every digest."
     )
@@ -213,7 +216,8 @@ def made(run: Run) -> str:
     saved = files.read_json(run.record.directory / "arguments.json")
     versions = ", ".join(f"{name} {value}" for name, value in saved.get("versions", {}).items() if value)
     commit = f"; lth_scale at commit {saved['git_commit']}" if saved.get("git_commit") else ""
-    return f"## How it was made\n\n```sh\n{command(run.args)}\n```\n\n{versions}{commit}."
+    how = page.code_block(command(run.args), "sh")
+    return f"## How it was made\n\n{how}\n\n{page.literal(versions + commit)}."
 
 
 def cautions(run: Run) -> str:
@@ -245,10 +249,13 @@ def speed_section(found: Path | None, run: Run) -> str:
     from lth_scale.speed import report
 
     machine, sections = record["machine"], [report.section(cell) for cell in cells]
-    parts = [f"{machine['cpu']}, {machine['cores']}, {machine['gpu'] or 'no GPU'}, {machine['system']}; "
-             f"{record['settings']['repeats']} interleaved calls of each engine. {report.READING}"]  # fmt: skip
+    here = f"{machine['cpu']}, {machine['cores']}, {machine['gpu'] or 'no GPU'}, {machine['system']}"
+    parts = [
+        f"{page.literal(here)}; {record['settings']['repeats']} interleaved calls of each engine. {report.READING}"
+    ]
     for each in sections:
-        parts += [f"### {each.title.rpartition(': ')[2]}", *each.text, *map(page.grid, each.tables)]
+        title = page.literal(each.title.rpartition(": ")[2])
+        parts += [f"### {title}", *map(page.literal, each.text), *map(page.grid, each.tables)]
     return "## Speed\n\n" + "\n\n".join(parts)
 
 

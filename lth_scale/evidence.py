@@ -22,7 +22,7 @@ from typing import Any
 from lth_scale import arguments, files, findings
 from lth_scale.arguments import BadInput
 from lth_scale.grid import difference
-from lth_scale.page import Section, Table, grid
+from lth_scale.page import LABEL, Section, Table, code, grid, literal, literal_in_html
 from lth_scale.record import git_commit, versions
 
 KEPT = ("round", "seed", "sparsity", "steps", "eval", "seconds", "peak_memory")  # of a row of results
@@ -35,7 +35,7 @@ def save(directory: Path, file: Path) -> None:
     kept = keep(directory)
     try:
         kept = joined(kept, files.read_json(file)) if file.exists() else kept
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, RecursionError, *findings.DAMAGE):
         raise BadInput(f"--save {file}: is there, and is no file of --save; give another, or delete it") from None
     files.write_json(file, kept)
 
@@ -76,7 +76,7 @@ def _by_seed(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) 
 
 def keep(directory: Path) -> dict[str, Any]:
     """What a report needs of the study below `directory`. Raises BadInput."""
-    study, plan = findings.load(directory), files.read_json(directory / "study.json")
+    study, plan = findings.load(directory), findings.read(directory / "study.json")
     rows, finished = findings.results(directory, plan)
     return {
         "made": made(directory, plan.get("command", "lth_scale.study")),
@@ -94,7 +94,9 @@ def made(directory: Path | None, command: str) -> dict[str, str]:
     from lth_scale.speed.report import machine  # imports torch
 
     here, found = machine(), sorted(directory.glob("**/arguments.json")) if directory else []
-    wrote = [files.read_json(path) for path in found] or [{"versions": versions(), "git_commit": git_commit()}]
+    wrote = [findings.read(path) for path in found] or [{"versions": versions(), "git_commit": git_commit()}]
+    if not all(isinstance(each.get("versions", each) if isinstance(each, dict) else each, dict) for each in wrote):
+        raise BadInput(f"{directory}: an arguments.json below it is damaged; run its job again, or delete it")
     listed = [{name: str(each.get("versions", each).get(name)) for name in PACKAGES} for each in wrote]
     commits = [{"git": str(each.get("git_commit"))[:9]} for each in wrote]
     return {
@@ -118,7 +120,7 @@ def _study(path: Path) -> findings.Study:
     parts = [_read(file) for file in sorted(path.parent.glob(path.name)) or [path]]
     try:
         return _together(path, parts)
-    except (KeyError, TypeError, AttributeError, ValueError) as problem:
+    except findings.DAMAGE as problem:
         raise BadInput(f"{path}: is no file of lth_scale.report --save ({problem!r}); make it again") from None
 
 
@@ -145,8 +147,11 @@ def _sections(path: Path) -> list[Section]:
 def _made(path: Path) -> str:
     every = {file.stem: _read(file) for file in sorted(path.parent.glob(path.name))}
     begun = {name: kept["made"] for name, kept in every.items() if "plan" not in kept or any(kept["rows"].values())}
-    lines = ["Made by `{command}` on {machine} ({versions}).".format(**how) for how in begun.values()]
-    later = [name for name in every if name not in begun]
+    lines = []
+    for how in begun.values():
+        command, machine, versions = code(how["command"]), literal(how["machine"]), literal(how["versions"])
+        lines.append(f"Made by {command} on {machine} ({versions}).")
+    later = [literal(name) for name in every if name not in begun]
     return _small([*lines, *([f"Not begun: {', '.join(later)}."] if later else [])])
 
 
@@ -173,7 +178,7 @@ def picture(path: Path, name: str) -> str:
     if not png:
         raise BadInput(f"{path}: its picture {name!r} cannot be drawn; see the warning above")
     files.write_bytes(path.with_name(f"{own}-{name}"), png)
-    return f"![{own}: {caption}]({path.parent.name}/{own}-{name})\n\n{_made(path)}"
+    return f"![{literal(f'{own}: {caption}', LABEL)}]({path.parent.name}/{own}-{name})\n\n{_made(path)}"
 
 
 def score(path: Path, task: str, sparsity: str, control: str = "none", source: str | None = None) -> str:
@@ -229,11 +234,19 @@ def speed(path: Path) -> str:
         timed = {name: row for name, row in cell["rows"].items() if "ms" in row}
         skipped = ", ".join(name for name in cell["rows"] if name not in timed)
         part = section(cell | {"rows": timed})
-        text = f"{' '.join(part.text)} Skipped: {skipped or 'none'}."
-        said += [f"<details markdown><summary>{part.title}</summary>", text, *map(grid, part.tables), "</details>"]
+        text = literal(f"{' '.join(part.text)} Skipped: {skipped or 'none'}.")
+        said += [
+            f"<details markdown><summary>{literal_in_html(part.title)}</summary>",
+            text,
+            *map(grid, part.tables),
+            "</details>",
+        ]
     png, evens = break_evens(kept["cells"], kept["machine"]["cpu"])
     files.write_bytes(path.with_suffix(".png"), png)
-    drawn = [f"![speed-up against sparsity]({path.parent.name}/{path.stem}.png)", *(f"* {line}" for line in evens)]
+    drawn = [
+        f"![speed-up against sparsity]({path.parent.name}/{path.stem}.png)",
+        *(f"* {literal(line)}" for line in evens),
+    ]
     return "\n\n".join([*drawn, grid(ours(kept["cells"])), *said, _checked(kept)])
 
 
@@ -258,8 +271,9 @@ def _checked(kept: dict[str, Any]) -> str:
     flags = " ".join(f"--{name} {' '.join(map(str, x)) if isinstance(x, list) else x}" for name, x in given.items())
     here, named = kept["machine"], ["torch", "onnxruntime", "openvino"]
     versions = ", ".join(f"{name} {here['versions'][name]}" for name in named if name in here["versions"])
-    how = f"`python -m lth_scale.speed {targets} {flags}` on {here['cpu']}, {here['gpu'] or 'no GPU'} ({versions})"
-    return _small([f"Made by {how}."])
+    command = code(f"python -m lth_scale.speed {targets} {flags}")
+    machine = literal(f"{here['cpu']}, {here['gpu'] or 'no GPU'} ({versions})")
+    return _small([f"Made by {command} on {machine}."])
 
 
 FILLED: dict[str, Callable[..., str]] = {
@@ -279,14 +293,14 @@ def fill(folder: Path) -> str:
             return FILLED[what](folder / f"{words[0]}.json", *words[1:])
         except BadInput:
             raise
-        except (TypeError, KeyError, ValueError) as problem:
+        except (IndexError, *findings.DAMAGE) as problem:
             raise BadInput(
                 f"{folder / 'page.in'}: {found[0]}: cannot be filled in ({problem}); see evidence.py"
             ) from None
 
     try:
-        text = (folder / "page.in").read_text(encoding="utf-8")
-    except UnicodeDecodeError as problem:
+        text = files.read_text(folder / "page.in")
+    except ValueError as problem:
         raise BadInput(f"{folder / 'page.in'}: is no text ({problem}); save it as UTF-8") from None
     return re.sub(r"\{\{(.+?)\}\}", one, text)
 

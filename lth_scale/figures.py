@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 from unittest import mock
 
 from lth_scale import files
-from lth_scale.arguments import first_line
+from lth_scale.arguments import first_line, printable
 from lth_scale.record import Record
 
 if TYPE_CHECKING:
@@ -94,11 +94,16 @@ def _panels(width: float, height: float, count: int = 1) -> "tuple[Figure, list[
     return figure, axes[:count]
 
 
+def _plain(text: str) -> str:
+    """A text as Matplotlib shows it: without formulas between dollars."""
+    return printable(text).replace("$", r"\$")
+
+
 def _titled(figure: "Figure", title: str) -> "Figure":
     """Write the title above, its lines no longer than the figure is wide."""
     letters = int(11 * figure.get_figwidth())
     lines = [part for line in title.splitlines() for part in textwrap.wrap(line, letters)]
-    figure.suptitle("\n".join(lines), fontsize=11)
+    figure.suptitle(_plain("\n".join(lines)), fontsize=11)
     return figure
 
 
@@ -118,7 +123,7 @@ def _plot(ax: Any, lines: Lines, full: Sequence[float]) -> None:
     named = any(isinstance(x, str) for x in lines["none"])
     places = {x: i if named else x for points in lines.values() for i, x in enumerate(points)}
     if named:
-        ax.set_xticks(list(places.values()), places, fontsize=8, rotation=20)
+        ax.set_xticks(list(places.values()), [*map(_plain, places)], fontsize=8, rotation=20)
     for x in (places[x] for x, scores in lines["none"].items() if not scores):
         width = 0.6 if named else 3
         ax.axvspan(x - width / 2, x + width / 2, facecolor="none", edgecolor="0.75", hatch="////", lw=0, zorder=0)
@@ -142,7 +147,7 @@ def scores(panels: Mapping[str, tuple[Lines, Sequence[float]]], xlabel: str, tit
     known: dict[str, Any] = {}
     for ax, (name, (lines, full)) in zip(axes, panels.items(), strict=True):
         _plot(ax, lines, full)
-        ax.set_title(name, fontsize=10)
+        ax.set_title(_plain(name), fontsize=10)
         ax.set_xlabel(xlabel)
         known |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     figure.legend(list(known.values()), list(known), frameon=False, fontsize=8, loc="outside lower center", ncols=2)
@@ -153,11 +158,11 @@ def scores(panels: Mapping[str, tuple[Lines, Sequence[float]]], xlabel: str, tit
 def sparsity_by_layer(layers: Mapping[str, float], title: str) -> bytes:
     """A bar for the sparsity of each matrix, in the order of the model."""
     figure, (ax,) = _panels(7.0, 0.8 + 0.2 * len(layers))
-    names = [name.removesuffix(".weight") for name in layers]
+    names = [_plain(name.removesuffix(".weight")) for name in layers]
     ax.barh(names, [100 * value for value in layers.values()], color="#0072B2")
     ax.invert_yaxis()
     ax.tick_params(axis="y", labelsize=7)
-    ax.set(xlim=(0, 100), xlabel="pruned (%)", title=title)
+    ax.set(xlim=(0, 100), xlabel="pruned (%)", title=_plain(title))
     return _png(figure)
 
 
@@ -175,9 +180,9 @@ def heat_maps(
         values = [[grid.cells.get((row, column), (math.nan,))[0] for column in grid.columns] for row in grid.rows]
         ax.axhspan(-0.5, len(grid.rows) - 0.5, facecolor="white", edgecolor="0.7", hatch="////", zorder=-1)
         image = ax.imshow(values, cmap=cmap, vmin=low, vmax=high, aspect="auto")
-        ax.set_title(name, fontsize=10)
-        ax.set_xticks(range(len(grid.columns)), grid.columns, rotation=35, ha="right", fontsize=8)
-        ax.set_yticks(range(len(grid.rows)), grid.rows, fontsize=8)
+        ax.set_title(_plain(name), fontsize=10)
+        ax.set_xticks(range(len(grid.columns)), [*map(_plain, grid.columns)], rotation=35, ha="right", fontsize=8)
+        ax.set_yticks(range(len(grid.rows)), [*map(_plain, grid.rows)], fontsize=8)
         for (row, column), (value, text) in grid.cells.items():
             look = {"color": "white" if value < (low + high) / 2 else "black", "ha": "center", "va": "center"}
             box = WHITE_BOX if math.isnan(value) else None
@@ -206,7 +211,13 @@ def speed_ups(
             median = [found[0] for found in points.values()]
             spread = [[abs(found[0] - found[side]) for found in points.values()] for side in (1, 2)]
             style = {"color": COLORS[i], "linewidth": 2} if name in sparse else {"color": "0.6", "linewidth": 0.8}
-            style |= {"linestyle": LINES[i], "marker": "osD^vPX"[i], "markersize": 5, "capsize": 3, "label": name}
+            style |= {
+                "linestyle": LINES[i],
+                "marker": "osD^vPX"[i],
+                "markersize": 5,
+                "capsize": 3,
+                "label": _plain(name),
+            }
             ax.errorbar(list(points), median, spread, **style)
             if (panel, name) in crossings:
                 x = crossings[panel, name]
@@ -215,7 +226,7 @@ def speed_ups(
                 ax.text(x, 0.02, f"{x:.0f} %", fontsize=7, **where)
         ax.set_yscale("log", base=2)
         ax.yaxis.set_major_formatter("{x:g}")
-        ax.set_title(panel, fontsize=10)
+        ax.set_title(_plain(panel), fontsize=10)
         ax.set(xlabel=SPARSITY, ylabel="× the best dense engine")
         known |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     figure.legend(list(known.values()), list(known), frameon=False, fontsize=8, loc="outside lower center", ncols=3)

@@ -88,6 +88,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_text(path: Path, limit: int = 2**26) -> str:
+    """A regular file of UTF-8. Raises OSError where it is none, ValueError where it is longer than `limit` bytes."""
+    check_regular(path)
+    with open(path, "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it is longer than {limit:,} bytes")
+    return content.decode()
+
+
 def make_directory(path: Path) -> None:
     """Make a directory and those above it that are missing; others may never write there, whatever the umask."""
     for missing in reversed([each for each in (path, *path.parents) if not each.exists()]):
@@ -112,8 +122,7 @@ def check_model(directory: Path) -> None:
 
 def read_json(path: Path) -> Any:
     """What a regular file of JSON holds. Raises OSError, ValueError or RecursionError."""
-    check_regular(path)
-    return json.loads(path.read_bytes())
+    return json.loads(read_text(path))
 
 
 def check_writable(directory: Path) -> None:
@@ -184,8 +193,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def as_json(value: Any) -> bytes:
-    """`value` as indented JSON, in UTF-8."""
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    """`value` as indented JSON in UTF-8, in which escapes stand for what could drive a terminal or is no UTF-8."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    text = re.sub(r"[^ -~\n]", lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text)
+    return f"{text}\n".encode()
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str] | None = None) -> None:

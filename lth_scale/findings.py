@@ -16,12 +16,13 @@ from statistics import fmean
 from typing import Any
 
 from lth_scale import figures, files
-from lth_scale.arguments import CONTROLS, TASKS, BadInput
+from lth_scale.arguments import CONTROLS, TASKS, BadInput, parse_rewind_step
 from lth_scale.matching import RULES, WORDS, at_least, holm, judge, summary, tested, verdicts
 from lth_scale.page import Section, Table
 
 CLOSE = 5e-4  # a row's sparsity is that of a cell: patterns and whole weights round
 UNSCALED = ("loss", "perplexity")  # metrics that are no fractions
+DAMAGE = (KeyError, TypeError, AttributeError, ValueError, OverflowError)  # what JSON of another shape leads to
 THETA = "θ₀ pruned"
 SHADES = (0.0, 1.0)  # dark and light, in the figures of transfer
 OWN, OTHER = "tickets on their own task", "tickets on other tasks"
@@ -163,13 +164,48 @@ class Study:
 def load(directory: Path) -> Study:
     """The plan and the results below `directory`. Raises BadInput where study.json or a results.json is damaged."""
     path = directory / "study.json"
-    if not path.is_file():
-        raise BadInput(f"{directory}: no study lies there (study.json is missing); give the directory of a study")
-    plan = _read(path)
     try:
+        files.check_regular(path)
+    except OSError as problem:
+        raise BadInput(
+            f"{directory}: no study lies there (study.json is missing: {problem.strerror}); "
+            "give the directory of a study"
+        ) from None
+    plan = read(path)
+    try:
+        check_plan(plan)
         return study_of(plan, *results(directory, plan), directory)
-    except (KeyError, TypeError, AttributeError, ValueError) as problem:
-        raise BadInput(f"{path}: it or a results.json is damaged ({problem!r}); run the study again") from None
+    except (OSError, *DAMAGE) as problem:
+        raise BadInput(f"{path}: it or a results.json is damaged ({problem!r:.200}); run the study again") from None
+
+
+def check_plan(plan: Mapping[str, Any]) -> None:
+    """Raise one of DAMAGE where a study.json is none of `lth_scale.study`, or its jobs lie outside of its directory."""
+    of_type = [
+        *((plan[name], str) for name in ("name", "note", "model")),
+        *((job[name], str) for job in plan["jobs"] for name in ("id", "kind", "directory")),
+        *((cell["seed"], int) for cell in plan["cells"]),
+        *((job["flags"]["seed"], int) for job in plan["jobs"] if job["kind"] == "imp"),
+    ]
+    one_of = [
+        *((task, TASKS) for task in plan["tasks"]),
+        *((job["flags"]["task"], TASKS) for job in plan["jobs"] if job["kind"] == "imp"),
+        *((cell["task"], plan["tasks"]) for cell in plan["cells"]),
+        *((cell["source"], (None, *TASKS)) for cell in plan["cells"]),
+        *((cell["control"], ("none", *CONTROLS)) for cell in plan["cells"]),
+    ]
+    fractions = [cell["sparsity"] for cell in plan["cells"]]
+    fractions += [job["flags"]["target_sparsity"] for job in plan["jobs"] if job["kind"] == "imp"]
+    inside = [Path(job["directory"]) for job in plan["jobs"]]
+    points = [cell["rewind"] for cell in plan["cells"] if cell["rewind"] != "none"]
+    wrong = [value for value, kind in of_type if type(value) is not kind]
+    wrong += [value for value, known in one_of if value not in known]
+    wrong += [value for value in fractions if not (isinstance(value, int | float) and 0 <= value < 1)]
+    wrong += [str(path) for path in inside if path.is_absolute() or ".." in path.parts]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r:.99} is not what lth_scale.study writes")
+    for point in points:
+        parse_rewind_step(point, steps=None)
 
 
 def study_of(
@@ -189,12 +225,13 @@ def study_of(
 def results(directory: Path, plan: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]:
     """Of each job: the rows that are there, and whether it is complete."""
     places = {job["id"]: directory / job["directory"] for job in plan["jobs"]}
-    files_of = {job: path for job, place in places.items() if (path := place / "results.json").is_file()}
-    rows = {job: _read(files_of[job]) if job in files_of else [] for job in places}
+    found = {job: path for job, place in places.items() if (path := place / "results.json").is_file()}
+    rows = {job: read(found[job]) if job in found else [] for job in places}
     return rows, {job: (place / "complete").exists() for job, place in places.items()}
 
 
-def _read(path: Path) -> Any:
+def read(path: Path) -> Any:
+    """A file of JSON. Raises BadInput."""
     try:
         return files.read_json(path)
     except (OSError, ValueError, RecursionError) as problem:
@@ -202,16 +239,20 @@ def _read(path: Path) -> Any:
 
 
 def _cell(spec: Mapping[str, Any], rows: list[dict[str, Any]]) -> Cell:
-    """A search has a row a sparsity, anything else a row a seed."""
+    """A search has a row a sparsity, anything else a row a seed. Raises ValueError for a score that is not finite."""
     key = "sparsity" if rows and "round" in rows[0] else "seed"
     evals: Mapping[str, float] = next((row["eval"] for row in rows if abs(row[key] - spec[key]) <= CLOSE), {})
     scaled = {name: float(value) * (1 if name in UNSCALED else 100) for name, value in evals.items()}
+    if not all(map(math.isfinite, scaled.values())):
+        raise ValueError("a score is no finite number")
     plan = {name: spec[name] for name in ("task", "seed", "sparsity", "control", "rewind")}
     return Cell(**plan, source=spec["source"] or spec["task"], evals=scaled)
 
 
 def _search(flags: Mapping[str, Any], place: Path, rows: list[dict[str, Any]]) -> Search:
-    tickets = {row["sparsity"]: place / "rounds" / f"{row['round']:02d}" / "ticket.safetensors" for row in rows}
+    if not all(0 <= row["round"] <= 9999 for row in rows):
+        raise ValueError("a round has no number from 0 to 9999")
+    tickets = {float(row["sparsity"]): place / "rounds" / f"{row['round']:02d}" / "ticket.safetensors" for row in rows}
     return Search(flags["task"], flags["seed"], flags["target_sparsity"], tickets)
 
 

@@ -1,17 +1,19 @@
 """A study's YAML file, and the jobs and cells that its grid comes to. Nothing here runs anything."""
 
 import functools
+import json
+import re
 import shutil
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from lth_scale import arguments, files
-from lth_scale.arguments import QUICK_LOOK, TASKS, Arguments, BadInput, Transfer
+from lth_scale.arguments import QUICK_LOOK, TASKS, Arguments, BadInput, Transfer, is_printable
 from lth_scale.schedule import sparsities
 
 Flags = dict[str, Any]
@@ -21,6 +23,8 @@ FLAGS["transfer"].discard("scope")  # `add_cell` gives a search's to one_shot, w
 # The grid decides these.
 RESERVED = {"task", "seed", "seeds", "output_dir", "target_sparsity", "ticket", "theta", "dense", "keep_theta",
             "rewind", "rewind_step", "control"}  # fmt: skip
+LONGEST, MOST_FILES, MOST_TRAININGS = 2**18, 100, 10_000  # bytes of a file; of a study with all that it includes
+LONGEST_NAME, LONGEST_NOTE = 200, 1000
 WITHOUT_TICKET = ("one_shot", "random_mask")  # nothing but the number of pruned weights matters to them
 SPARSITIES = ("sparsities", "control_sparsities", "rewind_sparsities")
 SOME_FLAGS = {"max_steps": 100, "learning_rate": 1e-3, "optim": "sgd", "bf16": True}
@@ -38,14 +42,71 @@ TRANSFER_KEYS: dict[str, tuple] = {
 }  # fmt: skip
 
 
-class WithoutAliases(yaml.SafeLoader):
-    """Plain values alone, and no aliases: a few of those can stand for more than fits in memory."""
+class PlainLoader(yaml.SafeLoader):
+    """Plain values alone, each of which is what it looks like, and each key once.
+
+    No aliases: a few of those can stand for more than fits in memory. Of YAML 1.1's numbers, truths and dates only
+    those that YAML 1.2 and people read the same. Every refusal is BadInput with the line, or a YAMLError.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Raises BadInput at an alias."""
         if self.check_event(yaml.AliasEvent):
             raise BadInput(f"*{self.peek_event().anchor}: aliases are not read; write out what they stand for")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Raises BadInput for a key that is there twice, and for `<<`."""
+        known: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            if key.tag == f"{TAG}merge":
+                refuse(key, "<<: keys are not merged; write them out")
+            name = key.value if isinstance(key, yaml.ScalarNode) else "a key"
+            if name in known:
+                refuse(key, f"{name}: is there twice, first in line {line(known[name])}; keep one")
+            known[name] = key
+        return super().construct_mapping(node, deep)
+
+    def construct_plain(self, node: yaml.ScalarNode) -> Any:
+        """A number, a truth or a date. Raises BadInput unless it is written in one of the PLAIN ways."""
+        text = node.value
+        if len(text) > DIGITS:
+            refuse(node, f"{text[:DIGITS]}…: is a number of {len(text)} characters; give {DIGITS} or fewer")
+        value = CONSTRUCTORS[node.tag](self, node)
+        if not re.fullmatch(PLAIN, text, re.ASCII):
+            plain = [str(int(text))] if text.isdigit() else []
+            rather = ", ".join(dict.fromkeys([*plain, json.dumps(value, default=str), f'"{text}"']))
+            refuse(node, f"{text} cannot be read as it looks: YAML 1.1 takes it for {value}; write one of {rather}")
+        return value
+
+    def construct_other(self, node: yaml.Node) -> NoReturn:
+        """Raises BadInput."""
+        refuse(node, f"{node.tag}: such values are not read; write a text, a number, true, false, a list or keys")
+
+
+DIGITS = 30
+PLAIN = r"[-+]?(0|[1-9]\d*)|[-+]?(\d+\.\d*|\.\d+)([eE][-+]\d+)?|[-+]?\.(?i:inf)|\.(?i:nan)|(?i:true|false)"
+TAG = "tag:yaml.org,2002:"
+CONSTRUCTORS = {
+    f"{TAG}int": yaml.SafeLoader.construct_yaml_int,
+    f"{TAG}float": yaml.SafeLoader.construct_yaml_float,
+    f"{TAG}bool": yaml.SafeLoader.construct_yaml_bool,
+    f"{TAG}timestamp": yaml.SafeLoader.construct_yaml_timestamp,
+}
+for tag in CONSTRUCTORS:
+    PlainLoader.add_constructor(tag, PlainLoader.construct_plain)
+for tag in ("binary", "omap", "pairs", "set"):
+    PlainLoader.add_constructor(f"{TAG}{tag}", PlainLoader.construct_other)
+
+
+def line(node: yaml.Node) -> int:
+    """The line of a study's file that a node begins in, from 1."""
+    return node.start_mark.line + 1
+
+
+def refuse(node: yaml.Node, why: str) -> NoReturn:
+    """Raises BadInput."""
+    raise BadInput(f"line {line(node)}: {why}")
 
 
 @dataclass(frozen=True)
@@ -64,23 +125,67 @@ class Study:
         return {"task": task, **mine, **filled}
 
 
-def load(file: Path, given: Flags, outer: tuple[Path, ...] = ()) -> list[Study]:
-    """A YAML file and those it includes; `given` overrides their flags. Raises BadInput: file, key, value, remedy."""
-    if file.resolve() in outer:
-        raise BadInput(f"{file}: include: the file includes itself; take it out")
+def load(file: Path, given: Flags) -> list[Study]:
+    """A YAML file and those it includes; `given` overrides their flags. Raises BadInput: file, key, value, remedy.
+
+    A file that is included several times with the same flags counts once.
+    """
+    found: dict[tuple[Path, str], Study] = {}
+    _include(file, given, (), found)
+    studies = list(found.values())
+    check_name(file, studies[0].keys["name"])
+    return studies
+
+
+def _include(file: Path, given: Flags, outer: tuple[Path, ...], found: dict[tuple[Path, str], Study]) -> None:
+    """Add a file and those it includes to `found`, by place and flags from outside. Raises BadInput."""
     try:
-        files.check_regular(file)
-        keys = WithoutAliases(file.read_text(encoding="utf-8")).get_single_data()
-        check_keys("", keys, KEYS)
-        check_keys("transfer: ", keys.get("transfer", {}), TRANSFER_KEYS)
-        check_sides(keys)
-        study = fill_in(file, keys, given)
+        text, place = files.read_text(file, LONGEST), file.resolve()
+        if place in outer:
+            raise BadInput("include: the file includes itself; take it out")
+        key = (place, json.dumps(given, sort_keys=True))
+        if key in found:
+            return
+        if len(found) == MOST_FILES:
+            raise BadInput(f"include: these are more than {MOST_FILES} files in all; put studies into one file")
+        found[key] = study = read(file, text, given)
     except BadInput as problem:
         raise BadInput(f"{file}: {problem}") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as problem:
         raise BadInput(f"{file}: cannot be read as YAML ({problem}); give a study such as studies/demo.yaml") from None
-    parts = [load(file.parent / name, study.flags, (*outer, file.resolve())) for name in keys.get("include", ())]
-    return [study, *chain(*parts)]
+    for name in study.keys.get("include", ()):
+        _include(file.parent / name, study.flags, (*outer, place), found)
+
+
+def read(file: Path, text: str, given: Flags) -> Study:
+    """The study that a file's text describes. Raises BadInput, or what YAML does."""
+    keys = PlainLoader(text).get_single_data()
+    check_keys("", keys, KEYS)
+    check_keys("transfer: ", keys.get("transfer", {}), TRANSFER_KEYS)
+    check_sides(keys)
+    return fill_in(file, keys, given)
+
+
+def check_name(file: Path, name: str) -> None:
+    """Refuse a name that cannot be a directory's. Raises BadInput."""
+    if not re.fullmatch(r"[^-\s/][^/\n]*(?<![\s.])", name) or len(name.encode()) > LONGEST_NAME:
+        raise BadInput(
+            f"{file}: name: {name[:99]!r} is to name a directory; give 1 to {LONGEST_NAME} bytes without /, that begin "
+            "with no blank or - and end in no blank or dot"
+        )
+
+
+def check_texts(where: str, given: Any) -> None:
+    """Refuse characters that would drive a terminal or reorder a line, in keys and values alike. Raises BadInput."""
+    for key, value in given.items() if isinstance(given, dict) else ():
+        check_texts(where, key)
+        check_texts(f"{where}: {key}", value)
+    for value in given if isinstance(given, list) else ():
+        check_texts(where, value)
+    lines = where in ("note", "launcher")  # which may be written in several
+    for each in given if isinstance(given, str) else ():
+        if not is_printable(each) or (each == "\n" and not lines):
+            raise BadInput(f"{where}: holds the character {ascii(each)[1:-1]}, which cannot be shown; take it out")
 
 
 def check_keys(where: str, given: Any, known: dict[str, tuple]) -> None:
@@ -89,7 +194,8 @@ def check_keys(where: str, given: Any, known: dict[str, tuple]) -> None:
         raise BadInput(f"{where}holds no keys; give some of {', '.join(known)}")
     for key, value in given.items():
         if key not in known:
-            raise BadInput(f"{where}{key}: is no key of a study; take one of {', '.join(known)}")
+            raise BadInput(f"{where}{str(key)[:99]}: is no key of a study; take one of {', '.join(known)}")
+        check_texts(f"{where}{key}", value)
         if not any(is_like(value, example) for example in known[key]):
             raise BadInput(
                 f"{where}{key}: {repr(value)[:99]} cannot be used; give such as {' or '.join(map(str, known[key]))}"
@@ -131,10 +237,16 @@ def fill_in(file: Path, keys: dict[str, Any], given: Flags) -> Study:
         if name not in FLAGS["imp"] | FLAGS["transfer"]:
             raise BadInput(f"--{name} {value}: is no flag of lth_scale.imp or lth_scale.transfer; see --help")
     keys = {"name": file.stem, "note": "", "launcher": "", "seeds": [1], "controls": [], **keys}
+    keys["note"] = " ".join(keys["note"].split())
+    if len(keys["note"]) > LONGEST_NOTE:
+        raise BadInput(f"note: has {len(keys['note']):,} characters; give at most {LONGEST_NOTE:,}")
     for key in SPARSITIES:
         value = keys.get(key, keys.get("sparsities", {}))
         keys[key] = value if isinstance(value, dict) else dict.fromkeys(tasks, value)
     keys["rewind"] = [str(point) for point in keys.get("rewind", ()) if point not in (0, "0")]  # 0 is always there
+    for point in keys["rewind"]:  # they name directories
+        if not re.fullmatch(r"none|\d{1,18}|0?\.\d+|\d(\.\d+)?e-\d+", point, re.ASCII):
+            raise BadInput(f"rewind: {point!r:.99}: give none, steps such as 100, or a fraction such as 0.05")
     what = {"sources": [], "targets": [], "controls": [], "seeds": keys["seeds"], **keys.get("transfer", {})}
     keys["transfer"] = {"source_seed": what["seeds"][0], **what}
     return Study(file, keys, flags, tasks)
@@ -153,19 +265,28 @@ class Job:
     def args(self) -> Any:
         """The Arguments or Transfer that the command will resolve. Raises BadInput."""
         try:
-            given = vars(arguments.build_parser("", "", KINDS[self.kind]).parse_args(as_argv(self.flags)))
+            given = vars(parser_of(self.kind).parse_args(as_argv(self.flags)))
             late = {name: given.pop(name) for name in ("ticket", "dense", "control") if self.needs and name in given}
             args = replace(arguments.resolve(given, KINDS[self.kind]), **late)  # not files yet
             if self.kind == "imp":
                 arguments.check_search(args)
+            for name, value in args.as_dict().items():
+                if isinstance(value, int) and value >= 2**63:
+                    raise BadInput(f"--{name} {value}: is too large; give less than 2**63")
         except BadInput as problem:
             raise BadInput(f"{self.id}: {problem}") from None
         return args
 
-    @property
+    @functools.cached_property
     def ladder(self) -> list[float]:
         """The sparsities of a search's rounds."""
         return sparsities(self.args.schedule, self.args.target_sparsity, self.args.prune_rate)
+
+
+@functools.cache
+def parser_of(kind: str) -> arguments.OneLineParser:
+    """The parser of a kind of job."""
+    return arguments.build_parser("", "", KINDS[kind])
 
 
 def as_argv(flags: Flags) -> list[str]:
@@ -224,6 +345,10 @@ class Plan:
 def plan(studies: list[Study]) -> Plan:
     """The jobs and cells of studies, those that are the same merged, every job's flags checked. Raises BadInput."""
     made = Plan(studies)
+    if (count := sum(map(trainings, studies))) > MOST_TRAININGS:
+        raise BadInput(
+            f"{studies[0].file}: it comes to {count:,} trainings; give at most {MOST_TRAININGS:,} in a study"
+        )
     try:
         for study in studies:
             add_searches(made, study)
@@ -234,6 +359,17 @@ def plan(studies: list[Study]) -> Plan:
     except BadInput as problem:
         raise BadInput(f"{studies[0].file}: {problem}") from None
     return made
+
+
+def trainings(study: Study) -> int:
+    """How many cells and rewound searches a study has at most, those that it shares with others included."""
+    keys, what = study.keys, study.keys["transfer"]
+    a_seed = 0
+    for task, found in keys["sparsities"].items():
+        a_seed += 1 + len(found) + len(keys["controls"]) * len(keys["control_sparsities"].get(task, ()))
+        a_seed += len(keys["rewind"]) * (1 + len(keys["rewind_sparsities"].get(task, ())))
+    across = 1 + len(what["sources"]) * (1 + len(what["controls"]))
+    return len(keys["seeds"]) * a_seed + len(what["targets"]) * len(what["seeds"]) * across + len(what["sources"])
 
 
 def search_id(task: str, seed: int, point: str = "0") -> str:

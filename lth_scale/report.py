@@ -5,7 +5,15 @@ import os
 from pathlib import Path
 
 from lth_scale import evidence, files, findings, page
-from lth_scale.arguments import BadInput, OneLineParser, Range, check_ranges, exit_on_bad_input, without_secrets
+from lth_scale.arguments import (
+    BadInput,
+    OneLineParser,
+    Range,
+    check_ranges,
+    exit_on_bad_input,
+    printable,
+    without_secrets,
+)
 
 
 def write(study: findings.Study, output: Path, delta: float) -> list[Path]:
@@ -48,8 +56,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Write the report of the study that the command line names, log it, and say where it is."""
     args = parse()
-    if (args.directory / "page.in").is_file():
-        print(f"page     {evidence.write(args.directory)}")
+    if os.path.isfile(args.directory / "page.in"):
+        print(printable(f"page     {evidence.write(args.directory)}"))
         return
     study, output = findings.load(args.directory), args.output_dir or args.directory / "report"
     if args.save:
@@ -59,7 +67,7 @@ def main() -> None:
     except OSError as problem:
         raise BadInput(f"--output_dir {output}: cannot be written ({problem.strerror}); give another") from None
     there = sum(bool(cell.evals) for cell in study.cells)
-    print(f"report   {output / 'report.html'}\n         {output / 'report.md'}")
+    print(printable(f"report   {output / 'report.html'}\n         {output / 'report.md'}"))
     print(f"cells    {len(study.cells)} planned, {there} there, {len(study.cells) - there} missing")
     if args.report_to == "mlflow":
         from lth_scale import tracking  # imports mlflow
@@ -68,10 +76,10 @@ def main() -> None:
         store = os.environ.get("MLFLOW_TRACKING_URI") or beside
         try:
             tracking.log_report(store, study.name, written, verdicts=findings.registered(study, args.delta))
-            print(f"MLflow   logged to {without_secrets(store)}")
+            print(f"MLflow   logged to {printable(without_secrets(store))}")
         except Exception as problem:  # MLflow raises many kinds, and the report is written
             why = without_secrets(str(problem)).partition("\n")[0]
-            print(f"MLflow   not logged to {without_secrets(store)}: {why}")
+            print(printable(f"MLflow   not logged to {without_secrets(store)}: {why}"))
 
 
 if __name__ == "__main__":

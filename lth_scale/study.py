@@ -14,8 +14,8 @@ from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
 
 from lth_scale import arguments, files, provenance
-from lth_scale.arguments import Arguments, BadInput, Training, exit_on_bad_input, without_secrets
-from lth_scale.grid import Flags, Job, Plan, as_argv, difference, load, plan, summary
+from lth_scale.arguments import Arguments, BadInput, Training, exit_on_bad_input, printable, without_secrets
+from lth_scale.grid import Flags, Job, Plan, as_argv, check_texts, difference, load, plan, summary
 from lth_scale.redaction import redacted
 
 # Training examples, as in Table 1 of Chen et al. 2020 (squad: windows of 384 tokens); a round of mlm is in steps.
@@ -74,7 +74,7 @@ class Runner:
         print(f"[{self.jobs.index(job) + 1}/{len(self.jobs)}] {job.id} … ", end="", flush=True)
         began, command, log = time.monotonic(), self.command(job), self.path(job, ".log")
         with open(log, "a") as to:
-            print("$", without_secrets(shlex.join(command)), file=to, flush=True)
+            print("$", printable(without_secrets(shlex.join(command))), file=to, flush=True)
             child = Popen(command, stdin=DEVNULL, stdout=to, stderr=STDOUT, pass_fds=[lock], start_new_session=True)
             try:
                 child.wait()
@@ -84,7 +84,7 @@ class Runner:
                 raise
         if not self.is_done(job):
             last = log.read_text(errors="replace").rstrip().splitlines()[-1]
-            self.failed[job.id] = f"exit code {child.returncode}: {without_secrets(last)} ({log})"
+            self.failed[job.id] = f"exit code {child.returncode}: {printable(without_secrets(last))} ({log})"
         print("failed" if job.id in self.failed else "done", f"after {time.monotonic() - began:.0f} s", flush=True)
 
     def command(self, job: Job) -> list[str]:
@@ -117,7 +117,7 @@ def refuse_other_flags(made: Plan, directory: Path) -> None:
     if not os.path.lexists(path) and os.path.lexists(directory / "jobs"):
         raise BadInput(f"--output_dir {directory}: holds jobs, which no study made; give another directory")
     try:
-        jobs = files.read_json(path)["jobs"] if path.exists() else []
+        jobs = files.read_json(path)["jobs"] if os.path.lexists(path) else []
         before = {job["id"]: redacted(job["flags"]) for job in jobs}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise BadInput(f"--output_dir {directory}: its study.json is damaged, so it is not known with which flags its "
@@ -160,7 +160,12 @@ def steps_a_round(args: Training) -> float:
 
 def steps_of(job: Job) -> float:
     """Optimizer steps of a job: of all the rounds that it trains itself. Raises BadInput."""
-    one = steps_a_round(job.args)
+    try:
+        one = steps_a_round(job.args)
+    except OverflowError:
+        raise BadInput(
+            f"{job.id}: --num_train_epochs {job.args.num_train_epochs}: is more than can be counted; give less"
+        ) from None
     if math.isnan(one) or not isinstance(job.args, Arguments):
         return one
     later = one - int(arguments.parse_rewind_step(job.args.rewind_step, int(one)))
@@ -174,7 +179,7 @@ def seconds_a_step(runner: Runner) -> dict[str, float]:
         file = runner.path(job, "/results.json")
         try:
             those = [(float(row["steps"]), float(row["seconds"])) for row in files.read_json(file)]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise BadInput(f"{file}: is damaged or missing; put back a copy of it, or delete {file.parent}") from None
         rows.setdefault(job.args.task, []).extend(those)
     sums = {task: [sum(column) for column in zip(*those, strict=True)] for task, those in rows.items()}
@@ -209,6 +214,8 @@ def overrides(rest: list[str]) -> Flags:
             given[name] = part
         else:
             raise BadInput(f"{part}: belongs to no flag; give STUDY.yaml first, then --flag value")
+    for name, value in given.items():
+        check_texts(f"--{name}", value)
     return given
 
 
@@ -260,7 +267,7 @@ def main() -> None:
     command = without_secrets(shlex.join(["python", "-m", "lth_scale.study", *whole]))
     files.write_json(directory / "study.json", redacted(summary(made)) | {"command": command})
     runner.run()
-    print(runner.table(), flush=True)
+    print(printable(runner.table()), flush=True)
     if runner.failed:
         sys.exit(1)
 

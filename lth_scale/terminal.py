@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from rich.table import Table
 
 from lth_scale import files
-from lth_scale.arguments import BadInput, Transfer, without_secrets
+from lth_scale.arguments import BadInput, Transfer, printable, without_secrets
+from lth_scale.page import literal
 from lth_scale.record import Record, Stage
 
 CONSOLE = Console(stderr=True, force_terminal=sys.stderr.isatty())  # in a file nothing is coloured, FORCE_COLOR or not
@@ -138,7 +139,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The stages as a Markdown table: number, sparsity, pruned weights, threshold, scores, seconds."""
     metrics, key = list(rows[0]["eval"]), "seed" if "seed" in rows[0] else "round"
     grid = Table(box=box.MARKDOWN)
-    for title in (key, "sparsity", "pruned weights", "threshold", *metrics, "seconds"):
+    for title in (key, "sparsity", "pruned weights", "threshold", *map(literal, metrics), "seconds"):
         grid.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         scores = [f"{row['eval'][metric]:.4f}" for metric in metrics]
@@ -157,9 +158,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 def comparison(rows: list[dict[str, Any]], controls: list[dict[str, Any]], control: str) -> str:
     """The last tickets beside a control of the same sparsity, as a Markdown table of the task's first metric."""
     metric = next(iter(rows[0]["eval"]))
+    named = literal(metric)
     found = {row["round"]: row for row in rows}
     grid = Table(box=box.MARKDOWN)
-    for title in ("sparsity", f"ticket: {metric}", f"{control}: {metric}", "ticket − control"):
+    for title in ("sparsity", f"ticket: {named}", f"{control}: {named}", "ticket − control"):
         grid.add_column(title, justify="right", no_wrap=True)
     for row in controls:
         ours, theirs = found[row["round"]]["eval"][metric], row["eval"][metric]
@@ -183,14 +185,14 @@ def over_seeds(record: Record, args: Transfer) -> list[str]:
 
     found = by_seed(record.directory)
     metric = next(iter(record.rows("seeds")[0]["eval"]))
-    parts = [f"{metric}: {matching.summary([*found.values()]):.4f}"]
+    parts = [f"{literal(metric)}: {matching.summary([*found.values()]):.4f}"]
     if args.compare_with:
         verdicts = matching.verdicts(found, by_seed(Path(args.compare_with)), DELTA)
-        parts.append(f"against {args.compare_with}:\n{matching.describe(verdicts, digits=4)}")
+        parts.append(f"against {literal(args.compare_with)}:\n{matching.describe(verdicts, digits=4)}")
     path = record.directory / "connectivity.json"
     if path.is_file():
         found = files.read_json(path)
-        parts.append(f"linear path between seeds {found['seeds']}: barrier {found['barrier']:.4f} in {metric}")
+        parts.append(f"linear path between seeds {found['seeds']}: barrier {found['barrier']:.4f} in {literal(metric)}")
     return parts
 
 
@@ -199,7 +201,7 @@ def by_seed(directory: Path) -> dict[int, float]:
     try:
         rows = files.read_json(directory / "results.json")
         return {row["seed"]: next(iter(row["eval"].values())) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"--compare_with {directory}: holds no results of lth_scale.transfer; give another") from None
 
 
@@ -213,7 +215,7 @@ def show(record: Record) -> None:
     tracked = sorted([*record.directory.glob("mlflow.json"), *record.directory.glob("seeds/*/mlflow.json")])
     if tracked:
         lines += how_to_open_mlflow(tracked[0])
-    print("\n" + "\n".join(lines), flush=True)
+    print("\n" + printable("\n".join(lines)), flush=True)
 
 
 def how_to_open_mlflow(path: Path) -> list[str]:
@@ -235,7 +237,7 @@ def how_to_open_mlflow(path: Path) -> list[str]:
 
 
 def _render(grid: Table) -> str:
-    console = Console(width=200, force_terminal=False, color_system=None)
+    console = Console(width=200, force_terminal=False, color_system=None, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(grid)
     return "\n".join(line.strip() for line in capture.get().splitlines() if line.strip())

@@ -33,6 +33,7 @@ from safetensors import safe_open
 from lth_scale import files, outbox
 from lth_scale.arguments import CONTROLS, COSMETIC, DATASETS, TASKS, Arguments, Training, Transfer, source_name
 from lth_scale.outbox import Line, Outbox
+from lth_scale.page import clean, literal
 from lth_scale.record import Record, Stage
 from lth_scale.redaction import redacted, without_secrets
 
@@ -407,7 +408,8 @@ def log_report(
     verdicts: what `register` takes, one a task and rule.
     """
     client, experiment = connect(store)
-    title = without_secrets(f"report · {name}")
+    name = clean(without_secrets(name))
+    title = f"report · {name}"
     runs = client.search_runs([experiment], f"tags.report = '{kind}'")
     same = [run.info.run_id for run in runs if run.info.run_name == title]
     run = same[0] if same else client.create_run(experiment, tags={"report": kind}, run_name=title).info.run_id
@@ -427,7 +429,7 @@ def log_report(
 
 def as_note(text: str, run: str) -> str:
     """Markdown for the page of a run that has its pictures as artifacts: as many sections as MLflow takes."""
-    text = re.sub(r"\]\((?!http)([^)]+)\)", lambda found: f"]({link(run, found[1])})", text)
+    text = re.sub(r"(?<!\\)\]\((?!http)([^)]+)\)", lambda found: f"]({link(run, found[1])})", text)
     kept, rest = "", "\n\n… the rest is in report.html, under Artifacts."
     for part in re.split(r"(?m)^(?=#{1,3} )", text):
         if len(kept) + len(part) + len(rest) > NOTE_LENGTH:
@@ -444,7 +446,8 @@ def register(
 
     text: the verdict in words, kept as a tag of the version.
     """
-    name, alias = f"{Path(base).name}-{task}-ticket", f"matches-{rule}"
+    base_name = re.sub(r"[^\w. -]", "-", Path(base).name)  # a quote would end the condition of a search
+    name, alias = f"{base_name}-{task}-ticket", f"matches-{rule}"
     known = client.search_registered_models(f"name = '{name}'")
     versions = client.search_model_versions(f"name = '{name}'")
     for old in versions:
@@ -471,5 +474,5 @@ def register(
 def explain(client: MlflowClient, name: str, version: str) -> None:
     """Say in a version's description under which rules it matches, with the numbers."""
     tags = sorted(client.get_model_version(name, version).tags.items())
-    why = [f"{key}: {value}" for key, value in tags if key.startswith("matches-")]
+    why = [literal(f"{key}: {value}") for key, value in tags if key.startswith("matches-")]
     client.update_model_version(name, version, "\n\n".join(why) or "matches under no rule of the last report")

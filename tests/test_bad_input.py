@@ -510,6 +510,17 @@ PLAN = {"name": "a", "note": "", "model": "b", "tasks": ["sst2"], "sparsities": 
                   "flags": {"task": "sst2", "seed": 1, "target_sparsity": 0.1}}],
         "cells": [{"task": "sst2", "seed": 1, "sparsity": s, "control": "none", "source": "sst2", "rewind": "0",
                    "job": "j"} for s in (0, 0.1)]}  # fmt: skip
+WRONG_PLANS: dict[str, dict] = {
+    "with jobs that lie outside": {"jobs": [{**PLAN["jobs"][0], "directory": "jobs/../../x"}]},
+    "with a job at an absolute path": {"jobs": [{**PLAN["jobs"][0], "directory": "/x"}]},
+    "with cells of no job": {"cells": [{**PLAN["cells"][0], "job": "x"}]},
+    "with a seed in words": {"cells": [{**PLAN["cells"][0], "seed": "9"}]},
+    "with a sparsity of 400 digits": {"cells": [{**PLAN["cells"][0], "sparsity": 10**400}]},
+    "with an unknown rewind point": {"cells": [{**PLAN["cells"][0], "rewind": "later"}]},
+    "with an unknown task": {"tasks": ["\x1b"]},
+    "with a list for a note": {"note": []},
+    "without jobs": {"jobs": None},
+}
 RESULTS = [{"round": k, "sparsity": 0.1 * k, "eval": {"accuracy": 0.5}} for k in (0, 1)]
 
 
@@ -542,20 +553,50 @@ STUDIES = [
         (dict(launcher="no_such_launcher -m"), "launcher", "no_such_launcher"),
         (dict(include=["nowhere.yaml"]), "nowhere.yaml", "cannot be read"), (dict(include=["study.yaml"]), "itself"),
         (dict(name=1), "name: 1"), ({1: 2}, "1: is no key"),
+        *((dict(name=name), f"name: {name[:99]!r}", "directory") for name in ("", " ", "../x", "-x", "a.", "n" * 201)),
+        *((dict(note=f"a{bad}b"), "note", ascii(bad)[1:-1], "take it out")
+          for bad in ("\x1b", "\x9b", "\x7f", "\u202e", "\u200b", "\ufeff", "\u2028")),
+        (dict(note="n" * 1001), "note: has 1,001 characters", "1,000"),
+        (dict(tasks={"a\x07": {}}), "tasks", "\\x07"), (dict(launcher="a\0"), "launcher", "\\x00"),
+        (dict(flags={"preset": "demo", "run_name": "\b"}), "run_name", "\\x08"),
+        *((dict(rewind=[point]), "rewind", repr(point), "0.05") for point in ("../x", "0.05/../..", " 0.05", "٣")),
+        (dict(seeds=[10**20]), "--seed 100000000000000000000"), (dict(seeds=[10**400]), "401 characters"),
+        (dict(flags={"preset": "demo", "save_steps": 10**20}), "--save_steps 1", "2**63"),
+        (dict(seeds=[*range(5001)]), "15,003 trainings", "10,000"),
+        (dict(include=["/dev/zero"]), "/dev/zero", "not a regular file"),
     )),
     *(case("study", f"a file: {what}", "…/study.yaml", *named, lay=put("study.yaml", text), argv=GRID)
       for what, text, *named in (
         ("no YAML", "a: [", "cannot be read as YAML"), ("empty", "", "no keys"), ("a list", "- a", "no keys"),
         ("a key alone", "name: x", "sparsities"), ("bytes", bytes(range(256)), "cannot be read as YAML"),
         ("deep", "[" * 10**5, "cannot be read as YAML"), ("an impossible date", "name: 2026-99-99", "cannot be read"),
+        *((f"a {what}", f"name: a\nseeds: [{text}]", f"line 2: {text} cannot be read", *better)
+          for what, text, *better in (
+            ("octal number", "010", "for 8;", "10"), ("hexadecimal number", "0x10", "16"),
+            ("binary number", "0b11", "3"),
+            ("number with a line", "1_000", "1000"), ("sexagesimal number", "2:4", "124", '"2:4"'),
+            ("fraction with a line", "1_0.5", "10.5"), ("word for truth", "yes", "true", '"yes"'),
+            ("date", "2026-01-01", '"2026-01-01"'),
+        )),
+        ("a tagged octal number", "seeds: [!!int '010']", "line 1: 010", "8"),
+        ("a set", "note: !!set {a, b}", "line 1", "set"), ("a merged key", "flags: {<<: {a: 1}}", "line 1: <<", "out"),
+        ("a key twice", "name: a\nseeds: [1]\nname: b", "line 3: name: is there twice", "line 1"),
+        ("a flag twice", "flags: {bf16: true, bf16: false}", "line 1: bf16: is there twice"),
+        ("a lone surrogate", 'note: "\\ud800"', "note", "\\ud800"),
+        ("two documents", "a: 1\n---\nb: 2", "cannot be read"),
+        ("UTF-16", "name: a".encode("utf-16"), "cannot be read"), ("300,000 bytes", "#" * 300_000, "262,144 bytes"),
         ("a Python object", "name: !!python/object/apply:os.mkdir ['x']", "cannot be read as YAML"),
         ("aliases that double 40 times", "a0: &a0 [x]\n" + "".join(
             f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(40)), "*a0", "write out"),
     )),
-    case("study", "a file that is a pipe", "…/study.yaml", "is not a regular file", argv=GRID,
-         lay=as_pipe("study.yaml")),
-    case("study", "a file that links to itself", "…/study.yaml", "round in a circle",
-         lay=link("study.yaml", "study.yaml"), argv=GRID),
+    *(case("study", f"a file that is {what}", *named, lay=lay, argv=argv) for what, argv, lay, *named in (
+        ("a FIFO", "…/f", lambda here, made: os.mkfifo(here / "f"), "…/f", "not a regular file"),
+        ("a link to itself", "…/f", lambda here, made: (here / "f").symlink_to("f"), "…/f", "symbolic links"),
+        ("a device", "/dev/zero", put("x", ""), "/dev/zero", "not a regular file"),
+        ("no UTF-8 by its name", "…/\udcff.yaml", put("x", ""), "not UTF-8", "rename"),
+    )),
+    case("study", "--run_name with a control character", "--run_name", "\\x1b", lay=study(),
+         argv=f"{GRID} --run_name \x1b"),
     case("study", "a file that is a directory", "cannot be read as YAML", argv="…"),
     case("study", "a file that is not there", "…/no.yaml", "cannot be read as YAML", argv="…/no.yaml"),
     *(case("study", words, *named, lay=study(), argv=f"{GRID} {words}") for words, *named in (
@@ -576,10 +617,16 @@ REPORTS = [
     case("report", "a directory that is no study", "…", "study.json is missing", argv="…"),
     case("report", "a study.json that is a directory", "study.json is missing", argv="…", lay=put("study.json/x", "")),
     *(case("report", f"study.json: {what}", "…/study.json", "again", lay=put("study.json", text), argv="…")
-      for what, text in (("cut", "{"), ("a list", "[]"), ("without keys", '{"name": 1}'), ("not UTF-8", b"\xff"))),
+      for what, text in (("cut", "{"), ("a list", "[]"), ("without keys", '{"name": 1}'), ("not UTF-8", b"\xff"),
+                         *((what, json.dumps({**PLAN, **wrong})) for what, wrong in WRONG_PLANS.items()))),
+    case("report", "a study.json that is a FIFO", "study.json is missing", argv="…",
+         lay=lambda here, made: os.mkfifo(here / "study.json")),
     *(case("report", f"results.json: {what}", "results.json", "again", lay=reported(text), argv="…/study")
       for what, text in (("cut", "[{"), ("an object", "{}"), ("other rows", "[1]"), ("a score of words", json.dumps(
-          [{**RESULTS[0], "eval": {"accuracy": "high"}}])), ("deep JSON", "[" * 10**5))),
+          [{**RESULTS[0], "eval": {"accuracy": "high"}}])), ("a score of 400 digits", json.dumps(
+          [{**RESULTS[0], "eval": {"accuracy": 10**400}}])), ("an infinite score", json.dumps(
+          [{**RESULTS[0], "eval": {"accuracy": float("inf")}}])), ("a round that is none", json.dumps(
+          [{**RESULTS[0], "round": 10**20}])), ("deep JSON", "[" * 10**5))),
     case("report", "a damaged ticket", "jobs/j/rounds/01/ticket.safetensors", argv="…/study",
          lay=reported(json.dumps(RESULTS), **{"rounds/01/ticket.safetensors": "no"})),
     case("report", "--save /dev/null/x …", "--save /dev/null/x: cannot be written", "another",

@@ -59,3 +59,18 @@ def test_a_picture_that_cannot_be_drawn_is_empty_and_that_is_said(monkeypatch, c
     monkeypatch.setattr(figures, "_png", lambda figure: (_ for _ in ()).throw(RuntimeError("no\nfonts")))
     assert figures.sparsity_by_layer({"a.weight": 0.5}, "bars") == b""
     assert [record.getMessage() for record in caplog.records] == ["a picture is left out: it cannot be drawn (no)"]
+
+
+DRAWN = [
+    lambda title: figures.heat_maps({title: figures.Grid([title], ["mrpc"], {})}, title),
+    lambda title: figures.scores({title: ({"none": {title: [80.0]}}, [80.0])}, "sparsity", title),
+    lambda title: figures.speed_ups({title: {title: {70.0: (0.9, 0.8, 1.0)}}}, {}, {title}, title),
+    lambda title: figures.sparsity_by_layer({title: 0.5}, title),
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("draw", DRAWN, ids=["heat map", "scores", "speed-ups", "layers"])
+@pytest.mark.parametrize("text", [r"$\frac{$", "$a$ $^", r"\$5$", "a\x1bb"])
+def test_dollars_and_control_characters_are_shown_and_no_formula(draw, text):
+    assert draw(text)

@@ -1,6 +1,9 @@
 """report.py as a command: what it logs, what it saves, and which page it writes."""
 
+import re
+
 import pytest
+from markdown_it import MarkdownIt
 
 from lth_scale import files, report
 from tests.test_findings import Plan
@@ -35,6 +38,25 @@ def test_the_report_is_one_run_in_the_store_of_the_jobs(tmp_path, main):
     assert run.info.run_name == "report · small" and run.info.status == "FINISHED"
     kept = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert kept == {path.name for path in (tmp_path / "report").iterdir()} - {files.LISTING}
+
+
+def test_names_and_notes_are_shown_on_the_page_and_in_mlflow_and_make_nothing(tmp_path, main):
+    from mlflow import MlflowClient
+
+    plan = Plan(tmp_path, tasks=["sst2"], seeds=(1,), note="$x$ [a](b.png) ](c.png) <iframe src=d>\x1b[2J")
+    plan.plan |= {"name": "![n](e.png)\n# Mine", "model": "it's/</p><script>`|"}
+    plan.search("sst2", 1)
+    assert "logged to" in main(plan.write()) and "\x1b" not in (tmp_path / "report/report.md").read_text()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'jobs/mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
+    note = MarkdownIt("commonmark", {"html": True}).enable("table").render(run.data.tags["mlflow.note.content"])
+    page = (tmp_path / "report/report.html").read_text()
+    for text in (note, page):
+        assert "<script" not in text and "<iframe" not in text and "<a " not in text and "\x1b" not in text
+        assert "$x$ [a](b.png) ](c.png) &lt;iframe src=d&gt;�[2J" in text and text.count("<h1>") == 1
+    assert set(re.findall('src="([^"]*)"', note)) == {
+        f"get-artifact?run_uuid={run.info.run_id}&amp;path={picture.name}" for picture in tmp_path.glob("report/*.png")
+    }
 
 
 def test_what_it_saves_is_a_page_s_numbers(tmp_path, main):

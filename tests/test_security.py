@@ -242,6 +242,13 @@ def test_a_command_leaves_nothing_that_others_may_write_whatever_the_umask(run, 
     assert not [path for path, mode in made.items() if mode & (0o022 | umask)], made
 
 
+@pytest.mark.parametrize("bad", ["\x1b", "\x7f", "\x9b", "\u202e", "\u2028", "\ud800", "\U000e0001"])
+def test_json_that_is_written_holds_escapes_for_what_drives_a_terminal(bad, tmp_path):
+    files.write_json(tmp_path / "a.json", {"é": f"θ{bad}"})
+    text = (tmp_path / "a.json").read_text()
+    assert bad not in text and "é" in text and "θ" in text and json.loads(text) == {"é": f"θ{bad}"}
+
+
 @pytest.mark.parametrize("name", ["unfinished", ".lock"])
 def test_a_planted_link_is_not_followed(name, tmp_path):
     if name == "unfinished":

@@ -156,6 +156,35 @@ def test_included_studies_share_their_jobs(write, tmp_path):
         planned(write("both", include=["deep.yaml", "wide.yaml"]))
 
 
+def test_a_file_included_twice_counts_once_however_many_ways_lead_to_it(write):
+    once = planned(write("deep", **SMALL))
+    for k in reversed(range(40)):
+        below = "deep.yaml" if k == 39 else f"level{k + 1}.yaml"
+        top = write(f"level{k}", include=[below, f"./{below}"])
+    made = planned(top)
+    assert made.jobs == once.jobs and made.cells == once.cells and len(made.studies) == 41
+
+
+def test_a_study_of_more_than_100_files_is_refused(write):
+    for k in range(101):
+        write(f"level{k}", include=[f"level{k + 1}.yaml"])
+    with pytest.raises(BadInput, match="more than 100 files"):
+        planned(write("top", include=["level0.yaml"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("42", 42), ("-3", -3), ("0.5", 0.5), (".5", 0.5), ("1.5e-3", 0.0015), ("1e-3", "1e-3"), ("09", "09"),
+     ("true", True), ("False", False), ('"010"', "010"), ('"2:4"', "2:4")],
+)  # fmt: skip
+def test_values_that_are_what_they_look_like_are_read(text, value):
+    assert grid.PlainLoader(f"[{text}]").get_single_data() == [value]
+
+
+def test_a_note_may_be_written_in_several_lines(write):
+    assert planned(write(**SMALL, note="one\n  sentence\n")).studies[0].keys["note"] == "one sentence"
+
+
 def test_flags_of_the_command_line_win_and_the_task_is_filled_in(write, tmp_path):
     (tmp_path / "sst2").mkdir()
     tasks = {"sst2": {"dataset_path": f"{tmp_path}/{{task}}", "max_steps": 3, "learning_rate": 1e-3}}
