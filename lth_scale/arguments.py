@@ -301,6 +301,12 @@ def without_secrets(text: str) -> str:
     return re.sub(r"(?<=://)[^/?#\s]*@", "", text)
 
 
+def reason(problem: Exception) -> str:
+    """What went wrong, in a few words without passwords."""
+    cause = without_secrets(str(problem)).rpartition("Caused by ")[2] or type(problem).__name__
+    return textwrap.shorten(cause, 200, placeholder=" …")
+
+
 def printable(text: str) -> str:
     """A text without what could drive a terminal: names in files are anybody's."""
     return "".join(each if each.isprintable() or each == "\n" else "�" for each in text)
