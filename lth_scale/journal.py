@@ -12,8 +12,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lth_scale.arguments import without_secrets
-
 BEGINNING = b'{"event": "parent", '
 NUMBER = (int, float)
 EVENTS: dict[str, dict[str, Any]] = {  # the fields that each has at least
@@ -75,8 +73,10 @@ def check(path: Path) -> None:
     """Raise ValueError, saying why, where a journal cannot be gone on with. Changes nothing."""
     try:
         found = os.lstat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-            raise ValueError("is a link, or not a file")
+        if stat.S_ISLNK(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink > 1):
+            raise ValueError("is a link, and another file would be written; put a copy in its place")
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("is not a file")
         if not os.access(path, os.R_OK | os.W_OK):
             raise ValueError("cannot be read and written")
         with open(path, "rb") as file:
@@ -100,14 +100,8 @@ def read_notes(path: Path) -> dict[str, Any] | None:
     return notes if all(isinstance(value, str) for name, value in notes.items() if name != "sent") else None
 
 
-def noted(path: Path, store: str) -> dict[str, Any]:
-    """What is known about a journal's runs in a store, and how far they are `sent`; another store gets everything."""
-    notes = read_notes(path.with_suffix(".json")) or {}
-    mine = notes.get("store") == without_secrets(store) and _ends_a_line(path, notes["sent"])
-    return notes if mine else {"store": without_secrets(store), "sent": 0}
-
-
-def _ends_a_line(path: Path, offset: int) -> bool:
+def ends_a_line(path: Path, offset: int) -> bool:
+    """True for the beginning of a journal, and for the offset at which one of its lines has ended."""
     if offset <= 0:
         return offset == 0
     with open(path, "rb") as file:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale import files, journal
+from lth_scale import store as stores
 from lth_scale.arguments import reason, without_secrets
-from lth_scale.journal import Line, noted
+from lth_scale.journal import Line
 from lth_scale.record import Record
 from lth_scale.terminal import say
 
@@ -107,11 +108,14 @@ class Outbox:
 
     def _tell_state(self, problem: Exception | None) -> None:
         """Say once that the store is down, and once that it is back; with several journals the first and the last."""
-        before, self.down, self.closed = (self.down, self.closed), bool(problem), isinstance(problem, Closed)
-        changed = before != (self.down, self.closed)
-        if self.stopped or not changed or any(box.down for box in list(_open.values()) if box is not self):
-            return
-        if self.closed:
+        down, closed = bool(problem), isinstance(problem, Closed)
+        changed = (down, closed) != (self.down, self.closed)
+        if not (self.stopped or not changed or any(box.down for box in list(_open.values()) if box is not self)):
+            self._say_state(problem)
+        self.down, self.closed = down, closed  # now the end of the command need not wait
+
+    def _say_state(self, problem: Exception | None) -> None:
+        if isinstance(problem, Closed):
             kept = f"they are kept in {self.path}, and the same command sends them afterwards"
             say(f"MLflow: {self.store} takes no records; {kept}. {problem}")
         elif problem:
@@ -119,6 +123,17 @@ class Outbox:
             say(f"MLflow: {self.store} takes no records; {kept}. {reason(problem)}")
         else:
             say(f"MLflow: {self.store} is back, and has the records of {self.path}")
+
+
+def noted(path: Path, store: str) -> dict[str, Any]:
+    """What is known about a journal's runs in a store, and how far they are `sent`.
+
+    Another store gets everything, and so does a database that was deleted.
+    """
+    notes = journal.read_notes(path.with_suffix(".json")) or {}
+    file = stores.database(store)
+    mine = notes.get("store") == without_secrets(store) and journal.ends_a_line(path, notes["sent"])
+    return notes if mine and (file is None or file.exists()) else {"store": without_secrets(store), "sent": 0}
 
 
 def start(path: Path, store: str, deliver: Deliver) -> Outbox:

@@ -76,7 +76,10 @@ class Tracker:
         self.tags = {"task": args.task, "base_model": args.model_name_or_path, "seed": str(args.seed)}
         if args.note:
             self.tags["note"] = args.note
-        self.box = start_sending((directory or record.directory) / "mlflow.jsonl", record.mlflow_store())
+        store, inside = record.mlflow_store(), record.directory.resolve() / "mlflow.db"
+        if store == stores.address(inside) and not inside.exists():
+            say(f"MLflow: the records go to {inside}: its parent directory cannot be written")
+        self.box = start_sending((directory or record.directory) / "mlflow.jsonl", store)
         for line in self.box.read(0):
             if is_event(line.record):
                 self._remember(**line.record)
@@ -225,12 +228,12 @@ class Delivery:
             yield line.end
 
     def _leave_out(self, line: Line, problem: Exception) -> None:
-        event = str(line.record.get("event"))
+        event = line.record["event"] if is_event(line.record) else DAMAGED
         if event == "start":
             self.ids[line.record["stage"]] = LEFT_OUT
         if event not in self.left_out:
             where = f"the record at byte {line.start} of {self.box.path}"
-            say(f"MLflow: {where} cannot be sent and is left out, as are others like it. {reason(problem)}")
+            say(f"MLflow: {where} is left out, as are others like it: {reason(problem)}")
         self.left_out.add(event)
 
     def _doubt(self, lines: list[Line]) -> None:
