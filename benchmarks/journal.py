@@ -1,7 +1,7 @@
 """What it takes to send a journal of losses again: into a new store, and into one that has them all.
 
-    python benchmarks/journal.py --rounds 3
-    python benchmarks/journal.py --rounds 1 --lines 2000 10000
+python benchmarks/journal.py --rounds 3
+python benchmarks/journal.py --rounds 1 --lines 2000 10000
 """
 
 import argparse
@@ -21,9 +21,8 @@ from lth_scale.tracking import connect, start_sending
 
 def write(path: Path, lines: int) -> None:
     """A journal of one run with one stage and so many losses, in batches of 100 with one line of system metrics."""
-    tags = {"task": "sst2"}
-    records = [{"event": "parent", "time": 1, "key": "a" * 32, "name": "search", "tags": tags, "params": {}},
-               {"event": "start", "time": 1, "key": "a" * 32, "stage": "round 00", "name": "round", "tags": tags}]  # fmt: skip
+    run = {"time": 1, "key": "a" * 32, "name": "search", "tags": {"task": "sst2"}}
+    records = [{"event": "parent", **run, "params": {}}, {"event": "start", **run, "stage": "round 00"}]
     for step in range(1, lines + 1):
         records.append({"event": "loss", "time": step, "stage": "round 00", "step": step, "loss": 1 / step})
         if step % 100 == 0:

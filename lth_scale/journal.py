@@ -83,7 +83,7 @@ def check(path: Path) -> None:
             text = file.readline(len(BEGINNING))
     except FileNotFoundError:
         return
-    torn = BEGINNING.startswith(text) or (text == BEGINNING and b"\n" not in path.read_bytes())
+    torn = BEGINNING.startswith(text) and next(read(path), None) is None
     first = next((line.record for line in read(path) if is_event(line.record)), {})
     if not torn and first.get("event") != "parent":
         raise ValueError("does not begin as a journal of lth_scale does")

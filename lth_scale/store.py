@@ -47,7 +47,7 @@ def database(store: str) -> Path | None:
     name = unquote(parts[1]) if parts else ""
     if name.startswith("file:"):
         name = unquote(urlsplit(name).path)
-    return Path(os.path.realpath(name)) if name not in ("", ":memory:") else None
+    return Path(os.path.abspath(name)) if name not in ("", ":memory:") else None
 
 
 def beside(directory: Path) -> str:

@@ -507,10 +507,11 @@ def connect(store: str) -> tuple[MlflowClient, str]:
     An experiment that was deleted is restored: MLflow keeps its name. Raises ValueError where a local database is
     another program's, and what MLflow raises.
     """
-    local = stores.database(store)
+    path = stores.database(store)
+    local = Path(os.path.realpath(path)) if path else None
     db_utils.MAX_RETRY_COUNT = 1  # no attempts of its own here either, each with a line of log
     with files.exclusive(local) if local else nullcontext():
-        client = open_database(store, local) if local else MlflowClient(tracking_uri=store)
+        client = open_database(store, path) if path else MlflowClient(tracking_uri=store)
         found = client.get_experiment_by_name(EXPERIMENT)
         if found and found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
