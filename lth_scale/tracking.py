@@ -7,6 +7,7 @@ may have been sent before is looked up, so that it is there once; what was delet
 import base64
 import hashlib
 import json
+import logging
 import os
 import re
 import tempfile
@@ -202,8 +203,10 @@ class Delivery:
             except Exception as problem:
                 self._doubt(same)
                 self.is_connected = False
-                if stores.may_pass(problem) or self._connect():
+                if stores.may_pass(problem):
                     raise
+                if self._connect():
+                    return
                 yield from self._send_each(same)
             yield same[-1].end
 
@@ -510,6 +513,7 @@ def connect(store: str) -> tuple[MlflowClient, str]:
     path = stores.database(store)
     local = Path(os.path.realpath(path)) if path else None
     db_utils.MAX_RETRY_COUNT = 1  # no attempts of its own here either, each with a line of log
+    db_utils._logger.setLevel(logging.CRITICAL)  # nor tracebacks: what went wrong is said once
     with files.exclusive(local) if local else nullcontext():
         client = open_database(store, path) if path else MlflowClient(tracking_uri=store)
         found = client.get_experiment_by_name(EXPERIMENT)

@@ -40,13 +40,16 @@ class Tracked:
     def store(self) -> str:
         return self.record.mlflow_store()
 
-    def go(self, *rounds: int) -> None:
-        """Begin, or go on: train these rounds, finish, and send."""
+    def begin(self):
+        """The tracker of the search, which begins or goes on."""
         from lth_scale.tracking import Tracker
 
         self.record._refuse_unusable_store()
         self.record._refuse_unusable_journals()
-        tracker = Tracker(self.record.arguments, self.record)
+        return Tracker(self.record.arguments, self.record)
+
+    def train(self, tracker, *rounds: int) -> None:
+        """Train these rounds, finish, and send."""
         for k in rounds:
             tracker.start(a_round(k), k / 10, LOSSES)
             for step in range(1, LOSSES + 1):
@@ -55,6 +58,10 @@ class Tracked:
             tracker.end(a_round(k), {"round": k, "sparsity": k / 10, "eval": {"accuracy": k / 3}})
         tracker.finish({"a.png": b"a"}, "table")
         outbox.send_waiting(self.record)
+
+    def go(self, *rounds: int) -> None:
+        """One command from its beginning to its end."""
+        self.train(self.begin(), *rounds)
 
     def check(self, *rounds: int) -> None:
         """Each round is there once, with every step once, below one parent with the curve and the picture."""
@@ -132,10 +139,6 @@ def purge(client, experiment, runs):
 
 def delete_experiment(client, experiment, runs):
     client.delete_experiment(experiment)
-
-
-def rename_experiment(client, experiment, runs):
-    client.rename_experiment(experiment, "tickets of 2020")
 
 
 DELETIONS = [delete_child, delete_parent, delete_all, purge, delete_experiment]
@@ -412,14 +415,27 @@ def test_a_database_of_another_version_of_mlflow_is_not_waited_for(tracked, capf
     assert f"mlflow db upgrade {search.store}" in line
 
 
-def test_a_database_that_is_deleted_while_the_command_works_is_made_anew(tracked, empty):
-    from lth_scale.tracking import Tracker
-
+@pytest.mark.parametrize("delete", [delete_all, delete_experiment, "the database"])
+def test_what_is_deleted_while_the_command_works_is_made_anew(delete, tracked, empty, capfd):
     search = tracked()
-    tracker = Tracker(search.record.arguments, search.record)
+    tracker = search.begin()
     while not tracker.box.is_sent():
         time.sleep(0.01)
-    search.file.unlink()
-    shutil.copy(empty, search.file)
-    search.go(0)
+    if delete == "the database":
+        search.file.unlink()
+        shutil.copy(empty, search.file)
+    else:
+        client = MlflowClient(search.store)
+        experiment = client.get_experiment_by_name("lth_scale").experiment_id
+        delete(client, experiment, client.search_runs([experiment]))
+    search.train(tracker, 0)
     search.check(0)
+    assert "MLflow:" not in capfd.readouterr().err
+
+
+def test_a_database_that_cannot_be_written_is_said_once_without_a_traceback(tracked, monkeypatch, capfd):
+    search = tracked()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite+pysqlite:///file:{search.file}?mode=ro&uri=true")
+    search.go(0)
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and "let this user write" in said[0]
