@@ -95,7 +95,7 @@ def read_notes(path: Path) -> dict[str, Any] | None:
         notes = json.loads(path.read_text()) if stat.S_ISREG(os.lstat(path).st_mode) else None
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(notes, dict) or type(notes.get("sent")) is not int or "store" not in notes:
+    if not isinstance(notes, dict) or type(notes.get("sent", 0)) is not int or "store" not in notes:
         return None
     return notes if all(isinstance(value, str) for name, value in notes.items() if name != "sent") else None
 

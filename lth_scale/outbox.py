@@ -132,7 +132,7 @@ def noted(path: Path, store: str) -> dict[str, Any]:
     """
     notes = journal.read_notes(path.with_suffix(".json")) or {}
     file = stores.database(store)
-    mine = notes.get("store") == without_secrets(store) and journal.ends_a_line(path, notes["sent"])
+    mine = notes.get("store") == without_secrets(store) and journal.ends_a_line(path, notes.get("sent", -1))
     return notes if mine and (file is None or file.exists()) else {"store": without_secrets(store), "sent": 0}
 
 

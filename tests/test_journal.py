@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import sqlite3
 import time
@@ -12,7 +13,7 @@ from threading import Thread
 import pytest
 from mlflow import MlflowClient
 
-from lth_scale import outbox, store
+from lth_scale import outbox, store, terminal
 from lth_scale.arguments import BadInput, parse
 from lth_scale.record import Record, a_round
 
@@ -439,3 +440,10 @@ def test_a_database_that_cannot_be_written_is_said_once_without_a_traceback(trac
     search.go(0)
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 1 and "let this user write" in said[0]
+
+
+def test_the_command_that_serves_the_store_can_be_pasted_into_a_shell(tracked):
+    search = tracked("john's 100% a?b")
+    search.go(0)
+    line = terminal.how_to_open_mlflow(search.out / "mlflow.json")[0]
+    assert shlex.split(line)[-2:] == ["--backend-store-uri", search.store]
