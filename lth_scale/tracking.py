@@ -263,25 +263,25 @@ class Delivery:
         return Closed(stores.remedy(problem, self.store) or usual)
 
     def _go_back(self, experiment: str) -> bool:
-        starts = self._starts()
+        starts, sent = self._starts(), self.ids["sent"]
         places = {experiment, self.ids.get("experiment", experiment)}  # it may have got another name meanwhile
-        runs = self._runs(f"LIKE '{self._key()}/%'", places) if starts else []
+        runs = self._runs(f"LIKE '{self._key()}/%'", places) if sent else []
         there = {LEFT_OUT: experiment, **{run.info.run_id: run.info.experiment_id for run in runs}}
         self.ids["experiment"] = there.get(self.ids.get("parent", LEFT_OUT), experiment)
-        lost = {name for name in starts if self.ids.get(name) not in there}
-        lost = {*starts} if "parent" in lost else lost
+        lost = {name for name in starts if starts[name] < sent and self.ids.get(name) not in there}
+        lost = {name for name in starts if starts[name] < sent} if "parent" in lost else lost
         for name in {*self.ids} - NOTES:
             if name in lost or name not in starts:
                 del self.ids[name]
-        self.box.doubt = max(self.box.doubt, self.ids["sent"])
-        self.ids["sent"] = min([starts[name] for name in lost], default=self.ids["sent"])
+        self.box.doubt = max(self.box.doubt, sent)
+        self.ids["sent"] = min([starts[name] for name in lost], default=sent)
         return bool(lost)
 
     def _starts(self) -> dict[str, int]:
-        """Where the lines are that made the parent's run, and the last of each stage; of those that were sent."""
+        """Where the line is that makes the parent's run, and that of each stage: the last, where it began anew."""
         found = {}
         for line in self.box.read(0):
-            if line.start < self.ids["sent"] and is_event(line.record) and line.record["event"] in ("parent", "start"):
+            if is_event(line.record) and line.record["event"] in ("parent", "start"):
                 found[line.record.get("stage", "parent")] = line.start
         return found
 
