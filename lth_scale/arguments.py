@@ -342,6 +342,12 @@ class Wide(argparse.HelpFormatter):
         return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
+def reason(problem: Exception) -> str:
+    """What went wrong, in a few words without passwords."""
+    cause = without_secrets(str(problem)).rpartition("Caused by ")[2] or type(problem).__name__
+    return textwrap.shorten(cause, 200, placeholder=" …")
+
+
 def printable(text: str) -> str:
     """A text without what could drive a terminal or reorder a line: names in files are anybody's."""
     return "".join(each if is_printable(each) else "�" for each in text)

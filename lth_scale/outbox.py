@@ -1,24 +1,25 @@
 """A journal of what is to be recorded in another place, and the thread that sends it: training waits for neither.
 
 A record is one line of JSON in `mlflow.jsonl`. How far they are sent is noted in `mlflow.json`, but afterwards: a
-process that was killed, or got no answer, cannot know about the last ones. `doubt` is where that ends.
+process that was killed, or got no answer, cannot know about the last ones. `doubt` is where that ends. A store that is
+down is waited for; one that is `Closed` is not, until somebody has done what the message says.
 """
 
 import fcntl
 import json
 import os
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lth_scale import files
-from lth_scale.arguments import without_secrets
+from lth_scale import files, journal
+from lth_scale import store as stores
+from lth_scale.arguments import reason, without_secrets
+from lth_scale.journal import Line
 from lth_scale.record import Record
 from lth_scale.terminal import say
 
@@ -30,46 +31,38 @@ PATIENCE = 20.0  # seconds without progress after which the end of a command wai
 _open: dict[Path, "Outbox"] = {}
 
 
-@dataclass(frozen=True)
-class Line:
-    """A record, and the bytes of the journal that it takes."""
-
-    start: int
-    end: int
-    record: dict[str, Any]
+class Closed(Exception):
+    """A store that takes nothing until somebody mends it; the message says why, and how."""
 
 
 Deliver = Callable[["Outbox", list[Line]], Iterator[int]]
 
 
 class Outbox:
-    """One journal. `deliver` sends lines, is the only one to change `notes`, and yields the end of each it has sent."""
+    """One journal. `deliver` sends lines, is the only one to change `notes`, and yields the end of each it has sent.
+
+    It may also set `notes["sent"]` back, and yield nothing: it is given the lines from there on next.
+    """
 
     def __init__(self, path: Path, store: str, deliver: Deliver):
         self.path, self.store, self.deliver = path, without_secrets(store), deliver
-        self.notes = noted(path, store)
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
-        self.doubt = max((line.end for line in self.read(0)), default=0)
+        self.doubt = journal.whole_length(path)
         os.ftruncate(self.file, self.doubt)  # a last line that is torn
-        self.unwritten, self.down, self.stopped, self.hurry = b"", False, False, threading.Event()
+        if aside := journal.set_aside(path.with_suffix(".json")):
+            say(f"MLflow: mlflow.json was damaged or not ours, and is {aside} now; the store is asked what it has")
+        self.notes = noted(path, store)
+        self.unwritten, self.stopped, self.hurry = b"", False, threading.Event()
+        self.down = self.closed = False
         self.thread = threading.Thread(target=self._send, name=f"send {path}", daemon=True)
 
     def read(self, start: int) -> Iterator[Line]:
         """The whole lines from an offset on."""
-        with open(self.path, "rb") as file:
-            file.seek(start)
-            for text in file:
-                try:
-                    record = json.loads(text) if text.endswith(b"\n") else None
-                except ValueError:
-                    record = None
-                if record is None:
-                    return
-                yield Line(start, start := start + len(text), record)
+        return journal.read(self.path, start)
 
     def append(self, record: dict[str, Any]) -> None:
         """Write a record down. What a full disk refuses is kept, and written with the next one."""
-        self.unwritten += json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        self.unwritten += json.dumps(record, ensure_ascii=False).encode(errors="replace") + b"\n"
         with suppress(OSError):
             self.unwritten = self.unwritten[os.write(self.file, self.unwritten) :]
 
@@ -115,26 +108,32 @@ class Outbox:
 
     def _tell_state(self, problem: Exception | None) -> None:
         """Say once that the store is down, and once that it is back; with several journals the first and the last."""
-        changed, self.down = self.down != bool(problem), bool(problem)
-        if self.stopped or not changed or any(box.down for box in list(_open.values()) if box is not self):
-            return
-        if problem:
-            cause = without_secrets(str(problem)).rpartition("Caused by ")[2] or type(problem).__name__
-            why = textwrap.shorten(cause, 200, placeholder=" …")
+        down, closed = bool(problem), isinstance(problem, Closed)
+        changed = (down, closed) != (self.down, self.closed)
+        if not (self.stopped or not changed or any(box.down for box in list(_open.values()) if box is not self)):
+            self._say_state(problem)
+        self.down, self.closed = down, closed  # now the end of the command need not wait
+
+    def _say_state(self, problem: Exception | None) -> None:
+        if isinstance(problem, Closed):
+            kept = f"they are kept in {self.path}, and the same command sends them afterwards"
+            say(f"MLflow: {self.store} takes no records; {kept}. {problem}")
+        elif problem:
             kept = f"work goes on, they are kept in {self.path} and sent later"
-            say(f"MLflow: {self.store} takes no records; {kept}. {why}")
+            say(f"MLflow: {self.store} takes no records; {kept}. {reason(problem)}")
         else:
             say(f"MLflow: {self.store} is back, and has the records of {self.path}")
 
 
 def noted(path: Path, store: str) -> dict[str, Any]:
-    """What is known about a journal's runs in a store, and how far they are `sent`; another store gets everything."""
-    try:
-        notes = json.loads(path.with_suffix(".json").read_text())
-    except (OSError, ValueError):
-        notes = {}
-    mine = notes.get("store") == without_secrets(store) and "sent" in notes
-    return notes if mine else {"store": without_secrets(store), "sent": 0}
+    """What is known about a journal's runs in a store, and how far they are `sent`.
+
+    Another store gets everything, and so does a database that was deleted.
+    """
+    notes = journal.read_notes(path.with_suffix(".json")) or {}
+    file = stores.database(store)
+    mine = notes.get("store") == without_secrets(store) and journal.ends_a_line(path, notes.get("sent", -1))
+    return notes if mine and (file is None or file.exists()) else {"store": without_secrets(store), "sent": 0}
 
 
 def start(path: Path, store: str, deliver: Deliver) -> Outbox:
@@ -151,13 +150,13 @@ def send_waiting(record: Record) -> None:
     if record.arguments.report_to != "mlflow" or os.environ.get("RANK", "0") != "0":
         return
     store = record.mlflow_store()
-    for path in [*record.directory.glob("mlflow.jsonl"), *record.directory.glob("seeds/*/mlflow.jsonl")]:
+    for path in record.journals():
         if path not in _open and noted(path, store)["sent"] < path.stat().st_size:
             from lth_scale.tracking import start_sending  # imports mlflow, which takes its time
 
             start_sending(path, store)
     wait(list(_open.values()))
-    left = {path: sum(1 for _ in box.read(box.notes["sent"])) for path, box in _open.items()}
+    left = {path: sum(1 for _ in box.read(box.notes["sent"])) for path, box in _open.items() if not box.closed}
     _open.clear()
     if sum(left.values()):
         where = ", ".join(str(path) for path, count in left.items() if count)
@@ -165,11 +164,14 @@ def send_waiting(record: Record) -> None:
 
 
 def wait(boxes: list[Outbox]) -> None:
-    """Until the journals are sent, or nothing has been sent for some time. Ends the threads that are done."""
+    """Until the journals are sent, or nothing has been sent for some time. Ends the threads that are done.
+
+    A store that is closed is not waited for.
+    """
     sent, since = -1, time.monotonic()
     for box in boxes:
         box.hurry.set()
-    while not all(box.is_sent() for box in boxes):
+    while not all(box.is_sent() or box.closed for box in boxes):
         patience = PATIENCE if any(box.down for box in boxes) else 3 * PATIENCE  # a store may take long to be made
         if time.monotonic() - since > patience:
             break

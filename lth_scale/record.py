@@ -9,12 +9,13 @@ import subprocess
 import time
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
-from lth_scale import files, provenance
+from lth_scale import files, journal, provenance
+from lth_scale import store as stores
 from lth_scale.arguments import (
     COSMETIC,
     Arguments,
@@ -73,7 +74,10 @@ class Record:
         """The record of --output_dir. Raises BadInput where it holds another search or cannot be written."""
         record = cls(Path(args.output_dir), args)
         record._refuse_other_arguments()
-        record._refuse_unknown_store()
+        if args.report_to == "mlflow":
+            record._refuse_unknown_store()
+            record._refuse_unusable_store()
+            record._refuse_unusable_journals()
         try:
             files.check_whole(record.directory)
         except ValueError as problem:
@@ -92,12 +96,37 @@ class Record:
         store = self.mlflow_store()
         scheme, mark, _ = store.partition("://")
         known = (*STORES, *entry_points(group="mlflow.tracking_store").names)
-        if self.arguments.report_to != "mlflow" or store == "databricks" or (mark and scheme.split("+")[0] in known):
+        if store == "databricks" or (mark and scheme.split("+")[0] in known):
             return
         raise BadInput(
             f"MLFLOW_TRACKING_URI {without_secrets(store)}: is no store that MLflow knows; give http://HOST:5000 or "
             "sqlite:///FILE, or --report_to none"
         )
+
+    def _refuse_unusable_store(self) -> None:
+        store = self.mlflow_store()
+        path = stores.database(store)
+        given = os.environ.get("MLFLOW_TRACKING_URI")
+        name = f"MLFLOW_TRACKING_URI {without_secrets(given)}" if given else f"the MLflow store {path}"
+        try:
+            if path:
+                stores.check(path)
+            elif not stores.has_host(store):
+                raise ValueError("names no host and port")
+            if path and given:
+                files.check_writable(path.parent)
+        except (OSError, ValueError) as problem:
+            why = f"cannot be written ({problem.strerror})" if isinstance(problem, OSError) else problem
+            raise BadInput(
+                f"{name}: {why}; give MLFLOW_TRACKING_URI=sqlite:///FILE or http://HOST:PORT, or --report_to none"
+            ) from None
+
+    def _refuse_unusable_journals(self) -> None:
+        for path in self.journals():
+            try:
+                journal.check(path)
+            except (OSError, ValueError) as problem:
+                raise BadInput(f"{path}: {problem}; move it away, or give --report_to none") from None
 
     def _refuse_other_arguments(self) -> None:
         path = self.directory / "arguments.json"
@@ -248,7 +277,16 @@ class Record:
 
     def mlflow_store(self) -> str:
         """MLFLOW_TRACKING_URI, or the embedded store beside the output directory."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.directory.resolve().parent / 'mlflow.db'}"
+        return os.environ.get("MLFLOW_TRACKING_URI") or self._embedded_store
+
+    @cached_property
+    def _embedded_store(self) -> str:
+        return stores.beside(self.directory)
+
+    def journals(self) -> list[Path]:
+        """The journals of MLflow's records that there are: one of a search, one of each seed of a transfer."""
+        places = [self.directory, *sorted(self.directory.glob("seeds/*"))]
+        return [place / "mlflow.jsonl" for place in places if os.path.lexists(place / "mlflow.jsonl")]
 
 
 @cache

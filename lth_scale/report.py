@@ -71,8 +71,9 @@ def main() -> None:
     print(f"cells    {len(study.cells)} planned, {there} there, {len(study.cells) - there} missing")
     if args.report_to == "mlflow":
         from lth_scale import tracking  # imports mlflow
+        from lth_scale.store import address
 
-        beside = f"sqlite:///{args.directory.resolve() / 'jobs' / 'mlflow.db'}"
+        beside = address(args.directory.resolve() / "jobs" / "mlflow.db")
         store = os.environ.get("MLFLOW_TRACKING_URI") or beside
         try:
             tracking.log_report(store, study.name, written, verdicts=findings.registered(study, args.delta))

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import shlex
 import sys
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from lth_scale import files
 from lth_scale.arguments import BadInput, Transfer, printable, without_secrets
+from lth_scale.journal import read_notes
 from lth_scale.page import literal
 from lth_scale.record import Record, Stage
 
@@ -220,18 +222,17 @@ def show(record: Record) -> None:
 
 def how_to_open_mlflow(path: Path) -> list[str]:
     """The command that serves the store, and the page that shows the curves of the runs in `path` (mlflow.json)."""
-    try:
-        ids = files.read_json(path)
-        store, experiment = str(ids["store"]), ids["experiment"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []  # a damaged file of notes: what it would lead to is in the journal too
+    notes = read_notes(path) or {}
+    if "experiment" not in notes:
+        return []  # nothing was sent yet, or the file is damaged: what it would lead to is in the journal too
+    store, experiment = printable(notes["store"]), printable(notes["experiment"])
     page = f"#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
     page += "&viewStateShareKey=curves"
     if store.startswith("http"):
         return [f"MLflow      {store.rstrip('/')}/{page}"]
-    mlflow = os.path.relpath(Path(sys.executable).with_name("mlflow"))
+    mlflow = shlex.quote(os.path.relpath(Path(sys.executable).with_name("mlflow")))
     return [
-        f"MLflow      {mlflow} ui --host 127.0.0.1 --backend-store-uri {store}",
+        f"MLflow      {mlflow} ui --host 127.0.0.1 --backend-store-uri {shlex.quote(store)}",
         f"            then open http://127.0.0.1:5000/{page}",
     ]
 

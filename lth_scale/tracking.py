@@ -1,19 +1,20 @@
 """MLflow: a parent run for the command, a child run for each round, a page of curves. The only caller of MLflow.
 
 `Tracker` writes down what happens, `Delivery` makes MLflow's runs of it. A point keeps its time, a run its key: what
-may have been sent before is looked up, so that it is there once.
+may have been sent before is looked up, so that it is there once; what was deleted is sent again.
 """
 
 import base64
 import hashlib
 import json
+import logging
 import os
 import re
 import tempfile
 import time
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from itertools import groupby
@@ -26,16 +27,19 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it prints passwords, and into the progress bars
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.store.db import utils as db_utils
 from safetensors import safe_open
 
 from lth_scale import files, outbox
-from lth_scale.arguments import CONTROLS, COSMETIC, DATASETS, TASKS, Arguments, Training, Transfer, source_name
-from lth_scale.outbox import Line, Outbox
+from lth_scale import store as stores
+from lth_scale.arguments import CONTROLS, COSMETIC, DATASETS, TASKS, Arguments, Training, Transfer, reason, source_name
+from lth_scale.journal import Line, is_event
+from lth_scale.outbox import Closed, Outbox
 from lth_scale.page import clean, literal
 from lth_scale.record import Record, Stage
 from lth_scale.redaction import redacted, without_secrets
+from lth_scale.terminal import say
 
 if TYPE_CHECKING:
     from lth_scale.tasks import Task
@@ -53,6 +57,10 @@ network. `IMP of mlm`: the ticket of that other task.
 A curve's name goes on with its task and its model, and ends in a digest of the flags: only runs that differ in \
 nothing but the seed share one. Open a run for its table and figure, its data and its rounds; *Models* for the \
 tickets; *Model registry* for those that match the full network, under the rule that the alias names."""
+BATCH = 1000  # points that MLflow takes at once
+POINTS = ("loss", "usage")  # events that are nothing but points
+DAMAGED, LEFT_OUT = "damaged", "left out"  # a line, and a run that could not be made
+NOTES = {"store", "sent", "experiment"}  # the others are runs
 NOTE_LENGTH = 7500  # of the 8,000 characters that a tag may have
 METHOD = ("scope", "pattern", "score", "rewind", "rewind_step", "distill", "early_bird")
 SCORES = dict.fromkeys(TASKS, "accuracy") | {"stsb": "pearson", "cola": "matthews_correlation", "squad": "f1"}
@@ -71,9 +79,13 @@ class Tracker:
         self.tags = {"task": args.task, "base_model": redacted(args.model_name_or_path), "seed": str(args.seed)}
         if args.note:
             self.tags["note"] = args.note
-        self.box = start_sending((directory or record.directory) / "mlflow.jsonl", record.mlflow_store())
+        store, inside = record.mlflow_store(), record.directory.resolve() / "mlflow.db"
+        if store == stores.address(inside) and not inside.exists():
+            say(f"MLflow: the records go to {inside}: its parent directory cannot be written")
+        self.box = start_sending((directory or record.directory) / "mlflow.jsonl", store)
         for line in self.box.read(0):
-            self._remember(**line.record)
+            if is_event(line.record):
+                self._remember(**line.record)
         if self.key:
             self._write("reopen")
         else:
@@ -169,48 +181,157 @@ class Delivery:
 
     def __init__(self, store: str):
         self.store = store
+        self.is_connected = False
+        self.new: set[str] = set()  # runs that nobody else can have written to
+        self.steps: dict[tuple[str, str], set[int]] = {}  # those that a run has of a metric, where that is in doubt
+        self.left_out: set[str] = set()
 
     def __call__(self, box: Outbox, lines: list[Line]) -> Iterator[int]:
-        """Send lines in order, neighbouring losses of one run together; yields the offsets up to which all is sent."""
-        self.ids = box.notes
-        if "client" not in vars(self):
-            self.client, self.ids["experiment"] = connect(self.store)
-        for _, group in groupby(lines, lambda line: line.record["stage"] if "loss" in line.record else line.start):
+        """Send lines in order, neighbouring points of one run together; yields the offsets up to which all is sent.
+
+        Where runs were deleted it yields nothing: `box.notes` goes back to where they begin.
+        """
+        self.box, self.ids = box, box.notes
+        if not self.is_connected and self._connect():
+            return
+        for what, group in groupby(lines, neighbours):
             same = list(group)
-            self.doubtful = same[0].start < box.doubt
-            getattr(self, f"_{same[0].record['event']}")(same)
+            if what == DAMAGED:
+                self._leave_out(same[0], ValueError("the line is damaged"))
+                yield same[-1].end
+                continue
+            try:
+                self._send(same)
+            except Exception as problem:
+                self._doubt(same)
+                self.is_connected = False
+                if stores.may_pass(problem):
+                    raise
+                if self._connect():
+                    return
+                yield from self._send_each(same)
             yield same[-1].end
+
+    def _send(self, lines: list[Line]) -> None:
+        self.doubtful = lines[0].start < self.box.doubt
+        event, stage = lines[0].record["event"], lines[0].record.get("stage", "")
+        if event != "start" and self.ids.get(stage) == LEFT_OUT:
+            raise ValueError("its run could not be made")
+        getattr(self, "_points" if event in POINTS else f"_{event}")(lines)
+
+    def _send_each(self, lines: list[Line]) -> Iterator[int]:
+        """Send lines one by one, after some were refused: what is refused again is left out, and said."""
+        for line in lines:
+            try:
+                self._send([line])
+            except Exception as problem:
+                self._doubt([line])
+                if line.record["event"] == "parent" or stores.may_pass(problem) or stores.remedy(problem, self.store):
+                    self.is_connected = False
+                    raise self._closed(problem) from problem
+                self._leave_out(line, problem)
+            yield line.end
+
+    def _leave_out(self, line: Line, problem: Exception) -> None:
+        event = line.record["event"] if is_event(line.record) else DAMAGED
+        if event == "start":
+            self.ids[line.record["stage"]] = LEFT_OUT
+        if event not in self.left_out:
+            where = f"the record at byte {line.start} of {self.box.path}"
+            say(f"MLflow: {where} is left out, as are others like it: {reason(problem)}")
+        self.left_out.add(event)
+
+    def _doubt(self, lines: list[Line]) -> None:
+        """Ask the store anew what it has: of these lines some may have got there."""
+        self.box.doubt = max(self.box.doubt, lines[-1].end)
+        self.new.clear()
+        self.steps.clear()
+
+    def _connect(self) -> bool:
+        """Reach the store; true where runs are lost, and the notes go back to where they begin. Raises Closed."""
+        try:
+            self.client, experiment = connect(self.store)
+            self.is_connected = True
+            return self._go_back(experiment)
+        except Exception as problem:
+            self.is_connected = False
+            raise self._closed(problem) from problem
+
+    def _closed(self, problem: Exception) -> Exception:
+        """The problem; where waiting does not help, as what does."""
+        if stores.may_pass(problem):
+            return problem
+        usual = f"{reason(problem)}. Correct MLFLOW_TRACKING_URI, or give --report_to none"
+        return Closed(stores.remedy(problem, self.store) or usual)
+
+    def _go_back(self, experiment: str) -> bool:
+        starts, sent = self._starts(), self.ids["sent"]
+        places = {experiment, self.ids.get("experiment", experiment)}  # it may have got another name meanwhile
+        runs = self._runs(f"LIKE '{self._key()}/%'", places) if sent else []
+        there = {LEFT_OUT: experiment, **{run.info.run_id: run.info.experiment_id for run in runs}}
+        self.ids["experiment"] = there.get(self.ids.get("parent", LEFT_OUT), experiment)
+        lost = {name for name in starts if starts[name] < sent and self.ids.get(name) not in there}
+        lost = {name for name in starts if starts[name] < sent} if "parent" in lost else lost
+        for name in {*self.ids} - NOTES:
+            if name in lost or name not in starts:
+                del self.ids[name]
+        self.box.doubt = max(self.box.doubt, sent)
+        self.ids["sent"] = min([starts[name] for name in lost], default=sent)
+        return bool(lost)
+
+    def _starts(self) -> dict[str, int]:
+        """Where the line is that makes the parent's run, and that of each stage: the last, where it began anew."""
+        found = {}
+        for line in self.box.read(0):
+            if is_event(line.record) and line.record["event"] in ("parent", "start"):
+                found[line.record.get("stage", "parent")] = line.start
+        return found
+
+    def _key(self) -> str:
+        records = (line.record for line in self.box.read(0) if is_event(line.record))
+        return next((record["key"] for record in records if record["event"] == "parent"), "")
 
     def _run(self, line: Line, tags: Mapping[str, str]) -> str:
         """The run that a line names: a new one, unless it may be there and is."""
         record = line.record
         key = f"{record['key']}/{line.start}"
-        found = self._search(f"= '{key}'") if self.doubtful else []
+        found = self._runs(f"= '{key}'", {self.ids["experiment"]}) if self.doubtful else []
+        for run in found[:1]:
+            for name, value in tags.items():
+                if run.data.tags.get(name) != value:
+                    self.client.set_tag(run.info.run_id, name, value)
+            return run.info.run_id
         tags = {**record["tags"], **tags, KEY: key}
-        return found[0] if found else self.client.create_run(
-            self.ids["experiment"], record["time"], tags, record["name"]
-        ).info.run_id  # fmt: skip
+        made = self.client.create_run(self.ids["experiment"], record["time"], tags, record["name"])
+        self.new.add(made.info.run_id)
+        return made.info.run_id
 
-    def _search(self, condition: str) -> list[str]:
-        runs = self.client.search_runs([self.ids["experiment"]], f"tags.`{KEY}` {condition}")
-        return [run.info.run_id for run in runs]
+    def _runs(self, condition: str, experiments: set[str]) -> list[Run]:
+        return all_pages(self.client.search_runs, sorted(experiments), f"tags.`{KEY}` {condition}")
 
     def _drop_others(self, key: str) -> None:
         """Delete runs of this journal that no id is kept of: replaced, or made by a request thought lost."""
-        for run in self._search(f"LIKE '{key}/%'"):
-            if run not in self.ids.values():
-                self.client.delete_run(run)
+        for run in self._runs(f"LIKE '{key}/%'", {self.ids["experiment"]}):
+            if run.info.run_id not in self.ids.values():
+                self.client.delete_run(run.info.run_id)
 
     def _log(self, run: str, values: Mapping[str, float], step: int, time: int, model: str | None = None) -> None:
         self._log_points(run, [Metric(name, value, time, step, model_id=model) for name, value in values.items()])
 
     def _log_points(self, run: str, points: list[Metric]) -> None:
         if self.doubtful:
-            names = {point.key for point in points}
-            there = {(name, old.step) for name in names for old in self.client.get_metric_history(run, name)}
-            points = [point for point in points if (point.key, point.step) not in there]
-        if points:
-            self.client.log_batch(run, metrics=points)
+            points = [point for point in points if point.step not in self._steps(run, point.key)]
+        for start in range(0, len(points), BATCH):
+            self.client.log_batch(run, metrics=points[start : start + BATCH])
+        for point in points if self.doubtful else ():
+            self._steps(run, point.key).add(point.step)
+
+    def _steps(self, run: str, name: str) -> set[int]:
+        """The steps of a metric that its run has, asked once."""
+        if (run, name) not in self.steps:
+            history = [] if run in self.new else self.client.get_metric_history(run, name)
+            self.steps[run, name] = {point.step for point in history}
+        return self.steps[run, name]
 
     def _parent(self, lines: list[Line]) -> None:
         self.ids["parent"] = self._run(lines[0], {})
@@ -241,14 +362,12 @@ class Delivery:
         if stage in before:
             self._drop_others(lines[0].record["key"])
 
-    def _loss(self, lines: list[Line]) -> None:
-        records = [line.record for line in lines]
-        points = [Metric("loss", record["loss"], record["time"], record["step"]) for record in records]
-        self._log_points(self.ids[records[0]["stage"]], points)
-
-    def _usage(self, lines: list[Line]) -> None:
-        record = lines[0].record
-        self._log(self.ids[record["stage"]], record["metrics"], record["step"], record["time"])
+    def _points(self, lines: list[Line]) -> None:
+        points = []
+        for record in (line.record for line in lines):
+            values = {"loss": record["loss"]} if record["event"] == "loss" else record["metrics"]
+            points += [Metric(name, value, record["time"], record["step"]) for name, value in values.items()]
+        self._log_points(self.ids[lines[0].record["stage"]], points)
 
     def _end(self, lines: list[Line]) -> None:
         record = lines[0].record
@@ -331,8 +450,12 @@ def describe_ticket(path: Path, seed: int) -> dict[str, str]:
 
 def model_of(client: MlflowClient, experiment: str, ticket: Mapping[str, str], run: str | None = None) -> str:
     """The id of the logged model that stands for a ticket (of one round's run), made where there is none."""
-    same = f"tags.content_sha256 = '{ticket['content_sha256']}' AND tags.file = '{ticket['file']}'"
-    models = [each for each in client.search_logged_models([experiment], same) if run in (None, each.source_run_id)]
+    same = f"tags.content_sha256 = '{ticket['content_sha256']}'"
+    models = [
+        each
+        for each in all_pages(client.search_logged_models, [experiment], same)
+        if run in (None, each.source_run_id) and each.tags.get("file") == ticket["file"]
+    ]
     if not models:
         name = f"{ticket['task']}-seed{ticket['seed']}-{100 * float(ticket['sparsity']):.4g}pct".replace(".", "_")
         tags = {**ticket, "mlflow.model.isExternal": "true"}
@@ -384,12 +507,20 @@ def start_sending(path: Path, store: str) -> Outbox:
 
 
 def connect(store: str) -> tuple[MlflowClient, str]:
-    """A client of the store, and the id of our experiment there. A local store is made by one process alone."""
-    local = Path(store.removeprefix("sqlite:///")).resolve() if store.startswith("sqlite:///") else None
+    """A client of the store, and the id of our experiment there. A local store is made by one process alone.
+
+    An experiment that was deleted is restored: MLflow keeps its name. Raises ValueError where a local database is
+    another program's, and what MLflow raises.
+    """
+    path = stores.database(store)
+    local = Path(os.path.realpath(path)) if path else None
     db_utils.MAX_RETRY_COUNT = 1  # no attempts of its own here either, each with a line of log
+    db_utils._logger.setLevel(logging.CRITICAL)  # nor tracebacks: what went wrong is said once
     with files.exclusive(local) if local else nullcontext():
-        client = MlflowClient(tracking_uri=store)
+        client = open_database(store, path) if path else MlflowClient(tracking_uri=store)
         found = client.get_experiment_by_name(EXPERIMENT)
+        if found and found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
         artifacts = (local.parent / "mlartifacts").as_uri() if local else None  # a server knows where its own go
         experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location=artifacts)
         tags = {VIEW: view(), **({} if found and NOTE in found.tags else {NOTE: ABOUT})}
@@ -397,6 +528,40 @@ def connect(store: str) -> tuple[MlflowClient, str]:
             if not found or found.tags.get(name) != value:
                 client.set_experiment_tag(experiment, name, value)
         return client, experiment
+
+
+def open_database(store: str, path: Path) -> MlflowClient:
+    """A client of a local database, whose tables are made where there are none. Raises ValueError where it is foreign.
+
+    MLflow keeps connections to a file for as long as the process lives, also once it was deleted.
+    """
+    try:
+        stores.check(path)
+    except ValueError as problem:
+        raise ValueError(f"{path}: {problem}") from None
+    client = MlflowClient(tracking_uri=store)
+    engine = client._tracking_client.store.engine
+    engine.dispose()
+    if not db_utils._all_tables_exist(engine):
+        db_utils._initialize_tables(engine)
+    return client
+
+
+def all_pages(search: Callable[..., Any], *given: Any) -> list[Any]:
+    """Everything that one of the client's searches finds."""
+    page = search(*given)
+    found = list(page)
+    while page.token:
+        page = search(*given, page_token=page.token)
+        found += page
+    return found
+
+
+def neighbours(line: Line) -> str | int:
+    """The same for lines that are dealt with together, where they follow each other: the points of one run."""
+    if not is_event(line.record):
+        return DAMAGED
+    return line.record["stage"] if line.record["event"] in POINTS else line.start
 
 
 def log_report(
@@ -446,8 +611,8 @@ def register(
 
     text: the verdict in words, kept as a tag of the version.
     """
-    base_name = re.sub(r"[^\w. -]", "-", Path(base).name)  # a quote would end the condition of a search
-    name, alias = f"{base_name}-{task}-ticket", f"matches-{rule}"
+    name = re.sub(r"""['"/:]""", "-", Path(base).name) + f"-{task}-ticket"  # what neither names nor filters may hold
+    alias = f"matches-{rule}"
     known = client.search_registered_models(f"name = '{name}'")
     versions = client.search_model_versions(f"name = '{name}'")
     for old in versions:

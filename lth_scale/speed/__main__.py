@@ -131,8 +131,9 @@ def log(output: Path, cells: list[dict]) -> None:
     """Keep report and numbers in MLflow; where that fails it is said, and the report is written."""
     from lth_scale import tracking  # imports mlflow
     from lth_scale.speed import report
+    from lth_scale.store import beside
 
-    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve().parent / 'mlflow.db'}"
+    store = os.environ.get("MLFLOW_TRACKING_URI") or beside(output)
     paths = [path for name in FILES if (path := output / name).is_file()]
     try:
         tracking.log_report(store, output.name, paths, "speed", report.metrics(cells))

@@ -1,0 +1,70 @@
+"""What it takes to send a journal of losses again: into a new store, and into one that has them all.
+
+python benchmarks/journal.py --rounds 3
+python benchmarks/journal.py --rounds 1 --lines 2000 10000
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+from lth_scale import outbox
+from lth_scale.tracking import connect, start_sending
+
+
+def write(path: Path, lines: int) -> None:
+    """A journal of one run with one stage and so many losses, in batches of 100 with one line of system metrics."""
+    run = {"time": 1, "key": "a" * 32, "name": "search", "tags": {"task": "sst2"}}
+    records = [{"event": "parent", **run, "params": {}}, {"event": "start", **run, "stage": "round 00"}]
+    for step in range(1, lines + 1):
+        records.append({"event": "loss", "time": step, "stage": "round 00", "step": step, "loss": 1 / step})
+        if step % 100 == 0:
+            usage = {"system/host/cpu_utilization_percentage": 50.0}
+            records.append({"event": "usage", "time": step, "stage": "round 00", "step": step, "metrics": usage})
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def send(path: Path, store: str) -> float:
+    """Seconds until the whole journal is sent."""
+    began = time.perf_counter()
+    box = start_sending(path, store)
+    while not box.is_sent():
+        time.sleep(0.01)
+    seconds = time.perf_counter() - began
+    outbox._open.pop(path).stop()
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--lines", type=int, nargs="+", default=[20_000, 100_000])
+    args = parser.parse_args()
+    seconds: dict[tuple[str, int], list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        empty = Path(folder, "empty.db")
+        connect(f"sqlite:///{empty}")
+        for number in range(args.rounds):
+            for lines in args.lines:
+                place = Path(folder, f"{number}-{lines}")
+                place.mkdir()
+                store = f"sqlite:///{shutil.copy(empty, place / 'mlflow.db')}"
+                write(path := place / "mlflow.jsonl", lines)
+                seconds.setdefault(("new store", lines), []).append(send(path, store))
+                path.with_suffix(".json").unlink()
+                seconds.setdefault(("all there", lines), []).append(send(path, store))
+    for (kind, lines), taken in sorted(seconds.items()):
+        middle = statistics.median(taken)
+        print(f"{kind}, {lines:7,} lines: {middle:6.2f} s [{min(taken):.2f}, {max(taken):.2f}], n = {len(taken)}, "
+              f"{1e6 * middle / lines:.0f} µs a line")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
