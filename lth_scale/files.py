@@ -220,7 +220,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     What a process that was killed left of the same directory is deleted first. Raises OSError where something
     other than an empty directory lies at `path`: nothing is replaced.
     """
-    with _filled(path) as unfinished:
+    with scratch_directory(path) as unfinished:
         yield unfinished
         sync_tree(unfinished)
         os.rename(unfinished, path)
@@ -233,7 +233,7 @@ def listed_directory(path: Path) -> Iterator[Path]:
 
     Files of others in `path` stay.
     """
-    with _filled(path) as unfinished:
+    with scratch_directory(path) as unfinished:
         yield unfinished
         names = sorted(file.relative_to(unfinished).as_posix() for file in unfinished.rglob("*") if file.is_file())
         write_json(unfinished / LISTING, names)
@@ -243,8 +243,11 @@ def listed_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _filled(path: Path) -> Iterator[Path]:
-    """A temporary directory that is locked while it is filled, and gone afterwards unless it was renamed."""
+def scratch_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory beside `path`, gone afterwards unless it was renamed.
+
+    It is locked meanwhile. Those for the same path that no process holds any more are deleted first.
+    """
     for left in _abandoned(path):
         shutil.rmtree(left)
     unfinished = temporary(path)

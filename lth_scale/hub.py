@@ -7,10 +7,9 @@
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -73,8 +72,10 @@ def push(
     except OSError as problem:
         raise BadInput(f"{run}: cannot be written ({problem.strerror}), and what is uploaded is made there; give a "
                        "copy of it") from None  # fmt: skip
-    with polite(), tempfile.TemporaryDirectory(prefix=".hub.", suffix=".tmp", dir=root) as made:
-        folder = Path(made)
+    done = root / "hub.json"
+    if os.path.lexists(done) and not pushed(done):
+        raise BadInput(f"{done}: is there already, and no push wrote it; move it away")
+    with polite(), files.scratch_directory(root / "hub") as folder:
         if not dry_run:
             repo = _answered(lambda: full_name(repo), repo)
         licence = licence_of(place.run, ask=not dry_run)
@@ -84,8 +85,17 @@ def push(
         if dry_run:
             return (folder / "README.md").read_text(), sizes
         commit = _answered(lambda: upload(folder, repo, private), repo)
-    files.write_json(root / "hub.json", {"hub_model_id": repo, "commit": commit.oid, "url": commit.commit_url})
+    files.write_json(done, {"hub_model_id": repo, "commit": commit.oid, "url": commit.commit_url})
     return commit.commit_url, sizes
+
+
+def pushed(path: Path) -> dict[str, str]:
+    """What the hub.json of a run says of its last push; {} where there was none, or the file is none of ours."""
+    try:
+        done = files.read_json(path)
+        return done if done.keys() >= {"hub_model_id", "commit", "url"} else {}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
 
 
 def stage_of(run: str) -> Place:
@@ -131,11 +141,9 @@ def push_when_done(record: "Record") -> None:
     args, done = record.arguments, record.directory / "hub.json"
     if not args.push_to_hub or os.environ.get("RANK", "0") != "0":
         return
-    with suppress(OSError, ValueError, KeyError):
-        before = files.read_json(done)
-        if args.hub_model_id in (None, before["hub_model_id"]):
-            print(f"on the Hub  {before['url']}", flush=True)
-            return
+    if (before := pushed(done)) and args.hub_model_id in (None, before["hub_model_id"]):
+        print(f"on the Hub  {before['url']}", flush=True)
+        return
     try:
         print(f"on the Hub  {push(record.directory, args.hub_model_id, args.hub_private_repo)[0]}", flush=True)
     except (BadInput, Stopped) as problem:

@@ -1,6 +1,6 @@
 """Every command: bad input is one line that names flag or file, value and remedy, exit code 2, nothing overwritten.
 
-What the cases say is the table of docs/reliability.md; UPDATE_DOCS=1 and the whole of this file rewrite it.
+What the cases say is the table of docs/bad_input.md; UPDATE_DOCS=1 and the whole of this file rewrite it.
 """
 
 import importlib
@@ -36,7 +36,7 @@ from lth_scale.arguments import Transfer, exit_on_bad_input, parse
 from lth_scale.export import export
 from lth_scale.prunable import prunable
 
-DOCS = Path(__file__).parent.parent / "docs/reliability.md"
+DOCS = Path(__file__).parent.parent / "docs/bad_input.md"
 BEGIN, END = "<!-- bad input: begin -->\n", "<!-- bad input: end -->\n"
 SAID: dict[str, str] = {}  # the rows of the table, by case
 Lay = Callable[[Path, Path], object]  # (the directory of the test, that of `made`): lays the files of a case
