@@ -209,6 +209,9 @@ def both(*lays: Lay) -> Lay:
     return lambda here, made: [lay(here, made) for lay in lays]
 
 
+NOTHING = both()
+
+
 def as_pipe(name: str) -> Lay:
     """Lay a FIFO in the place of a file."""
 
@@ -427,8 +430,9 @@ RUNS = [
          "the sparsity of round 1 was 0.3, is 0.1"),
         ("imp", "search", "whose facts are damaged", lambda w: w.update(digests=[]), "damaged", "another"),
     )),
-    case("imp", "--output_dir with rounds of nobody", "--output_dir …/out", "no arguments.json",
-         lay=put("out/rounds/mine", "precious")),
+    *(case("imp", f"--output_dir with {name} of somebody else", f"--output_dir …/out: holds {name}", "another",
+           lay=put(f"out/{name}/mine" if name in ("rounds", "figures") else f"out/{name}", "precious"))
+      for name in ("rounds", "figures", "theta.safetensors", "mlflow.jsonl", "complete", ".lock")),
     case("imp", "--output_dir that is a file", "--output_dir …/out", "another", lay=put("out", "precious")),
     case("imp", "--output_dir that is a pipe", "--output_dir …/out", "another", lay=as_pipe("out")),
     case("imp", "--output_dir that is a link to nothing", "--output_dir …/out", "another", lay=link("out", "gone")),
@@ -501,6 +505,7 @@ def begun(here: Path, made: Path) -> None:
 
 def done(here: Path, made: Path) -> None:
     study()(here, made)
+    put("out/study.json", json.dumps(PLAN))(here, made)
     put("out/jobs/search-sst2-seed1/complete", "")(here, made)
     put("out/jobs/search-sst2-seed1/results.json", '[{"steps": "x"}]')(here, made)
 
@@ -561,7 +566,7 @@ STUDIES = [
         (dict(flags={"preset": "demo", "run_name": "\b"}), "run_name", "\\x08"),
         *((dict(rewind=[point]), "rewind", repr(point), "0.05") for point in ("../x", "0.05/../..", " 0.05", "٣")),
         (dict(seeds=[10**20]), "--seed 100000000000000000000"), (dict(seeds=[10**400]), "401 characters"),
-        (dict(flags={"preset": "demo", "save_steps": 10**20}), "--save_steps 1", "2**63"),
+        (dict(flags={"preset": "demo", "save_steps": 10**20}), "--save_steps 1", "at most 1,000,000,000"),
         (dict(seeds=[*range(5001)]), "15,003 trainings", "10,000"),
         (dict(include=["/dev/zero"]), "/dev/zero", "not a regular file"),
     )),
@@ -788,6 +793,26 @@ PUSHES = [
     case("imp", "--push_to_hub without a token", "--hub_model_id a/b", "HF_TOKEN",
          argv="--push_to_hub --hub_model_id a/b"),
 ]  # fmt: skip
+OTHERS = [
+    *(case(command, f"{name} with nothing", name, "is empty", argv=f"{words} {name}=", lay=lay)
+      for command, name, words, lay in (
+          ("imp", "--output_dir", "", NOTHING), ("transfer", "--output_dir", "", NOTHING),
+          ("imp", "--ticket", "", NOTHING), ("study", "--output_dir", GRID, study()),
+          ("report", "--output_dir", "…", NOTHING), ("report", "--save", "…", NOTHING),
+          ("export", "--output_dir", ". --format csr", NOTHING), ("speed", "--output_dir", "MODEL", NOTHING),
+          ("hub", "--output_dir", "pull a/b", NOTHING), ("ticket", "--output", "… --union …", NOTHING),
+      )),
+    case("study", "--output_dir with jobs of somebody else", "--output_dir …/out: holds jobs", "another",
+         argv=f"{GRID} --output_dir …/out", lay=both(study(), put("out/jobs/mine", "precious"))),
+    case("report", "--output_dir with a page of somebody else", "--output_dir …/out", "report.md is there already",
+         argv="…/study --report_to none --output_dir …/out",
+         lay=both(reported(json.dumps(RESULTS)), put("out/report.md", "precious"))),
+    case("speed", "--output_dir with a check of somebody else", "--output_dir …/out", "speed.json is there already",
+         argv="MODEL --output_dir …/out", lay=put("out/speed.json", "precious")),
+    case("hub", "push of a run with another hub.json", "…/out/hub.json", "no push wrote it",
+         argv="push …/out --dry_run",
+         lay=both(damage("search", "x", None, unfinished=False), put("out/hub.json", "{}"))),
+]  # fmt: skip
 NAMES = [
     *(case(command, f"{what} that is not UTF-8", "…/\\xff", "is not UTF-8", argv=argv) for command, what, argv in (
         ("imp", "--output_dir", "--output_dir …/\udcff"), ("imp", "--dataset_path", "--dataset_path=…/\udcff"),
@@ -810,7 +835,7 @@ HUB = [  # what the Hub answers, by the name of the model
     case("imp", "the Hub: no JSON", "--model_name_or_path a/200", argv="--model_name_or_path a/200"),
     case("imp", "the Hub: no data set (404)", "dataset nyu-mll/glue", argv="", without=("dataset_path",)),
 ]
-CASES = [*FLAGS, *DATA, *MODELS, *TICKETS, *RUNS, *STUDIES, *REPORTS, *EXPORTS, *SPEED, *PUSHES, *NAMES]
+CASES = [*FLAGS, *DATA, *MODELS, *TICKETS, *RUNS, *STUDIES, *REPORTS, *EXPORTS, *SPEED, *PUSHES, *OTHERS, *NAMES]
 
 
 @pytest.fixture(scope="module")
