@@ -270,9 +270,6 @@ class Job:
             args = replace(arguments.resolve(given, KINDS[self.kind]), **late)  # not files yet
             if self.kind == "imp":
                 arguments.check_search(args)
-            for name, value in args.as_dict().items():
-                if isinstance(value, int) and value >= 2**63:
-                    raise BadInput(f"--{name} {value}: is too large; give less than 2**63")
         except BadInput as problem:
             raise BadInput(f"{self.id}: {problem}") from None
         return args

@@ -266,6 +266,18 @@ def test_a_checkout_that_was_moved_has_an_environment_of_its_own(checkout):
     assert subprocess.check_output(found, text=True).strip() == str(checkout.root / "lth_scale/__init__.py")
 
 
+def test_an_environment_behind_a_link_is_never_cleared(checkout):
+    """It is another checkout's, whose own ./run has marked it."""
+    checkout.run("setup")
+    (checkout.root / ".venv").rename(checkout.path / "theirs")
+    (checkout.root / "theirs/.made_by_run").write_text("/elsewhere")
+    (checkout.root / "theirs/mine").write_text("precious")
+    (checkout.root / ".venv").symlink_to("theirs")
+    checkout.run("setup")
+    assert (checkout.root / "theirs/mine").read_text() == "precious"
+    assert (checkout.root / "theirs/.made_by_run").read_text() == "/elsewhere"
+
+
 def test_what_another_version_of_the_requirements_installed_is_not_trusted(checkout):
     checkout.run("setup")
     (checkout.root / "constraints.txt").write_text("torch==2")
