@@ -269,7 +269,7 @@ def test_a_checkout_that_was_moved_has_an_environment_of_its_own(checkout):
 def test_an_environment_behind_a_link_is_never_cleared(checkout):
     """It is another checkout's, whose own ./run has marked it."""
     checkout.run("setup")
-    (checkout.root / ".venv").rename(checkout.path / "theirs")
+    (checkout.root / ".venv").rename(checkout.root / "theirs")
     (checkout.root / "theirs/.made_by_run").write_text("/elsewhere")
     (checkout.root / "theirs/mine").write_text("precious")
     (checkout.root / ".venv").symlink_to("theirs")
