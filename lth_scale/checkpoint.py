@@ -7,6 +7,7 @@
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,13 +97,24 @@ def _finish(unfinished: Path, path: Path, agreed: dict[str, Any]) -> None:
 def found(home: Path) -> list[Path]:
     """The checkpoints of a stage, whole or not, that of the last step first."""
     paths = [path for path in home.glob("checkpoint-[0-9]*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    own = [path for path in paths if not path.is_symlink() and _names(path)]
+    own = [path for path in paths if not path.is_symlink() and _is_ours(path)]
     return sorted(own, key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
     """The step that a checkpoint's name says."""
     return int(path.name.removeprefix("checkpoint-"))
+
+
+def _is_ours(path: Path) -> bool:
+    """True for what `save` wrote, whole or not: one of its files says so, by its name or its content."""
+    if any(path.glob(FILES[2])):
+        return True
+    try:
+        texts = [(path / name).read_bytes()[:100] for name in FILES[:2] if (path / name).is_file()]
+    except OSError:
+        return False
+    return any(FORMAT.encode() in text or re.fullmatch(rb"[0-9a-f]{64}", text) for text in texts)
 
 
 def _names(path: Path) -> list[str]:

@@ -13,6 +13,7 @@ file has and RUN has not stay in it, so a study may be run in parts, on several 
   `{{minutes NAME job}}` is how long a job's trainings took.
 """
 
+import os
 import re
 from collections.abc import Callable
 from functools import cache
@@ -34,7 +35,7 @@ def save(directory: Path, file: Path) -> None:
     """Write `keep` of a study into `file`, and leave in it what is of the same study. Raises BadInput for damage."""
     kept = keep(directory)
     try:
-        kept = joined(kept, files.read_json(file)) if file.exists() else kept
+        kept = joined(kept, files.read_json(file)) if os.path.lexists(file) else kept
     except (OSError, RecursionError, *findings.DAMAGE):
         raise BadInput(f"--save {file}: is there, and is no file of --save; give another, or delete it") from None
     files.write_json(file, kept)
@@ -177,8 +178,18 @@ def picture(path: Path, name: str) -> str:
     (caption, png), own = found[name], path.stem.replace("*", "all")
     if not png:
         raise BadInput(f"{path}: its picture {name!r} cannot be drawn; see the warning above")
-    files.write_bytes(path.with_name(f"{own}-{name}"), png)
+    _write_own(path.parent, f"{own}-{name}", png)
     return f"![{literal(f'{own}: {caption}', LABEL)}]({path.parent.name}/{own}-{name})\n\n{_made(path)}"
+
+
+def _write_own(folder: Path, name: str, content: bytes) -> Path:
+    """Write the page or a picture of it. Raises BadInput where a file of that name is there and none of ours."""
+    path, known = folder / name, files.listed(folder)
+    if name not in known and (os.path.lexists(path) or files.is_foreign(folder / files.LISTING)):
+        raise BadInput(f"{path}: is there already, and was not written from {folder / 'page.in'}; move it away")
+    files.write_listing(folder, {*known, name})
+    files.write_bytes(path, content)
+    return path
 
 
 def score(path: Path, task: str, sparsity: str, control: str = "none", source: str | None = None) -> str:
@@ -242,7 +253,7 @@ def speed(path: Path) -> str:
             "</details>",
         ]
     png, evens = break_evens(kept["cells"], kept["machine"]["cpu"])
-    files.write_bytes(path.with_suffix(".png"), png)
+    _write_own(path.parent, f"{path.stem}.png", png)
     drawn = [
         f"![speed-up against sparsity]({path.parent.name}/{path.stem}.png)",
         *(f"* {literal(line)}" for line in evens),
@@ -307,6 +318,6 @@ def fill(folder: Path) -> str:
 
 def write(folder: Path) -> Path:
     """Write the page beside `folder`, under its name. Returns its file."""
-    page = folder.with_name(f"{folder.name}.md")
-    files.write_bytes(page, fill(folder).encode())
-    return page
+    home = folder.resolve()
+    _write_own(folder, f"../{home.name}.md", fill(folder).encode())
+    return home.with_name(f"{home.name}.md")

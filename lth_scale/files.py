@@ -36,7 +36,7 @@ KEYS = {  # objects, with these keys and others
     "connectivity": {"seeds", "barrier"},
 }
 
-LISTING = ".files"  # in a directory: a JSON list of the names there that are ours
+LISTING, LISTED = ".files", "lth_scale.files/1"  # in a directory: which names there are ours; and its format
 # What `save_pretrained` writes, for networks that were saved without a listing.
 NETWORK = re.compile(
     r"((generation_|tokenizer_)?config|model\.safetensors\.index)\.json|model(-\d+-of-\d+)?\.safetensors"
@@ -55,6 +55,18 @@ class Claim:
 
 
 CLAIMED: dict[Path, Claim] = {}
+
+
+def open_own(path: Path, flags: int) -> int:
+    """A descriptor of a regular file, made where there is none; no link is followed and no pipe waited for.
+
+    Raises OSError where something else lies there.
+    """
+    handle = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return handle
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -236,7 +248,8 @@ def listed_directory(path: Path) -> Iterator[Path]:
     with scratch_directory(path) as unfinished:
         yield unfinished
         names = sorted(file.relative_to(unfinished).as_posix() for file in unfinished.rglob("*") if file.is_file())
-        write_json(unfinished / LISTING, names)
+        if not is_foreign(path / LISTING):
+            write_listing(unfinished, names)
         sync_tree(unfinished)
         remove_listed(path)
         move_into(unfinished, path)
@@ -244,21 +257,21 @@ def listed_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_directory(path: Path) -> Iterator[Path]:
-    """A temporary directory beside `path`, gone afterwards unless it was renamed.
+    """A directory called as `path`, in a temporary one beside that, gone afterwards unless it was renamed.
 
     It is locked meanwhile. Those for the same path that no process holds any more are deleted first.
     """
     for left in _abandoned(path):
         shutil.rmtree(left)
-    unfinished = temporary(path)
-    make_directory(unfinished)
-    lock = os.open(unfinished, os.O_RDONLY)
+    around = temporary(path)
+    make_directory(around / path.name)
+    lock = os.open(around, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield unfinished
+        yield around / path.name
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(around, ignore_errors=True)
         os.close(lock)
 
 
@@ -268,6 +281,8 @@ def _abandoned(path: Path) -> Iterator[Path]:
     for entry in os.scandir(path.parent) if path.parent.is_dir() else ():
         if not (form.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)):
             continue
+        if os.listdir(entry.path) != [path.name]:
+            continue  # not made by `scratch_directory`
         lock = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -324,22 +339,33 @@ def remove_files(directory: Path, names: Iterable[str]) -> None:
 
 
 def listed(directory: Path) -> list[str]:
-    """The names in a directory that its list says are ours."""
+    """The names in a directory that its list says are ours; none where there is no list, or none of ours."""
     try:
-        return [str(name) for name in json.loads((directory / LISTING).read_bytes())]
-    except (OSError, ValueError, TypeError):
+        listing = read_json(directory / LISTING)
+        return [str(name) for name in listing["files"]] if listing["format"] == LISTED else []
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return []
+
+
+def is_foreign(listing: Path) -> bool:
+    """True where a file of the name of our lists is somebody else's."""
+    return os.path.lexists(listing) and not listed(listing.parent)
+
+
+def write_listing(directory: Path, names: Iterable[str]) -> None:
+    """Say in a directory which names there are ours."""
+    write_json(directory / LISTING, {"format": LISTED, "files": sorted(names)})
 
 
 def check_listed(directory: Path, names: Iterable[str], sign: tuple[str, bytes]) -> None:
     """Raise FileExistsError where one of `names` is in a directory and its list does not have it as ours.
 
-    sign: a name, and what its content has where it is ours: the directory was then written before there were lists.
+    sign: a name, and how its content begins where it is ours: the directory was then written before there were lists.
     """
     if not os.path.lexists(directory / LISTING) and _begins_with(directory / sign[0], sign[1]):
         return
-    for other in sorted({*names} - {*listed(directory)}):
-        if os.path.lexists(directory / other):
+    for other in sorted({*names, LISTING} - {*listed(directory)}):
+        if os.path.lexists(directory / other) if other != LISTING else is_foreign(directory / LISTING):
             why = f"{other} is there already, and was not written by this command"
             raise FileExistsError(errno.EEXIST, why, str(directory / other))
 
@@ -348,12 +374,12 @@ def _begins_with(path: Path, mark: bytes) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return mark in file.read(1000)
+        return file.read(len(mark)) == mark
 
 
 def write_listed(directory: Path, contents: Mapping[str, bytes]) -> None:
     """Write files into a directory that may hold others, with a list of them. Call `check_listed` before."""
-    write_json(directory / LISTING, sorted({*listed(directory), *contents}))
+    write_listing(directory, {*listed(directory), *contents})
     for name, content in contents.items():
         write_bytes(directory / name, content)
 
@@ -362,7 +388,7 @@ def claim(directory: Path) -> str:
     """Be the one process that works in `directory` until it ends, or `release`; nothing, or who that is already."""
     release(directory)
     make_directory(directory)
-    lock = os.fdopen(os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
+    lock = os.fdopen(open_own(directory / ".lock", os.O_RDWR), "r+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -384,6 +410,14 @@ def is_lock(path: Path) -> bool:
         return not path.is_symlink() and path.is_file() and bool(LOCK.fullmatch(path.read_bytes()[:1000].decode()))
     except (OSError, ValueError):
         return False
+
+
+def link_in(run: Path) -> Path | None:
+    """The first directory below a run's that is a link, of those that it writes to; None where there is none."""
+    rooms = [run / name for name in ("rounds", "seeds", "controls", "figures", "connectivity")]
+    homes = stages(run)
+    places = (*rooms, *run.glob("controls/*"), *homes, *(home / "model" for home in homes))
+    return next(filter(Path.is_symlink, places), None)
 
 
 def release(directory: Path) -> None:
@@ -414,6 +448,6 @@ def sweep(directory: Path) -> None:
 def exclusive(path: Path) -> Iterator[None]:
     """One process at a time, of those that ask for the same path; a lock of the system, gone when its holder is."""
     make_directory(path.parent)
-    with open(path.with_name(f".{path.name}.lock"), "a+") as lock:
+    with os.fdopen(open_own(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_APPEND), "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -196,6 +196,9 @@ def check_keys(where: str, given: Any, known: dict[str, tuple]) -> None:
         if key not in known:
             raise BadInput(f"{where}{str(key)[:99]}: is no key of a study; take one of {', '.join(known)}")
         check_texts(f"{where}{key}", value)
+        twice = [part for i, part in enumerate(value) if part in value[:i]] if isinstance(value, list) else []
+        if twice and key != "include":
+            raise BadInput(f"{where}{key}: {twice[0]!r} is given twice; take one out")
         if not any(is_like(value, example) for example in known[key]):
             raise BadInput(
                 f"{where}{key}: {repr(value)[:99]} cannot be used; give such as {' or '.join(map(str, known[key]))}"

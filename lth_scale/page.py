@@ -11,6 +11,7 @@ from html import escape
 
 from lth_scale.arguments import printable
 
+BEGINNING = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Report: '  # of a study's page
 STYLE = """
 :root { color-scheme: light dark }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }

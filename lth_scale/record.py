@@ -29,6 +29,8 @@ from lth_scale.redaction import redacted
 
 PACKAGES = ("lth_scale", "torch", "transformers", "accelerate", "deepspeed", "datasets", "mlflow", "safetensors")
 PATIENCE = 45  # seconds; a launcher gives its processes 30 to stop in
+# What arguments.json of every version has.
+CORE = {"task", "model_name_or_path", "output_dir", "seed", "max_steps", "versions"}
 # What a run writes into its directory.
 NAMES = (
     *("arguments.json", "rounds", "seeds", "controls", "connectivity", "figures", "complete", ".lock"),
@@ -74,6 +76,7 @@ class Record:
         """The record of --output_dir. Raises BadInput where it holds another search or cannot be written."""
         record = cls(Path(args.output_dir), args)
         record._refuse_other_arguments()
+        record._refuse_lock_and_links()
         if args.report_to == "mlflow":
             record._refuse_unknown_store()
             record._refuse_unusable_store()
@@ -118,7 +121,7 @@ class Record:
         except (OSError, ValueError) as problem:
             why = f"cannot be written ({problem.strerror})" if isinstance(problem, OSError) else problem
             raise BadInput(
-                f"{name}: {why}; give MLFLOW_TRACKING_URI=sqlite:///FILE or http://HOST:PORT, or --report_to none"
+                f"{name}: {why}; give MLFLOW_TRACKING_URI=sqlite:///FILE or http://HOST:5000, or --report_to none"
             ) from None
 
     def _refuse_unusable_journals(self) -> None:
@@ -133,6 +136,8 @@ class Record:
         if not os.path.lexists(path):
             return self._refuse_names_of_others()
         before = self.begun()
+        if not before.keys() >= CORE or not before["versions"].get("lth_scale"):
+            return self._refuse_names_of_others()
         if ("seeds" in before) != isinstance(self.arguments, Transfer):
             raise BadInput(
                 f"--output_dir {self.directory}: its arguments.json is another command's; give another directory"
@@ -148,6 +153,16 @@ class Record:
                 "use the same flags to go on, or another directory"
             )
         self.refuse_other({"digests": provenance.digests(self.arguments)})
+
+    def _refuse_lock_and_links(self) -> None:
+        lock = self.directory / ".lock"
+        if os.path.lexists(lock) and not files.is_lock(lock):
+            raise BadInput(f"--output_dir {self.directory}: its .lock is none of ours; move it away")
+        if link := files.link_in(self.directory):
+            raise BadInput(
+                f"--output_dir {self.directory}: {link.relative_to(self.directory)} is a link, and what it leads to "
+                "would be written and deleted; put the directory itself there"
+            )
 
     def _refuse_names_of_others(self) -> None:
         """Raise BadInput where a new run would write a name that is there already: it is somebody else's."""

@@ -25,7 +25,7 @@ def write(study: findings.Study, output: Path, delta: float) -> list[Path]:
     texts = {"report.html": page.html(title, study.note, made), "report.md": page.markdown(title, study.note, made)}
     contents = {name: text.encode() for name, text in texts.items()}
     contents |= {name: png for section in made for name, (_, png) in section.pictures.items() if png}
-    files.check_listed(output, contents, ("report.html", b"<title>Report: "))
+    files.check_listed(output, contents, ("report.html", page.BEGINNING.encode()))
     files.write_listed(output, contents)
     return [output / name for name in contents]
 
@@ -57,6 +57,8 @@ def main() -> None:
     """Write the report of the study that the command line names, log it, and say where it is."""
     args = parse()
     if os.path.isfile(args.directory / "page.in"):
+        if args.output_dir or args.save:
+            raise BadInput(f"{args.directory}: has a page.in; leave out --output_dir and --save")
         print(printable(f"page     {evidence.write(args.directory)}"))
         return
     study, output = findings.load(args.directory), args.output_dir or args.directory / "report"

@@ -58,8 +58,9 @@ def beside(directory: Path) -> str:
     home = directory.resolve()
     outer, inner = home.parent / "mlflow.db", home / "mlflow.db"
     notes = [journal.read_notes(path) for path in (home / "mlflow.json", *home.glob("seeds/*/mlflow.json"))]
-    begun = address(outer) in [each["store"] for each in notes if each]
-    return address(outer if begun or not (inner.exists() or _is_closed(home.parent)) else inner)
+    begun = [each["store"] for each in notes if each]
+    known = next((path for path in (outer, inner) if address(path) in begun), None)
+    return address(known or (inner if _is_closed(home.parent) else outer))
 
 
 def _is_closed(directory: Path) -> bool:

@@ -12,12 +12,14 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
+from typing import IO, Any
 
 from lth_scale import arguments, files, provenance
 from lth_scale.arguments import Arguments, BadInput, Training, exit_on_bad_input, printable, without_secrets
 from lth_scale.grid import Flags, Job, Plan, as_argv, check_texts, difference, load, plan, summary
 from lth_scale.redaction import redacted
 
+PARTS = ("name", "cells", "jobs")  # of study.json
 # Training examples, as in Table 1 of Chen et al. 2020 (squad: windows of 384 tokens); a round of mlm is in steps.
 ROWS = {"mnli": 392_702, "qqp": 363_846, "stsb": 5_749, "wnli": 635, "qnli": 104_743, "mrpc": 3_668, "rte": 2_490,
         "sst2": 67_349, "cola": 8_551, "squad": 88_641}  # fmt: skip
@@ -60,7 +62,7 @@ class Runner:
             return True
         if not all(self.is_done(self.made.jobs[need]) for need in job.needs):
             return False
-        with open(self.path(job, ".lock"), "a") as lock:
+        with self._open(job, ".lock") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -69,11 +71,25 @@ class Runner:
                 self.start(job, lock.fileno())
         return True
 
+    def check(self) -> None:
+        """Raise BadInput where something that no study wrote lies in the place of a job's lock or log."""
+        for path in (self.path(job, ending) for job in self.jobs for ending in (".lock", ".log")):
+            if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+                raise BadInput(f"{path}: is not a file that a study wrote; move it away")
+
+    def _open(self, job: Job, ending: str) -> IO[str]:
+        """A file beside a job's directory, to append to. Raises BadInput where something else lies there."""
+        path = self.path(job, ending)
+        try:
+            return os.fdopen(files.open_own(path, os.O_WRONLY | os.O_APPEND), "a")
+        except OSError as problem:
+            raise BadInput(f"{path}: cannot be written ({problem.strerror}); move it away") from None
+
     def start(self, job: Job, lock: int) -> None:
         """Run a job and say how it went. Its process holds the lock too, and so outlives a study that is killed."""
         print(f"[{self.jobs.index(job) + 1}/{len(self.jobs)}] {job.id} … ", end="", flush=True)
         began, command, log = time.monotonic(), self.command(job), self.path(job, ".log")
-        with open(log, "a") as to:
+        with self._open(job, ".log") as to:
             print("$", printable(without_secrets(shlex.join(command))), file=to, flush=True)
             child = Popen(command, stdin=DEVNULL, stdout=to, stderr=STDOUT, pass_fds=[lock], start_new_session=True)
             try:
@@ -117,9 +133,10 @@ def refuse_other_flags(made: Plan, directory: Path) -> None:
     if not os.path.lexists(path) and os.path.lexists(directory / "jobs"):
         raise BadInput(f"--output_dir {directory}: holds jobs, which no study made; give another directory")
     try:
-        jobs = files.read_json(path)["jobs"] if os.path.lexists(path) else []
+        known: Any = files.read_json(path) if os.path.lexists(path) else dict.fromkeys(PARTS, ())
+        jobs = [known[name] for name in PARTS][-1]
         before = {job["id"]: redacted(job["flags"]) for job in jobs}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BadInput(f"--output_dir {directory}: its study.json is damaged, so it is not known with which flags its "
                        "jobs were begun; put back a copy of it, or give another directory") from None  # fmt: skip
     for job in made.jobs.values():
@@ -261,6 +278,7 @@ def main() -> None:
         files.check_writable(directory)
     except OSError as problem:
         raise BadInput(f"--output_dir {directory}: cannot be written ({problem.strerror}); give another") from None
+    runner.check()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # see Runner.start
     whole = share_parser().parse_known_args(sys.argv[1:])[1]

@@ -212,6 +212,13 @@ def both(*lays: Lay) -> Lay:
 NOTHING = both()
 
 
+def behind_a_link(path: Path) -> None:
+    """Move a directory of a run elsewhere, and lead there."""
+    elsewhere = path.with_name(f"{path.name}.elsewhere")
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
 def as_pipe(name: str) -> Lay:
     """Lay a FIFO in the place of a file."""
 
@@ -809,6 +816,40 @@ OTHERS = [
          lay=both(reported(json.dumps(RESULTS)), put("out/report.md", "precious"))),
     case("speed", "--output_dir with a check of somebody else", "--output_dir …/out", "speed.json is there already",
          argv="MODEL --output_dir …/out", lay=put("out/speed.json", "precious")),
+    case("imp", "--output_dir with arguments.json of somebody else", "holds arguments.json", "another",
+         lay=put("out/arguments.json", '{"task": "sst2"}')),
+    *(case("imp", f"going on: {name} is a link", f"--output_dir …/out: {name} is a link",
+           lay=both(damage("search", "x", None), lambda here, made, name=name: behind_a_link(here / "out" / name)))
+      for name in ("rounds", "figures", "rounds/01")),
+    *(case("imp", f"going on: .lock {what}", "--output_dir …/out: its .lock", "move it away",
+           lay=both(damage("search", "x", None), lambda here, made: (here / "out/.lock").unlink(), lay))
+      for what, lay in (("is a pipe", as_pipe("out/.lock")), ("is a directory", put("out/.lock/x", "")),
+                        ("is somebody else's", put("out/.lock", b"\xff mine")),
+                        ("is a link", link("out/.lock", "gone")))),
+    *(case("study", f"a job's {ending} is {what}", f"…/out/jobs/search-sst2-seed1{ending}", "move it away",
+           argv=f"{GRID} --output_dir …/out",
+           lay=both(study(), put("out/study.json", json.dumps({**PLAN, "jobs": []})), put("out/jobs/x", ""),
+                    lay(f"out/jobs/search-sst2-seed1{ending}")))
+      for ending in (".lock", ".log")
+      for what, lay in (("a pipe", as_pipe), ("a directory", lambda name: put(f"{name}/x", "")),
+                        ("a link", lambda name: link(name, "thesis")))),
+    case("study", "--output_dir with study.json of somebody else", "--output_dir …/out", "study.json is damaged",
+         argv=f"{GRID} --output_dir …/out", lay=both(study(), put("out/study.json", '{"jobs": []}'))),
+    case("study", "seeds given twice in a list", "seeds: 1 is given twice", "take one out", argv=GRID,
+         lay=study(dict(seeds=[1, 1]))),
+    case("report", "--output_dir with a list of somebody else", "--output_dir …/out", ".files is there already",
+         argv="…/study --report_to none --output_dir …/out",
+         lay=both(reported(json.dumps(RESULTS)), put("out/.files", '["report.md"]'))),
+    case("report", "--output_dir with a pipe for a list", "--output_dir …/out", ".files is there already",
+         argv="…/study --report_to none --output_dir …/out",
+         lay=both(reported(json.dumps(RESULTS)), as_pipe("out/.files"))),
+    case("report", "--save onto a link to nothing", "…/dangling: is there", "give another",
+         argv="…/study --report_to none --save …/dangling",
+         lay=both(reported(json.dumps(RESULTS)), link("dangling", "gone"))),
+    case("report", "page.in beside a page of somebody else", "evidence.md: is there already", "move it away",
+         argv="…/evidence", lay=both(put("evidence/page.in", "text"), put("evidence.md", "precious"))),
+    case("report", "page.in with --output_dir", "--output_dir", "leave out", argv="…/evidence --output_dir …/new",
+         lay=put("evidence/page.in", "text")),
     case("hub", "push of a run with another hub.json", "…/out/hub.json", "no push wrote it",
          argv="push …/out --dry_run",
          lay=both(damage("search", "x", None, unfinished=False), put("out/hub.json", "{}"))),

@@ -20,6 +20,7 @@ NAMES = (
     *(".notes.tmp", ".x.1.tmp", FOREIGN, ".metrics.json.4711.tmp", "mine.safetensors", "notes.txt", "report.tmp"),
     *("checkpoint-old", "checkpoint-best", ".checkpoint-2.tmp/thesis.txt", "checkpoint-7/model.safetensors"),
     *("01-old/complete", "01-old/metrics.json", "00.bak/model.safetensors", "checkpoint-4.bak/complete"),
+    *("checkpoint-8/complete", "checkpoint-8/checkpoint.json", ".files.mine"),
     *("model.bak/model.safetensors", ".cache.tmp/thesis.txt", "rank-0.safetensors", "round 01/complete"),
 )
 
@@ -223,16 +224,22 @@ def test_what_a_killed_process_left_of_a_new_directory_is_deleted_by_the_next_an
     os.kill(writers[0].pid, signal.SIGKILL)
     writers[0].wait()
     shutil.copytree(halves[0], tmp_path / ".other.0123456789abcdef0123456789abcdef.tmp")
+    (tmp_path / ".new.0123456789abcdef0123456789abcdef.tmp").mkdir()
+    (tmp_path / ".new.0123456789abcdef0123456789abcdef.tmp/thesis").write_text(TEXT)
     with files.new_directory(tmp_path / "new"):
         pass
     assert [half.exists() for half in halves] == [False, True]
     assert (tmp_path / ".other.0123456789abcdef0123456789abcdef.tmp/half").exists()
+    assert (tmp_path / ".new.0123456789abcdef0123456789abcdef.tmp/thesis").exists()
     writers[1].kill()
     writers[1].wait()
 
 
 def test_a_report_replaces_its_own_files_alone(tmp_path):
-    contents, sign = {"report.html": b"<title>Report: x", "a.png": b"1"}, ("report.html", b"<title>Report: ")
+    contents, sign = (
+        {"report.html": b"<html><title>Report: x", "a.png": b"1"},
+        ("report.html", b"<html><title>Report: "),
+    )
     files.check_listed(tmp_path, contents, sign)
     files.write_listed(tmp_path, contents)
     files.check_listed(tmp_path, contents, sign)

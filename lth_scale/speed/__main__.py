@@ -91,7 +91,7 @@ def check_output(directory: Path) -> None:
     """Raise BadInput unless the report can be written there."""
     try:
         files.check_writable(directory)
-        files.check_listed(directory, FILES, ("speed.md", b"# Speed check"))
+        files.check_listed(directory, FILES, ("speed.md", b"# Speed check\n\n## Machine\n"))
     except OSError as problem:
         raise BadInput(f"--output_dir {directory}: cannot be written ({problem.strerror}); give another") from None
 
