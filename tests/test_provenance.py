@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -256,4 +257,4 @@ def test_damaged_facts_are_named(damage, small, own, tmp_path):
     with pytest.raises(BadInput, match=r"arguments\.json is damaged"):
         Record.open(args)
     with pytest.raises(BadInput, match="is no search, or a damaged one"):
-        check_dense(parse(small(**own, dense=tmp_path / "out"), "t", "t"), 0, {})
+        check_dense(replace(args, dense=args.output_dir), 0, {})
