@@ -15,13 +15,18 @@ from lth_scale.arguments import EMBEDDED, BadInput, Training, embedded_path, is_
 
 Digests = dict[str, dict[str, str]]  # what it is about → name of a file → SHA-256
 
-# What `from_pretrained` reads of a model, and of its tokenizer.
-MODEL = ("config.json", "model*.safetensors", "model.safetensors.index.json")
-TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
-             "bpe.codes", "dict.txt")  # fmt: skip
+# What `from_pretrained` reads of a model beside its config, and of its tokenizer.
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "entity_vocab.json", "merges.txt", "bpe.codes", "dict.txt"),
+    *("tokenizer.model", "spiece.model", "spm.model", "spm_char.model", "sentencepiece.model"),
+    *("sentencepiece.bpe.model", "word_shape.json", "word_pronunciation.json"),
+)
 SPLITS = {"mnli": ("train", "validation_matched", "validation_mismatched")}
 # The flag behind each key of `digests`.
 FLAGS = {"model": "model_name_or_path", "tokenizer": "model_name_or_path", "data": "dataset_path"}
+MOVED = {"ticket", "theta"}  # each a single file, of any name
 # What round 0 of a search with --dense comes from; the ticket holds the digest of θᵢ.
 DENSE = ("rounds/00/ticket.safetensors", "rounds/00/metrics.json")
 
@@ -58,13 +63,24 @@ def content(task: str, model: str, dataset: str | None) -> Digests:
     found: Digests = {}
     if is_local(model):
         home = embedded_path("bert") if model == EMBEDDED else Path(model)
-        for what, patterns in (("model", MODEL), ("tokenizer", TOKENIZER)):
-            paths = {path for pattern in patterns for path in home.glob(pattern) if not path.is_dir()}
-            found[what] = _digests(what, paths)
+        for what, names in (("model", ("config.json", *_weights(home))), ("tokenizer", TOKENIZER)):
+            paths = (home / name for name in names)
+            found[what] = _digests(what, (path for path in paths if os.path.lexists(path) and not path.is_dir()))
     if directory := local_directory(task, dataset):
         splits = SPLITS.get(task, ("train", "validation"))
         found["data"] = _digests("data", filter(None, (data_file(directory, split) for split in splits)))
     return found
+
+
+def _weights(home: Path) -> set[str]:
+    """The names of a model's weights: one whole file, or else an index and the parts beside it that it names."""
+    if os.path.lexists(home / WEIGHTS):
+        return {WEIGHTS}
+    try:
+        parts = files.read_json(home / INDEX)["weight_map"].values()
+        return {INDEX, *(part for part in parts if Path(part).name == part)}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return {INDEX}  # none, or a damaged one, as loading it will say
 
 
 def _digests(what: str, paths: Iterable[Path]) -> dict[str, str]:
@@ -77,11 +93,35 @@ def _digests(what: str, paths: Iterable[Path]) -> dict[str, str]:
 
 def check_kinds(before: Mapping[str, Any]) -> None:
     """Raise TypeError where a fact in arguments.json is of another kind than was written."""
-    digests = before.get("digests", {})
-    maps = (digests, before.get("revisions", {}), before.get("versions", {}))
-    if not (all(isinstance(each, dict) for each in (*maps, *dict(digests).values()))
-            and isinstance(before.get("ladder", []), list)):  # fmt: skip
-        raise TypeError("a fact is of another kind")
+    for name, is_right in KINDS.items():
+        if name in before and not is_right(before[name]):
+            raise TypeError(f"{name} is of another kind")
+
+
+def _is_map(value: Any, is_right: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(is_right(each) for each in value.values())
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "digests": lambda value: _is_map(value, lambda each: _is_map(each, _is_text)),
+    "revisions": lambda value: _is_map(value, _is_text),
+    "versions": lambda value: _is_map(value, lambda each: each is None or _is_text(each)),
+    "ladder": lambda value: isinstance(value, list) and all(type(each) in (int, float) for each in value),
+    "threads": lambda value: type(value) is int,
+    "precision": _is_text,
+    "matmul_precision": _is_text,
+    "compile": lambda value: isinstance(value, str | dict),
+}
+
+
+def told_by_content(before: Mapping[str, Any], now: Digests) -> set[str]:
+    """The flags of which both know the content: how the path to it is spelled makes no difference."""
+    was = before.get("digests", {})
+    return {FLAGS.get(what, what) for what in now if now[what] and was.get(what)}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -100,6 +140,8 @@ def _value(name: str, was: Any, now: Any) -> Iterator[str]:
 
 def _contents(name: str, was: Digests, now: Digests) -> Iterator[str]:
     for what in was.keys() & now.keys():
+        if what in MOVED and sorted(was[what].values()) == sorted(now[what].values()):
+            continue
         for file in was[what].keys() | now[what].keys():
             then, here = (_short(each[what].get(file)) for each in (was, now))
             if was[what].get(file) != now[what].get(file):

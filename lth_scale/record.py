@@ -142,17 +142,19 @@ class Record:
             raise BadInput(
                 f"--output_dir {self.directory}: its arguments.json is another command's; give another directory"
             )
+        digests = provenance.digests(self.arguments)
+        compared = before.keys() - self._loose(before) - provenance.told_by_content(before, digests)
         differ = [
             f"--{name} was {before[name]}, is {now}"
             for name, now in redacted(self.arguments.as_dict()).items()
-            if name in before.keys() - self._loose(before) and redacted(before[name]) != now
+            if name in compared and redacted(before[name]) != now
         ]
         if differ:
             raise BadInput(
                 f"--output_dir {self.directory}: holds another run ({'; '.join(differ)}); "
                 "use the same flags to go on, or another directory"
             )
-        self.refuse_other({"digests": provenance.digests(self.arguments)})
+        self.refuse_other({"digests": digests})
 
     def _refuse_lock_and_links(self) -> None:
         lock = self.directory / ".lock"

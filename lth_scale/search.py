@@ -285,16 +285,19 @@ def check_dense(args: Arguments, step: int, facts: dict[str, Any]) -> None:
     """
     directory = Path(str(args.dense))
     try:
-        before = files.read_json(directory / "arguments.json")
+        before = {**files.read_json(directory / "arguments.json")}
+        provenance.check_kinds(before)
         theta = theta_of(directory, step)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BadInput(
             f"--dense {directory}: is no search, or a damaged one; give the directory of lth_scale.imp"
         ) from None
     now = redacted(args.as_dict())
     shared = SHARED & before.keys() - ({} if "precision" in before else launched_precision()).keys()
+    digests = provenance.digests(replace(args, dense=None))
+    shared -= provenance.told_by_content(before, digests)
     differ = [f"--{name} was {before[name]}, is {now[name]}" for name in sorted(shared) if before[name] != now[name]]
-    facts = {"digests": provenance.digests(replace(args, dense=None)), **facts}
+    facts = {"digests": digests, **facts}
     differ += provenance.differences(before, facts)
     if differ:
         raise BadInput(f"--dense {directory}: was trained otherwise ({'; '.join(differ)}); use the same flags")

@@ -359,6 +359,12 @@ MODELS = [
     case("imp", "a model directory: tokenizer.json links to itself", "…/model/tokenizer.json: Too many levels",
          argv="--model_name_or_path …/model",
          lay=both(model(lambda d: None), link("model/tokenizer.json", "tokenizer.json"))),
+    *(case(command, f"config.json has {name} {value}", "…/model", *named, lay=model(configured(**{name: value})),
+           argv="--model_name_or_path …/model" if command == "imp" else "…/model --format csr --output_dir …/new")
+      for command, name, value, *named in (
+        ("imp", "num_labels", 99999999999, "num_labels"), ("export", "num_labels", 99999999999, "num_labels"),
+        ("imp", "is_decoder", True, "is_decoder True", "set it to false"),
+        ("imp", "quantization_config", {"bits": 8}, "quantization_config", "before quantization"))),
 ]  # fmt: skip
 TICKETS = [
     *(case(command, f"--ticket: {what}" if command == "imp" else what, "…/t.safetensors", *named, lay=lay,
@@ -492,6 +498,8 @@ RUNS = [
     case("transfer", "--theta: of another network", "--theta …/t.safetensors", "of this model",
          argv="--theta …/t.safetensors",
          lay=forged(), without=("target_sparsity",)),
+    case("imp", "--output_dir of a run whose digest is a number", "--output_dir …/out", "damaged", "another",
+         lay=begun_with("search", lambda w: w["digests"]["model"].update({"config.json": 5}))),
 ]  # fmt: skip
 TINY = {"flags": {"preset": "demo", "max_steps": 10}, "tasks": ["sst2"], "seeds": [1, 2], "sparsities": [0.1],
         "controls": ["reinit"], "control_sparsities": [0.1]}  # fmt: skip

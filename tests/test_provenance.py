@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from lth_scale import Ticket, provenance, search, study
 from lth_scale.arguments import BadInput, Transfer, parse
 from lth_scale.grid import Job, Plan
 from lth_scale.record import Record
+from lth_scale.search import check_dense
 
 OLD = Path(__file__).with_name("begun_by_0.1.0.tar.xz")  # model, data, and a search that died in round 1 of 2
 
@@ -63,7 +65,8 @@ def test_other_content_is_refused_and_touched_or_unread_files_are_not(finished, 
         (out / "complete").unlink()
     for path in tmp_path.glob("[dm]*/*"):
         os.utime(path, (1, 1))
-    (tmp_path / "model/README.md").write_text("unread")
+    for name in ("README.md", "vocab.txt.bak", "model.fp16.safetensors", "tokenizer-old.json", "model-1.safetensors"):
+        (tmp_path / "model" / name).write_text("unread")
     (tmp_path / "data/test.jsonl").write_text("unread")
     args = parse(small(**own), "t", "t")
     before = (out / "arguments.json").read_bytes()
@@ -199,10 +202,59 @@ def test_a_study_is_not_continued_on_other_data(small, own, tmp_path):
         study.refuse_other_content(made, tmp_path / "out")
 
 
-@pytest.mark.parametrize("damage", [{"digests": [1]}, {"digests": {"data": "x"}}, {"versions": "x"}, {"ladder": 3}])
-def test_damaged_facts_are_named(damage, search, small, own):
+def test_the_same_content_under_another_path_goes_on(search, small, own, tmp_path, monkeypatch):
     out = search(**own)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree("data", "data2")
+    Record.open(parse(small(model_name_or_path="./model", dataset_path="data2", output_dir=out), "t", "t"))
+    rewrite(Path("data2/train.jsonl"), '"label": 1', '"label": 0')
+    with pytest.raises(BadInput, match=r"--dataset_path: train\.jsonl was sha256"):
+        Record.open(parse(small(model_name_or_path="./model", dataset_path="data2", output_dir=out), "t", "t"))
     written = json.loads((out / "arguments.json").read_text())
-    (out / "arguments.json").write_text(json.dumps(written | damage))
+    del written["digests"]["data"]
+    (out / "arguments.json").write_text(json.dumps(written))
+    with pytest.raises(BadInput, match=r"--dataset_path was \S+/data, is data2"):  # known of one side alone
+        Record.open(parse(small(model_name_or_path="./model", dataset_path="data2", output_dir=out), "t", "t"))
+
+
+def test_a_ticket_and_theta_of_another_name_and_a_copied_dense_network_are_the_same(
+    search, transfer, small, own, tmp_path
+):
+    found = search(**own, keep_theta="2")
+    given = {"ticket": found, "theta": found / "theta.safetensors"}
+    out = transfer(**given)
+    moved = {name: shutil.copy(found / f"{name}.safetensors", tmp_path / f"{name}-2.safetensors") for name in given}
+    Record.open(parse(["--seeds", "42", *small(output_dir=out, target_sparsity=None, **moved)], "t", "t", Transfer))
+    flags = small(**own | {"dataset_path": shutil.copytree(tmp_path / "data", tmp_path / "data2")}, dense=found)
+    with pytest.raises(BadInput, match="has not kept its round 0"):  # and was trained as these flags say
+        check_dense(parse(flags, "t", "t"), 3, {"precision": "no"})
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_of_weights_that_which_is_read_counts(whole, tmp_path):
+    names = ["a.safetensors", "../b.safetensors"]
+    index = {"weight_map": {"x": names[0], "y": names[1]}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in (names[0], "c.safetensors", *(["model.safetensors"] if whole else [])):
+        (tmp_path / name).write_text(name)
+    found = provenance.content("sst2", str(tmp_path), None)["model"]
+    assert [*found] == (["model.safetensors"] if whole else ["a.safetensors", "model.safetensors.index.json"])
+
+
+DAMAGES = [
+    *({"digests": value} for value in ([1], {"data": "x"}, {"model": {"config.json": 5}}, {"model": None}, None)),
+    {"revisions": {"model": 5}}, {"versions": "x"}, {"versions": {"torch": 2}}, {"ladder": 3}, {"ladder": ["x"]},
+    {"threads": "2"}, {"precision": ["no"]}, {"matmul_precision": 1}, {"compile": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=str)
+def test_damaged_facts_are_named(damage, small, own, tmp_path):
+    args = parse(small(**own), "t", "t")
+    (tmp_path / "out").mkdir()
+    written = args.as_dict() | {"digests": provenance.digests(args)} | damage
+    (tmp_path / "out/arguments.json").write_text(json.dumps(written))
     with pytest.raises(BadInput, match=r"arguments\.json is damaged"):
-        Record.open(parse(small(**own), "t", "t"))
+        Record.open(args)
+    with pytest.raises(BadInput, match="is no search, or a damaged one"):
+        check_dense(replace(args, dense=args.output_dir), 0, {})

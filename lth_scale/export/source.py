@@ -14,7 +14,7 @@ from lth_scale.arguments import BadInput, Training, embedded_path, first_line, i
 from lth_scale.export.places import MANIFEST, locate
 from lth_scale.prunable import base_model, prunable
 from lth_scale.tasks.data import local_file, read_rows, settle_for_cache
-from lth_scale.tasks.task import PLAIN, check_checkpoint, model_path, quiet
+from lth_scale.tasks.task import PLAIN, check_checkpoint, check_counts, model_path, quiet
 from lth_scale.ticket import Ticket
 
 BATCH, LONGEST = 8, 512  # sentences in the padded batch; tokens of the long sequence, where the model takes as many
@@ -106,6 +106,7 @@ def read_config(path: str) -> PreTrainedConfig:
 
     Raises BadInput for a quantized checkpoint, and what from_pretrained raises.
     """
+    check_counts(path)
     config = AutoConfig.from_pretrained(path, trust_remote_code=False, **PLAIN)
     if getattr(config, "quantization_config", None) is not None:
         raise BadInput(f"{path}: config.json says that it is quantized already; give the network before that")

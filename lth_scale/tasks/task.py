@@ -31,6 +31,7 @@ log = logging.getLogger("lth_scale")
 # A config may ask for other outputs, or for chunks of a fixed length: the scores are the same.
 PLAIN: dict[str, Any] = {"return_dict": True, "output_attentions": False, "output_hidden_states": False,
                          "chunk_size_feed_forward": 0}  # fmt: skip
+MOST = 100_000  # labels, or layers
 COUNTS = r"layers?|groups|group_num"  # how the names end of what a config wants many of
 Batch = dict[str, Tensor]
 
@@ -107,11 +108,13 @@ def load_tokenizer(args: Training) -> PreTrainedTokenizerBase:
     try:
         options: dict[str, Any] = {"revision": args.model_revision, "trust_remote_code": False}
         with quiet():
+            check_counts(model_path(args), args.model_revision)
             config = AutoConfig.from_pretrained(model_path(args), **options)
             check_checkpoint(args, config)
             tokenizer = AutoTokenizer.from_pretrained(model_path(args), **options)
     except Exception as problem:  # from_pretrained raises nearly every kind
         raise _unusable(args, problem) from None
+    check_encoder(args, config)
     if tokenizer.pad_token_id is None or len(tokenizer) <= len(tokenizer.all_special_ids):
         raise BadInput(f"--model_name_or_path {args.model_name_or_path}: has no tokenizer; save one beside the model")
     return tokenizer
@@ -148,6 +151,41 @@ def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBa
     return model
 
 
+def check_counts(path: str, revision: str | None = None) -> None:
+    """Raise ValueError where config.json counts what no network has so many of.
+
+    Call it before a config is made, which takes a list as long as they say. Raises what from_pretrained raises.
+    """
+    written, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
+    for name, value in _fields(written):
+        if name == "num_labels" and not (type(value) is int and 1 <= value <= MOST):
+            raise ValueError(f"config.json needs num_labels from 1 to {MOST:,}, and has {value!r}")
+        if type(value) is int and re.search(rf"({COUNTS})$", name) and value > MOST:
+            raise ValueError(f"config.json has {name} {value}, more than the tensors of any checkpoint")
+        if name == "id2label" and len(value or ()) > MOST:
+            raise ValueError(f"config.json names {len(value):,} labels in id2label; {MOST:,} are the most")
+
+
+def _fields(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The fields of a config and of the configs inside it."""
+    for name, value in config.items():
+        yield name, value
+        if isinstance(value, dict):
+            yield from _fields(value)
+
+
+def check_encoder(args: Training, config: PreTrainedConfig) -> None:
+    """Raise BadInput where a config asks for a network that would not be trained as it says."""
+    for name in ("is_decoder", "add_cross_attention", "causal", "quantization_config"):
+        value = getattr(config, name, None)
+        if value or (name == "quantization_config" and value is not None):
+            remedy = "give the network before quantization" if name == "quantization_config" else "set it to false"
+            raise BadInput(
+                f"--model_name_or_path {args.model_name_or_path}: config.json has {name} {value!r:.60}, and what is "
+                f"trained is a whole encoder in both directions; {remedy}"
+            )
+
+
 def check_checkpoint(args: Training, config: PreTrainedConfig) -> None:
     """Raise ValueError for parts that are no safetensors, and for numbers that no network can have.
 
@@ -159,6 +197,8 @@ def check_checkpoint(args: Training, config: PreTrainedConfig) -> None:
             raise ValueError(f"config.json has {name} {value}, and the checkpoint {len(names)} tensors in all")
         if isinstance(value, float) and (not math.isfinite(value) or (name.endswith("_eps") and value <= 0)):
             raise ValueError(f"config.json has {name} {value}")
+    if other := getattr(config, "transformers_weights", None):
+        raise ValueError(f"config.json has transformers_weights {other!r:.60}; only {SAFE_WEIGHTS_NAME} is read")
     if getattr(config, "num_hidden_layers", 1) < 1:
         raise ValueError(f"config.json has num_hidden_layers {config.num_hidden_layers}")
 

@@ -5,9 +5,12 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from lth_scale import tasks
-from lth_scale.arguments import parse
+from lth_scale.arguments import BadInput, parse
+from lth_scale.export.source import read_config
+from lth_scale.tasks.task import load_tokenizer
 from lth_scale.training import take
 
 ODD = [
@@ -56,3 +59,42 @@ def test_nor_does_it_in_masked_language_modelling(odd, odd_model, small, text_da
 def test_the_task_decides_what_kind_of_problem_it_is(kind, odd_model, small):
     plain, found = outcome(small()), outcome(small(model_name_or_path=odd_model(problem_type=kind)))
     assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+
+
+MANY = [
+    *({"num_labels": value} for value in (99999999999, 100_001, 0, -1, "x", 2.0, True, None, [3], 10**400)),
+    {"id2label": {str(i): "a" for i in range(100_001)}}, {"num_hidden_layers": 10**11},
+    {"text_config": {"num_labels": 10**11}}, {"model_type": "modernbert", "num_hidden_layers": 10**11},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", MANY, ids=lambda odd: str(odd)[:40])
+def test_a_config_that_counts_too_many_is_refused_before_one_is_made(odd, odd_model, small, monkeypatch):
+    directory = odd_model(**odd)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("a config was made"))
+    name = max(odd, key=lambda key: key != "model_type")
+    with pytest.raises(BadInput, match=f"--model_name_or_path .*{name.replace('text_config', 'num_labels')}"):
+        load_tokenizer(parse(small(model_name_or_path=directory), "t", "t"))
+    with pytest.raises(ValueError, match=r"config\.json"):
+        read_config(str(directory))
+
+
+@pytest.mark.parametrize("odd", [{"num_labels": 1}, {"num_labels": 3, "id2label": None}], ids=str)
+def test_counts_that_a_network_may_have_are_taken(odd, odd_model, small):
+    load_tokenizer(parse(small(model_name_or_path=odd_model(**odd)), "t", "t"))
+
+
+DECODERS = {"is_decoder": True, "add_cross_attention": True, "causal": 1, "quantization_config": {"bits": 8}}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_config_of_what_is_not_trained_so_is_refused(name, odd_model, small):
+    directory = odd_model(**{name: DECODERS[name]})
+    with pytest.raises(BadInput, match=rf"config\.json has {name} .*; (set it to false|give the network before)"):
+        load_tokenizer(parse(small(model_name_or_path=directory), "t", "t"))
+
+
+def test_weights_under_a_name_of_the_configs_own_are_refused(odd_model, small):
+    directory = odd_model(transformers_weights="other.safetensors")
+    with pytest.raises(BadInput, match="has transformers_weights"):
+        load_tokenizer(parse(small(model_name_or_path=directory), "t", "t"))
