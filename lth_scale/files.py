@@ -58,15 +58,32 @@ CLAIMED: dict[Path, Claim] = {}
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, so that a reader sees the old file or the new one and nothing between."""
+    """Replace `path` by `content`, so that a reader sees the old file or the new one and nothing between.
+
+    What a process that was killed left of the same file is deleted first; below the directory of a run, `sweep` does.
+    """
     make_directory(path.parent)
-    unfinished = temporary(path)
-    with open(unfinished, "wb", opener=_without_links) as file:
+    if not _marks(path):
+        for left in _abandoned(path, directories=False):
+            left.unlink(missing_ok=True)
+    with _opened(path) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(unfinished, path)
+        os.replace(file.name, path)
     sync_directory(path.parent)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """A temporary file for `path`, locked so that no other process takes it for abandoned."""
+    while True:
+        with open(temporary(path), "wb", opener=_without_links) as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.lexists(file.name):  # and not deleted by another process before it was locked
+                yield file
+                return
 
 
 def _without_links(name: str, flags: int) -> int:
@@ -75,10 +92,15 @@ def _without_links(name: str, flags: int) -> int:
 
 def temporary(path: Path) -> Path:
     """The name beside `path` under which it is written: that of the run below whose directory it lies, or a new one."""
-    claims = (CLAIMED.get(parent) for parent in path.absolute().resolve().parents)
-    mark = next((claim.mark for claim in claims if claim), uuid.uuid4().hex)
+    mark = next(iter(_marks(path)), uuid.uuid4().hex)
     stem = path.name.encode(errors="surrogateescape")[:180].decode(errors="ignore")
     return path.with_name(f".{stem}.{mark}.tmp")
+
+
+def _marks(path: Path) -> list[str]:
+    """The marks of the runs that this process works on and below whose directories `path` lies, the nearest first."""
+    claims = (CLAIMED.get(parent) for parent in path.absolute().resolve().parents)
+    return [claim.mark for claim in claims if claim]
 
 
 def sha256(path: Path) -> str:
@@ -220,7 +242,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     What a process that was killed left of the same directory is deleted first. Raises OSError where something
     other than an empty directory lies at `path`: nothing is replaced.
     """
-    with _filled(path) as unfinished:
+    with temporary_directory(path) as unfinished:
         yield unfinished
         sync_tree(unfinished)
         os.rename(unfinished, path)
@@ -233,7 +255,7 @@ def listed_directory(path: Path) -> Iterator[Path]:
 
     Files of others in `path` stay.
     """
-    with _filled(path) as unfinished:
+    with temporary_directory(path) as unfinished:
         yield unfinished
         names = sorted(file.relative_to(unfinished).as_posix() for file in unfinished.rglob("*") if file.is_file())
         write_json(unfinished / LISTING, names)
@@ -243,9 +265,12 @@ def listed_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _filled(path: Path) -> Iterator[Path]:
-    """A temporary directory that is locked while it is filled, and gone afterwards unless it was renamed."""
-    for left in _abandoned(path):
+def temporary_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory beside `path` that is locked while it is used, and gone afterwards unless it was renamed.
+
+    What a process that was killed left of the same directory is deleted first.
+    """
+    for left in _abandoned(path, directories=True):
         shutil.rmtree(left)
     unfinished = temporary(path)
     make_directory(unfinished)
@@ -259,13 +284,17 @@ def _filled(path: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _abandoned(path: Path) -> Iterator[Path]:
-    """Temporary directories for `path` that no living process fills."""
+def _abandoned(path: Path, directories: bool) -> Iterator[Path]:
+    """Temporary files, or directories, for `path` that no living process fills."""
     form = re.compile(re.escape(temporary(path).name[:-36]) + r"[0-9a-f]{32}\.tmp")
     for entry in os.scandir(path.parent) if path.parent.is_dir() else ():
-        if not (form.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)):
+        wanted = entry.is_dir(follow_symlinks=False) if directories else entry.is_file(follow_symlinks=False)
+        if not (wanted and form.fullmatch(entry.name)):
             continue
-        lock = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            lock = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            continue  # gone, or another user's
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield Path(entry.path)

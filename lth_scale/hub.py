@@ -7,7 +7,6 @@
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -73,8 +72,7 @@ def push(
     except OSError as problem:
         raise BadInput(f"{run}: cannot be written ({problem.strerror}), and what is uploaded is made there; give a "
                        "copy of it") from None  # fmt: skip
-    with polite(), tempfile.TemporaryDirectory(prefix=".hub.", suffix=".tmp", dir=root) as made:
-        folder = Path(made)
+    with polite(), files.temporary_directory(root / "hub") as folder:
         if not dry_run:
             repo = _answered(lambda: full_name(repo), repo)
         licence = licence_of(place.run, ask=not dry_run)
