@@ -25,7 +25,7 @@ tasks: {{sst2: {{max_steps: 6, per_device_train_batch_size: 8}}}}
 seeds: [1, 2]
 sparsities: [0.2]
 """
-TIMED = re.compile(r"seconds|peak_memory|(cpu_|samples_)?ms|(times|verdict)_.*|best")
+VARIABLE = re.compile(r"git_commit|seconds|peak_memory|(cpu_|samples_)?ms|(times|verdict)_.*|best")
 PLANTED = {"notes.txt": "precious", ".notes.tmp": "precious too"}
 REPOSITORY = "writer/out"
 
@@ -176,9 +176,9 @@ def contents(directory: Path) -> dict:
 
 
 def scrubbed(value, home: Path):
-    """A JSON value without times, and with another name for the home."""
+    """A JSON value without times and the commit, and with another name for the home."""
     if isinstance(value, dict):
-        return {key: scrubbed(each, home) for key, each in value.items() if not TIMED.fullmatch(key)}
+        return {key: scrubbed(each, home) for key, each in value.items() if not VARIABLE.fullmatch(key)}
     if isinstance(value, list):
         return [scrubbed(each, home) for each in value]
     return value.replace(str(home), "HOME") if isinstance(value, str) else value
