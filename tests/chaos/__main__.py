@@ -270,7 +270,7 @@ def main() -> None:
     kills: list[Kill] = []
     for number, kind in enumerate(itertools.cycle(wanted)):
         reached = [each for each in MOMENTS if kind.counts[each]]
-        most = min(6 if kind.parts > 1 else 3, math.ceil(given.kills / len(wanted)), given.kills - len(kills))
+        most = min(6 if kind.parts > 1 else 3, max(1, given.kills // len(wanted)), given.kills - len(kills))
         kills += run(kind, new_home(kind, base, 100 + number), rng.sample([*reached, ANY, ANY], most), rng)
         if len(kills) == given.kills:
             break
