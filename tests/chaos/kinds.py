@@ -203,6 +203,7 @@ def tracked(home: Path) -> list:
     ]
     runs = "select name, status, artifact_uri from runs where lifecycle_stage = 'active' order by name"
     for name, status, uri in store.execute(runs):
-        kept_files = [path.name for path in sorted(Path(uri.removeprefix("file://")).rglob("*")) if path.is_file()]
-        found.append([name, status, kept_files])
+        artifacts = [path.name for path in sorted(Path(uri.removeprefix("file://")).rglob("*")) if path.is_file()]
+        whole = [each for each in artifacts if not each.startswith(".artifact.uploading")]  # MLflow's, killed in a copy
+        found.append([name, status, whole])
     return found
