@@ -16,7 +16,7 @@ import stat
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -72,12 +72,12 @@ def open_own(path: Path, flags: int) -> int:
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content`, so that a reader sees the old file or the new one and nothing between."""
     make_directory(path.parent)
-    unfinished = temporary(path)
-    with open(unfinished, "wb", opener=_without_links) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    with nullcontext(temporary(path)) if _marks(path) else _around(path) as unfinished:
+        with open(unfinished, "wb", opener=_without_links) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
     sync_directory(path.parent)
 
 
@@ -87,10 +87,15 @@ def _without_links(name: str, flags: int) -> int:
 
 def temporary(path: Path) -> Path:
     """The name beside `path` under which it is written: that of the run below whose directory it lies, or a new one."""
-    claims = (CLAIMED.get(parent) for parent in path.absolute().resolve().parents)
-    mark = next((claim.mark for claim in claims if claim), uuid.uuid4().hex)
+    mark = next(iter(_marks(path)), uuid.uuid4().hex)
     stem = path.name.encode(errors="surrogateescape")[:180].decode(errors="ignore")
     return path.with_name(f".{stem}.{mark}.tmp")
+
+
+def _marks(path: Path) -> list[str]:
+    """The marks of the runs that this process works on and below whose directories `path` lies, the nearest first."""
+    claims = (CLAIMED.get(parent) for parent in path.absolute().resolve().parents)
+    return [claim.mark for claim in claims if claim]
 
 
 def sha256(path: Path) -> str:
@@ -232,7 +237,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     What a process that was killed left of the same directory is deleted first. Raises OSError where something
     other than an empty directory lies at `path`: nothing is replaced.
     """
-    with scratch_directory(path) as unfinished:
+    with temporary_directory(path) as unfinished:
         yield unfinished
         sync_tree(unfinished)
         os.rename(unfinished, path)
@@ -245,7 +250,7 @@ def listed_directory(path: Path) -> Iterator[Path]:
 
     Files of others in `path` stay.
     """
-    with scratch_directory(path) as unfinished:
+    with temporary_directory(path) as unfinished:
         yield unfinished
         names = sorted(file.relative_to(unfinished).as_posix() for file in unfinished.rglob("*") if file.is_file())
         if not is_foreign(path / LISTING):
@@ -256,15 +261,23 @@ def listed_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def scratch_directory(path: Path) -> Iterator[Path]:
-    """A directory called as `path`, in a temporary one beside that, gone afterwards unless it was renamed.
+def temporary_directory(path: Path) -> Iterator[Path]:
+    """A directory called as `path`, in a temporary one beside that, gone afterwards unless it was renamed."""
+    with _around(path) as inside:
+        make_directory(inside)
+        yield inside
 
-    It is locked meanwhile. Those for the same path that no process holds any more are deleted first.
+
+@contextmanager
+def _around(path: Path) -> Iterator[Path]:
+    """The name of `path` in a temporary directory beside it, which is locked while it is used and deleted afterwards.
+
+    Those for the same path that no process holds any more are deleted first.
     """
     for left in _abandoned(path):
         shutil.rmtree(left)
     around = temporary(path)
-    make_directory(around / path.name)
+    make_directory(around)
     lock = os.open(around, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks
@@ -281,12 +294,14 @@ def _abandoned(path: Path) -> Iterator[Path]:
     for entry in os.scandir(path.parent) if path.parent.is_dir() else ():
         if not (form.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)):
             continue
-        if os.listdir(entry.path) != [path.name]:
-            continue  # not made by `scratch_directory`
-        lock = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            lock = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            continue  # gone, or another user's
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield Path(entry.path)
+            if os.listdir(entry.path) == [path.name]:  # else another program made it, or it is not locked yet
+                yield Path(entry.path)
         except OSError:
             continue  # it is being filled, or cannot be known
         finally:

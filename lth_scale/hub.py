@@ -75,7 +75,7 @@ def push(
     done = root / "hub.json"
     if os.path.lexists(done) and not pushed(done):
         raise BadInput(f"{done}: is there already, and no push wrote it; move it away")
-    with polite(), files.scratch_directory(root / "hub") as folder:
+    with polite(), files.temporary_directory(root / "hub") as folder:
         if not dry_run:
             repo = _answered(lambda: full_name(repo), repo)
         licence = licence_of(place.run, ask=not dry_run)

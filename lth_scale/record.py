@@ -288,9 +288,9 @@ class Record:
 
     def drop_networks(self, stage: Stage) -> None:
         """Delete the trained weights of a stage that no later one needs."""
-        files.remove_listed(self.at(stage) / "model")
         if isinstance(self.arguments, Arguments) and self.arguments.rewind != "weights":
             (self.at(stage) / "weights.safetensors").unlink(missing_ok=True)
+        files.remove_listed(self.at(stage) / "model")  # its list goes last, and says until then that there is more
 
     def mlflow_store(self) -> str:
         """MLFLOW_TRACKING_URI, or the embedded store beside the output directory."""

@@ -230,8 +230,13 @@ class Search(Trial):
         if searched:
             self._save_network()
         super().complete()
-        if self.is_main and searched and k > (1 if self.args.keep_theta or self.args.distill else 0):
+        if self.is_main and searched and k > self._kept_networks:
             self.record.drop_networks(a_round(k - 1))
+
+    @property
+    def _kept_networks(self) -> int:
+        """How many of the first rounds keep their networks: the dense one may be needed again."""
+        return 1 if self.args.keep_theta or self.args.distill else 0
 
     def _save_network(self) -> None:
         """The subnetwork as trained; and by parameter, where the next round goes on from it."""
@@ -243,6 +248,9 @@ class Search(Trial):
         """Draw the pictures, close the runs, and mark the search done."""
         pictures = {}
         if self.is_main:
+            for k in self.rounds[self._kept_networks : -1]:  # a kill may have left some
+                if (self.record.at(a_round(k)) / "model" / files.LISTING).is_file():
+                    self.record.drop_networks(a_round(k))
             last = Ticket.load(self.record.directory / "ticket.safetensors")
             pictures = figures.draw(self.record, last.layer_sparsity())
         self.close(pictures)

@@ -116,9 +116,12 @@ class Trial:
             row = self.row(Ticket.load(self.ticket_file), loss)
             self.tell("end", self.stage, row)
             self.record.complete(self.stage, row)
-            for path in checkpoint.found(self.record.at(self.stage)):
-                checkpoint.remove(path)
+            self._drop_checkpoints(self.record.at(self.stage))
         self.net.accelerator.wait_for_everyone()
+
+    def _drop_checkpoints(self, home: Path) -> None:
+        for path in checkpoint.found(home):
+            checkpoint.remove(path)
 
     def row(self, ticket: Ticket, loss: float) -> dict[str, Any]:
         """metrics.json of this stage."""
@@ -151,6 +154,9 @@ class Trial:
     def close(self, pictures: dict[str, bytes]) -> None:
         """Close the tracked runs and mark everything done."""
         if self.is_main:
+            for home in files.stages(self.record.directory):  # a kill may have left some
+                if (home / "complete").is_file():
+                    self._drop_checkpoints(home)
             self.tell("finish", pictures, terminal.report(self.record))
             self.record.mark_done()
         self.net.accelerator.wait_for_everyone()

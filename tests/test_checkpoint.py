@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lth_scale import checkpoint, tasks, training
+from lth_scale import checkpoint, files, tasks, training
 from lth_scale.arguments import Stopped, parse
 
 VARIABLE = ("seconds", "peak_memory")
@@ -101,6 +101,28 @@ def test_a_transfer_goes_on_too(transfer, die, tmp_path):
         transfer(1, 2, output_dir=tmp_path / "parts", **flags)
     assert [path.name for path in (tmp_path / "parts/seeds").glob("*/checkpoint-*")] == ["checkpoint-2"]
     assert outcome(transfer(1, 2, output_dir=tmp_path / "parts", **flags)) == outcome(whole)
+
+
+@pytest.mark.parametrize(("owner", "name"), [(checkpoint, "remove"), (files, "remove_listed")])
+def test_what_a_kill_kept_a_complete_round_from_deleting_is_gone_in_the_end(owner, name, search, monkeypatch, tmp_path):
+    flags, inner = dict(max_steps=4, save_steps=2, output_dir=tmp_path / "parts"), getattr(owner, name)
+
+    def dies(path):
+        if (path.parent / "complete").is_file():
+            raise Killed
+        inner(path)
+
+    while len([*tmp_path.glob("parts/rounds/*/complete")]) < 4:
+        with monkeypatch.context() as dying, pytest.raises(Killed):
+            dying.setattr(owner, name, dies)
+            search(**flags)
+    assert [*tmp_path.rglob("checkpoint-*" if owner is checkpoint else "0[0-2]/model")]
+    mine = tmp_path / "parts/rounds/01/model/notes.txt"
+    mine.write_text("precious")
+    out = search(**flags)
+    assert not [path for path in out.rglob("*") if path.name.startswith("checkpoint-")]
+    kept = {path for path in out.glob("rounds/*/model/*") if path.parents[1].name != "03"}
+    assert kept == {mine}
 
 
 @pytest.fixture

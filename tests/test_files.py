@@ -235,6 +235,29 @@ def test_what_a_killed_process_left_of_a_new_directory_is_deleted_by_the_next_an
     writers[1].wait()
 
 
+def test_what_a_killed_process_left_of_a_file_is_deleted_by_the_next_and_that_of_a_live_one_is_not(tmp_path):
+    script = (
+        "import os, sys, time; from pathlib import Path; from lth_scale import files\n"
+        "os.fsync = lambda handle: (print(flush=True), time.sleep(600))\n"
+        "files.write_bytes(Path(sys.argv[1]), b'half')\n"
+    )
+    writers, halves = [], [tmp_path / FOREIGN]
+    halves[0].write_text(TEXT)
+    for _ in range(2):
+        command = [sys.executable, "-c", script, tmp_path / "study.json"]
+        writers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        writers[-1].stdout.readline()
+        halves += {*tmp_path.iterdir()} - {*halves}
+    os.kill(writers[0].pid, signal.SIGKILL)
+    writers[0].wait()
+    files.write_bytes(tmp_path / "study.json", b"whole")
+    assert [half.exists() for half in halves] == [True, False, True]
+    writers[1].kill()
+    writers[1].wait()
+    files.write_bytes(tmp_path / "study.json", b"whole")
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"study.json", FOREIGN}
+
+
 def test_a_report_replaces_its_own_files_alone(tmp_path):
     contents, sign = (
         {"report.html": b"<html><title>Report: x", "a.png": b"1"},

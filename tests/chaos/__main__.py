@@ -1,48 +1,42 @@
-"""Kill real searches with SIGKILL until they have died N times, start each again, and compare what they find.
+"""Kill real commands until they have died N times, start each again, and compare what they leave.
 
-`python -m tests.chaos --kills 200`; exits with 1 where a search did not go on, or did not find what it should have.
+`python -m tests.chaos --kills 200`; exits with 1 where a command did not go on, or did not leave what it should have.
+Between two attempts the files become older or newer, and the clock goes wrong, by up to a day; and files of others lie
+in all directories.
 """
 
 import argparse
 import importlib
+import itertools
 import json
+import math
 import os
 import random
+import re
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from .victim import MOMENTS
+import psutil
+
+from tests.hub_server import Hub, environment
+
+from .kinds import PLANTED, Export, Kind, Push, Report, Search, Speed, Study, Transfer
+from .victim import MOMENTS, TERMINATED
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a pool of threads would not survive a fork
 
-FLAGS = [
-    "--task", "sst2", "--preset", "demo", "--max_steps", "6", "--save_steps", "2", "--logging_steps", "1",
-    "--max_train_samples", "256", "--per_device_train_batch_size", "8", "--max_eval_samples", "16",
-    "--target_sparsity", "0.3", "--rewind_step", "1", "--control", "random_mask",
-]  # fmt: skip
 ANY = "at any moment"
-VARIABLE = ("seconds", "peak_memory")
-
-
-@dataclass
-class Kind:
-    """How a search is run: so many ranks, forked from a parent that has all modules loaded, or really launched."""
-
-    name: str
-    ranks: int
-    launched: bool = False
-    expected: dict = field(default_factory=dict)
-    counts: Counter = field(default_factory=Counter)
-    seconds: float = 0.0
+DAY = 86_400
+COMMANDS = ("imp", "transfer", "study", "report", "export", "speed", "hub")
 
 
 @dataclass
@@ -55,162 +49,198 @@ class Kill:
     identical: bool = False
 
 
-def environment(kind: Kind, rank: int, port: int, trap: str) -> dict[str, str]:
-    found = os.environ | {"CHAOS": trap, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    if kind.ranks > 1 and not kind.launched:
-        found |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(kind.ranks)}
-        found |= {"LOCAL_WORLD_SIZE": str(kind.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return found | {"ACCELERATE_USE_CPU": "true"}
+def kinds(hub: Hub, launched: bool) -> list[Kind]:
+    """What is run, each after what it needs."""
+    search = Search("imp, one process", "lth_scale.imp", parts=6)
+    study = Study("study, 2 shares", "lth_scale.study", processes=2, parts=3)
+    under = "imp, accelerate launch, 2 ranks"
+    return [
+        search,
+        Search("imp, 2 gloo ranks", "lth_scale.imp", processes=2, parts=6, ranks=True),
+        *([Search(under, "lth_scale.imp", processes=2, parts=6, launched=True)] if launched else []),
+        Transfer("transfer, 2 seeds", "lth_scale.transfer", parts=3, needs=search),
+        study,
+        Report("report", "lth_scale.report", needs=study),
+        Export("export, csr", "lth_scale.export.__main__", needs=search),
+        Export("export, compact", "lth_scale.export.__main__", needs=search, format="compact"),
+        Speed("speed", "lth_scale.speed.__main__", needs=search),
+        Push("hub push", "lth_scale.hub", needs=search, hub=hub),
+    ]
 
 
-def start(kind: Kind, out: Path, trap: str) -> list[int]:
-    """Start the command; the processes that have to be waited for. All are in one session, the first one's."""
-    flags = [*FLAGS, "--output_dir", str(out)]
+def variables(kind: Kind, home: Path, trap: str, clock: float, rank: int | None, port: int) -> dict[str, str]:
+    found = {"CHAOS": trap, "CHAOS_CLOCK": str(clock), "CHAOS_HOME": str(home), "ACCELERATE_USE_CPU": "true"}
+    found |= {"MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}"}
+    found |= {"HF_HUB_OFFLINE": "0" if isinstance(kind, Push) else "1"}
+    if rank is not None:
+        found |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(kind.processes)}
+        found |= {"LOCAL_WORLD_SIZE": str(kind.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return found
+
+
+def start(kind: Kind, home: Path, moment: str, n: int, which: int, clock: float = 0) -> list[int]:
+    """Start the command with a trap in one of its processes; those that have to be waited for."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = os.open(out.with_suffix(".log"), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    log = os.open(home / "out.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     if kind.launched:
         accelerate = Path(sys.executable).with_name("accelerate")
-        command = [accelerate, "launch", "--multi_gpu", "--num_processes", str(kind.ranks), "--num_machines", "1",
+        command = [accelerate, "launch", "--multi_gpu", "--num_processes", str(kind.processes), "--num_machines", "1",
                    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port),
-                   "-m", "tests.chaos.victim", *flags]  # fmt: skip
-        return [subprocess.Popen(command, env=environment(kind, 0, port, trap), stdout=log, stderr=log,
+                   "-m", "tests.chaos.victim", kind.module, *kind.flags(home, 0)]  # fmt: skip
+        own = os.environ | variables(kind, home, f"{moment}:{n}:{which}", clock, None, port)
+        return [subprocess.Popen(command, env=own, stdout=log, stderr=log,
                                  stdin=subprocess.DEVNULL, start_new_session=True).pid]  # fmt: skip
     children: list[int] = []
-    for rank in range(kind.ranks):
+    for index in range(kind.processes):
+        trap = f"{moment if index == which else ''}:{n}:{index if kind.ranks else 0}"
         child = os.fork()
         if child == 0:
-            os.setpgid(0, children[0] if children else 0)
+            os.setsid()
             os.dup2(log, 1), os.dup2(log, 2)
-            os.environ.update(environment(kind, rank, port, trap))
-            sys.argv = ["victim", *flags]
+            os.environ.update(variables(kind, home, trap, clock, index if kind.ranks else None, port))
+            sys.argv = ["victim", kind.module, *kind.flags(home, index)]
             importlib.import_module(f"{__package__}.victim").main()
         children.append(child)
     os.close(log)
     return children
 
 
-def wait(children: list[int], until: float) -> bool | None:
-    """True once all have ended well, False where one has not (the rest are killed soon), None at `until`."""
-    left, well = list(children), True
-    while left:
-        for child in list(left):
-            try:
-                ended, status = os.waitpid(child, os.WNOHANG)
-            except ChildProcessError:  # waited for before
-                ended, status = child, 0
+def wait(kind: Kind, children: list[int], until: float) -> list[int] | None:
+    """The exit codes once all have ended, None at `until`. Where a rank has died the others are killed soon."""
+    codes: dict[int, int] = {}
+    dead = math.inf
+    while len(codes) < len(children):
+        for child in [each for each in children if each not in codes]:
+            ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
-                left.remove(child)
-                well = well and not status
-                if status and left:
-                    time.sleep(1)  # the others see it, or not
-                    kill(children)
-        if time.monotonic() > until:
+                codes[child] = os.waitstatus_to_exitcode(status)
+                dead = min(dead, time.monotonic()) if codes[child] else dead
+        now = time.monotonic()
+        if kind.ranks and now > dead + (1 if -signal.SIGKILL in codes.values() else 60):
+            kill(descendants())  # the others have seen it, or not
+        if now > until:
             return None
         time.sleep(0.02)
-    return well
+    return [codes[child] for child in children]
 
 
-def kill(children: list[int]) -> None:
-    for child in children:
+def descendants() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    for each in processes:
         try:
-            os.killpg(child, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
+            each.kill()
+        except psutil.NoSuchProcess:
             continue
 
 
-def attempt(kind: Kind, out: Path, moment: str, rng: random.Random) -> bool:
+def attempt(kind: Kind, home: Path, moment: str, rng: random.Random) -> bool:
     """Run the command until it ends or dies; True where it was killed."""
-    n = rng.randint(1, max(1, kind.counts[moment] // 6))
-    trap = f"{moment}:{n}:{rng.randrange(kind.ranks)}"
-    children = start(kind, out, ":0:0" if moment == ANY else trap)
-    limit = time.monotonic() + (rng.uniform(0.1, 1) * kind.seconds if moment == ANY else 300)
-    well = wait(children, limit)
-    if well is None:
-        kill(children)
-        wait(children, time.monotonic() + 60)
-    assert well is not None or moment == ANY, f"it hangs; see {out.with_suffix('.log')}"
+    step_times(home, rng.uniform(-DAY, DAY))
+    n, which = rng.randint(1, max(1, kind.counts[moment] // kind.parts)), rng.randrange(kind.processes)
+    children = start(kind, home, moment, n, which, rng.uniform(-DAY, DAY))
+    limit = rng.uniform(0.1, 1) * kind.seconds if moment == ANY else 300
+    codes = wait(kind, children, time.monotonic() + limit)
+    if codes is None:
+        assert moment == ANY, f"it hangs; see {home / 'out.log'}"
+        living = descendants()
+        alone = isinstance(kind, Study) and rng.random() < 0.6  # a share or a job: the others go on
+        kill(rng.sample(living, 1) if alone and living else living)
+        codes = wait(kind, children, time.monotonic() + 300)
+        assert codes is not None, f"it hangs; see {home / 'out.log'}"
     time.sleep(1 if kind.launched else 0)  # what the launcher started ends with it
-    return not well
+    assert moment != TERMINATED or {*codes} <= {0, 1}, f"exit codes {codes}; see {home / 'out.log'}"
+    check_checkpoints(home)
+    return any(codes)
 
 
-def outcome(out: Path) -> dict:
-    """What a search has found, and what MLflow has of it, without what may differ."""
-    import torch
-    from safetensors.torch import load_file
-
-    from lth_scale import Ticket
-
-    ticket = Ticket.load(out / "ticket.safetensors")
-    tables = {name: json.loads((out / name).read_text()) for name in ("results.json", "controls.json")}
-    for row in [row for table in tables.values() for row in table]:
-        for name in VARIABLE:
-            del row[name]
-    theta = load_file(out / "theta.safetensors")
-    store = sqlite3.connect(out.parent / "mlflow.db")
-    value = "case when m.key in ('seconds', 'peak_memory') or m.key like 'system/%' then 0 else m.value end"
-    query = "select {} from {} m join runs r using (run_uuid) where r.lifecycle_stage = 'active' order by 1, 2, 3, 4"
-    names = {name: sorted(store.execute(query.format(what, name)).fetchall()) for name, what in (
-        ("metrics", f"r.name, m.key, m.step, {value}"),
-        ("params", "r.name, m.key, case when m.key = 'output_dir' then '' else m.value end, 0"))}  # fmt: skip
-    runs = "select name, status, (select count(*) from runs) > 0 from runs where lifecycle_stage = 'active' order by 1"
-    return {
-        "ticket": {name: mask.tolist() for name, mask in ticket.masks.items()},
-        "theta": {name: torch.Tensor.tolist(weight.double().sum()) for name, weight in theta.items()},
-        "mlflow": [*names.values(), store.execute(runs).fetchall()],
-        **tables,
-    }
+def plant(home: Path) -> set[Path]:
+    """Put files of others into every directory but those that are still being filled; returns them."""
+    planted = set()
+    for directory in [home, *(path for path in home.rglob("*") if path.is_dir() and ".tmp" not in str(path))]:
+        for name, text in PLANTED.items():
+            if directory.is_dir():  # and has not just been deleted by a job that goes on
+                (directory / name).write_text(text)
+                planted.add(directory / name)
+    return planted
 
 
-def new_home(base: Path, number: int) -> Path:
-    """A place for a search, with a store of MLflow's that needs no migrations."""
+def are_whole(planted: set[Path]) -> bool:
+    """True where no file of others is gone or changed."""
+    return all(path.is_file() and path.read_text() == PLANTED[path.name] for path in planted)
+
+
+def step_times(home: Path, seconds: float) -> None:
+    """Make all files older, or newer."""
+    for path in home.rglob("*"):
+        try:
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime + seconds))
+        except FileNotFoundError:
+            continue
+
+
+def check_checkpoints(home: Path) -> None:
+    """Every checkpoint that a log says last is written is there and whole."""
+    for log in home.rglob("*.log"):
+        last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+        told = re.search(r"asked to stop: (\S+) is written", last)
+        assert not told or Path(told[1], "complete").is_file(), f"{log}: {last}"
+
+
+def new_home(kind: Kind, base: Path, number: int) -> Path:
+    """A place for a run, with a store of MLflow's that needs no migrations."""
     home = base / f"{number:03d}"
     home.mkdir()
     shutil.copy(base / "mlflow.db", home)
-    return home / "out"
+    kind.prepare(home)
+    return home
 
 
 def baseline(kind: Kind, base: Path, number: int) -> None:
-    """Run the command once without any kill: what all others must find."""
-    out, counts = new_home(base, number), base / "counts.json"
+    """Run the command once without any kill: what all others must leave."""
+    kind.home, counts = new_home(kind, base, number), base / f"counts-{number}"
+    counts.mkdir()
     os.environ["CHAOS_COUNTS"] = str(counts)
-    began = time.monotonic()
-    wait(start(kind, out, ":0:0"), began + 600)
-    kind.seconds = time.monotonic() - began
+    codes = wait(kind, start(kind, kind.home, "", 0, 0), time.monotonic() + 600)
     del os.environ["CHAOS_COUNTS"]
-    assert (out / "complete").is_file(), out.with_suffix(".log").read_text()
-    noted = json.loads(counts.read_text())
-    kind.expected, kind.counts = outcome(out), Counter(noted["seen"])
-    if not kind.launched:
-        for name in noted["modules"]:  # so that what is forked later finds them loaded
-            try:
-                importlib.import_module(name)
-            except Exception:
-                continue
+    assert codes is not None and not any(codes), (kind.home / "out.log").read_text()
+    noted = [json.loads(path.read_text()) for path in counts.iterdir()]
+    for each in noted:
+        kind.counts |= Counter(each["seen"])
+    kind.expected, kind.seconds = kind.outcome(kind.home), max(each["seconds"] for each in noted)
+    for name in noted[0]["modules"]:  # so that what is forked later finds them loaded
+        try:
+            importlib.import_module(name)
+        except Exception:
+            continue
 
 
-def search(kind: Kind, out: Path, moments: list[str], rng: random.Random) -> list[Kill]:
-    """One search, killed at each of the moments in turn as long as it is not done, and then let run to its end."""
-    kills: list[Kill] = []
-    for moment in moments:
-        if not attempt(kind, out, moment, rng):
+def run(kind: Kind, home: Path, moments: list[str], rng: random.Random) -> list[Kill]:
+    """One run, killed at each of the moments in turn as long as it is not done, and then let run to its end."""
+    kills, planted = list[Kill](), set[Path]()
+    for moment in [*moments, "none"]:
+        planted |= plant(home)
+        if done := not attempt(kind, home, moment, rng):
             break
         kills.append(Kill(kind.name, moment))
-    else:
-        attempt(kind, out, "none", rng)
-    done = (out / "complete").is_file()
-    same = done and outcome(out) == kind.expected
+    kills = kills[: len(moments)]  # the last one was none
+    found = kind.outcome(home) if done else {}
+    differ = [name for name, value in kind.expected.items() if found.get(name) != value]
+    differ += [] if are_whole(planted) else ["files of others"]
     for each in kills:
-        each.resumed, each.identical = done, same
-    if not same:
-        print(f"not what it should be: {out}", flush=True)
+        each.resumed, each.identical = done, not differ
+    if differ:
+        print(f"not what it should be: {home}: {', '.join(differ)}", flush=True)
     return kills
 
 
 def table(kills: list[Kill]) -> str:
-    lines = ["| search | killed | kills | resumed | identical |", "|---|---|--:|--:|--:|"]
-    for key in dict.fromkeys((each.kind, each.moment) for each in kills):
+    lines = ["| command | killed | kills | resumed | identical |", "|---|---|--:|--:|--:|"]
+    for key in sorted({(each.kind, each.moment) for each in kills}):
         these = [each for each in kills if (each.kind, each.moment) == key]
         lines.append(f"| {key[0]} | {key[1]} | {len(these)} | {sum(each.resumed for each in these)} "
                      f"| {sum(each.identical for each in these)} |")  # fmt: skip
@@ -222,27 +252,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="tests.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--launched", type=int, default=0, metavar="N", help="of them under `accelerate launch`")
+    parser.add_argument("--only", default=",".join(COMMANDS), help=f"some of {','.join(COMMANDS)}")
+    parser.add_argument("--launched", action="store_true", help="also under `accelerate launch`")
     given = parser.parse_args()
-    rng, base = random.Random(given.seed), Path(tempfile.mkdtemp(prefix="chaos-"))
-    kinds = [Kind("one process", 1), Kind("2 gloo ranks", 2)]
-    kinds += [Kind("accelerate launch, 2 ranks", 2, launched=True)] if given.launched else []
+    rng, base, hub = random.Random(given.seed), Path(tempfile.mkdtemp(prefix="chaos-")), Hub()
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    os.environ.update({**environment(hub, base / "hf"), "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"})
     subprocess.run(
         [sys.executable, "-c", "import sys; from lth_scale.tracking import connect; connect(sys.argv[1])",
-         f"sqlite:///{base / 'mlflow.db'}"], check=True, env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+         f"sqlite:///{base / 'mlflow.db'}"], check=True,
     )  # fmt: skip
-    kills: list[Kill] = []
-    for number, kind in enumerate(kinds):
+    every = kinds(hub, given.launched)
+    wanted = [each for each in every if re.split("[, ]", each.name)[0] in given.only.split(",")]
+    for number, kind in enumerate(each for each in every if each in wanted or any(w.needs is each for w in wanted)):
         baseline(kind, base, number)
         print(f"{kind.name}: {kind.seconds:.0f} s uninterrupted, {dict(kind.counts)}", flush=True)
-    number = len(kinds)
-    while len(kills) < given.kills:
-        launched = sum(each.kind == kinds[-1].name for each in kills)
-        kind = kinds[-1] if given.launched and launched < given.launched else kinds[number % 2]
-        moments = rng.sample([*MOMENTS, ANY, ANY], min(6, given.kills - len(kills)))
-        kills += search(kind, new_home(base, number), moments, rng)
-        number += 1
-        print(f"{len(kills)} kills, {number - len(kinds)} searches", flush=True)
+    kills: list[Kill] = []
+    for number, kind in enumerate(itertools.cycle(wanted)):
+        reached = [each for each in MOMENTS if kind.counts[each]]
+        most = min(6 if kind.parts > 1 else 3, max(1, given.kills // len(wanted)), given.kills - len(kills))
+        kills += run(kind, new_home(kind, base, 100 + number), rng.sample([*reached, ANY, ANY], most), rng)
+        if len(kills) == given.kills:
+            break
     print(table(kills))
     if not all(each.identical for each in kills):
         sys.exit(1)

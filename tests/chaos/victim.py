@@ -1,21 +1,35 @@
-"""A search that kills itself, for real, at a chosen moment: the n-th time that it gets there.
+"""A command that kills itself, for real, at a chosen moment: the n-th time that it gets there.
 
-`CHAOS='after a rename:3:0' python -m tests.chaos.victim FLAGS…`       (moment, n, rank)
+`CHAOS='after a rename:3:0' python -m tests.chaos.victim lth_scale.imp FLAGS…`       (moment, n, rank)
 """
 
 import functools
+import importlib
 import json
 import os
-import shutil
 import signal
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+
+TERMINATED = "asked to stop in a step"
+MOMENTS = (
+    *("in a step", TERMINATED, "between threshold and rewind", "in a measurement", "in a deletion"),
+    *("with half a file written", "with half a checkpoint written", "before a rename", "after a rename"),
+    *("before an MLflow call", "after an MLflow call", "before a Hub request", "after a Hub request"),
+)
 
 
 def die() -> None:
     """As a machine that is switched off: nothing is cleaned up."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def terminate() -> None:
+    """As a cluster that wants its machine back."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Trap:
@@ -28,16 +42,16 @@ class Trap:
         self.seen[moment] += 1
         return moment == self.moment and self.seen[moment] == self.n
 
-    def around(self, owner, name: str, before: str, after: str = "") -> None:
+    def around(self, owner, name: str, before: str, after: str = "", end: Callable[[], None] = die) -> None:
         inner = getattr(owner, name)
 
         @functools.wraps(inner)
         def watched(*args, **options):
             if before and self.at(before):
-                die()
+                end()
             given = inner(*args, **options)
             if after and self.at(after):
-                die()
+                end()
             return given
 
         setattr(owner, name, watched)
@@ -55,57 +69,71 @@ class Trap:
 
         setattr(owner, name, watched)
 
-    def half_deleted(self) -> None:
-        inner = shutil.rmtree
+    def half_deleted(self, home: str) -> None:
+        """Die once a file below `home` is gone."""
+        inner = os.unlink
 
-        def watched(path, *args, **options):
-            files = [file for file in Path(path).rglob("*") if file.is_file()]
-            if files and self.at("in a deletion"):
-                files[0].unlink()
+        def watched(path, *args, dir_fd=None):
+            where = os.readlink(f"/proc/self/fd/{dir_fd}") if dir_fd is not None else os.getcwd()
+            inner(path, *args, dir_fd=dir_fd)
+            if os.path.join(where, os.fspath(path)).startswith(home) and self.at("in a deletion"):
                 die()
-            return inner(path, *args, **options)
 
-        shutil.rmtree = watched
-
-
-MOMENTS = (
-    "in a step", "with half a file written", "before a rename", "after a rename", "with half a checkpoint written",
-    "between threshold and rewind", "in a deletion", "before an MLflow call", "after an MLflow call",
-)  # fmt: skip
+        os.unlink = watched
 
 
-def arm(moment: str, n: int) -> Trap:
+def arm(moment: str, n: int, home: str) -> Trap:
     """Set the trap in this process."""
+    from huggingface_hub import get_session
     from mlflow import MlflowClient
 
     from lth_scale import checkpoint, search, training
+    from lth_scale.speed import check
 
     trap = Trap(moment, n)
+    trap.around(training, "step_optimizer", TERMINATED, end=terminate)
     trap.around(training, "step_optimizer", "in a step")
+    trap.around(check, "difference", "in a measurement")
     trap.half_written(os, "fsync", "with half a file written", lambda handle: f"/proc/self/fd/{handle}")
     trap.around(os, "replace", "before a rename", "after a rename")
     trap.around(os, "rename", "before a rename", "after a rename")
     trap.half_written(checkpoint, "save_file", "with half a checkpoint written", lambda tensors, path, *_: path)
     trap.around(search.Search, "complete", "between threshold and rewind")
-    trap.half_deleted()
-    for call in ("create_run", "log_batch", "set_terminated", "update_run", "log_artifacts", "delete_run"):
+    trap.half_deleted(home)
+    for call in (
+        *("create_run", "log_batch", "set_terminated", "update_run", "delete_run"),
+        *("log_artifacts", "log_artifact", "set_tag"),
+    ):
         trap.around(MlflowClient, call, "before an MLflow call", "after an MLflow call")
+    trap.around(type(get_session()), "send", "before a Hub request", "after a Hub request")
     return trap
 
 
+def set_clock(seconds: float) -> None:
+    """Let the time of day be off."""
+    true = time.time
+    time.time = lambda: true() + seconds
+
+
 def main() -> None:
-    """Run the search with the trap of CHAOS; leave the counts in CHAOS_COUNTS, where that is given."""
-    from lth_scale import imp
+    """Run a command with the trap of CHAOS, below CHAOS_HOME, by a clock that is CHAOS_CLOCK seconds off.
+
+    CHAOS_COUNTS: a directory for what was counted, where that is given.
+    """
     from lth_scale.arguments import exit_on_bad_input
 
+    command = importlib.import_module(sys.argv.pop(1))
     moment, n, rank = os.environ["CHAOS"].split(":")
-    trap = arm(moment if rank == os.environ.get("RANK", "0") else "", int(n))
+    set_clock(float(os.environ.get("CHAOS_CLOCK", 0)))
+    armed = moment if rank == os.environ.get("RANK", "0") else ""
+    trap, began = arm(armed, int(n), os.environ["CHAOS_HOME"]), time.monotonic()
 
     def counted() -> None:
-        imp.main()
-        if "CHAOS_COUNTS" in os.environ and os.environ.get("RANK", "0") == "0":
+        command.main()
+        if "CHAOS_COUNTS" in os.environ:
             known = [name for name in sys.modules if not name.startswith(("__", "tests"))]
-            Path(os.environ["CHAOS_COUNTS"]).write_text(json.dumps({"seen": trap.seen, "modules": known}))
+            noted = {"seen": trap.seen, "modules": known, "seconds": time.monotonic() - began}
+            Path(os.environ["CHAOS_COUNTS"], f"{os.getpid()}.json").write_text(json.dumps(noted))
 
     exit_on_bad_input(counted)
 
