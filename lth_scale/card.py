@@ -1,6 +1,7 @@
 """The model card of a ticket on the Hub, and its evaluation results, from what a run has on disk. Needs no network."""
 
 import json
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -21,7 +22,7 @@ from lth_scale.arguments import (
     printable,
     resolve,
 )
-from lth_scale.publishing import Publication, bare_model
+from lth_scale.publishing import Publication
 from lth_scale.record import Record
 from lth_scale.ticket import Ticket
 
@@ -44,20 +45,24 @@ class Licence:
 
 @dataclass(frozen=True)
 class Run:
-    """What a card is about: the record of a search or transfer, and the stage whose network is uploaded."""
+    """What a card is about: the record of a search or transfer, and the stage whose network is uploaded.
+
+    public: what of it may be published.
+    """
 
     record: Record
     stage: Path
     ticket: Ticket
     row: dict[str, Any]
+    public: Publication
 
     @classmethod
     def at(cls, stage: Path) -> "Run":
         """The run that `stage` (rounds/KK or seeds/SS) belongs to, as its arguments.json says."""
         root = stage.absolute().parent.parent
-        record = Record(root, arguments_of(files.read_json(root / "arguments.json")))
-        row = files.read_json(stage / "metrics.json")
-        return cls(record, stage, Ticket.load(stage / "ticket.safetensors"), row)
+        saved, row = files.read_json(root / "arguments.json"), files.read_json(stage / "metrics.json")
+        ticket = Ticket.load(stage / "ticket.safetensors")
+        return cls(Record(root, arguments_of(saved)), stage, ticket, row, Publication(saved, root, stage))
 
     @property
     def args(self) -> Training:
@@ -78,8 +83,9 @@ def arguments_of(saved: Mapping[str, Any]) -> Training:
     return kind(**values)
 
 
-def command(args: Training) -> str:
+def command(run: Run) -> str:
     """The command line that makes the run: the flags that differ from the task's defaults; of paths the last names."""
+    args = run.args
     short = {"task": args.task, **({"preset": args.preset} if args.preset else {})}
     usual, now = resolve(short, type(args)).as_dict(), args.as_dict()
     but = {*COSMETIC, *short} - {"seeds"}
@@ -88,8 +94,8 @@ def command(args: Training) -> str:
         changed = {name: value for name, value in changed.items() if name != "max_steps"}
         changed["num_train_epochs"] = args.num_train_epochs  # which switches --max_steps off
     kind = "transfer" if isinstance(args, Transfer) else "imp"
-    words, public = ["accelerate", "launch", "-m", f"lth_scale.{kind}"], Publication(now)
-    for name, value in public.value(short | changed).items():
+    words = ["accelerate", "launch", "-m", f"lth_scale.{kind}"]
+    for name, value in run.public.value(short | changed).items():
         parts = [*map(str, value)] if isinstance(value, tuple) else [] if value is True else [str(value)]
         words += [f"--{name}", *parts] if value is not None else []
     return shlex.join(words)
@@ -108,10 +114,10 @@ def evaluated_on(args: Training) -> str:
     return what + (f"; the first {args.max_eval_samples:,} examples alone" if args.max_eval_samples else "")
 
 
-def base_of(args: Training) -> str:
+def base_of(run: Run) -> str:
     """The base model's name: on the Hub, or of its directory."""
-    name = args.model_name_or_path
-    return "lth_scale-embedded-bert" if name == EMBEDDED else bare_model(name)
+    name = run.args.model_name_or_path
+    return "lth_scale-embedded-bert" if name == EMBEDDED else run.public.model(name)
 
 
 def metadata(run: Run, repo: str, licence: Licence) -> ModelCardData:
@@ -131,7 +137,7 @@ def metadata(run: Run, repo: str, licence: Licence) -> ModelCardData:
         for name, value in run.row["eval"].items()
     ]  # fmt: skip
     return ModelCardData(
-        base_model=base_of(args), datasets=None if local else [data], language=None if local else "en",
+        base_model=base_of(run), datasets=None if local else [data], language=None if local else "en",
         library_name="transformers", license=licence.name,
         metrics=[METRICS.get(name, name) for name in run.row["eval"] if name != "loss"],
         pipeline_tag=pipeline, tags=[*TAGS, args.task, *([] if pattern == "unstructured" else [pattern])],
@@ -159,7 +165,7 @@ def readme(run: Run, repo: str, licence: Licence, speed: str) -> str:
     """The whole card. speed: a section of Markdown about speed, from `speed_section`."""
     ticket, args = run.ticket, run.args
     kind = "A lottery ticket" if run.control == "none" else f"A control of a lottery ticket (`{run.control}`)"
-    base = page.code(base_of(args))
+    base = page.code(base_of(run))
     head = HEADS.get(args.task, GLUE_HEAD)[1]
     parts = [
         f"---\n{metadata(run, repo, licence).to_yaml()}\n---",
@@ -201,7 +207,8 @@ def alone(run: Run, repo: str) -> str:
         text += "What it was trained from is not the base model's weights (see the command below); its mask fits those:"
     revision = f', revision="{ticket.base_revision}"' if ticket.base_revision else ""
     code = "from lth_scale import Ticket\nfrom transformers import AutoModel\n"
-    where = base_of(args) if base_of(args) == args.model_name_or_path else f"DIRECTORY/OF/{base_of(args)}"
+    on_hub = args.model_name_or_path != EMBEDDED and not run.public.is_local(args.model_name_or_path)
+    where = base_of(run) if on_hub else f"DIRECTORY/OF/{base_of(run)}"
     model = json.dumps(where, ensure_ascii=False)  # a quote in a name does not end the string
     code += f'model = Ticket.from_pretrained("{repo}").apply(AutoModel.from_pretrained({model}{revision}))'
     return (
@@ -216,7 +223,7 @@ def made(run: Run) -> str:
     saved = files.read_json(run.record.directory / "arguments.json")
     versions = ", ".join(f"{name} {value}" for name, value in saved.get("versions", {}).items() if value)
     commit = f"; lth_scale at commit {saved['git_commit']}" if saved.get("git_commit") else ""
-    how = page.code_block(command(run.args), "sh")
+    how = page.code_block(command(run), "sh")
     return f"## How it was made\n\n{how}\n\n{page.literal(versions + commit)}."
 
 
@@ -239,15 +246,26 @@ def cautions(run: Run) -> str:
     return "## What it must not be used to claim\n\n" + "\n".join(f"- {line}." for line in lines)
 
 
-def speed_section(found: Path | None, run: Run) -> str:
+def speed_section(run: Run) -> str:
     """The table of a speed check of this run, with its machine; or the command that makes one."""
-    record = files.read_json(found) if found else {"cells": []}
-    cells = [each for each in record["cells"] if each["pruned"] == run.ticket.pruned]
-    if not cells:
-        return ("## Speed\n\nNot measured. `python -m lth_scale.speed` on the run, or on this model once pulled, "
-                "times every engine of a machine.")  # fmt: skip
+    root = run.record.directory
+    for path in (root / "speed/speed.json", root.parent / f"speed-{root.name}/speed.json"):
+        try:
+            if os.path.lexists(path) and (found := measured(files.read_json(path), run.ticket.pruned)):
+                return found
+        except Exception:  # anybody's file may have this name, and hold anything
+            terminal.say(printable(f"{path}: is not a whole report of a speed check, and the card leaves it out"))
+    return ("## Speed\n\nNot measured. `python -m lth_scale.speed` on the run, or on this model once pulled, "
+            "times every engine of a machine.")  # fmt: skip
+
+
+def measured(record: dict[str, Any], pruned: int) -> str:
+    """A section of Markdown from a speed.json: its cells with so many pruned weights; '' where it has none."""
     from lth_scale.speed import report
 
+    cells = [each for each in record["cells"] if each["pruned"] == pruned]
+    if not cells:
+        return ""
     machine, sections = record["machine"], [report.section(cell) for cell in cells]
     here = f"{machine['cpu']}, {machine['cores']}, {machine['gpu'] or 'no GPU'}, {machine['system']}"
     parts = [
@@ -259,9 +277,9 @@ def speed_section(found: Path | None, run: Run) -> str:
     return "## Speed\n\n" + "\n\n".join(parts)
 
 
-def write(folder: Path, run: Run, repo: str, licence: Licence, speed: Path | None, public: Publication) -> None:
+def write(folder: Path, run: Run, repo: str, licence: Licence) -> None:
     """README.md and `.eval_results/` in a folder that is to be uploaded."""
-    card = public.text(readme(run, repo, licence, speed_section(speed, run)))
+    card = run.public.text(readme(run, repo, licence, speed_section(run)))
     if not (folder / PICTURE).is_file():
         card = card.replace(f"![Score against sparsity]({PICTURE})", "The picture of the scores could not be drawn.")
     files.write_bytes(folder / "README.md", card.encode())

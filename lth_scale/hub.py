@@ -27,7 +27,18 @@ from lth_scale.arguments import (
     printable,
     without_secrets,
 )
-from lth_scale.export.places import MANIFEST, Place, is_card, is_whole, locate, manifest, opened, seal
+from lth_scale.export.places import (
+    MANIFEST,
+    Place,
+    is_card,
+    is_taken,
+    is_whole,
+    locate,
+    manifest,
+    opened,
+    seal,
+)
+from lth_scale.publishing import Publication
 
 if TYPE_CHECKING:
     from lth_scale.card import Licence
@@ -38,10 +49,12 @@ SILENCE = 120.0  # seconds without a byte after which a request is given up
 DELAYS = (2, 8)  # seconds before another attempt; the library has its own for most requests
 PICTURES = ("score_against_sparsity.png", "sparsity_by_layer.png")
 PROVENANCE = ("arguments.json", "results.json", "controls.json")
-# The files that a push makes, and a pull therefore keeps where export.json lists them: no code, no pickle, no link.
+# The files that a push uploads and a pull keeps: weights, settings and what tokenizers of transformers are made of,
+# twice; card, scores and pictures. No code, no pickle, no link.
 PUSHED = (
-    r"(compact/)?\w[\w.-]*\.(json|txt|model|codes|safetensors)|README\.md|figures/\w[\w.-]*\.png"
-    r"|\.eval_results/\w[\w.-]*\.yaml"
+    r"(compact/)?\w[\w.-]*\.(safetensors|json|jinja|txt|model|codes|bpe|spm|tiktoken|tokenizer)"
+    r"|(compact/)?additional_chat_templates/\w[\w.-]*\.jinja"
+    r"|README\.md|\.eval_results/\w[\w.-]*\.yaml|figures/\w[\w.-]*\.png"
 )
 Answer = TypeVar("Answer")
 
@@ -78,7 +91,7 @@ def push(
     with polite(), files.temporary_directory(root / "hub") as folder:
         if not dry_run:
             repo = _answered(lambda: full_name(repo), repo)
-        licence = licence_of(place.run, ask=not dry_run)
+        licence = licence_of(Publication(place.run, root), ask=not dry_run)
         fill(folder, place, repo, licence)
         sizes = [(path.relative_to(folder).as_posix(), path.stat().st_size)
                  for path in sorted(folder.rglob("*")) if path.is_file()]  # fmt: skip
@@ -160,26 +173,34 @@ def fill(folder: Path, place: Place, repo: str, licence: "Licence") -> None:
         from lth_scale import card
         from lth_scale.export import disk
         from lth_scale.export.source import load_source
-        from lth_scale.publishing import Publication
 
     assert place.ticket is not None
     stage = place.ticket.parent
     run, source = card.Run.at(stage), replace(load_source(str(stage)), path=Path(repo))
     root = run.record.directory
-    public = Publication(place.run, root, stage)
     disk.fill(folder / "compact", source, disk.describe(source, "compact", "float32"))
     disk.fill(folder, source, disk.describe(source, "dense", "float32"))
-    public.ticket(run.ticket).save(folder / "ticket.safetensors")
+    run.public.ticket(run.ticket).save(folder / "ticket.safetensors")
     for name in (each for each in PROVENANCE if (root / each).is_file()):
         shutil.copy(root / name, folder / name)
     draw(run, folder / "figures")
-    speeds = (root / "speed", root.parent / f"speed-{root.name}")
-    speed = next((each / "speed.json" for each in speeds if (each / "speed.json").is_file()), None)
-    card.write(folder, run, repo, licence, speed, public)
+    card.write(folder, run, repo, licence)
+    leave_out(folder)
     for directory in (folder / "compact", folder):  # the second manifest lists the first
-        public.rewrite(directory)
+        run.public.rewrite(directory)
         content = files.read_json(directory / MANIFEST)
         seal(directory, {key: value for key, value in content.items() if key not in ("files", "sha256")})
+
+
+def leave_out(folder: Path) -> None:
+    """Delete the files that a pull would refuse, and say which: a tokenizer may keep some under any name."""
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    if foreign := [name for name in names if not re.fullmatch(PUSHED, name, re.ASCII)]:
+        from lth_scale.terminal import say
+
+        for name in foreign:
+            (folder / name).unlink()
+        say(printable(f"not uploaded, as no pull takes files of such names: {', '.join(map(repr, foreign))}"))
 
 
 def draw(run: Any, folder: Path) -> None:
@@ -200,19 +221,20 @@ def draw(run: Any, folder: Path) -> None:
             files.write_bytes(folder / PICTURES[0], png)
 
 
-def licence_of(arguments: dict[str, Any], ask: bool) -> "Licence":
+def licence_of(public: Publication, ask: bool) -> "Licence":
     """The base model's licence, as its card says; `unknown` where it says none, or cannot be asked."""
     from huggingface_hub import HfApi, ModelCard
 
     from lth_scale.card import Licence
 
-    base, revision = str(arguments["model_name_or_path"]), arguments.get("model_revision")
+    base, revision = public.base_model, public.flags.get("model_revision")
     try:
         if base == EMBEDDED:
             return Licence("apache-2.0", "that of lth_scale, whose small BERT this is")
-        if Path(base).is_dir():
-            files.check_regular(Path(base) / "README.md")
-            found = ModelCard.load(Path(base) / "README.md").data
+        if public.is_local(base):
+            path = (public.directory(base) or Path(base)) / "README.md"
+            files.check_regular(path)
+            found = ModelCard.load(path).data
         elif not ask:
             return Licence("unknown", f"taken from the card of `{base}` when this is pushed")
         else:
@@ -330,13 +352,9 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
 
     check_source(name, revision)
     out = Path(output_dir or name.split("/")[-1])
-    there = (out / MANIFEST).is_file()
-    if os.path.lexists(out) and not there and (not out.is_dir() or any(out.iterdir())):
+    there = is_taken(out)
+    if there and not (out / MANIFEST).is_file():
         raise BadInput(f"--output_dir {out}: is there already, and was not pulled; give another")
-    try:
-        files.check_writable(out.parent)
-    except OSError as problem:
-        raise BadInput(f"--output_dir {out}: cannot be written ({problem.strerror}); give another") from None
     with polite():
         first = Path(_fetched(lambda: hf_hub_download(name, MANIFEST, revision=revision), name, revision, MANIFEST))
         if there and first.read_bytes() != (out / MANIFEST).read_bytes():
@@ -367,7 +385,7 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
 def pulled(cache: Path, name: str) -> dict[str, str]:
     """The files that a repository's export.json lists, and itself, with their digests where it has them.
 
-    Raises BadInput where it is damaged, or lists a file of a kind that `push` does not make.
+    Raises BadInput where it is damaged, or lists a file of a kind that `push` does not upload.
     """
     try:
         listed = manifest(cache)["files"]

@@ -31,23 +31,44 @@ def bare(path: str) -> str:
     return "local" if last.startswith("~") or (path and not last) else last
 
 
-def bare_model(name: str) -> str:
-    """A model's name on the Hub as it is; of a local directory, the last name."""
-    on_hub = re.fullmatch(HUB_NAME, name, re.ASCII) and not os.path.exists(name)
-    return name if on_hub or name == EMBEDDED else bare(name)
-
-
 class Publication:
-    """Flags and texts of a run as they may be published. `paths`: what to call each local path that they may hold."""
+    """Flags and texts of a run as they may be published. `paths`: what to call each local path that they may hold.
+
+    flags: what arguments.json holds. places: the directories of the run.
+    """
 
     def __init__(self, flags: Mapping[str, Any], *places: Path):
+        self.flags, self.homes = flags, [Path()]
+        for place in map(Path.absolute, places):
+            self.homes += [place, *place.parents]
         held = {value for name, value in flags.items() if isinstance(value, str) and value and name in PATHS}
-        model = str(flags.get("model_name_or_path") or "")
-        held |= {model} if bare_model(model) != model else set()
+        held |= {self.base_model} if self.is_local(self.base_model) else set()
         known = {str(form): bare(path) for path in held for form in (path, Path(path).absolute(), Path(path).resolve())}
         known |= {str(form): place.absolute().name for place in places for form in (place.absolute(), place.resolve())}
         known |= {str(form): "local" for form in (Path.cwd(), Path.home()) if len(form.parts) > 1}
         self.paths = {path: name for path, name in known.items() if re.search(r"[/\\]", path)}
+
+    @property
+    def base_model(self) -> str:
+        """The run's --model_name_or_path, as it was given."""
+        return str(self.flags.get("model_name_or_path") or "")
+
+    def is_local(self, model: str) -> bool:
+        """True where a model's name means a directory: as the run recorded it, or else as the name looks."""
+        if model in ("", EMBEDDED):
+            return False
+        digests = self.flags.get("digests")  # version 0.1.0 recorded none
+        if model == self.base_model and isinstance(digests, dict):
+            return "model" in digests
+        return not re.fullmatch(HUB_NAME, model, re.ASCII) or self.directory(model) is not None
+
+    def directory(self, model: str) -> Path | None:
+        """The directory of this name below the current one, or else below the run or one that it lies in."""
+        return next((home / model for home in self.homes if os.path.isdir(home / model)), None)
+
+    def model(self, name: str) -> str:
+        """A model's name on the Hub as it is; of a local directory, the last name."""
+        return bare(name) if self.is_local(name) else name
 
     def text(self, text: str) -> str:
         """A text without secrets, and with last names for the paths of the run."""
@@ -65,14 +86,14 @@ class Publication:
         if not isinstance(value, str):
             return value
         if key == "model_name_or_path":
-            return self.text(bare_model(value))
+            return self.text(self.model(value))
         local = key in PATHS or (PATH_KEY.fullmatch(key) and (ABSOLUTE.match(value) or value in self.paths))
         return self.text(bare(value) if local else value)
 
     def ticket(self, ticket: "Ticket") -> "Ticket":
         """A ticket with the same masks, whose base model and arguments may be published."""
         base = self.value(ticket.base_model, "model_name_or_path")
-        revision = ticket.base_revision if base == ticket.base_model else ""  # a directory has none on the Hub
+        revision = "" if self.is_local(ticket.base_model) else ticket.base_revision
         return replace(ticket, base_model=base, base_revision=revision, arguments=self.value(ticket.arguments))
 
     def rewrite(self, directory: Path) -> None:

@@ -19,12 +19,15 @@ NAME = r"""(?:[\w.-]*(?:password|passwd|passphrase|passcode|pwd|token|secret|cre
     |(?:[\w.-]*[_.-])?(?:pass|auth|sas|sig))"""
 CLOSERS = r""")\]}>.,;:!?'"`"""  # what follows a URL or a value in a sentence
 END = rf"""(?=[\s{CLOSERS}&]|$)"""
+# What stands after `token: ` in a sentence and is no secret: a few characters, a word, a number.
+ORDINARY = rf"(?:\S{{1,5}}|(?:[^\W\d_]+|[+-]?[\d.,]+(?:e[+-]?\d+)?%?)[{CLOSERS}]{{0,3}})(?!\S)"
 PAIR = re.compile(
-    rf"""(?P<head>(?<![\w.-])-{{0,2}}{NAME}\\?["']?\s*(?:=>|[:=]|%3d)\s*|(?<![\w-])--{NAME}\s+)
+    rf"""(?P<head>(?<![\w.-])-{{0,2}}{NAME}(?:(?P<prose>\s*:\s+)|(?!\s*:\s)\\?["']?\s*(?:=>|[:=]|%3d)\s*)
+        |(?<![\w-])--{NAME}\s+)
     (?:\\(?P<escaped>["']).*?\\(?P=escaped)
     |(?P<quote>["'])(?:\\.|(?!(?P=quote){END}).)*(?:(?P=quote)|$)
     |\{{(?:\}}\}}|[^}}\n])*\}}
-    |\S+?(?=[{CLOSERS}\\]{{0,3}}(?:\s|$)|(?:[;&,]|%3b)\s*[\w .-]{{1,40}}(?:=|%3d)))""",
+    |(?(prose)(?!{ORDINARY}))\S+?(?=[{CLOSERS}\\]{{0,3}}(?:\s|$)|(?:[;&,]|%3b)\s*[\w .-]{{1,40}}(?:=|%3d)))""",
     re.I | re.M | re.X,
 )
 HEADER = re.compile(

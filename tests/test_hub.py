@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 import shlex
 import shutil
 import socket
@@ -15,7 +17,7 @@ import yaml
 from hub_server import Fault, Repo, environment, serving
 from huggingface_hub import ModelCard, constants
 from huggingface_hub._eval_results import parse_eval_result_entries
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from lth_scale import Ticket, hub, load_exported
 from lth_scale.arguments import BadInput, Stopped
@@ -131,6 +133,69 @@ def test_no_path_user_or_host_of_this_machine_is_pushed(
     with pytest.raises(BadInput, match="give --model_name_or_path"):
         transfer(5, ticket=pulled, model_name_or_path=None, output_dir=tmp_path / "new")
     assert transfer(5, ticket=pulled, model_name_or_path=home / "model", output_dir=tmp_path / "new")
+
+
+def test_a_tokenizer_with_chat_templates_is_pulled_as_it_was_pushed(server, run, tmp_path, capsys):
+    model = run / "rounds/03/model"
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    (model / "additional_chat_templates").mkdir()
+    for name in ("tool_use", "my own"):
+        (model / f"additional_chat_templates/{name}.jinja").write_text("{{ tools }}")
+    hub.push(run, REPO)
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "my own.jinja" in line and "not uploaded" in line] == said[-1:]
+    out = hub.pull(REPO, tmp_path / "pulled")
+    for folder in (out, out / "compact"):
+        assert set(AutoTokenizer.from_pretrained(folder).chat_template) == {"default", "tool_use"}
+        assert (folder / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+VOCABULARIES = ("vocab.txt", "merges.txt", "tokenizer.json", "vocab.bpe", "bpe.codes", "sentencepiece.bpe.model",
+                "source.spm", "prophetnet.tokenizer", "additional_chat_templates/tool_use.jinja")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_a_pull_takes_what_tokenizers_of_transformers_save(name):
+    assert all(re.fullmatch(hub.PUSHED, folder + name, re.ASCII) for folder in ("", "compact/"))
+
+
+def test_a_push_takes_no_more_than_a_pull_does(tmp_path, capsys):
+    for name in ("model.safetensors", "compact/vocab.bpe", "bpe.codes", "evil.py", "compact/x.bin", ".git/x.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    hub.leave_out(tmp_path)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"model.safetensors", "compact/vocab.bpe", "bpe.codes"}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(name in line for name in ("evil.py", "compact/x.bin", ".git/x.json"))
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_local_model_is_one_wherever_it_is_pushed_from(server, search, tiny_bert, tmp_path, monkeypatch, recorded):
+    model = shutil.copytree(tiny_bert, tmp_path / "models/mine")
+    (model / "README.md").write_text("---\nlicense: mit\n---\n")
+    with monkeypatch.context() as inside:
+        inside.chdir(tmp_path)
+        run = search(model_name_or_path="models/mine")
+    path = run / "arguments.json"
+    saved = json.loads(path.read_text())
+    if not recorded:  # as version 0.1.0 left it
+        path.write_text(json.dumps({name: value for name, value in saved.items() if name != "digests"}))
+    hub.push(run, REPO)
+    assert not [name for name, content in server.files(REPO).items() if b"models/mine" in content]
+    card = server.files(REPO)["README.md"].decode()
+    assert ModelCard(card).data.base_model == Ticket.from_pretrained(REPO).base_model == "mine"
+    assert "license: mit" in card and "--model_name_or_path mine" in card and "DIRECTORY/OF/mine" in card
+    assert not [line for line in server.requests if "/api/models/models/mine" in line]
+
+
+@pytest.mark.parametrize("target", ["empty", "nowhere"])
+def test_a_pull_into_a_link_is_refused_before_anything_is_fetched(server, tmp_path, target):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    with pytest.raises(BadInput, match=f"--output_dir {tmp_path}/link: .*give another"):
+        hub.pull(REPO, tmp_path / "link")
+    assert server.requests == [] and (tmp_path / "link").is_symlink()
 
 
 UNLISTED = (".git/hooks/post-checkout", "modeling.py", "pytorch_model.bin", ".env", "compact/evil.py", "notes.json")
@@ -275,16 +340,37 @@ def test_licence_and_speed_are_taken_from_where_they_are_known(server, search, t
     assert "A CPU, 1 of 2 cores" in card and "| torch |" in card and "Not measured. " not in card
 
 
+PRUNED = "cells with its pruned weights and nothing else"
+
+
+@pytest.mark.parametrize("content", ['{"cells": 5}', "[]", '{"cells": [{}]}', "{", PRUNED, None], ids=str)
+def test_what_is_no_report_of_a_speed_check_is_left_out_of_the_card(run, capsys, content):
+    from lth_scale import card
+
+    found = card.Run.at(run / "rounds/03")
+    path = run.with_name("speed-run") / "speed.json"
+    path.parent.mkdir()
+    if content is None:
+        os.mkfifo(path)
+    else:
+        cells = json.dumps({"cells": [{"pruned": found.ticket.pruned}]})
+        path.write_text(cells if content == PRUNED else content)
+    assert "Not measured. " in card.speed_section(found)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line and "speed check" in line
+
+
 def test_the_card_repeats_the_command_that_made_the_run(run, monkeypatch, tmp_path):
     from lth_scale import card
     from lth_scale.arguments import parse
 
-    args = card.Run.at(run / "rounds/03").args
+    found = card.Run.at(run / "rounds/03")
+    args = found.args
     places = {name: Path(getattr(args, name)) for name in ("model_name_or_path", "dataset_path")}
     for place in places.values():
         (tmp_path / place.name).symlink_to(place)
     monkeypatch.chdir(tmp_path)
-    words = shlex.split(card.command(args))
+    words = shlex.split(card.command(found))
     assert words[:4] == ["accelerate", "launch", "-m", "lth_scale.imp"]
     again = parse(words[4:], "test", "test").as_dict()
     loose = {"output_dir", "report_to"}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lth_scale.publishing import PATHS, Publication, bare, bare_model
+from lth_scale.publishing import PATHS, Publication, bare
 
 
 @pytest.mark.parametrize(
@@ -26,12 +26,34 @@ def test_a_path_that_ends_in_dots_has_the_name_of_what_it_means(tmp_path, monkey
     assert (bare("."), bare("deep/.."), bare("./")) == ("data", "data", "data")
 
 
-def test_a_name_on_the_hub_stays_whole_and_a_directory_of_that_form_does_not(tmp_path, monkeypatch):
+HUB_NAMES = ["google-bert/bert-base-uncased", "bert-base-uncased", "embedded", ""]
+
+
+def test_a_name_on_the_hub_stays_whole_and_that_of_a_directory_does_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = ["google-bert/bert-base-uncased", "bert-base-uncased", "embedded"]
-    assert [bare_model(name) for name in [*names, "../a/b", "/x/y"]] == [*names, "b", "y"]
-    (tmp_path / names[0]).mkdir(parents=True)
-    assert bare_model(names[0]) == "bert-base-uncased"
+    public = Publication({})
+    names = [*HUB_NAMES, "../a/b", "./a/b", "/x/y", "~/y", "a/b/c", "a/b/"]
+    assert [public.model(name) for name in names] == [*HUB_NAMES, "b", "b", "y", "y", "c", "b"]
+
+
+@pytest.mark.parametrize("where", ["elsewhere", "work/runs/mine", "work/runs", "work", "."])
+def test_a_run_of_old_has_a_local_model_where_one_lies_here_or_above_the_run(tmp_path, monkeypatch, where):
+    run, here = tmp_path / "work/runs/mine", tmp_path / "elsewhere"
+    for directory in (run, here, tmp_path / where / "models/mine"):
+        directory.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(here)
+    public = Publication({"model_name_or_path": "models/mine"}, run)
+    assert public.model("models/mine") == public.text("models/mine") == "mine"
+    assert public.directory("models/mine").samefile(tmp_path / where / "models/mine")
+
+
+@pytest.mark.parametrize(("digests", "name"), [({"model": {}}, "mine"), ({"data": {}}, "models/mine")])
+def test_what_a_run_recorded_of_its_model_counts_and_not_what_lies_here(tmp_path, monkeypatch, digests, name):
+    monkeypatch.chdir(tmp_path)
+    if name == "models/mine":
+        (tmp_path / name).mkdir(parents=True)
+    flags = {"model_name_or_path": "models/mine", "digests": digests}
+    assert Publication(flags, tmp_path).value(flags)["model_name_or_path"] == name
 
 
 def test_every_flag_that_names_a_file_or_a_directory_is_known():

@@ -112,6 +112,12 @@ def test_what_stands_under_the_name_of_a_secret_is_masked_however_it_is_quoted(n
         ("-H Authorization:\tBearer abc.def-1", "-H Authorization:\t***"),
         ("token hf_abcdefghijklmnopqrstu is bad, hf_hub_download is not", "token *** is bad, hf_hub_download is not"),
         ("pad_tokens: 3, tokenizer=x, keys: a", "pad_tokens: 3, tokenizer=x, keys: a"),
+        ("pass: 3 of 4, auth: none", "pass: 3 of 4, auth: none"),
+        ("signature: invalid; token : 1234567.", "signature: invalid; token : 1234567."),
+        ("(sig: -1.25e-10), auth:\tdisabled!", "(sig: -1.25e-10), auth:\tdisabled!"),
+        ("token: S3cr3t, pwd: !@#$%^ and pass: ab_cdefg", "token: ***, pwd: *** and pass: ***"),
+        ("token=5 pass:3 'auth': none pwd: 'abc' sas: {x}", "token=*** pass:*** 'auth': *** pwd: '***' sas: ***"),
+        ("password: a;user=me", "password: ***;user=me"),
     ],
 )
 def test_a_text_is_shown_as(text, shown):

@@ -166,17 +166,21 @@ def _text(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def check_output(directory: Path, kind: str, dtype: str) -> dict[str, Any]:
-    """What lies there already of this kind, or {}. Raises BadInput where something else does, or nothing can."""
-    name = f"--output_dir {directory}"
+def is_taken(directory: Path) -> bool:
+    """True where anything but an empty directory lies; a link is something. Raises BadInput where nothing can."""
     try:
         directory.exists()  # not where the name is too long
         files.check_writable(directory.parent)
+        empty = directory.is_dir() and not directory.is_symlink() and not any(directory.iterdir())
     except OSError as problem:
-        raise BadInput(f"{name}: cannot be written ({problem.strerror}); give another") from None
-    if not os.path.lexists(directory) or (
-        directory.is_dir() and not directory.is_symlink() and not any(directory.iterdir())
-    ):
+        raise BadInput(f"--output_dir {directory}: cannot be written ({problem.strerror}); give another") from None
+    return os.path.lexists(directory) and not empty
+
+
+def check_output(directory: Path, kind: str, dtype: str) -> dict[str, Any]:
+    """What lies there already of this kind, or {}. Raises BadInput where something else does, or nothing can."""
+    name = f"--output_dir {directory}"
+    if not is_taken(directory):
         return {}
     if not (directory / MANIFEST).is_file():
         raise BadInput(f"{name}: is there already, and is no export; give another")
