@@ -134,7 +134,7 @@ def refuse_other_flags(made: Plan, directory: Path) -> None:
         raise BadInput(f"--output_dir {directory}: holds jobs, which no study made; give another directory")
     try:
         known: Any = files.read_json(path) if os.path.lexists(path) else dict.fromkeys(PARTS, ())
-        jobs = [known[name] for name in PARTS][-1]
+        jobs = known["jobs"] or [known[name] for name in PARTS][-1]
         before = {job["id"]: redacted(job["flags"]) for job in jobs}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BadInput(f"--output_dir {directory}: its study.json is damaged, so it is not known with which flags its "

@@ -83,10 +83,10 @@ def test_one_commit_holds_everything_and_the_same_again_changes_nothing(server, 
 def test_what_a_killed_push_left_in_a_run_is_deleted_by_the_next(server, run):
     left, mine = run / ".hub.0123456789abcdef0123456789abcdef.tmp", run / ".hub.notes.tmp"
     for directory in (left, mine):
-        (directory / "compact").mkdir(parents=True)
-        (directory / "compact/half").write_text("x")
+        (directory / "hub").mkdir(parents=True)
+        (directory / "hub/half").write_text("x")
     hub.push(run, REPO)
-    assert sorted(path.name for path in run.glob(".*.tmp")) == [mine.name] and (mine / "compact/half").is_file()
+    assert sorted(path.name for path in run.glob(".*.tmp")) == [mine.name] and (mine / "hub/half").is_file()
 
 
 def test_pulling_brings_back_every_byte_and_checks_it(server, run, tmp_path):
