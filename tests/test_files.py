@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lth_scale import checkpoint, files, hub, report, study, training
+from lth_scale import checkpoint, files, hub, report, study, ticket, training
 from lth_scale.arguments import BadInput, parse
 from lth_scale.export import export
 from lth_scale.record import Record
+from lth_scale.speed import __main__ as speed
+from lth_scale.speed.backends import EAGER
 
 TEXT = "precious"
 FOREIGN = ".results.json.0123456789abcdef0123456789abcdef.tmp"  # as another run might have named it
@@ -93,7 +95,10 @@ def test_no_search_and_no_transfer_touches_files_of_others(search, transfer, die
     assert (tmp_path / "b/out/complete").is_file() and not missing(planted)
 
 
-def test_no_export_push_or_report_touches_files_of_others(search, tmp_path, monkeypatch):
+SHORT = f"--repeats 4 --warmup 1 --batch_size 1 --sequence_length 8 --report_to none --backends {EAGER}"
+
+
+def test_no_other_command_touches_files_of_others(search, tmp_path, monkeypatch):
     run = search(target_sparsity=0.1)
     planted = plant(run)
     export(str(run), "csr", tmp_path / "exported/csr")
@@ -105,6 +110,14 @@ def test_no_export_push_or_report_touches_files_of_others(search, tmp_path, monk
         "flags: {preset: demo, max_steps: 1, max_train_samples: 32, max_eval_samples: 16, prune_rate: 0.5, "
         "report_to: none}\ntasks: [sst2]\nseeds: [1]\nsparsities: [0.5]\n"
     )
+    for module, *argv in (
+        (ticket, run, "--union", run / "rounds/00", "--output", tmp_path / "combined/ticket.safetensors"),
+        (speed, run, *SHORT.split(), "--output_dir", tmp_path / "speed/here"),
+        (speed, run, *SHORT.split(), "--output_dir", tmp_path / "speed/here"),
+    ):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, argv)])
+        module.main()
+        planted |= plant(tmp_path / "speed/here")
     (tmp_path / "grid").mkdir()
     planted |= plant(tmp_path / "grid")
     for again in range(2):
