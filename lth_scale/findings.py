@@ -176,7 +176,7 @@ def load(directory: Path) -> Study:
         check_plan(plan)
         return study_of(plan, *results(directory, plan), directory)
     except (OSError, *DAMAGE) as problem:
-        raise BadInput(f"{path}: it or a results.json is damaged ({problem!r:.200}); run the study again") from None
+        raise BadInput(f"{path}: it or a results.json is damaged ({problem!r:.1000}); run the study again") from None
 
 
 def check_plan(plan: Mapping[str, Any]) -> None:
