@@ -37,11 +37,17 @@ KEYS = {  # objects, with these keys and others
 }
 
 LISTING, LISTED = ".files", "lth_scale.files/1"  # in a directory: which names there are ours; and its format
+# What a tokenizer is made of, of all classes of transformers that this package takes.
+TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "entity_vocab.json", "merges.txt", "bpe.codes", "dict.txt"),
+    *("tokenizer.model", "spiece.model", "spm.model", "spm_char.model", "sentencepiece.model"),
+    *("sentencepiece.bpe.model", "word_shape.json", "word_pronunciation.json"),
+)
 # What `save_pretrained` writes, for networks that were saved without a listing.
 NETWORK = re.compile(
-    r"((generation_|tokenizer_)?config|model\.safetensors\.index)\.json|model(-\d+-of-\d+)?\.safetensors"
-    r"|tokenizer\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja"
-    r"|vocab\.(txt|json)|merges\.txt|bpe\.codes|(spiece|spm|tokenizer|sentencepiece\.bpe)\.model"
+    r"((generation_)?config|model\.safetensors\.index)\.json|model(-\d+-of-\d+)?\.safetensors|chat_template\.jinja|"
+    + "|".join(map(re.escape, TOKENIZER))
 )
 LOCK = re.compile(r"process \d+ on .+\n(mark ([0-9a-f]{32})\n)?")
 

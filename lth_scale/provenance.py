@@ -15,14 +15,8 @@ from lth_scale.arguments import EMBEDDED, BadInput, Training, embedded_path, is_
 
 Digests = dict[str, dict[str, str]]  # what it is about → name of a file → SHA-256
 
-# What `from_pretrained` reads of a model beside its config, and of its tokenizer.
+# What `from_pretrained` reads of a model beside its config.
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZER = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.txt", "vocab.json", "entity_vocab.json", "merges.txt", "bpe.codes", "dict.txt"),
-    *("tokenizer.model", "spiece.model", "spm.model", "spm_char.model", "sentencepiece.model"),
-    *("sentencepiece.bpe.model", "word_shape.json", "word_pronunciation.json"),
-)
 SPLITS = {"mnli": ("train", "validation_matched", "validation_mismatched")}
 # The flag behind each key of `digests`.
 FLAGS = {"model": "model_name_or_path", "tokenizer": "model_name_or_path", "data": "dataset_path"}
@@ -63,7 +57,7 @@ def content(task: str, model: str, dataset: str | None) -> Digests:
     found: Digests = {}
     if is_local(model):
         home = embedded_path("bert") if model == EMBEDDED else Path(model)
-        for what, names in (("model", ("config.json", *_weights(home))), ("tokenizer", TOKENIZER)):
+        for what, names in (("model", ("config.json", *_weights(home))), ("tokenizer", files.TOKENIZER)):
             paths = (home / name for name in names)
             found[what] = _digests(what, (path for path in paths if os.path.lexists(path) and not path.is_dir()))
     if directory := local_directory(task, dataset):
