@@ -139,7 +139,7 @@ def barrier(scores: list[float]) -> float:
 def fresh_weights(net: training.Net, args: Transfer, seed: int) -> training.Weights:
     """θ₀ with the head that `seed` draws, by names in the model."""
     skeleton: Any = net.shards.skeleton
-    model = load_model(replace(args, seed=seed), type(skeleton), net.task.tokenizer, config=skeleton.config)
+    model = load_model(replace(args, seed=seed), type(skeleton), net.task.tokenizer, config=skeleton.config).model
     return {name: weight.detach() for name, weight in model.named_parameters()}
 
 

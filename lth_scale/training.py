@@ -27,7 +27,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lth_scale import distillation, masking, sharding
 from lth_scale.arguments import BadInput, Diverged, Training, launched_precision, parse_optim_args
-from lth_scale.prunable import prunable
+from lth_scale.prunable import base_model
 from lth_scale.sharding import Piece, Shards
 from lth_scale.tasks import Task
 
@@ -192,7 +192,8 @@ def prepare(accelerator: Accelerator, task: Task, args: Training) -> Net:
     teacher = copy.deepcopy(model).eval() if getattr(args, "distill", False) else None  # before it is cut up
     initial = {name: weight.detach().to("cpu", copy=True) for name, weight in model.named_parameters()}
     full = {weight: name for name, weight in model.named_parameters()}
-    names = {name: full[weight] for name, weight in prunable(model).items()}
+    own = dict(base_model(model).named_parameters())
+    names = {name: full[own[name]] for name in task.prunable}
     batches = Batches(task, args, accelerator.process_index, accelerator.num_processes)
     steps = args.max_steps if args.max_steps >= 0 else math.ceil(args.num_train_epochs * batches.steps_per_epoch)
     optimizer = make_optimizer(args, model, accelerator.device)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -46,9 +46,11 @@ class Task:
     finite. rows(outputs, batch) → float64 array (n, columns), which evaluation stacks over all batches and hands to
     `score` → {metric: value}. The first metric stands for the task. grouped: batch rows of similar length.
     more: further validation rows, scored in the same way and reported as metric_name.
+    prunable: the prunable set, as names in the base model.
     """
 
     model: PreTrainedModel
+    prunable: tuple[str, ...]
     tokenizer: PreTrainedTokenizerBase
     revision: str
     train: Dataset
@@ -60,6 +62,14 @@ class Task:
     score: Callable[[numpy.ndarray], dict[str, float]]
     grouped: bool
     more: dict[str, Dataset] = field(default_factory=dict)
+
+
+class Loaded(NamedTuple):
+    """A model with its head. prunable: names in the base model; fresh: names in the model that no checkpoint gave."""
+
+    model: PreTrainedModel
+    prunable: tuple[str, ...]
+    fresh: frozenset[str]
 
 
 def prediction_rows(logits: Tensor, labels: Tensor) -> numpy.ndarray:
@@ -120,7 +130,7 @@ def load_tokenizer(args: Training) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBase, **options: Any) -> PreTrainedModel:
+def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Loaded:
     """θ₀ in fp32 with a head drawn from --seed. Raises BadInput unless the encoder is in the checkpoint."""
     name = f"--model_name_or_path {args.model_name_or_path}"
     set_seed(args.seed)
@@ -148,7 +158,7 @@ def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBa
         raise BadInput(
             f"{name}: its tokenizer has more tokens than its embeddings; give a model with its own tokenizer"
         )
-    return model
+    return Loaded(model, tuple(weights), frozenset(info["missing_keys"]))
 
 
 def check_counts(path: str, revision: str | None = None) -> None:
