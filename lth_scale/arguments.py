@@ -85,6 +85,10 @@ DIRECTORIES = (
     *("HF_MODULES_CACHE", "MPLCONFIGDIR", "TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR"),
 )
 SILENCE = 20  # seconds in which the first rank of a node can say what the others would say too
+LONGEST = 240  # characters of a library's error, or of a value in a file, that a message has
+VERBOSE = "--verbose"
+# Where a library's error refers to what it has logged, which is not shown here.
+ELSEWHERE_SAID = r"\babove (report|error|log|message|output|traceback|table)|\b(see|report|message|logs?) above\b"
 QUICK_LOOK = "a quick look: few examples, a small encoder, no finding"
 
 # Chen et al. 2020, Table 1 and the README of VITA-Group/BERT-Tickets@4d8e035: batch, rate, length.
@@ -313,6 +317,8 @@ class OneLineParser(argparse.ArgumentParser):
     def __init__(self, prog: str | None = None, **options: Any):
         called = "lth " if Path(sys.argv[0]).name == "lth" else "python -m lth_scale."
         super().__init__(prog=prog and prog.replace("lth_scale.", called), **options)
+        about = "print a library's whole error above the line that sums it up"
+        self.add_argument(VERBOSE, action="store_true", default=argparse.SUPPRESS, help=about)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """argparse's. Raises BadInput for names of files that are no text, and for an empty value.
@@ -325,7 +331,9 @@ class OneLineParser(argparse.ArgumentParser):
             if not part or (part.startswith("--") and part.endswith("=")):
                 name = part.rstrip("=") or (before if before.startswith("--") else "argument")
                 raise BadInput(f"{name} '': is empty; give a value, or leave it out")
-        return super().parse_known_args(args, namespace)
+        namespace, rest = super().parse_known_args(args, namespace)
+        vars(namespace).pop("verbose", None)  # `is_verbose` reads it: it is no part of what a run is told
+        return namespace, rest
 
     def error(self, message: str) -> NoReturn:
         """Raise BadInput; `main` of each command turns it into exit code 2."""
@@ -342,10 +350,34 @@ class Wide(argparse.HelpFormatter):
         return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
-def reason(problem: Exception) -> str:
+def is_verbose() -> bool:
+    """True where the command line has --verbose."""
+    return VERBOSE in sys.argv[1:]
+
+
+def reason(problem: BaseException) -> str:
     """What went wrong, in a few words without passwords."""
-    cause = without_secrets(str(problem)).rpartition("Caused by ")[2] or type(problem).__name__
-    return textwrap.shorten(cause, 200, placeholder=" …")
+    cause = without_secrets(str(problem)).rpartition("Caused by ")[2]
+    return brief(cause) or type(problem).__name__
+
+
+def brief(text: str, most: int = LONGEST) -> str:
+    """A text on one line: all of it, or as many whole sentences, else whole words, as `most` characters hold.
+
+    Of a word that is longer than that, the beginning and the length are left.
+    """
+    text = " ".join(text.split())
+    if len(text) <= most:
+        return text
+    ends = [found.end() for found in re.finditer(r"[.!?](?= [A-Z])", text[: most + 2])]
+    if ends:
+        return text[: ends[-1]]
+    words = " ".join(_beginning(word, most) for word in text.split())
+    return textwrap.shorten(words, most, break_on_hyphens=False, placeholder=" …")
+
+
+def _beginning(word: str, most: int) -> str:
+    return word if len(word) <= most else f"{word[: most // 2]}… ({len(word):,} characters)"
 
 
 def printable(text: str) -> str:
@@ -389,9 +421,11 @@ def is_text(name: str) -> bool:
 
 def first_line(problem: BaseException) -> str:
     """The first line that says something, with the next one where it only leads up to that."""
-    text = without_secrets(str(problem))
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(problem).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:160].rstrip(".")
+    lines = [line.strip() for line in without_secrets(str(problem)).splitlines() if line.strip()]
+    text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", text)
+    text = " ".join(each for each in sentences if not re.search(ELSEWHERE_SAID, each))
+    return brief(text).rstrip(".") or type(problem).__name__
 
 
 def shortened(text: str) -> str:
@@ -522,7 +556,7 @@ def origin_of(given: dict[str, Any]) -> dict[str, Any]:
     if not is_model or not re.fullmatch(REVISION, revision, re.ASCII) or ".." in revision:
         name = f"{base}@{revision}" if revision else base
         raise BadInput(
-            f"--ticket {given['ticket']}: its base model {name[:99]!r} is neither a name on the Hub "
+            f"--ticket {given['ticket']}: its base model {brief(name)!r} is neither a name on the Hub "
             "nor a directory here; give --model_name_or_path, and --model_revision where it needs one"
         )
     return {"model_name_or_path": base, **({"model_revision": revision} if revision else {})}
@@ -786,31 +820,47 @@ def first_imports() -> Iterator[None]:
 def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
     """Run a command; BadInput becomes one `error: …` line a node and exit code 2, Stopped the same and 1.
 
+    It is the last line on stderr. With --verbose the traceback stands above it, with the errors that led to it.
     What it writes can be written by its user alone: the umask is 022 or stricter. Nothing that it says, a traceback
     or a library's log included, holds a password or token.
     """
     redact_logs()
     os.umask(os.umask(0o022) | 0o022)
-    code, said, alone = 0, "", os.environ.get("WORLD_SIZE", "1") == "1"
+    code, said, whole = 0, "", ""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
     try:
         command()
         sys.stdout.flush()
     except KeyboardInterrupt:
         code, said = 1, f"interrupted; {AGAIN}"
     except Exception as problem:
+        whole = printable(without_secrets(traceback.format_exc()).expandtabs())
         verdict = (128 + signal.SIGPIPE, "") if is_left(problem) else judge(problem)
         if verdict is None:
-            print(without_secrets(traceback.format_exc()), end="", file=sys.stderr, flush=True)
+            print(whole, end="", file=sys.stderr, flush=True)
         code, said = verdict or (1, "")
+        if said and sums_up(problem) and not is_verbose():
+            said += f"; add {VERBOSE} for the whole error"
     if said:
         line = shortened(printable(" ".join(without_secrets(said).split())))
-        print("error:", line, file=sys.stderr, flush=True)
+        print(whole if is_verbose() else "", "error: ", line, sep="", file=sys.stderr, flush=True)
     if alone:
         sys.exit(code)
     # The threads of gloo and of the store are not to be met by an interpreter that is taking itself apart.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     os._exit(code)
+
+
+def sums_up(problem: BaseException) -> bool:
+    """True where an error of ours was raised from a library's, which says more."""
+    cause = problem.__cause__
+    while isinstance(cause, BadInput | Stopped):
+        cause = cause.__cause__
+    if type(cause) is not ValueError:
+        return cause is not None
+    raised = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(cause.__traceback__)][-1:]
+    return not any(Path(name).is_relative_to(Path(__file__).parent) for name in raised)
 
 
 def is_left(problem: Exception) -> bool:

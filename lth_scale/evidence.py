@@ -122,7 +122,7 @@ def _study(path: Path) -> findings.Study:
     try:
         return _together(path, parts)
     except findings.DAMAGE as problem:
-        raise BadInput(f"{path}: is no file of lth_scale.report --save ({problem!r}); make it again") from None
+        raise BadInput(f"{path}: is no file of lth_scale.report --save ({problem!r}); make it again") from problem
 
 
 def _together(path: Path, parts: list[dict[str, Any]]) -> findings.Study:
@@ -307,7 +307,7 @@ def fill(folder: Path) -> str:
         except (IndexError, *findings.DAMAGE) as problem:
             raise BadInput(
                 f"{folder / 'page.in'}: {found[0]}: cannot be filled in ({problem}); see evidence.py"
-            ) from None
+            ) from problem
 
     try:
         text = files.read_text(folder / "page.in")

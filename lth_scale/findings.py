@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from lth_scale import figures, files
-from lth_scale.arguments import CONTROLS, TASKS, BadInput, parse_rewind_step
+from lth_scale.arguments import CONTROLS, TASKS, BadInput, brief, parse_rewind_step
 from lth_scale.matching import RULES, WORDS, at_least, holm, judge, summary, tested, verdicts
 from lth_scale.page import Section, Table
 
@@ -176,7 +176,9 @@ def load(directory: Path) -> Study:
         check_plan(plan)
         return study_of(plan, *results(directory, plan), directory)
     except (OSError, *DAMAGE) as problem:
-        raise BadInput(f"{path}: it or a results.json is damaged ({problem!r:.1000}); run the study again") from None
+        raise BadInput(
+            f"{path}: it or a results.json is damaged ({brief(repr(problem), 1000)}); run the study again"
+        ) from problem
 
 
 def check_plan(plan: Mapping[str, Any]) -> None:
@@ -203,7 +205,7 @@ def check_plan(plan: Mapping[str, Any]) -> None:
     wrong += [value for value in fractions if not (isinstance(value, int | float) and 0 <= value < 1)]
     wrong += [str(path) for path in inside if path.is_absolute() or ".." in path.parts]
     if wrong:
-        raise ValueError(f"{wrong[0]!r:.99} is not what lth_scale.study writes")
+        raise ValueError(f"{brief(repr(wrong[0]))} is not what lth_scale.study writes")
     for point in points:
         parse_rewind_step(point, steps=None)
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import yaml
 
 from lth_scale import arguments, files
-from lth_scale.arguments import QUICK_LOOK, TASKS, Arguments, BadInput, Transfer, is_printable
+from lth_scale.arguments import QUICK_LOOK, TASKS, Arguments, BadInput, Transfer, brief, is_printable
 from lth_scale.schedule import sparsities
 
 Flags = dict[str, Any]
@@ -152,7 +152,9 @@ def _include(file: Path, given: Flags, outer: tuple[Path, ...], found: dict[tupl
     except BadInput as problem:
         raise BadInput(f"{file}: {problem}") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as problem:
-        raise BadInput(f"{file}: cannot be read as YAML ({problem}); give a study such as studies/demo.yaml") from None
+        raise BadInput(
+            f"{file}: cannot be read as YAML ({problem}); give a study such as studies/demo.yaml"
+        ) from problem
     for name in study.keys.get("include", ()):
         _include(file.parent / name, study.flags, (*outer, place), found)
 
@@ -170,8 +172,8 @@ def check_name(file: Path, name: str) -> None:
     """Refuse a name that cannot be a directory's. Raises BadInput."""
     if not re.fullmatch(r"[^-\s/][^/\n]*(?<![\s.])", name) or len(name.encode()) > LONGEST_NAME:
         raise BadInput(
-            f"{file}: name: {name[:99]!r} is to name a directory; give 1 to {LONGEST_NAME} bytes without /, that begin "
-            "with no blank or - and end in no blank or dot"
+            f"{file}: name: {brief(repr(name))} is to name a directory; give 1 to {LONGEST_NAME} bytes without /, "
+            "that begin with no blank or - and end in no blank or dot"
         )
 
 
@@ -194,14 +196,14 @@ def check_keys(where: str, given: Any, known: dict[str, tuple]) -> None:
         raise BadInput(f"{where}holds no keys; give some of {', '.join(known)}")
     for key, value in given.items():
         if key not in known:
-            raise BadInput(f"{where}{str(key)[:99]}: is no key of a study; take one of {', '.join(known)}")
+            raise BadInput(f"{where}{brief(str(key))}: is no key of a study; take one of {', '.join(known)}")
         check_texts(f"{where}{key}", value)
         twice = [part for i, part in enumerate(value) if part in value[:i]] if isinstance(value, list) else []
         if twice and key != "include":
             raise BadInput(f"{where}{key}: {twice[0]!r} is given twice; take one out")
         if not any(is_like(value, example) for example in known[key]):
             raise BadInput(
-                f"{where}{key}: {repr(value)[:99]} cannot be used; give such as {' or '.join(map(str, known[key]))}"
+                f"{where}{key}: {brief(repr(value))} cannot be used; give such as {' or '.join(map(str, known[key]))}"
             )
 
 
@@ -249,7 +251,7 @@ def fill_in(file: Path, keys: dict[str, Any], given: Flags) -> Study:
     keys["rewind"] = [str(point) for point in keys.get("rewind", ()) if point not in (0, "0")]  # 0 is always there
     for point in keys["rewind"]:  # they name directories
         if not re.fullmatch(r"none|\d{1,18}|0?\.\d+|\d(\.\d+)?e-\d+", point, re.ASCII):
-            raise BadInput(f"rewind: {point!r:.99}: give none, steps such as 100, or a fraction such as 0.05")
+            raise BadInput(f"rewind: {brief(repr(point))}: give none, steps such as 100, or a fraction such as 0.05")
     what = {"sources": [], "targets": [], "controls": [], "seeds": keys["seeds"], **keys.get("transfer", {})}
     keys["transfer"] = {"source_seed": what["seeds"][0], **what}
     return Study(file, keys, flags, tasks)

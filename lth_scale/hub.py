@@ -22,6 +22,7 @@ from lth_scale.arguments import (
     OneLineParser,
     Stopped,
     Training,
+    brief,
     exit_on_bad_input,
     first_imports,
     printable,
@@ -164,7 +165,7 @@ def push_when_done(record: "Record") -> None:
         private = " --private" if args.hub_private_repo else ""
         why = str(problem).partition(": nothing is lost")[0]
         raise Stopped(f"--push_to_hub: {why}: nothing is lost: repeat it with python -m lth_scale.hub push "
-                      f"{record.directory} --hub_model_id {repo}{private}") from None  # fmt: skip
+                      f"{record.directory} --hub_model_id {repo}{private}") from problem  # fmt: skip
 
 
 def fill(folder: Path, place: Place, repo: str, licence: "Licence") -> None:
@@ -302,9 +303,9 @@ def _answered(ask: Callable[[], Answer], repo: str, delays: tuple[int, ...] = DE
             if refused is None:
                 raise
             if not refused.again:
-                raise BadInput(str(refused)) from None
+                raise BadInput(str(refused)) from problem
             if delay is None:
-                raise Stopped(f"{refused}: nothing is lost, and nothing was changed there: run it again") from None
+                raise Stopped(f"{refused}: nothing is lost, and nothing was changed there: run it again") from problem
             time.sleep(delay)
     raise AssertionError("unreachable")
 
@@ -339,7 +340,7 @@ def explain(problem: BaseException, repo: str) -> Refused | None:
 
 
 def _short(problem: BaseException) -> str:
-    return " ".join(without_secrets(str(problem)).split())[:160] or type(problem).__name__
+    return brief(without_secrets(str(problem))) or type(problem).__name__
 
 
 def pull(name: str, output_dir: str | Path | None = None, revision: str | None = None) -> Path:
@@ -378,7 +379,7 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
             why = str(problem).replace(str(made), name)
             raise BadInput(
                 f"{why}; nothing was kept: if that was the transfer, delete {cache} and pull again"
-            ) from None
+            ) from problem
     return out
 
 
@@ -390,7 +391,7 @@ def pulled(cache: Path, name: str) -> dict[str, str]:
     try:
         listed = manifest(cache)["files"]
     except BadInput as problem:
-        raise BadInput(str(problem).replace(str(cache), name)) from None
+        raise BadInput(str(problem).replace(str(cache), name)) from problem
     if foreign := [each for each in listed if not re.fullmatch(PUSHED, each, re.ASCII)]:
         raise BadInput(f"{name}: its {MANIFEST} lists {foreign[0]!r}, which no push makes; give another repository")
     before = {f"compact/{MANIFEST}": ""} if "compact/config.json" in listed else {}  # version 0.1.0 did not list it
@@ -456,17 +457,17 @@ def _fetched(fetch: Callable[[], Answer], name: str, revision: str | None, file:
     def attempt() -> Answer:
         try:
             return fetch()
-        except errors.RevisionNotFoundError:
-            raise BadInput(f"--revision {revision}: {name} has none of that name; give another") from None
-        except errors.RemoteEntryNotFoundError:
-            raise BadInput(f"{name}: holds no {file}; give a repository that lth_scale pushed") from None
-        except errors.RepositoryNotFoundError:
-            raise BadInput(f"{name}: is not on the Hub, or private; check the name, or {LOG_IN}") from None
+        except errors.RevisionNotFoundError as problem:
+            raise BadInput(f"--revision {revision}: {name} has none of that name; give another") from problem
+        except errors.RemoteEntryNotFoundError as problem:
+            raise BadInput(f"{name}: holds no {file}; give a repository that lth_scale pushed") from problem
+        except errors.RepositoryNotFoundError as problem:
+            raise BadInput(f"{name}: is not on the Hub, or private; check the name, or {LOG_IN}") from problem
 
     try:
         return _answered(attempt, name)
     except (BadInput, Stopped) as problem:
-        raise type(problem)(str(problem).replace("--hub_model_id ", "")) from None
+        raise type(problem)(str(problem).replace("--hub_model_id ", "")) from problem
 
 
 def listing(sizes: list[tuple[str, int]]) -> str:

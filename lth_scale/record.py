@@ -196,8 +196,10 @@ class Record:
             return before
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError, RecursionError):
-            raise BadInput(f"--output_dir {self.directory}: its arguments.json is damaged; give another") from None
+        except (OSError, ValueError, TypeError, RecursionError) as problem:
+            raise BadInput(
+                f"--output_dir {self.directory}: its arguments.json is damaged; put back a copy of it, or give another"
+            ) from problem
 
     def refuse_other(self, facts: dict[str, Any]) -> None:
         """Raise BadInput where the run began with other facts of `provenance` than these."""

@@ -296,10 +296,10 @@ def check_dense(args: Arguments, step: int, facts: dict[str, Any]) -> None:
         before = {**files.read_json(directory / "arguments.json")}
         provenance.check_kinds(before)
         theta = theta_of(directory, step)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise BadInput(
             f"--dense {directory}: is no search, or a damaged one; give the directory of lth_scale.imp"
-        ) from None
+        ) from problem
     now = redacted(args.as_dict())
     shared = SHARED & before.keys() - ({} if "precision" in before else launched_precision()).keys()
     digests = provenance.digests(replace(args, dense=None))

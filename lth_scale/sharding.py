@@ -251,7 +251,7 @@ class Shards:
                 raise Diverged(
                     "the gradients overflow fp16 at the smallest loss scale; the rounds before this one stand: lower "
                     "--learning_rate, or take --bf16, in another --output_dir"
-                ) from None
+                ) from problem
             norm = engine.get_global_grad_norm()
         else:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm) if max_norm else None
@@ -422,10 +422,10 @@ def connect(precision: str | None, accumulate: int, timeout: float) -> Accelerat
             kwargs_handlers=[group],
         )
     except (ValueError, ImportError) as problem:
-        raise BadInput(f"--{precision or 'config_file'}: {problem}; change one of them") from None
+        raise BadInput(f"--{precision or 'config_file'}: {problem}; change one of them") from problem
     except RuntimeError as problem:  # dist.DistError and what gloo says
         raise Stopped(f"--ddp_timeout {timeout:g}: the ranks have not found each other ({problem}); see to it that all "
-                      "are started, or give them longer") from None  # fmt: skip
+                      "are started, or give them longer") from problem  # fmt: skip
     unset_hf_deepspeed_config()  # or transformers would cut θ₀ up, and round it, as it reads it (ZeRO-3)
     _check_launch(accelerator)
     return accelerator
@@ -522,7 +522,7 @@ def prepare(
         with _one_root_group(model) if kind == "fsdp2" else nullcontext():
             prepared, wrapped = accelerator.prepare(model, optimizer)
     except ValueError as problem:  # such as DeepSpeed's "Type fp16 is not supported on your device"
-        raise BadInput(f"--config_file: {kind} cannot be prepared ({problem}); change it") from None
+        raise BadInput(f"--config_file: {kind} cannot be prepared ({problem}); change it") from problem
     module = prepared.module if kind.startswith("zero") else model
     weights = dict(module.named_parameters())
     assert list(weights) == names, "preparing has renamed the parameters"

@@ -136,9 +136,9 @@ def refuse_other_flags(made: Plan, directory: Path) -> None:
         known: Any = files.read_json(path) if os.path.lexists(path) else dict.fromkeys(PARTS, ())
         jobs = known["jobs"] or [known[name] for name in PARTS][-1]
         before = {job["id"]: redacted(job["flags"]) for job in jobs}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise BadInput(f"--output_dir {directory}: its study.json is damaged, so it is not known with which flags its "
-                       "jobs were begun; put back a copy of it, or give another directory") from None  # fmt: skip
+                       "jobs were begun; put back a copy of it, or give another directory") from problem  # fmt: skip
     for job in made.jobs.values():
         home, now = directory / "jobs" / job.id, redacted(job.flags)
         differ = difference(before.get(job.id, now), now, but=arguments.COSMETIC)
@@ -196,8 +196,10 @@ def seconds_a_step(runner: Runner) -> dict[str, float]:
         file = runner.path(job, "/results.json")
         try:
             those = [(float(row["steps"]), float(row["seconds"])) for row in files.read_json(file)]
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            raise BadInput(f"{file}: is damaged or missing; put back a copy of it, or delete {file.parent}") from None
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as problem:
+            raise BadInput(
+                f"{file}: is damaged or missing; put back a copy of it, or delete {file.parent}"
+            ) from problem
         rows.setdefault(job.args.task, []).extend(those)
     sums = {task: [sum(column) for column in zip(*those, strict=True)] for task, those in rows.items()}
     return {task: seconds / steps for task, (steps, seconds) in sums.items() if steps}

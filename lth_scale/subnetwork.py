@@ -151,7 +151,7 @@ def theta_of_encoder(path: str, net: training.Net) -> training.Weights:
     try:
         kept = {name: weight for name, weight in load_file(path).items() if name in ours}
     except (OSError, SafetensorError) as problem:
-        raise BadInput(f"--theta {path}: cannot be read ({problem}); give a theta.safetensors") from None
+        raise BadInput(f"--theta {path}: cannot be read ({problem}); give a theta.safetensors") from problem
     shapes = dict(skeleton.named_parameters())
     wrong = [
         name

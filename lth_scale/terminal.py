@@ -203,8 +203,8 @@ def by_seed(directory: Path) -> dict[int, float]:
     try:
         rows = files.read_json(directory / "results.json")
         return {row["seed"]: next(iter(row["eval"].values())) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise BadInput(f"--compare_with {directory}: holds no results of lth_scale.transfer; give another") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise BadInput(f"--compare_with {directory}: holds no results of lth_scale.transfer; give another") from problem
 
 
 def show(record: Record) -> None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lth_scale import files
-from lth_scale.arguments import BadInput, exit_on_bad_input, parse_pattern, printable, ticket_parser
+from lth_scale.arguments import BadInput, brief, exit_on_bad_input, parse_pattern, printable, ticket_parser
 from lth_scale.prunable import prunable
 
 FORMAT = "lth_scale.ticket/1"
@@ -102,11 +102,11 @@ class Ticket:
             with safe_open(path, framework="numpy") as file:
                 return cls._decode(file.metadata() or {}, file)
         except (SafetensorError, OSError) as problem:
-            raise BadInput(f"{path}: cannot be read as a ticket ({problem}); give a ticket.safetensors") from None
+            raise BadInput(f"{path}: cannot be read as a ticket ({problem}); give a ticket.safetensors") from problem
         except (KeyError, TypeError, ValueError, RecursionError) as problem:
             raise BadInput(
                 f"{path}: not a whole {FORMAT} file ({problem}); find or download the ticket again"
-            ) from None
+            ) from problem
 
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None) -> "Ticket":
@@ -234,11 +234,11 @@ class Ticket:
 def _check_size(name: str, shape: Any, stored: Any) -> None:
     """Raise ValueError unless `stored` (not read yet) has the bytes of a mask of this shape."""
     if not (isinstance(shape, list) and 0 < len(shape) < 9 and all(type(side) is int and side > 0 for side in shape)):
-        raise ValueError(f"{name} has the shape {str(shape)[:99]}")
+        raise ValueError(f"{name} has the shape {brief(str(shape))}")
     held, kind = stored.get_shape(), stored.get_dtype()
     if kind != "U8" or held != [(math.prod(shape) + 7) // 8]:
         kind = {"U8": "uint8", "I8": "int8"}.get(kind, kind)
-        raise ValueError(f"{name} has {math.prod(held)} bytes of {kind} for the shape {str(shape)[:99]}")
+        raise ValueError(f"{name} has {math.prod(held)} bytes of {kind} for the shape {brief(str(shape))}")
 
 
 def _checksum(metadata: Mapping[str, str], packed: Mapping[str, numpy.ndarray]) -> str:

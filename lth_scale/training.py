@@ -181,8 +181,8 @@ def _bitsandbytes_adamw(device: torch.device) -> type:
         raise BadInput(f"--optim adamw_bnb_8bit: needs a CUDA GPU, this is {device.type}; use --optim adamw_torch")
     try:
         import bitsandbytes
-    except ImportError:
-        raise BadInput("--optim adamw_bnb_8bit: needs bitsandbytes; pip install 'lth_scale[gpu]'") from None
+    except ImportError as problem:
+        raise BadInput("--optim adamw_bnb_8bit: needs bitsandbytes; pip install 'lth_scale[gpu]'") from problem
     return bitsandbytes.optim.AdamW8bit
 
 

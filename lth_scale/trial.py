@@ -218,7 +218,7 @@ def first_ticket(args: Training, net: Net) -> Ticket:
             masks, threshold = found.masks_for(net.shards.skeleton), found.threshold
             how = {name: found.arguments.get(name) or usual for name, usual in how.items()}
         except BadInput as problem:
-            raise BadInput(f"--ticket {args.ticket}: {problem}") from None
+            raise BadInput(f"--ticket {args.ticket}: {problem}") from problem
     given = redacted({name: value for name, value in args.as_dict().items() if name not in COSMETIC})
     if args.max_steps == 0:
         given |= {"bf16": False, "fp16": False}  # nothing is trained: a ticket of θ₀ is the same in every precision

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from lth_scale.arguments import AGAIN, SILENCE, BadInput, Stopped, without_secrets
+from lth_scale.arguments import AGAIN, SILENCE, BadInput, Stopped, brief, without_secrets
 from lth_scale.sharding import Ranks
 
 SAVE, STOP = 1, 2
@@ -181,7 +181,7 @@ class Watch(threading.Thread):
 
     def leave(self, reason: str) -> None:
         """Say to the others why this rank goes, and watch no more; the first rank of the node goes first."""
-        self.over, self.reason = True, " ".join(without_secrets(reason).split())[:500] or "stops"
+        self.over, self.reason = True, brief(without_secrets(reason), 1000) or "stops"
         first = min(rank for rank in range(self.world) if self.seen[rank][2] in ("", socket.gethostname()))
         until = time.monotonic() + SILENCE
         with contextlib.suppress(RuntimeError):

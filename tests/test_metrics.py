@@ -148,5 +148,5 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "file" / "modules")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(BadInput, match="HF_HOME"):
+    with pytest.raises(BadInput, match="HF_MODULES_CACHE"):
         metrics.load("accuracy")

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from lth_scale import files
-from lth_scale.arguments import BadInput, Stopped, printable, without_secrets
+from lth_scale.arguments import BadInput, Stopped, brief, printable, without_secrets
 from lth_scale.export.formats import FORMATS, Parts, targets, unique_state
 from lth_scale.export.places import FORMAT, KINDS, opened, seal
 from lth_scale.export.source import Source, class_of, read_config, real_inputs, takes
@@ -97,8 +97,8 @@ def load(directory: Path, dense: bool = False) -> PreTrainedModel:
         raise
     except Exception as problem:  # what is read may be anybody's, and meets the constructors of transformers
         raise BadInput(
-            f"{file}: is no whole {kind} export ({' '.join(without_secrets(str(problem)).split())[:160]})"
-        ) from None
+            f"{file}: is no whole {kind} export ({brief(without_secrets(str(problem)))}); export or copy it again"
+        ) from problem
     finish = None if dense else FORMATS[kind].finish
     return finish(model, packed).requires_grad_(False) if finish else model
 

@@ -138,7 +138,7 @@ def to_semi_structured(model: PreTrainedModel, dtype: torch.dtype) -> PreTrained
             sparse = torch.sparse.to_sparse_semi_structured(weight.detach().contiguous())
         except RuntimeError as problem:
             why = str(problem).splitlines()[0]
-            raise BadInput(f"--format 2:4: {name} cannot be converted ({why}); give --format csr") from None
+            raise BadInput(f"--format 2:4: {name} cannot be converted ({why}); give --format csr") from problem
         linear = base.get_submodule(name.removesuffix(".weight"))
         linear.weight = nn.Parameter(sparse, requires_grad=False)
     return model

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lth_scale.arguments import BadInput
+from lth_scale.arguments import BadInput, first_line
 
 LARGE = 2**31 - 2**24  # bytes of weights that leave no room for the graph in one protobuf file
 Run = Callable[[dict[str, Tensor]], tuple[Tensor, ...]]
@@ -35,7 +35,7 @@ def write(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> Non
                 verbose=False,
             )  # fmt: skip
     except Exception as problem:  # the exporter raises many kinds
-        why = str(problem.__cause__ or problem).strip().partition("\n")[0][:160]
+        why = first_line(problem.__cause__ or problem)
         raise BadInput(f"{type(model).__name__}: torch.onnx cannot export it ({why}); give another format") from problem
 
 
@@ -75,7 +75,7 @@ def require(*packages: str, extra: str = "onnx") -> None:
         try:
             importlib.import_module(package)
         except ImportError as problem:
-            raise BadInput(f"{package}: cannot be imported ({problem}); pip install 'lth_scale[{extra}]'") from None
+            raise BadInput(f"{package}: cannot be imported ({problem}); pip install 'lth_scale[{extra}]'") from problem
 
 
 @contextmanager

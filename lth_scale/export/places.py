@@ -143,7 +143,9 @@ def manifest(directory: Path) -> dict[str, Any]:
         made = json.loads(raw)
         _check(made, raw)
     except (OSError, ValueError, RecursionError) as problem:
-        raise BadInput(f"{directory}/{MANIFEST}: not a whole {FORMAT} file ({problem}); export or copy again") from None
+        raise BadInput(
+            f"{directory}/{MANIFEST}: not a whole {FORMAT} file ({problem}); export or copy again"
+        ) from problem
     return made
 
 

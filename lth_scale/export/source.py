@@ -82,7 +82,7 @@ def _of_checkpoint(name: str) -> PreTrainedModel:
     except Exception as problem:  # from_pretrained raises nearly every kind
         network = "" if is_local(name) else "check the network, or "
         raise BadInput(f"{name}: cannot be loaded ({first_line(problem)}); {network}give a directory of "
-                       "save_pretrained, in safetensors") from None  # fmt: skip
+                       "save_pretrained, in safetensors") from problem  # fmt: skip
     if lost:
         raise BadInput(f"{name}: the checkpoint lacks {min(lost)} and {len(lost) - 1} more weights; give a whole one")
     return model.eval()
@@ -138,7 +138,7 @@ def _tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | N
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as problem:
         why = first_line(problem)
-        raise BadInput(f"{name}: its tokenizer cannot be loaded ({why}); mend it, or take it out") from None
+        raise BadInput(f"{name}: its tokenizer cannot be loaded ({why}); mend it, or take it out") from problem
     embeddings: Any = model.get_input_embeddings()
     if len(tokenizer) > embeddings.num_embeddings:
         raise BadInput(f"{name}: its tokenizer has more tokens than its embeddings; put the model's own there")

@@ -17,4 +17,7 @@ def load(name: str, config: str | None = None) -> Any:
     try:
         return evaluate.load(str(Path(__file__).parent / name), config, keep_in_memory=True)
     except OSError as problem:
-        raise BadInput(f"HF_HOME: cannot keep metric {name} ({problem}); set it to a directory you can write") from None
+        raise BadInput(
+            f"HF_MODULES_CACHE {evaluate.config.HF_MODULES_CACHE}: cannot keep the metric {name} "
+            f"({problem.strerror or problem}); set it to a directory that can be written"
+        ) from problem

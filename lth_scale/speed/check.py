@@ -87,7 +87,7 @@ def _load_task(source: Source, values: dict[str, Any]) -> Task:
         try:
             task = tasks.load(resolve({**values, "model_name_or_path": folder}, Arguments))
         except BadInput as problem:
-            raise BadInput(str(problem).replace(folder, str(source.path))) from None
+            raise BadInput(str(problem).replace(folder, str(source.path))) from problem
     task.model = source.model
     return task
 

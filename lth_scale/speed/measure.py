@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from lth_scale.redaction import without_secrets
+from lth_scale.arguments import first_line
 
 Spread = tuple[float, float, float]  # median, lower and upper quartile
 SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
@@ -57,8 +57,7 @@ def measure(
 
 def reason(problem: Exception) -> str:
     """An error in one line."""
-    first = next(filter(None, map(str.strip, without_secrets(str(problem)).splitlines())), "")
-    return f"{type(problem).__name__}: {first[:200]}"
+    return f"{type(problem).__name__}: {first_line(problem)}"
 
 
 def ratio(reference: Timing, timing: Timing) -> Spread:

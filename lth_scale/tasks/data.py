@@ -68,7 +68,7 @@ def read_rows(path: Path, columns: Columns, labels: int | None) -> Iterator[dict
     except UnicodeDecodeError:
         raise BadInput(f"--dataset_path {path}: not UTF-8 after line {number}; convert the file") from None
     except (EOFError, lzma.LZMAError, OSError) as problem:
-        raise BadInput(f"--dataset_path {path}: cannot be read after line {number} ({problem}); mend it") from None
+        raise BadInput(f"--dataset_path {path}: cannot be read after line {number} ({problem}); mend it") from problem
     except ValueError as problem:
         raise BadInput(f"--dataset_path {path}: line {number}: {problem}") from None
 
@@ -167,7 +167,7 @@ def cached(make: Callable[[str], Dataset], key: str) -> Dataset:
                 raise BadInput(
                     f"HF_DATASETS_CACHE {datasets.config.HF_DATASETS_CACHE}: cannot be used "
                     f"({first_line(cause)}); set it to a directory that can be written"
-                ) from None
+                ) from problem
             if isinstance(cause, BadInput) or number or name == spare:
                 raise cause from None
             why = first_line(problem)
@@ -205,7 +205,7 @@ def load_hub(path: str, name: str | None, streaming: bool = False) -> DatasetDic
     try:
         return datasets.load_dataset(path, name, streaming=streaming)
     except Exception as problem:
-        raise BadInput(f"dataset {path}: cannot be had from the Hub ({first_line(problem)}); {NO_NETWORK}") from None
+        raise BadInput(f"dataset {path}: cannot be had from the Hub ({first_line(problem)}); {NO_NETWORK}") from problem
 
 
 NO_NETWORK = (

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from lth_scale import metrics
-from lth_scale.arguments import BadInput, Training
+from lth_scale.arguments import BadInput, Training, brief
 from lth_scale.tasks import data
 from lth_scale.tasks.task import Batch, Task, has_segments, load_model, load_tokenizer, sequence_length
 
@@ -36,7 +36,7 @@ def fit(question: str, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple
     taken = len(tokenizer(question, add_special_tokens=False)["input_ids"]) + tokenizer.num_special_tokens_to_add(True)
     if taken >= length:
         raise BadInput(
-            f"--max_seq_length {length}: the question {question[:40]!r} leaves no room for its context; "
+            f"--max_seq_length {length}: the question {brief(question)!r} leaves no room for its context; "
             f"give {QUESTION_TOKENS + 32} or more"
         )
     return question, length - taken

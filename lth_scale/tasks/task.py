@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy
 import torch
+import transformers
 from accelerate.utils import set_seed
 from datasets import Dataset
 from safetensors import safe_open
@@ -23,7 +24,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers import logging as transformers_logging
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from lth_scale.arguments import EMBEDDED, BadInput, Training, embedded_path, first_line, is_local
+from lth_scale.arguments import EMBEDDED, BadInput, Training, brief, embedded_path, first_line, is_local
 from lth_scale.prunable import base_model, prunable
 from lth_scale.tasks.data import NO_NETWORK, settle_for_cache
 
@@ -97,16 +98,32 @@ def model_path(args: Training) -> str:
     return str(embedded_path("bert")) if args.model_name_or_path == EMBEDDED else args.model_name_or_path
 
 
+class Notes(logging.Handler):
+    """Keeps what is logged, instead of showing it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.notes: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record's text."""
+        self.notes.append(record.getMessage())
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the notes and bars of transformers."""
-    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)  # it notes as errors what it raises too
+    """Without the notes and bars of transformers. What it has noted goes with an error that it raises."""
+    library, handler, bar = transformers_logging.get_logger(), Notes(), transformers_logging.is_progress_bar_enabled()
+    before, library.propagate, library.handlers = (library.propagate, library.handlers), False, [handler]
     transformers_logging.disable_progress_bar()
     try:
         yield
+    except Exception as problem:
+        for note in handler.notes:
+            problem.add_note(note)
+        raise
     finally:
-        transformers_logging.set_verbosity(verbosity)
+        library.propagate, library.handlers = before
         if bar:
             transformers_logging.enable_progress_bar()
 
@@ -123,7 +140,7 @@ def load_tokenizer(args: Training) -> PreTrainedTokenizerBase:
             check_checkpoint(args, config)
             tokenizer = AutoTokenizer.from_pretrained(model_path(args), **options)
     except Exception as problem:  # from_pretrained raises nearly every kind
-        raise _unusable(args, problem) from None
+        raise _unusable(args, problem) from problem
     check_encoder(args, config)
     if tokenizer.pad_token_id is None or len(tokenizer) <= len(tokenizer.all_special_ids):
         raise BadInput(f"--model_name_or_path {args.model_name_or_path}: has no tokenizer; save one beside the model")
@@ -146,7 +163,7 @@ def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBa
                 **(options if "config" in options else PLAIN | options),
             )
     except Exception as problem:
-        raise _unusable(args, problem) from None
+        raise _unusable(args, problem) from problem
     weights = prunable(model)
     if not weights:
         raise BadInput(f"{name}: {type(model).__name__} has no layers of nn.Linear to prune; give an encoder like BERT")
@@ -191,8 +208,8 @@ def check_encoder(args: Training, config: PreTrainedConfig) -> None:
         if value or (name == "quantization_config" and value is not None):
             remedy = "give the network before quantization" if name == "quantization_config" else "set it to false"
             raise BadInput(
-                f"--model_name_or_path {args.model_name_or_path}: config.json has {name} {value!r:.60}, and what is "
-                f"trained is a whole encoder in both directions; {remedy}"
+                f"--model_name_or_path {args.model_name_or_path}: config.json has {name} {brief(repr(value))}, "
+                f"and what is trained is a whole encoder in both directions; {remedy}"
             )
 
 
@@ -208,7 +225,7 @@ def check_checkpoint(args: Training, config: PreTrainedConfig) -> None:
         if isinstance(value, float) and (not math.isfinite(value) or (name.endswith("_eps") and value <= 0)):
             raise ValueError(f"config.json has {name} {value}")
     if other := getattr(config, "transformers_weights", None):
-        raise ValueError(f"config.json has transformers_weights {other!r:.60}; only {SAFE_WEIGHTS_NAME} is read")
+        raise ValueError(f"config.json has transformers_weights {brief(repr(other))}; only {SAFE_WEIGHTS_NAME} is read")
     if getattr(config, "num_hidden_layers", 1) < 1:
         raise ValueError(f"config.json has num_hidden_layers {config.num_hidden_layers}")
 
@@ -235,7 +252,14 @@ def _unusable(args: Training, problem: Exception) -> BadInput:
     name = args.model_name_or_path
     if "ignore_mismatched_sizes" in str(problem):
         problem = ValueError("its weights are of other shapes than its config.json says")
+    if "trust_remote_code" in str(problem):
+        return BadInput(
+            f"--model_name_or_path {name}: is made by code of its own (auto_map in a config), and code that comes with "
+            "a checkpoint is never run here; give an encoder that transformers itself has a class for"
+        )
     remedy = "give a whole directory of save_pretrained, in safetensors" if is_local(name) else NO_NETWORK
+    if "does not recognize this architecture" in str(problem):
+        remedy = f"give an encoder that transformers {transformers.__version__} has, or install a newer one"
     return BadInput(f"--model_name_or_path {name}: cannot be loaded ({first_line(problem)}); {remedy}")
 
 
