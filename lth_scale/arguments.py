@@ -24,7 +24,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, NoReturn, get_args, get_type_hints
 
-from lth_scale import files, schedule
+from lth_scale import caches, files, schedule
 from lth_scale.redaction import redact_logs, without_secrets
 
 EMBEDDED = "embedded"
@@ -82,7 +82,7 @@ METAVARS = {
 # Variables that name directories in which something is written.
 DIRECTORIES = (
     *("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"),
-    *("HF_MODULES_CACHE", "MPLCONFIGDIR", "TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR"),
+    *("HF_MODULES_CACHE", "MPLCONFIGDIR", "TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
 )
 SILENCE = 20  # seconds in which the first rank of a node can say what the others would say too
 LONGEST = 240  # characters of a library's error, or of a value in a file, that a message has
@@ -805,7 +805,12 @@ def first_imports() -> Iterator[None]:
     """Where torch is still to come, what is imported inside is never searched for garbage.
 
     Python would go through it all again and again: a sixth of the time of a short command (benchmarks/start.py).
+    Caches that cannot be written are replaced before it. Raises BadInput where nothing can be written.
     """
+    try:
+        caches.settle(*caches.DATA)
+    except OSError as problem:
+        raise BadInput(f"TMPDIR: {problem.strerror}; set it to a directory that can be written") from problem
     if "torch" in sys.modules or not gc.isenabled():
         yield
         return

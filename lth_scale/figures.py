@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 from unittest import mock
 
-from lth_scale import files
+from lth_scale import caches, files
 from lth_scale.arguments import first_line, printable
 from lth_scale.record import Record
 
@@ -60,6 +60,7 @@ def drawn(picture: Callable[P, bytes]) -> Callable[P, bytes]:
     @functools.wraps(picture)
     def draw(*args: P.args, **kwargs: P.kwargs) -> bytes:
         try:
+            caches.settle("MPLCONFIGDIR")
             # an import with a backend or a file that it does not know would fail
             with mock.patch.dict(os.environ, MPLBACKEND="agg", MATPLOTLIBRC=str(_defaults())):
                 import matplotlib

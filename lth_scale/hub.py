@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lth_scale import files
+from lth_scale import caches, files
 from lth_scale.arguments import (
     EMBEDDED,
     HUB_NAME,
@@ -317,6 +317,8 @@ def explain(problem: BaseException, repo: str) -> Refused | None:
     chain = [problem]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
+    if refused := caches.refused_by_hub_cache(problem):
+        return Refused(refused, False)
     where = os.environ.get("HF_ENDPOINT") or "the Hub"
     if any(isinstance(each, errors.LocalTokenNotFoundError) for each in chain):
         return Refused(f"--hub_model_id {repo}: there is no token for {where}; {LOG_IN}", False)

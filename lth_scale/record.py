@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
-from lth_scale import files, journal, provenance
+from lth_scale import experiment, files, journal, provenance
 from lth_scale import store as stores
 from lth_scale.arguments import (
     COSMETIC,
@@ -78,6 +78,7 @@ class Record:
         record._refuse_other_arguments()
         record._refuse_lock_and_links()
         if args.report_to == "mlflow":
+            experiment.check()
             record._refuse_unknown_store()
             record._refuse_unusable_store()
             record._refuse_unusable_journals()

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from lth_scale import evidence, files, findings, page
+from lth_scale import evidence, experiment, files, findings, page
 from lth_scale.arguments import (
     BadInput,
     OneLineParser,
@@ -45,6 +45,8 @@ def parse() -> argparse.Namespace:
     """The command line. Raises BadInput."""
     args = build_parser().parse_args()
     check_ranges(args, {"delta": Range(0, 100, "percent points, 0 or more, at most 100")})
+    if args.report_to == "mlflow":
+        experiment.check()
     try:
         if args.save:
             files.check_writable(args.save.parent)

@@ -25,6 +25,7 @@ REMEDIES = {
     r"readonly database|unable to open database|[Pp]ermission denied|Read-only file": "let this user write the "
     "database and its directory",
     r"No module named": "install that package",
+    r"MLFLOW_EXPERIMENT_ID|No Experiment with id": "correct or unset MLFLOW_EXPERIMENT_ID",
     r"file is not a database|is malformed": "move the file away, and all is sent to a new one",
     r"(?i)certificate verify failed": "set MLFLOW_TRACKING_SERVER_CERT_PATH to the server's certificate",
     r"(?i)wrong_version_number|wrong version number|ENDPOINT_NOT_FOUND|error code (3\d\d|40[45]) |"

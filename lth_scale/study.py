@@ -14,7 +14,7 @@ from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
 from typing import IO, Any
 
-from lth_scale import arguments, files, provenance
+from lth_scale import arguments, experiment, files, provenance
 from lth_scale.arguments import Arguments, BadInput, Training, exit_on_bad_input, printable, without_secrets
 from lth_scale.grid import Flags, Job, Plan, as_argv, check_texts, difference, load, plan, summary
 from lth_scale.redaction import redacted
@@ -281,6 +281,8 @@ def main() -> None:
     except OSError as problem:
         raise BadInput(f"--output_dir {directory}: cannot be written ({problem.strerror}); give another") from None
     runner.check()
+    if any(job.args.report_to == "mlflow" for job in runner.jobs):
+        experiment.check()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # see Runner.start
     whole = share_parser().parse_known_args(sys.argv[1:])[1]

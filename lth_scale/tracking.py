@@ -27,10 +27,11 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it prints passwords, and into the progress bars
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.store.db import utils as db_utils
 from safetensors import safe_open
 
+from lth_scale import experiment as variables
 from lth_scale import files, outbox
 from lth_scale import store as stores
 from lth_scale.arguments import CONTROLS, COSMETIC, DATASETS, TASKS, Arguments, Training, Transfer, reason, source_name
@@ -44,7 +45,6 @@ from lth_scale.terminal import say
 if TYPE_CHECKING:
     from lth_scale.tasks import Task
 
-EXPERIMENT = "lth_scale"
 KEY = "lth_scale.key"  # the tag that names a run before MLflow does: journal/offset
 NOTE = "mlflow.note.content"  # Markdown that MLflow shows with a run or an experiment
 VIEW = "mlflow.sharedViewState.curves"
@@ -76,7 +76,11 @@ class Tracker:
         self.used: dict[str, int] = {}  # the same, of system metrics
         self.ended: set[str] = set()
         self.on_curve: set[str] = set()
-        self.tags = {"task": args.task, "base_model": redacted(args.model_name_or_path), "seed": str(args.seed)}
+        self.tags = variables.tags() | {
+            "task": args.task,
+            "base_model": redacted(args.model_name_or_path),
+            "seed": str(args.seed),
+        }
         if args.note:
             self.tags["note"] = args.note
         store, inside = record.mlflow_store(), record.directory.resolve() / "mlflow.db"
@@ -181,7 +185,7 @@ class Delivery:
 
     def __init__(self, store: str):
         self.store = store
-        self.is_connected = False
+        self.is_connected = self.is_told = False
         self.new: set[str] = set()  # runs that nobody else can have written to
         self.steps: dict[tuple[str, str], set[int]] = {}  # those that a run has of a metric, where that is in doubt
         self.left_out: set[str] = set()
@@ -270,6 +274,7 @@ class Delivery:
         runs = self._runs(f"LIKE '{self._key()}/%'", places) if sent else []
         there = {LEFT_OUT: experiment, **{run.info.run_id: run.info.experiment_id for run in runs}}
         self.ids["experiment"] = there.get(self.ids.get("parent", LEFT_OUT), experiment)
+        self._tell_experiment(experiment)
         lost = {name for name in starts if starts[name] < sent and self.ids.get(name) not in there}
         lost = {name for name in starts if starts[name] < sent} if "parent" in lost else lost
         for name in {*self.ids} - NOTES:
@@ -278,6 +283,13 @@ class Delivery:
         self.box.doubt = max(self.box.doubt, sent)
         self.ids["sent"] = min([starts[name] for name in lost], default=sent)
         return bool(lost)
+
+    def _tell_experiment(self, asked: str) -> None:
+        """Say once that runs stay in the experiment in which they began, where a variable names another."""
+        if self.ids["experiment"] != asked and not self.is_told and variables.is_given():
+            began = self.client.get_experiment(self.ids["experiment"]).name
+            say(f"MLflow: the runs of {self.box.path} began in the experiment {began!r} and go on there")
+            self.is_told = True
 
     def _starts(self) -> dict[str, int]:
         """Where the line is that makes the parent's run, and that of each stage: the last, where it began anew."""
@@ -518,16 +530,31 @@ def connect(store: str) -> tuple[MlflowClient, str]:
     db_utils._logger.setLevel(logging.CRITICAL)  # nor tracebacks: what went wrong is said once
     with files.exclusive(local) if local else nullcontext():
         client = open_database(store, path) if path else MlflowClient(tracking_uri=store)
-        found = client.get_experiment_by_name(EXPERIMENT)
+        found = find_experiment(client)
         if found and found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
+            say(f"MLflow: the experiment {found.name!r} was deleted, and is restored with all runs in it")
         artifacts = (local.parent / "mlartifacts").as_uri() if local else None  # a server knows where its own go
-        experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location=artifacts)
-        tags = {VIEW: view(), **({} if found and NOTE in found.tags else {NOTE: ABOUT})}
-        for name, value in tags.items():
+        experiment = (
+            found.experiment_id if found else client.create_experiment(variables.name(), artifact_location=artifacts)
+        )
+        of_others = found and (NOTE in found.tags or found.name != variables.EXPERIMENT)
+        for name, value in {VIEW: view(), **({} if of_others else {NOTE: ABOUT})}.items():
             if not found or found.tags.get(name) != value:
                 client.set_experiment_tag(experiment, name, value)
         return client, experiment
+
+
+def find_experiment(client: MlflowClient) -> Experiment | None:
+    """The experiment that MLflow's variables name; None where it is to be made. Raises ValueError for an unknown id."""
+    number = variables.number()
+    if variables.is_named() or not number:
+        found = client.get_experiment_by_name(variables.name())
+    else:
+        found = client.get_experiment(number)
+    if number and (not found or found.experiment_id != number):
+        raise ValueError(f"MLFLOW_EXPERIMENT_ID {number} is not that of the experiment {variables.name()!r}")
+    return found
 
 
 def open_database(store: str, path: Path) -> MlflowClient:
@@ -577,7 +604,8 @@ def log_report(
     title = f"report · {name}"
     runs = client.search_runs([experiment], f"tags.report = '{kind}'")
     same = [run.info.run_id for run in runs if run.info.run_name == title]
-    run = same[0] if same else client.create_run(experiment, tags={"report": kind}, run_name=title).info.run_id
+    tags = variables.tags() | {"report": kind}
+    run = same[0] if same else client.create_run(experiment, tags=tags, run_name=title).info.run_id
     for path in paths:
         client.log_artifact(run, str(path))
         if path.suffix == ".md":

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lth_scale import files
+from lth_scale import caches, files
 from lth_scale.arguments import BadInput, first_line
 from lth_scale.native.modules import TILE, NativeLinear, fuse
 from lth_scale.prunable import base_model, prunable
@@ -48,6 +48,7 @@ def _build() -> None:
     """Load the library; where there is none of these sources and this torch yet, compile it, one process at a time."""
     from torch.utils import cpp_extension
 
+    caches.settle("TORCH_EXTENSIONS_DIR")
     here = Path(__file__).parent
     content = b"".join((here / name).read_bytes() for name in SOURCES) + repr((FLAGS, torch.__version__)).encode()
     name = f"lth_scale_native_{hashlib.sha256(content).hexdigest()[:12]}"

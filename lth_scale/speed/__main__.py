@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lth_scale import arguments, files
+from lth_scale import arguments, experiment, files
 from lth_scale.arguments import (
     TASKS,
     BadInput,
@@ -83,6 +83,8 @@ def check_ranges(args: Speed) -> None:
     })  # fmt: skip
     if args.dataset_path not in (None, "embedded") and not Path(str(args.dataset_path)).is_dir():
         raise BadInput(f"--dataset_path {args.dataset_path}: no such directory; it holds validation.jsonl and so on")
+    if args.report_to == "mlflow":
+        experiment.check()
     if args.output_dir:
         check_output(Path(args.output_dir))
 

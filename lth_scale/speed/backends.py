@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lth_scale import caches
 from lth_scale.arguments import BadInput
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def _call(model: Any, device: str, batch: "dict[str, Tensor]") -> "tuple[Tensor,
 def _torch(dtype: str, compiled: bool, setup: Setup) -> "Run":
     import torch
 
+    if compiled:
+        caches.settle(*caches.COMPILERS)
     model: Any = copy.deepcopy(setup.model).to(getattr(torch, dtype)).to(setup.device)  # type: ignore[arg-type]
     return partial(_call, torch.compile(model, options={"freezing": True}) if compiled else model, setup.device)
 

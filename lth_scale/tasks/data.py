@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import PreTrainedTokenizerBase
 
 from lth_scale import files
-from lth_scale.arguments import BadInput, Training, first_line
+from lth_scale.arguments import FULL, BadInput, Stopped, Training, first_line
 from lth_scale.provenance import data_file, local_directory
 
 log = logging.getLogger("lth_scale")
@@ -163,12 +163,18 @@ def cached(make: Callable[[str], Dataset], key: str) -> Dataset:
             wrapped = isinstance(problem, DatasetGenerationError) and problem.__cause__
             cause = wrapped or problem
             number = cause.errno if isinstance(cause, OSError) else None  # Arrow's have none
-            if number and number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            is_full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(words in str(cause) for words in FULL)
+            if number and not is_full:
                 raise BadInput(
                     f"HF_DATASETS_CACHE {datasets.config.HF_DATASETS_CACHE}: cannot be used "
                     f"({first_line(cause)}); set it to a directory that can be written"
                 ) from problem
-            if isinstance(cause, BadInput) or number or name == spare:
+            if is_full:
+                raise Stopped(
+                    f"HF_DATASETS_CACHE {datasets.config.HF_DATASETS_CACHE}: is full ({first_line(cause)}); free some "
+                    "room, or set it to another directory"
+                ) from problem
+            if isinstance(cause, BadInput) or name == spare:
                 raise cause from None
             why = first_line(problem)
             log.warning("an entry of the datasets cache is damaged (%s), and is made anew", why)

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers import logging as transformers_logging
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from lth_scale import caches
 from lth_scale.arguments import EMBEDDED, BadInput, Training, brief, embedded_path, first_line, is_local
 from lth_scale.prunable import base_model, prunable
 from lth_scale.tasks.data import NO_NETWORK, settle_for_cache
@@ -257,6 +258,8 @@ def _unusable(args: Training, problem: Exception) -> BadInput:
             f"--model_name_or_path {name}: is made by code of its own (auto_map in a config), and code that comes with "
             "a checkpoint is never run here; give an encoder that transformers itself has a class for"
         )
+    if refused := caches.refused_by_hub_cache(problem):
+        return BadInput(refused)
     remedy = "give a whole directory of save_pretrained, in safetensors" if is_local(name) else NO_NETWORK
     if "does not recognize this architecture" in str(problem):
         remedy = f"give an encoder that transformers {transformers.__version__} has, or install a newer one"
