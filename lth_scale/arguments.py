@@ -11,6 +11,7 @@ import math
 import os
 import re
 import select
+import shlex
 import signal
 import sys
 import textwrap
@@ -426,6 +427,20 @@ def first_line(problem: BaseException) -> str:
     sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", text)
     text = " ".join(each for each in sentences if not re.search(ELSEWHERE_SAID, each))
     return brief(text).rstrip(".") or type(problem).__name__
+
+
+def quoted(path: str | Path) -> str:
+    """A path as one word of a shell's command line, which is no flag; for a terminal."""
+    text = str(path)
+    return printable(shlex.quote(f"./{text}" if text.startswith("-") else text))
+
+
+def as_words(name: str, value: Any) -> list[str]:
+    """A flag as words of a command line: true is a flag without a value, and one that begins with - is joined."""
+    values = [str(each) for each in (value if isinstance(value, list | tuple) else [value])]
+    if value is True:
+        return [f"--{name}"]
+    return [f"--{name}={values[0]}"] if values[0].startswith("-") and len(values) == 1 else [f"--{name}", *values]
 
 
 def shortened(text: str) -> str:

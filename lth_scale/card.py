@@ -19,6 +19,7 @@ from lth_scale.arguments import (
     Arguments,
     Training,
     Transfer,
+    as_words,
     printable,
     resolve,
 )
@@ -96,8 +97,7 @@ def command(run: Run) -> str:
     kind = "transfer" if isinstance(args, Transfer) else "imp"
     words = ["accelerate", "launch", "-m", f"lth_scale.{kind}"]
     for name, value in run.public.value(short | changed).items():
-        parts = [*map(str, value)] if isinstance(value, tuple) else [] if value is True else [str(value)]
-        words += [f"--{name}", *parts] if value is not None else []
+        words += as_words(name, value) if value is not None else []
     return shlex.join(words)
 
 

@@ -71,6 +71,8 @@ def _actions(parser: ArgumentParser) -> Iterator[Action]:
 
 def run() -> None:
     """Do what the command line says. Raises BadInput."""
+    if sys.argv[1:2] == [arguments.VERBOSE]:
+        sys.argv.append(sys.argv.pop(1))  # a flag of the verb's
     named = [each for each in sys.argv[1:2] if not each.startswith("-")]
     parser = build_parser()
     given = parser.parse_args(named or sys.argv[1:])

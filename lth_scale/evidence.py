@@ -15,13 +15,14 @@ file has and RUN has not stay in it, so a study may be run in parts, on several 
 
 import os
 import re
+import shlex
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lth_scale import arguments, files, findings
-from lth_scale.arguments import BadInput
+from lth_scale.arguments import BadInput, as_words, quoted
 from lth_scale.grid import difference
 from lth_scale.page import LABEL, Section, Table, code, grid, literal, literal_in_html
 from lth_scale.record import git_commit, versions
@@ -112,7 +113,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return files.read_json(path)
     except (OSError, ValueError, RecursionError) as problem:
-        raise BadInput(f"{path}: cannot be read ({problem}); make it with lth_scale.report RUN --save {path}") from None
+        raise BadInput(
+            f"{path}: cannot be read ({problem}); make it with lth_scale.report RUN --save {quoted(path)}"
+        ) from None
 
 
 @cache
@@ -277,12 +280,12 @@ def ours(cells: list[dict[str, Any]]) -> Table:
 
 def _checked(kept: dict[str, Any]) -> str:
     """The command of a speed check, and on what it ran."""
-    targets = " ".join(dict.fromkeys(cell["target"] for cell in kept["cells"]))
+    targets = [*dict.fromkeys(cell["target"] for cell in kept["cells"])]
     given = {name: words for name, words in kept["settings"].items() if words not in (None, "auto", 0)}
-    flags = " ".join(f"--{name} {' '.join(map(str, x)) if isinstance(x, list) else x}" for name, x in given.items())
+    flags = [word for name, value in given.items() for word in as_words(name, value)]
     here, named = kept["machine"], ["torch", "onnxruntime", "openvino"]
     versions = ", ".join(f"{name} {here['versions'][name]}" for name in named if name in here["versions"])
-    command = code(f"python -m lth_scale.speed {targets} {flags}")
+    command = code(shlex.join(["python", "-m", "lth_scale.speed", *targets, *flags]))
     machine = literal(f"{here['cpu']}, {here['gpu'] or 'no GPU'} ({versions})")
     return _small([f"Made by {command} on {machine}."])
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import yaml
 
 from lth_scale import arguments, files
-from lth_scale.arguments import QUICK_LOOK, TASKS, Arguments, BadInput, Transfer, brief, is_printable
+from lth_scale.arguments import QUICK_LOOK, TASKS, Arguments, BadInput, Transfer, as_words, brief, is_printable
 from lth_scale.schedule import sparsities
 
 Flags = dict[str, Any]
@@ -293,8 +293,7 @@ def parser_of(kind: str) -> arguments.OneLineParser:
 
 def as_argv(flags: Flags) -> list[str]:
     """The flags as a command line; true is a flag without a value, false is left out."""
-    given = {name: value for name, value in flags.items() if value is not False}
-    return [part for name, value in given.items() for part in (f"--{name}", str(value))[: 1 if value is True else 2]]
+    return [word for name, value in flags.items() if value is not False for word in as_words(name, value)]
 
 
 def difference(old: Flags, new: Flags, but: Collection[str]) -> str:

@@ -26,6 +26,7 @@ from lth_scale.arguments import (
     exit_on_bad_input,
     first_imports,
     printable,
+    quoted,
     without_secrets,
 )
 from lth_scale.export.places import (
@@ -165,7 +166,7 @@ def push_when_done(record: "Record") -> None:
         private = " --private" if args.hub_private_repo else ""
         why = str(problem).partition(": nothing is lost")[0]
         raise Stopped(f"--push_to_hub: {why}: nothing is lost: repeat it with python -m lth_scale.hub push "
-                      f"{record.directory} --hub_model_id {repo}{private}") from problem  # fmt: skip
+                      f"{quoted(record.directory)} --hub_model_id {repo}{private}") from problem  # fmt: skip
 
 
 def fill(folder: Path, place: Place, repo: str, licence: "Licence") -> None:
@@ -501,7 +502,7 @@ def describe(directory: Path) -> str:
 
     ticket = Ticket.load(directory / "ticket.safetensors")
     return "\n".join([
-        f"pulled to  {directory}",
+        f"pulled to  {quoted(directory)}",
         f"ticket     {ticket.sparsity:.2%} ({ticket.pruned:,} of {ticket.prunable:,} prunable weights), {ticket.task}",
         "checked    every digest, and that the weights are zero where the ticket prunes",
         f"load it    AutoModel.from_pretrained({str(directory)!r}), load_exported({str(directory / 'compact')!r})",

@@ -12,6 +12,8 @@ from lth_scale.arguments import (
     check_ranges,
     exit_on_bad_input,
     printable,
+    quoted,
+    reason,
     without_secrets,
 )
 
@@ -61,7 +63,7 @@ def main() -> None:
     if os.path.isfile(args.directory / "page.in"):
         if args.output_dir or args.save:
             raise BadInput(f"{args.directory}: has a page.in; leave out --output_dir and --save")
-        print(printable(f"page     {evidence.write(args.directory)}"))
+        print(f"page     {quoted(evidence.write(args.directory))}")
         return
     study, output = findings.load(args.directory), args.output_dir or args.directory / "report"
     if args.save:
@@ -71,7 +73,7 @@ def main() -> None:
     except OSError as problem:
         raise BadInput(f"--output_dir {output}: cannot be written ({problem.strerror}); give another") from None
     there = sum(bool(cell.evals) for cell in study.cells)
-    print(printable(f"report   {output / 'report.html'}\n         {output / 'report.md'}"))
+    print(f"report   {quoted(output / 'report.html')}\n         {quoted(output / 'report.md')}")
     print(f"cells    {len(study.cells)} planned, {there} there, {len(study.cells) - there} missing")
     if args.report_to == "mlflow":
         from lth_scale import tracking  # imports mlflow
@@ -83,8 +85,7 @@ def main() -> None:
             tracking.log_report(store, study.name, written, verdicts=findings.registered(study, args.delta))
             print(f"MLflow   logged to {printable(without_secrets(store))}")
         except Exception as problem:  # MLflow raises many kinds, and the report is written
-            why = without_secrets(str(problem)).partition("\n")[0]
-            print(printable(f"MLflow   not logged to {without_secrets(store)}: {why}"))
+            print(printable(f"MLflow   not logged to {without_secrets(store)}: {reason(problem)}"))
 
 
 if __name__ == "__main__":

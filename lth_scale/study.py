@@ -15,7 +15,7 @@ from subprocess import DEVNULL, STDOUT, Popen
 from typing import IO, Any
 
 from lth_scale import arguments, experiment, files, provenance
-from lth_scale.arguments import Arguments, BadInput, Training, exit_on_bad_input, printable, without_secrets
+from lth_scale.arguments import Arguments, BadInput, Training, exit_on_bad_input, printable, quoted, without_secrets
 from lth_scale.grid import Flags, Job, Plan, as_argv, check_texts, difference, load, plan, summary
 from lth_scale.redaction import redacted
 
@@ -100,7 +100,7 @@ class Runner:
                 raise
         if not self.is_done(job):
             last = log.read_text(errors="replace").rstrip().splitlines()[-1]
-            self.failed[job.id] = f"exit code {child.returncode}: {printable(without_secrets(last))} ({log})"
+            self.failed[job.id] = f"exit code {child.returncode}: {printable(without_secrets(last))} ({quoted(log)})"
         print("failed" if job.id in self.failed else "done", f"after {time.monotonic() - began:.0f} s", flush=True)
 
     def command(self, job: Job) -> list[str]:
@@ -108,7 +108,8 @@ class Runner:
         launcher = self.made.studies[0].keys["launcher"].split() or [sys.executable, "-m"]
         flags: Flags = {**job.flags, "output_dir": self.path(job)}
         flags |= {name: self.directory / flags[name] for name in ("ticket", "dense") if name in flags}
-        return [*launcher, f"lth_scale.{job.kind}", *as_argv(flags)]
+        verbose = [arguments.VERBOSE] if arguments.is_verbose() else []
+        return [*launcher, f"lth_scale.{job.kind}", *as_argv(flags), *verbose]
 
     def table(self) -> str:
         """How many jobs are done, and why the others are not."""

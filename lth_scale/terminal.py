@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from rich.table import Table
 
 from lth_scale import files
-from lth_scale.arguments import BadInput, Transfer, printable, without_secrets
+from lth_scale.arguments import BadInput, Transfer, printable, quoted, without_secrets
 from lth_scale.journal import read_notes
 from lth_scale.page import literal
 from lth_scale.record import Record, Stage
@@ -211,9 +211,9 @@ def show(record: Record) -> None:
     """Print the result, where it lies, and how to look at it. On the main process only."""
     if os.environ.get("RANK", "0") != "0":
         return
-    lines = [report(record), "", f"written to  {record.directory}"]
+    lines = [report(record), "", f"written to  {quoted(record.directory)}"]
     if (record.directory / "ticket.safetensors").is_file():
-        lines.append(f"the ticket  {record.directory / 'ticket.safetensors'}")
+        lines.append(f"the ticket  {quoted(record.directory / 'ticket.safetensors')}")
     tracked = sorted([*record.directory.glob("mlflow.json"), *record.directory.glob("seeds/*/mlflow.json")])
     if tracked:
         lines += how_to_open_mlflow(tracked[0])
@@ -230,7 +230,7 @@ def how_to_open_mlflow(path: Path) -> list[str]:
     page += "&viewStateShareKey=curves"
     if store.startswith("http"):
         return [f"MLflow      {store.rstrip('/')}/{page}"]
-    mlflow = shlex.quote(os.path.relpath(Path(sys.executable).with_name("mlflow")))
+    mlflow = quoted(os.path.relpath(Path(sys.executable).with_name("mlflow")))
     return [
         f"MLflow      {mlflow} ui --host 127.0.0.1 --backend-store-uri {shlex.quote(store)}",
         f"            then open http://127.0.0.1:5000/{page}",

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lth_scale import files
-from lth_scale.arguments import BadInput, brief, exit_on_bad_input, parse_pattern, printable, ticket_parser
+from lth_scale.arguments import (
+    BadInput,
+    as_words,
+    brief,
+    exit_on_bad_input,
+    parse_pattern,
+    printable,
+    quoted,
+    ticket_parser,
+)
 from lth_scale.prunable import prunable
 
 FORMAT = "lth_scale.ticket/1"
@@ -268,15 +278,16 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 
 def describe(ticket: Ticket, path: str | Path) -> str:
     """Totals, provenance, and a bar a matrix, for a terminal."""
+    given = {name: value for name, value in ticket.arguments.items() if value is not None and value is not False}
     source = f"{ticket.base_model}{'@' + ticket.base_revision if ticket.base_revision else ''}"
     lines = [
-        f"ticket     {path}",
+        f"ticket     {quoted(path)}",
         f"sparsity   {ticket.sparsity:.4%} ({ticket.pruned:,} of {ticket.prunable:,} prunable weights)",
         f"threshold  |w| ≤ {ticket.threshold:.6g}",
         f"base       {source}",
         f"θ sha256   {ticket.theta_sha256}",
         f"task       {ticket.task}",
-        "arguments  " + " ".join(f"--{k} {v}" for k, v in ticket.arguments.items() if v not in (None, False)),
+        "arguments  " + shlex.join(word for name, value in given.items() for word in as_words(name, value)),
         "",
     ]
     width = max(map(len, ticket.masks), default=0)

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lth_scale.arguments import OneLineParser, exit_on_bad_input, printable
+from lth_scale.arguments import OneLineParser, exit_on_bad_input, printable, quoted
 from lth_scale.export import export
 from lth_scale.export.places import KINDS, MANIFEST, WANTED
 
@@ -35,7 +35,7 @@ def summary(made: dict[str, Any], directory: Path) -> str:
              if name.endswith((".safetensors", ".onnx", ".data"))]  # fmt: skip
     pairs = {"difference": made["difference"], "  of int8": made.get("difference_int8")}
     lines = [
-        f"export      {made['kind']} in {made['dtype']}, {made['architecture']}: {directory}",
+        f"export      {made['kind']} in {made['dtype']}, {made['architecture']}: {quoted(directory)}",
         f"size        {', '.join(sizes)} (dense in fp32: {made['dense_bytes'] / 1e6:.1f} MB)",
         f"sparsity    {made['sparsity']:.2%} ({made['pruned']:,} of {made['prunable']:,} prunable weights)",
         *(f"{title:<11} {pair['absolute']:.2g} at most, {pair['relative']:.2g} of the largest output"

@@ -15,6 +15,8 @@ from lth_scale.arguments import (
     first_imports,
     flag,
     printable,
+    quoted,
+    reason,
     without_secrets,
 )
 from lth_scale.export.places import locate
@@ -141,8 +143,7 @@ def log(output: Path, cells: list[dict]) -> None:
         tracking.log_report(store, output.name, paths, "speed", report.metrics(cells))
         print(f"MLflow   logged to {without_secrets(store)}")
     except Exception as problem:  # MLflow raises many kinds
-        why = without_secrets(str(problem)).partition("\n")[0]
-        print(f"MLflow   not logged to {without_secrets(store)}: {why}")
+        print(f"MLflow   not logged to {without_secrets(store)}: {reason(problem)}")
 
 
 def main() -> None:
@@ -151,7 +152,7 @@ def main() -> None:
         return  # one process of a launcher's is enough
     output = run(*parse())
     print(printable((output / "speed.md").read_text()))
-    print(f"report   {output / 'speed.md'}")
+    print(f"report   {quoted(output / 'speed.md')}")
 
 
 if __name__ == "__main__":
