@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import yaml
 
 from lth_scale import arguments, files
-from lth_scale.arguments import QUICK_LOOK, TASKS, Arguments, BadInput, Transfer, is_printable
+from lth_scale.arguments import OTHER_ALLOWED, QUICK_LOOK, TASKS, Arguments, BadInput, Transfer, is_printable
 from lth_scale.schedule import sparsities
 
 Flags = dict[str, Any]
@@ -459,9 +459,11 @@ def summary(made: Plan) -> dict[str, Any]:
     """study.json: what the report needs."""
     first, cells, jobs = made.studies[0], made.cells, made.jobs.values()
     quick = all(job.flags.get("preset") in ("quick", "demo") for job in jobs)
+    other = any(OTHER_ALLOWED in job.args.note for job in jobs)
+    notes = (first.keys["note"], QUICK_LOOK if quick else "", OTHER_ALLOWED if other else "")
     return {
         "name": first.keys["name"],
-        "note": "; ".join(filter(None, (first.keys["note"], QUICK_LOOK if quick else ""))),
+        "note": "; ".join(filter(None, notes)),
         "model": ", ".join(sorted({job.args.model_name_or_path for job in jobs})),
         "tasks": [task for task in TASKS if any(cell.task == task for cell in cells)],
         "sparsities": sorted({cell.sparsity for cell in cells if cell.sparsity}),
