@@ -297,7 +297,8 @@ def as_argv(flags: Flags) -> list[str]:
 
 def difference(old: Flags, new: Flags, but: Collection[str]) -> str:
     """The first flag that differs, with both values, or nothing."""
-    differ = (name for name in {**old, **new} if name not in but and old.get(name) != new.get(name))
+    names = (name for name in {**old, **new} if name not in but)
+    differ = (name for name in names if not arguments.is_same(name, old.get(name), new.get(name)))
     return next((f"--{name} {old.get(name)} and {new.get(name)}" for name in differ), "")
 
 
