@@ -62,7 +62,7 @@ FULL = ("No space left on device", "Disk quota exceeded", "File too large")  # i
 # What --help shows together: the flags of imp and transfer by the title of their group.
 GROUPS = {
     "what to train": "task preset model_name_or_path model_revision dataset_path max_seq_length doc_stride "
-    "max_train_samples max_eval_samples ticket theta seed seeds output_dir",
+    "max_train_samples max_eval_samples ticket theta allow_other_weights seed seeds output_dir",
     "search": "target_sparsity prune_rate schedule scope pattern score rewind rewind_step lr_span dense keep_theta "
     "distill early_bird",
     "comparison": "control compare_with connectivity keep_network",
@@ -80,6 +80,7 @@ METAVARS = {
     **{"model_name_or_path": "MODEL", "model_revision": "REVISION", "pattern": "PATTERN"},
     **{"rewind_step": "STEP", "keep_theta": "STEPS", "int": "N", "float": "X", "str": "TEXT"},
 }
+PATHS = {name for name, value in METAVARS.items() if value in ("DIR", "FILE")}  # flags whose values are paths
 # Variables that name directories in which something is written.
 DIRECTORIES = (
     *("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"),
@@ -91,6 +92,7 @@ VERBOSE = "--verbose"
 # Where a library's error refers to what it has logged, which is not shown here.
 ELSEWHERE_SAID = r"\babove (report|error|log|message|output|traceback|table)|\b(see|report|message|logs?) above\b"
 QUICK_LOOK = "a quick look: few examples, a small encoder, no finding"
+OTHER_ALLOWED = "a ticket of other weights than the base model's was allowed (--allow_other_weights)"
 
 # Chen et al. 2020, Table 1 and the README of VITA-Group/BERT-Tickets@4d8e035: batch, rate, length.
 GLUE_DEFAULTS: dict[str, Any] = {
@@ -194,6 +196,7 @@ class Training:
     full_determinism: bool = flag("deterministic algorithms alone, where there are any: slower on GPUs", False)
     dataloader_num_workers: int = flag("processes that prepare batches", 0)
     ticket: str | None = flag("start from this ticket's mask instead of the dense network")
+    allow_other_weights: bool = flag("take a --ticket that was found in other weights than the base model's", False)
 
     logging_steps: int = flag("steps between logged losses", 10)
     save_steps: int = flag("steps between checkpoints within a round; 0: only when a signal asks for one", 500)
@@ -209,10 +212,16 @@ class Training:
         """The fields and their values, ready for JSON."""
         return asdict(self)
 
+    def to_keep(self) -> dict[str, Any]:
+        """`as_dict`, with local paths made absolute: they mean the same when they are read in another directory."""
+        return {name: lasting(name, value) for name, value in self.as_dict().items()}
+
     @property
     def note(self) -> str:
         """What every output has to say of these settings, or nothing."""
-        return QUICK_LOOK if self.preset == "quick" else ""
+        other = self.allow_other_weights and self.ticket
+        notes = {QUICK_LOOK: self.preset == "quick", OTHER_ALLOWED: other}
+        return "; ".join(text for text, holds in notes.items() if holds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -453,6 +462,19 @@ def is_local(name: str) -> bool:
     return name == EMBEDDED or Path(name).exists()
 
 
+def lasting(name: str, value: Any) -> Any:
+    """The value of the flag `name`, absolute where it is a local path."""
+    is_path = is_local(str(value)) if name == "model_name_or_path" else name in PATHS
+    return os.path.abspath(value) if value not in (None, EMBEDDED) and is_path else value
+
+
+def is_same(name: str, one: Any, other: Any) -> bool:
+    """True for the same value of the flag `name`: paths are the same where they lead to the same place."""
+    if name in (*PATHS, "model_name_or_path") and isinstance(one, str) and isinstance(other, str):
+        return one == other or (EMBEDDED not in (one, other) and os.path.realpath(one) == os.path.realpath(other))
+    return one == other
+
+
 def embedded_path(kind: str) -> Path:
     """The directory inside the package that holds `bert`, or the demo data of a task."""
     return Path(__file__).parent / "embedded" / kind
@@ -509,6 +531,7 @@ def ticket_parser() -> OneLineParser:
     how.add_argument("--union", metavar="OTHER", help="keep what either keeps; needs --output")
     how.add_argument("--intersect", metavar="OTHER", help="keep what both keep; needs --output")
     parser.add_argument("--output", metavar="FILE", help="where to write the combined ticket")
+    parser.add_argument("--allow_other_weights", action="store_true", help="take an OTHER that is of another base")
     return parser
 
 

@@ -219,12 +219,13 @@ def alone(run: Run, repo: str) -> str:
 
 
 def made(run: Run) -> str:
-    """Command, versions and commit, from arguments.json."""
+    """Command, versions and commit, from arguments.json, and the digest of the base model's weights."""
     saved = files.read_json(run.record.directory / "arguments.json")
     versions = ", ".join(f"{name} {value}" for name, value in saved.get("versions", {}).items() if value)
     commit = f"; lth_scale at commit {saved['git_commit']}" if saved.get("git_commit") else ""
     how = page.code_block(command(run), "sh")
-    return f"## How it was made\n\n{how}\n\n{page.literal(versions + commit)}."
+    base = f" The base model's weights: `base_sha256` {run.ticket.base_sha256}." if run.ticket.base_sha256 else ""
+    return f"## How it was made\n\n{how}\n\n{page.literal(versions + commit)}.{base}"
 
 
 def cautions(run: Run) -> str:
@@ -242,7 +243,7 @@ def cautions(run: Run) -> str:
     if run.control != "none":
         lines.insert(0, f"what a found ticket does: `{run.control}` is a control")
     if run.args.note:
-        lines.insert(0, f"anything: it is {run.args.note}")
+        lines.insert(0, f"anything, without saying: {run.args.note}")
     return "## What it must not be used to claim\n\n" + "\n".join(f"- {line}." for line in lines)
 
 

@@ -4,6 +4,7 @@ Reads study.json and the results of the jobs that it names, nothing else. Scores
 """
 
 import json
+import logging
 import math
 import re
 from collections import Counter, defaultdict
@@ -20,6 +21,7 @@ from lth_scale.arguments import CONTROLS, TASKS, BadInput, brief, parse_rewind_s
 from lth_scale.matching import RULES, WORDS, at_least, holm, judge, summary, tested, verdicts
 from lth_scale.page import Section, Table
 
+log = logging.getLogger("lth_scale")
 CLOSE = 5e-4  # a row's sparsity is that of a cell: patterns and whole weights round
 UNSCALED = ("loss", "perplexity")  # metrics that are no fractions
 DAMAGE = (KeyError, TypeError, AttributeError, ValueError, OverflowError)  # what JSON of another shape leads to
@@ -550,7 +552,8 @@ def masks(study: Study) -> list[Section]:
 def mask_facts(study: Study) -> dict[str, Any]:
     """At which sparsity; by task and seed the sparsity by matrix; by two tasks (`mlm sst2`) and seed their overlap.
 
-    At the transfer's sparsity, or the one most tasks plan; of several that nearest 70 %.
+    At the transfer's sparsity, or the one most tasks plan; of several that nearest 70 %. Tickets of bases with other
+    weights have no overlap.
     """
     from lth_scale.ticket import Ticket  # imports torch
 
@@ -566,6 +569,9 @@ def mask_facts(study: Study) -> dict[str, Any]:
         for task, ticket in loaded.items():
             layers[task][str(seed)] = ticket.layer_sparsity()
         for a, b in combinations(loaded, 2):
+            if loaded[a].is_of_other_weights(loaded[b].base_sha256):
+                log.warning("the tickets of %s and %s belong to other weights: their overlap is left out", a, b)
+                continue
             shared[f"{a} {b}"][str(seed)] = loaded[a].overlap(loaded[b])["all"]
     return {"sparsity": sparsity, "layers": layers, "shared": shared}
 

@@ -13,7 +13,17 @@ from typing import Any, NoReturn
 import yaml
 
 from lth_scale import arguments, files
-from lth_scale.arguments import QUICK_LOOK, TASKS, Arguments, BadInput, Transfer, as_words, brief, is_printable
+from lth_scale.arguments import (
+    OTHER_ALLOWED,
+    QUICK_LOOK,
+    TASKS,
+    Arguments,
+    BadInput,
+    Transfer,
+    as_words,
+    brief,
+    is_printable,
+)
 from lth_scale.schedule import sparsities
 
 Flags = dict[str, Any]
@@ -298,7 +308,8 @@ def as_argv(flags: Flags) -> list[str]:
 
 def difference(old: Flags, new: Flags, but: Collection[str]) -> str:
     """The first flag that differs, with both values, or nothing."""
-    differ = (name for name in {**old, **new} if name not in but and old.get(name) != new.get(name))
+    names = (name for name in {**old, **new} if name not in but)
+    differ = (name for name in names if not arguments.is_same(name, old.get(name), new.get(name)))
     return next((f"--{name} {old.get(name)} and {new.get(name)}" for name in differ), "")
 
 
@@ -460,9 +471,11 @@ def summary(made: Plan) -> dict[str, Any]:
     """study.json: what the report needs."""
     first, cells, jobs = made.studies[0], made.cells, made.jobs.values()
     quick = all(job.flags.get("preset") in ("quick", "demo") for job in jobs)
+    other = any(OTHER_ALLOWED in job.args.note for job in jobs)
+    notes = (first.keys["note"], QUICK_LOOK if quick else "", OTHER_ALLOWED if other else "")
     return {
         "name": first.keys["name"],
-        "note": "; ".join(filter(None, (first.keys["note"], QUICK_LOOK if quick else ""))),
+        "note": "; ".join(filter(None, notes)),
         "model": ", ".join(sorted({job.args.model_name_or_path for job in jobs})),
         "tasks": [task for task in TASKS if any(cell.task == task for cell in cells)],
         "sparsities": sorted({cell.sparsity for cell in cells if cell.sparsity}),

@@ -107,6 +107,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "ladder": lambda value: isinstance(value, list) and all(type(each) in (int, float) for each in value),
     "threads": lambda value: type(value) is int,
     "precision": _is_text,
+    "base_sha256": _is_text,
     "matmul_precision": _is_text,
     "compile": lambda value: isinstance(value, str | dict),
 }
@@ -146,6 +147,10 @@ def _short(digest: str | None) -> str:
     return f"sha256 {digest[:12]}…" if digest else "not there"
 
 
+def _base(name: str, was: str, now: str) -> Iterator[str]:
+    yield from _value("the sha256 of the base model's weights", f"{was[:12]}…", f"{now[:12]}…")
+
+
 def _revisions(name: str, was: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
     for what in was.keys() & now.keys():
         yield from _value(f"--{FLAGS[what]}: the Hub's commit", was[what], now[what])
@@ -160,7 +165,7 @@ def _ladder(name: str, was: list[float], now: list[float]) -> Iterator[str]:
 
 # How the facts that are no plain values are told.
 WORDS: dict[str, Callable[[str, Any, Any], Iterator[str]]] = {
-    "digests": _contents, "revisions": _revisions, "ladder": _ladder,
+    "digests": _contents, "revisions": _revisions, "ladder": _ladder, "base_sha256": _base,
 }  # fmt: skip
 SAID = {"threads", "versions"}
 

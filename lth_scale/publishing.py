@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from lth_scale import files
-from lth_scale.arguments import EMBEDDED, HUB_NAME, METAVARS
+from lth_scale.arguments import EMBEDDED, HUB_NAME, PATHS
 from lth_scale.redaction import without_secrets
 
 if TYPE_CHECKING:
     from lth_scale.ticket import Ticket
 
-PATHS = {name for name, value in METAVARS.items() if value in ("DIR", "FILE")}  # flags whose values are paths
 PATH_KEY = re.compile(r".*(name_or_path|_path|_file|_dir)")  # the same, in the files that transformers writes
 ABSOLUTE = re.compile(r"[/~\\]|[A-Za-z]:[/\\]|\.\.?[/\\]|file:", re.I)
 VOCABULARIES = ("tokenizer.json", "vocab.json")

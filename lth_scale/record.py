@@ -22,6 +22,7 @@ from lth_scale.arguments import (
     BadInput,
     Training,
     Transfer,
+    is_same,
     launched_precision,
     without_secrets,
 )
@@ -148,7 +149,7 @@ class Record:
         differ = [
             f"--{name} was {before[name]}, is {now}"
             for name, now in redacted(self.arguments.as_dict()).items()
-            if name in compared and redacted(before[name]) != now
+            if name in compared and not is_same(name, redacted(before[name]), now)
         ]
         if differ:
             raise BadInput(
@@ -236,7 +237,7 @@ class Record:
         else:
             known = {"digests": provenance.digests(self.arguments), **facts}
             made_by = {"versions": versions(), "git_commit": git_commit()}
-            files.write_json(path, {**redacted(self.arguments.as_dict()), **known, **made_by})
+            files.write_json(path, {**redacted(self.arguments.to_keep()), **known, **made_by})
 
     def at(self, stage: Stage) -> Path:
         """The directory of a stage."""

@@ -17,6 +17,7 @@ from lth_scale.arguments import (
     BadInput,
     Training,
     check_rounds,
+    is_same,
     launched_precision,
     parse_rewind_step,
     points,
@@ -26,7 +27,7 @@ from lth_scale.record import Record, a_round
 from lth_scale.redaction import redacted
 from lth_scale.schedule import sparsities
 from lth_scale.ticket import Ticket, digest
-from lth_scale.trial import Trial, first_ticket
+from lth_scale.trial import Trial, check_base, first_ticket, of_base
 
 log = logging.getLogger("lth_scale")
 
@@ -54,6 +55,7 @@ class Search(Trial):
         if args.ticket and args.pattern not in ("unstructured", Ticket.load(args.ticket).arguments.get("pattern")):
             raise BadInput(f"--pattern {args.pattern}: the ticket of --ticket was not found under it; leave one out")
         check_rounds(args, start.sparsity)
+        check_base(args, net)
         ladder = sparsities(args.schedule, args.target_sparsity, args.prune_rate, start.sparsity)
         kept = [int(parse_rewind_step(point, net.steps)) for point in (args.rewind_step, *points(args.keep_theta))]
         if args.dense:
@@ -195,7 +197,7 @@ class Search(Trial):
     def _keep_theta(self, weights: training.Weights, step: int) -> None:
         if not self.is_main:
             return
-        files.write_tensors(self.theta_file(step), weights)
+        files.write_tensors(self.theta_file(step), weights, of_base(self.args, self.net))
         if step == self.rewind_step:
             theta = digest({name: weights[full] for name, full in self.net.names.items()})
             replace(Ticket.load(self.ticket_file), theta_sha256=theta).save(self.ticket_file)
@@ -304,7 +306,8 @@ def check_dense(args: Arguments, step: int, facts: dict[str, Any]) -> None:
     shared = SHARED & before.keys() - ({} if "precision" in before else launched_precision()).keys()
     digests = provenance.digests(replace(args, dense=None))
     shared -= provenance.told_by_content(before, digests)
-    differ = [f"--{name} was {before[name]}, is {now[name]}" for name in sorted(shared) if before[name] != now[name]]
+    differ = [f"--{name} was {before[name]}, is {now[name]}"
+              for name in sorted(shared) if not is_same(name, before[name], now[name])]  # fmt: skip
     facts = {"digests": digests, **facts}
     differ += provenance.differences(before, facts)
     if differ:

@@ -143,6 +143,10 @@ def refuse_other_flags(made: Plan, directory: Path) -> None:
     for job in made.jobs.values():
         home, now = directory / "jobs" / job.id, redacted(job.flags)
         differ = difference(before.get(job.id, now), now, but=arguments.COSMETIC)
+        if differ and (then := begun(home)):
+            digests = provenance.content(job.args.task, job.args.model_name_or_path, job.args.dataset_path)
+            told = provenance.told_by_content(then, digests)
+            differ = difference(before.get(job.id, now), now, but={*arguments.COSMETIC, *told})
         if differ and home.exists():
             raise BadInput(f"--output_dir {directory}: {job.id} was begun with other flags: {differ}, then and now; "
                            f"give another directory, or delete {home}")  # fmt: skip
@@ -153,15 +157,52 @@ def refuse_other_content(made: Plan, directory: Path) -> None:
     content = functools.cache(provenance.content)  # many jobs, few files
     for job in made.jobs.values():
         home, args = directory / "jobs" / job.id, job.args
-        try:
-            before = {**files.read_json(home / "arguments.json")}
-        except (OSError, ValueError, TypeError, RecursionError):
-            continue  # not begun; or damaged, as its command will say
+        if not (before := begun(home)):
+            continue
         digests = content(args.task, args.model_name_or_path, args.dataset_path)
         differ = provenance.differences(before, {"digests": digests})
         if differ:
             raise BadInput(f"--output_dir {directory}: {job.id} was begun with other content ({differ[0]}); put it "
                            f"back, give another directory, or delete {home}")  # fmt: skip
+
+
+def begun(home: Path) -> dict[str, Any]:
+    """arguments.json of a job; {} where it was not begun, or where that is damaged, as its command will say."""
+    try:
+        before = {**files.read_json(home / "arguments.json")}
+        provenance.check_kinds(before)
+        return before
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+
+
+def refuse_other_weights(made: Plan) -> None:
+    """Refuse to find tickets in other weights than they are to be trained in. Raises BadInput."""
+    digest = functools.cache(base_sha256)
+    for job in made.jobs.values():
+        if not {"ticket", "model_name_or_path"} <= job.flags.keys() or job.args.allow_other_weights:
+            continue  # a ticket brings its base model along
+        both = (made.jobs[job.needs[0]].args, job.args)
+        source, own = ((args.model_name_or_path, args.model_revision) for args in both)
+        found, ours = (digest(*source), digest(*own)) if source != own else ("", "")
+        if "" not in (found, ours) and found != ours:
+            raise BadInput(
+                f"{job.id}: --model_name_or_path {own[0]}: is base_sha256 {ours[:12]}…, and its ticket is to be found "
+                f"in {found[:12]}… of {source[0]}: other weights; give both one model, or --allow_other_weights"
+            )
+
+
+def base_sha256(model: str, revision: str | None) -> str:
+    """The digest of a model's weights, by which a ticket knows its base; '' where it cannot be loaded here and now."""
+    from transformers import AutoModel  # imports torch
+
+    from lth_scale.tasks.task import load_model, load_tokenizer
+
+    args = Training(task="mlm", model_name_or_path=model, model_revision=revision)
+    try:
+        return load_model(args, AutoModel, load_tokenizer(args)).base_sha256
+    except BadInput:
+        return ""  # as its job will say
 
 
 def steps_a_round(args: Training) -> float:
@@ -273,6 +314,7 @@ def main() -> None:
     directory = given.output_dir or Path("runs") / made.studies[0].keys["name"]
     refuse_other_flags(made, directory)
     refuse_other_content(made, directory)
+    refuse_other_weights(made)
     runner = Runner(made, directory, share(made, given.index, given.of))
     if given.dry_run:
         print(costs(runner))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from lth_scale import controls, files, patterns, terminal, threshold, training, trial
@@ -41,6 +41,7 @@ class Subnetwork(Trial):
             threshold.prune(noise, ticket.masks, args.target_sparsity, "layerwise")
         if args.theta:
             theta_of_encoder(args.theta, net)
+        ticket = replace(ticket, base_sha256=base_of(args, net))
         listeners = trial.begin(replace(args, report_to="none"), record, net)
         network = cls(args, record, net, listeners, ticket=ticket)
         trial.bars(network, len(args.seeds))
@@ -141,6 +142,32 @@ def fresh_weights(net: training.Net, args: Transfer, seed: int) -> training.Weig
     skeleton: Any = net.shards.skeleton
     model = load_model(replace(args, seed=seed), type(skeleton), net.task.tokenizer, config=skeleton.config).model
     return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+def base_of(args: Transfer, net: training.Net) -> str:
+    """The base_sha256 of the encoder that is trained, which the ticket is found to belong to. Raises BadInput.
+
+    Under --theta that is the base of its search, and the very θᵢ that the ticket names needs no further check.
+    """
+    if not args.theta:
+        trial.check_base(args, net)
+        return net.task.base_sha256
+    if args.ticket and is_theta_of(found := Ticket.load(args.ticket), args.theta, net):
+        return found.base_sha256
+    with safe_open(args.theta, "pt") as file:
+        known = {"base_sha256": "", "base_model": "", **(file.metadata() or {})}
+    trial.refuse_other_weights(f"--theta {args.theta}", known["base_sha256"], known["base_model"], args, net)
+    trial.check_base(args, net)
+    return known["base_sha256"] or net.task.base_sha256
+
+
+def is_theta_of(ticket: Ticket, path: str, net: training.Net) -> bool:
+    """True where the prunable weights in a theta.safetensors are those that the ticket has the digest of."""
+    weights, (name, full) = load_file(path), next(iter(net.names.items()))
+    names = {other: full.removesuffix(name) + other for other in ticket.masks}
+    if not weights.keys() >= set(names.values()):
+        return False
+    return digest({name: weights[full] for name, full in names.items()}) == ticket.theta_sha256
 
 
 def theta_of_encoder(path: str, net: training.Net) -> training.Weights:

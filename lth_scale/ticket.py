@@ -5,11 +5,13 @@
 
 import hashlib
 import json
+import logging
 import math
 import os
+import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,14 @@ from lth_scale.arguments import (
     quoted,
     ticket_parser,
 )
-from lth_scale.prunable import prunable
+from lth_scale.prunable import base_model, prunable
 
+log = logging.getLogger("lth_scale")
 FORMAT = "lth_scale.ticket/1"
-# Its metadata, all of them strings. The last two are not in tickets of every origin; any other is a damaged one.
-KEYS = ("format", "shapes", "base_model", "base_revision", "theta_sha256", "task", "sparsity", "pruned", "prunable",
-        "arguments", "threshold", "content_sha256")  # fmt: skip
+# Its metadata, all of them strings. The optional ones are not in tickets of every origin; any other is a damaged one.
+REQUIRED = {"format", "shapes", "base_model", "base_revision", "theta_sha256", "task", "sparsity", "pruned", "prunable",
+            "arguments"}  # fmt: skip
+OPTIONAL = {"threshold", "content_sha256", "base_sha256"}
 
 
 @dataclass
@@ -43,7 +47,8 @@ class Ticket:
     """masks: bool tensors of the parameters' shapes, True keeps; names are those of the base model.
 
     theta_sha256 is the digest (see `digest`) of the prunable weights at the rewind point; threshold is
-    the largest |w| that the last cut pruned.
+    the largest |w| that the last cut pruned. base_sha256 tells the base model by its weights (see `base_digest`); ''
+    where it is not known, as in tickets of version 0.1.0.
     """
 
     masks: dict[str, Tensor]
@@ -53,6 +58,7 @@ class Ticket:
     task: str = ""
     threshold: float = 0.0
     arguments: dict[str, Any] = field(default_factory=dict)
+    base_sha256: str = ""
 
     @property
     def prunable(self) -> int:
@@ -89,6 +95,7 @@ class Ticket:
             "shapes": json.dumps({name: list(mask.shape) for name, mask in self.masks.items()}),
             "base_model": self.base_model,
             "base_revision": self.base_revision,
+            **({"base_sha256": self.base_sha256} if self.base_sha256 else {}),
             "theta_sha256": self.theta_sha256,
             "task": self.task,
             "sparsity": repr(self.sparsity),
@@ -137,9 +144,9 @@ class Ticket:
     def _decode(cls, metadata: dict[str, str], file: Any) -> "Ticket":
         if metadata.get("format") != FORMAT:
             raise ValueError(f"its format is {metadata.get('format')!r}")
-        if unknown := metadata.keys() - set(KEYS):
+        if unknown := metadata.keys() - REQUIRED - OPTIONAL:
             raise ValueError(f"its metadata has {min(unknown)!r}, which is no part of it")
-        if lost := set(KEYS[:10]) - metadata.keys():
+        if lost := REQUIRED - metadata.keys():
             raise ValueError(f"its metadata has no {min(lost)}")
         shapes, arguments = json.loads(metadata["shapes"]), json.loads(metadata["arguments"])
         if not (isinstance(shapes, dict) and isinstance(arguments, dict)):
@@ -152,10 +159,13 @@ class Ticket:
         parse_pattern(arguments.get("pattern", "unstructured"))
         if (scope := arguments.get("scope") or "global") not in ("global", "layerwise"):
             raise ValueError(f"its scope is {scope!r}")
+        if not re.fullmatch(r"([0-9a-f]{64})?", base := metadata.get("base_sha256", "")):
+            raise ValueError("its base_sha256 is no SHA-256")
         ticket = cls(
             masks={name: _unpack(name, packed[name], shape) for name, shape in shapes.items()},
             threshold=float(metadata.get("threshold", "0.0")),
             arguments=arguments,
+            base_sha256=base,
             **{name: metadata[name] for name in ("base_model", "base_revision", "theta_sha256", "task")},
         )
         stated = (int(metadata["pruned"]), int(metadata["prunable"]))
@@ -199,33 +209,50 @@ class Ticket:
                 weight.masked_fill_(~masks[name].to(weight.device), 0.0)
         return model
 
-    def overlap(self, other: "Ticket") -> dict[str, float]:
+    def is_of_other_weights(self, base_sha256: str) -> bool:
+        """True where this ticket is known to belong to another base than the one with this digest ('': not known)."""
+        return "" not in (self.base_sha256, base_sha256) and self.base_sha256 != base_sha256
+
+    def overlap(self, other: "Ticket", allow_other_weights: bool = False) -> dict[str, float]:
         """Fraction of this ticket's kept weights that `other` keeps too: by matrix, and under `all` in all.
 
-        Counted over the matrices both have (a pooler may be missing). NaN where nothing is kept.
+        Counted over the matrices both have (a pooler may be missing). NaN where nothing is kept. Raises ValueError for
+        tickets of two networks; with `allow_other_weights` their bases may differ in weights, though not in shapes.
         """
         common = [
             name for name, mask in self.masks.items() if mask.shape == getattr(other.masks.get(name), "shape", None)
         ]
         if not common:
             raise BadInput(f"tickets of two networks: {self.base_model!r} and {other.base_model!r} share no matrix")
+        self._check_same_base(other, allow_other_weights)
         shared = {name: int((self.masks[name] & other.masks[name]).sum()) for name in common}
         kept = {name: int(self.masks[name].sum()) for name in common}
         shared["all"], kept["all"] = sum(shared.values()), sum(kept.values())
         return {name: shared[name] / kept[name] if kept[name] else float("nan") for name in shared}
 
-    def union(self, other: "Ticket") -> "Ticket":
+    def union(self, other: "Ticket", allow_other_weights: bool = False) -> "Ticket":
         """The ticket that keeps what either keeps, with this one's provenance. Raises as `intersect` does."""
-        return self._combined(other, torch.logical_or, "union")
+        return self._combined(other, torch.logical_or, "union", allow_other_weights)
 
-    def intersect(self, other: "Ticket") -> "Ticket":
-        """The ticket that keeps what both keep. A pooler that one lacks stays as the other has it.
+    def intersect(self, other: "Ticket", allow_other_weights: bool = False) -> "Ticket":
+        """The ticket that keeps what both keep, with this one's provenance.
 
-        Raises ValueError where the two are not about the same matrices.
+        A pooler that one lacks stays as the other has it. Raises ValueError where the two are not about the same
+        matrices, or belong to bases of other weights; `allow_other_weights` takes the latter and notes it.
         """
-        return self._combined(other, torch.logical_and, "intersect")
+        return self._combined(other, torch.logical_and, "intersect", allow_other_weights)
 
-    def _combined(self, other: "Ticket", how: Callable[[Tensor, Tensor], Tensor], name: str) -> "Ticket":
+    def _check_same_base(self, other: "Ticket", allow_other_weights: bool) -> None:
+        if self.is_of_other_weights(other.base_sha256) and not allow_other_weights:
+            raise BadInput(
+                f"tickets of two bases: base_sha256 {self.base_sha256[:12]}… of {self.base_model!r} and "
+                f"{other.base_sha256[:12]}… of {other.base_model!r}, so their masks are about other weights; give "
+                "tickets of one base, or --allow_other_weights (in Python allow_other_weights=True)"
+            )
+
+    def _combined(
+        self, other: "Ticket", how: Callable[[Tensor, Tensor], Tensor], name: str, allow_other_weights: bool
+    ) -> "Ticket":
         masks = dict(self.masks)
         for key, mask in other.masks.items():
             if key in masks and masks[key].shape == mask.shape:
@@ -237,8 +264,11 @@ class Ticket:
         for key in self.masks:
             if key not in other.masks and not key.startswith("pooler."):
                 raise BadInput(f"tickets of two networks: {key} is in one alone or has another shape there")
-        found_by = f"{name} of a ticket of {self.task} and one of {other.task}"
-        return replace(self, masks=masks, threshold=0.0, arguments={**self.arguments, "found_by": found_by})
+        self._check_same_base(other, allow_other_weights)
+        added: dict[str, Any] = {"found_by": f"{name} of a ticket of {self.task} and one of {other.task}"}
+        if self.is_of_other_weights(other.base_sha256):
+            added["allow_other_weights"] = True
+        return replace(self, masks=masks, threshold=0.0, arguments={**self.arguments, **added})
 
 
 def _check_size(name: str, shape: Any, stored: Any) -> None:
@@ -276,6 +306,22 @@ def digest(weights: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
+def base_digest(model: nn.Module, fresh: Collection[str] = ()) -> str:
+    """`base_sha256`: SHA-256 over the encoder's weights, in the order of their names.
+
+    That is `digest` of the base model's parameters, by their names there, in fp32, a tied one once; without the pooler
+    and those that are `fresh` (names in `model`: what was not in the checkpoint). So it depends on the checkpoint
+    alone: not on its files and dtype (those of bf16 and fp16 are what they are in fp32), and not on the head.
+    """
+    names = {weight: name for name, weight in model.named_parameters()}
+    weights = {
+        name: weight
+        for name, weight in sorted(base_model(model).named_parameters())
+        if not name.startswith("pooler.") and names[weight] not in fresh
+    }
+    return digest(weights)
+
+
 def describe(ticket: Ticket, path: str | Path) -> str:
     """Totals, provenance, and a bar a matrix, for a terminal."""
     given = {name: value for name, value in ticket.arguments.items() if value is not None and value is not False}
@@ -285,6 +331,7 @@ def describe(ticket: Ticket, path: str | Path) -> str:
         f"sparsity   {ticket.sparsity:.4%} ({ticket.pruned:,} of {ticket.prunable:,} prunable weights)",
         f"threshold  |w| ≤ {ticket.threshold:.6g}",
         f"base       {source}",
+        f"           base_sha256 {ticket.base_sha256 or 'not known'}",
         f"θ sha256   {ticket.theta_sha256}",
         f"task       {ticket.task}",
         "arguments  " + shlex.join(word for name, value in given.items() for word in as_words(name, value)),
@@ -302,23 +349,33 @@ def main() -> None:
     if bool(args.output) != bool(args.union or args.intersect):
         raise BadInput(f"--output {args.output or '(none)'}: goes with --union or --intersect; give both, or neither")
     ticket, path = _at(args.path)
-    text = describe(ticket, path)
+    how = next((name for name in ("overlap", "union", "intersect") if getattr(args, name)), "")
+    if args.output and os.path.lexists(args.output):
+        raise BadInput(f"--output {args.output}: is there already, and --{how} writes a new file; name another")
+    made: Any = _with_other(ticket, path, how, getattr(args, how), args.allow_other_weights) if how else ticket
     if args.overlap:
-        shared = ticket.overlap(_at(args.overlap)[0])
-        width = max(map(len, shared))
-        text = "\n".join(f"{name:<{width}}  {share:7.2%}" for name, share in shared.items())
-    for name in ("union", "intersect"):
-        other = getattr(args, name)
-        if other and os.path.lexists(args.output):
-            raise BadInput(f"--output {args.output}: is there already, and --{name} writes a new file; name another")
-        if other:
-            made = getattr(ticket, name)(_at(other)[0])
-            try:
-                made.save(args.output)
-            except OSError as problem:
-                raise BadInput(f"--output {args.output}: cannot be written ({problem}); name another") from None
-            text = describe(made, args.output)
+        width = max(map(len, made))
+        text = "\n".join(f"{name:<{width}}  {share:7.2%}" for name, share in made.items())
+    else:
+        text = describe(made, args.output or path)
+    if args.output:
+        try:
+            made.save(args.output)
+        except OSError as problem:
+            raise BadInput(f"--output {args.output}: cannot be written ({problem}); name another") from None
     sys.stdout.write(printable(text) + "\n")
+
+
+def _with_other(ticket: Ticket, path: Path, how: str, name: str, allow_other_weights: bool) -> Any:
+    """What `Ticket.overlap`, `union` or `intersect` makes of two. Says what cannot be told; raises as they do."""
+    other, place = _at(name)
+    for each, where in ((ticket, path), (other, place)):
+        if not each.base_sha256:
+            log.warning("%s: has no base_sha256, so it is not checked that both belong to one base", where)
+    try:
+        return getattr(ticket, how)(other, allow_other_weights)
+    except BadInput as problem:
+        raise BadInput(f"--{how} {name}: {problem}") from None
 
 
 def _at(text: str) -> tuple[Ticket, Path]:

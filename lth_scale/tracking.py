@@ -78,7 +78,7 @@ class Tracker:
         self.on_curve: set[str] = set()
         self.tags = variables.tags() | {
             "task": args.task,
-            "base_model": redacted(args.model_name_or_path),
+            "base_model": redacted(args.to_keep()["model_name_or_path"]),
             "seed": str(args.seed),
         }
         if args.note:
@@ -106,9 +106,9 @@ class Tracker:
                 *([] if control == "none" else [control]),
                 f"from {source_name(args.ticket)}",
             ]
-        what += [Path(args.model_name_or_path).name, *(["quick look"] if args.note else [])]
+        what += [Path(args.model_name_or_path).name, *(["quick look"] if args.preset == "quick" else [])]
         name = without_secrets(args.run_name or " · ".join(what))
-        params = {key: str(value)[:6000] for key, value in redacted(args.as_dict()).items()}
+        params = {key: str(value)[:6000] for key, value in redacted(args.to_keep()).items()}
         self.key = uuid.uuid4().hex
         tags = {**self.tags, "control": control, "curve": curve_of(args, control)}
         self._write("parent", key=self.key, name=name, tags=tags, params=params, data=self.data)
@@ -456,8 +456,8 @@ def header(path: Path) -> dict[str, str]:
 def describe_ticket(path: Path, seed: int) -> dict[str, str]:
     """A ticket as the parameters of a logged model."""
     kept = ("task", "base_model", "base_revision", "sparsity", "pruned", "prunable", "theta_sha256", "content_sha256")
-    found = header(path)
-    return {**{name: found[name] for name in kept}, "seed": str(seed), "file": str(path.resolve())}
+    found = {"base_sha256": "", **header(path)}
+    return {**{name: found[name] for name in (*kept, "base_sha256")}, "seed": str(seed), "file": str(path.resolve())}
 
 
 def model_of(client: MlflowClient, experiment: str, ticket: Mapping[str, str], run: str | None = None) -> str:

@@ -15,11 +15,13 @@ import transformers
 from torch import Tensor
 
 from lth_scale import checkpoint, files, tasks, terminal, training, watch
-from lth_scale.arguments import AGAIN, COSMETIC, BadInput, Stopped, Training
+from lth_scale.arguments import AGAIN, COSMETIC, BadInput, Stopped, Training, lasting
 from lth_scale.record import Record, Stage, a_round
 from lth_scale.redaction import redacted
 from lth_scale.ticket import Ticket
 from lth_scale.training import Net
+
+log = logging.getLogger("lth_scale")
 
 
 @dataclass
@@ -199,7 +201,11 @@ def begin(args: Training, record: Record, net: Net, **more: Any) -> list[Any]:
 def depends_on(args: Training, net: Net) -> dict[str, Any]:
     """The facts of `provenance` that are known once everything is loaded: what is in force, and the Hub's commits."""
     revisions = {"model": net.task.revision, "data": "" if args.dataset_path else tasks.hub_revision(net.task.train)}
-    return {**training.in_force(net.accelerator), "revisions": {name: sha for name, sha in revisions.items() if sha}}
+    return {
+        **training.in_force(net.accelerator),
+        "base_sha256": net.task.base_sha256,
+        "revisions": {name: sha for name, sha in revisions.items() if sha},
+    }
 
 
 def bars(trial: Trial, stages: int) -> None:
@@ -219,17 +225,52 @@ def first_ticket(args: Training, net: Net) -> Ticket:
             how = {name: found.arguments.get(name) or usual for name, usual in how.items()}
         except BadInput as problem:
             raise BadInput(f"--ticket {args.ticket}: {problem}") from problem
-    given = redacted({name: value for name, value in args.as_dict().items() if name not in COSMETIC})
+    given = redacted({name: value for name, value in args.to_keep().items() if name not in COSMETIC})
     if args.max_steps == 0:
         given |= {"bf16": False, "fp16": False}  # nothing is trained: a ticket of θ₀ is the same in every precision
     return Ticket(
         masks=masks,
-        base_model=redacted(args.model_name_or_path),
+        **of_base(args, net),
         base_revision=args.model_revision or net.task.revision,
         task=args.task,
         threshold=threshold,
         arguments={**given, **{name: found for name, found in how.items() if given.get(name) is None}},
     )
+
+
+def of_base(args: Training, net: Net) -> dict[str, str]:
+    """The base model, as tickets and files of θᵢ name it."""
+    return {
+        "base_model": redacted(lasting("model_name_or_path", args.model_name_or_path)),
+        "base_sha256": net.task.base_sha256,
+    }
+
+
+def check_base(args: Training, net: Net) -> None:
+    """Refuse a --ticket that was found in other weights than the base model's. Raises BadInput."""
+    if args.ticket:
+        found = Ticket.load(args.ticket)
+        refuse_other_weights(f"--ticket {args.ticket}", found.base_sha256, found.base_model, args, net)
+
+
+def refuse_other_weights(name: str, base_sha256: str, base: str, args: Training, net: Net) -> None:
+    """Refuse what belongs to other weights than the base model's: those of `base`, of this digest ('': not known).
+
+    name: what it is, as in `--ticket FILE`. Raises BadInput. Where --allow_other_weights permits it, and where it is
+    not known, a line says so.
+    """
+    ours, model = net.task.base_sha256, args.model_name_or_path
+    if base_sha256 == ours:
+        return
+    said = (
+        f"{name}: belongs to base_sha256 {base_sha256[:12]}… of {base!r}, and {model!r} is {ours[:12]}…: other weights"
+    )
+    if not base_sha256:
+        said = f"{name}: has no base_sha256, so it is not checked that it belongs to the weights of {model!r}"
+    elif not args.allow_other_weights:
+        raise BadInput(f"{said}; give --model_name_or_path the model that it was found in, or --allow_other_weights")
+    if net.accelerator.is_main_process:
+        log.warning("%s", said)
 
 
 def peak_memory() -> int:

@@ -65,6 +65,19 @@ def tiny_bert(tmp_path_factory, tokenizer) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def other_bert(tiny_bert, tmp_path_factory) -> Path:
+    """The directory of a network like `tiny_bert`, name by name and shape by shape, with other weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    torch.manual_seed(1)
+    directory = tmp_path_factory.mktemp("other_bert")
+    shutil.copytree(tiny_bert, directory, dirs_exist_ok=True)
+    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(tiny_bert)).save_pretrained(directory)
+    return directory
+
+
 SIZES = {
     "hidden_size": 16,
     "num_hidden_layers": 2,

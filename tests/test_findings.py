@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -280,6 +281,18 @@ def test_a_source_without_cells_and_a_ticket_without_a_pooler_are_among_the_mask
     layer = {row["task"]: row for row in found["Mean over the layers, percent pruned"]}
     assert layer["mlm"]["n"] == "1" and layer["mlm"]["pooler.dense"] == "—" and layer["sst2"]["pooler.dense"] != "—"
     assert [list(row) for row in found["Shared kept weights, percent"]] == [["", "sst2", "mlm"]] * 2
+
+
+def test_tickets_of_two_bases_have_no_overlap_in_a_report(tmp_path, caplog):
+    plan = Plan(tmp_path, tasks=["sst2", "mrpc", "wnli"], seeds=(1,))
+    for task in plan.tasks:
+        plan.search(task, 1)
+    for path in tmp_path.glob("jobs/search-*/**/ticket.safetensors"):
+        base = "b" if "mrpc" in str(path) else "a"
+        replace(Ticket.load(path), base_sha256=base * 64).save(path)
+    found = findings.mask_facts(findings.load(plan.write()))
+    assert [*found["shared"]] == ["sst2 wnli"] and {*found["layers"]} == {"sst2", "mrpc", "wnli"}
+    assert caplog.text.count("belong to other weights: their overlap is left out") == 2
 
 
 def test_other_metrics_have_a_table(written):

@@ -128,6 +128,8 @@ def test_no_path_user_or_host_of_this_machine_is_pushed(
     ]  # fmt: skip
     pushed, ours = Ticket.from_pretrained(REPO), Ticket.load(found / "ticket.safetensors")
     assert pushed.base_model == pushed.arguments["model_name_or_path"] == "model"
+    assert pushed.base_sha256 == ours.base_sha256 != ""
+    assert ours.base_sha256.encode() in server.files(REPO)["README.md"]
     assert all(torch.equal(mask, ours.masks[name]) for name, mask in pushed.masks.items())
     pulled = hub.pull(REPO, tmp_path / "pulled")
     with pytest.raises(BadInput, match="give --model_name_or_path"):

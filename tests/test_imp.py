@@ -11,6 +11,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from lth_scale import Ticket, training
 from lth_scale.arguments import CONTROLS, TASKS, BadInput, parse
 from lth_scale.prunable import prunable
+from lth_scale.ticket import base_digest
 
 
 @pytest.fixture
@@ -256,6 +257,43 @@ def test_a_search_can_start_from_a_ticket(search, tmp_path):
     rows = json.loads((out / "results.json").read_text())
     assert [round(row["sparsity"], 2) for row in rows] == [0.2, 0.3, 0.4]
     assert all((start.masks[name] | ~mask).all() for name, mask in end.masks.items())
+
+
+def test_a_search_from_a_ticket_of_other_weights_is_refused_unless_that_is_allowed(
+    search, other_bert, tmp_path, caplog
+):
+    first = search(max_steps=0, target_sparsity=0.2, control="random_mask")
+    bases = {Ticket.load(path).base_sha256 for path in first.rglob("ticket.safetensors")}
+    assert bases == {
+        base_digest(
+            AutoModelForMaskedLM.from_pretrained(
+                json.loads((first / "arguments.json").read_text())["model_name_or_path"]
+            )
+        )
+    }
+    given = {"ticket": first, "model_name_or_path": other_bert, "max_steps": 0, "output_dir": tmp_path / "second"}
+    with pytest.raises(
+        BadInput, match=rf"--ticket {first}/ticket.safetensors: belongs to base_sha256 {min(bases)[:12]}…"
+    ):
+        search(**given)
+    assert not (tmp_path / "second").exists()
+    out = search(**given, allow_other_weights=True)
+    rows = json.loads((out / "results.json").read_text())
+    assert all("--allow_other_weights" in row["note"] for row in rows)
+    assert [record.message.startswith("--ticket") for record in caplog.records].count(True) == 1
+    theirs = {Ticket.load(path).base_sha256 for path in out.rglob("ticket.safetensors")}
+    assert len(theirs) == 1 and theirs != bases
+
+
+def test_a_dense_network_of_other_weights_is_refused(search, other_bert, tmp_path):
+    dense = search(target_sparsity=0.1, output_dir=tmp_path / "dense")
+    path = dense / "arguments.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({**written, "digests": {}, "model_name_or_path": str(other_bert)}))  # as of a Hub model
+    with pytest.raises(
+        BadInput, match=r"--dense \S+: was trained otherwise \(the sha256 of the base model's weights was"
+    ):
+        search(dense=dense, model_name_or_path=other_bert)
 
 
 def test_a_finished_search_is_shown_and_not_trained_again(search, starts, capsys):

@@ -169,6 +169,7 @@ def test_a_run_that_version_0_1_0_began_goes_on(search, tmp_path, monkeypatch, c
     assert len(said) == 1 and "version 0.1.0" in said[0] and "digests, precision" in said[0]
     assert [row["pruned"] for row in json.loads((out / "results.json").read_text())] == [0, 58, 115]
     assert before == {path: path.read_bytes() for path in before} and len(before) == 4
+    assert {Ticket.load(path).base_sha256 for path in out.rglob("ticket.safetensors")} == {""}  # of no one base alone
 
 
 def test_a_flag_that_a_run_has_never_heard_of_is_not_different(search, small, own):
@@ -215,6 +216,49 @@ def test_the_same_content_under_another_path_goes_on(search, small, own, tmp_pat
     (out / "arguments.json").write_text(json.dumps(written))
     with pytest.raises(BadInput, match=r"--dataset_path was \S+/data, is data2"):  # known of one side alone
         Record.open(parse(small(model_name_or_path="./model", dataset_path="data2", output_dir=out), "t", "t"))
+
+
+def test_a_path_that_was_written_down_relative_goes_on_absolute_and_the_other_way_round(
+    search, small, own, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    out = search(**own)
+    written = json.loads((out / "arguments.json").read_text())
+    for name in ("model_name_or_path", "dataset_path"):
+        assert written[name] == str(own[name])
+    old = {**written, "model_name_or_path": "model", "dataset_path": "./data"}
+    del old["digests"]  # as version 0.1.0 wrote it
+    (out / "arguments.json").write_text(json.dumps(old))
+    Record.open(parse(small(**own), "t", "t"))
+    shutil.copytree("data", "data2")
+    with pytest.raises(BadInput, match=r"--dataset_path was \./data, is data2"):
+        Record.open(parse(small(**own | {"dataset_path": "data2"}), "t", "t"))
+
+
+def test_a_study_goes_on_with_the_same_model_under_another_path(small, own, tmp_path, monkeypatch):
+    def planned(model) -> Plan:
+        return Plan([], {"first": Job("first", "imp", {"task": "sst2", **own, "model_name_or_path": str(model)})})
+
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "out/jobs/first/arguments.json"
+    path.parent.mkdir(parents=True)
+    flags = planned("./model").jobs["first"].flags
+    written = {"name": "x", "cells": [], "jobs": [{"id": "first", "flags": flags}]}
+    (tmp_path / "out/study.json").write_text(json.dumps(written, default=str))
+    args = planned("./model").jobs["first"].args
+    path.write_text(json.dumps({**args.to_keep(), "digests": provenance.digests(args)}))
+    (tmp_path / "link").symlink_to("model")
+    study.refuse_other_flags(planned("link"), tmp_path / "out")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for model in ("../model", own["model_name_or_path"], shutil.copytree(tmp_path / "model", "copied")):
+        study.refuse_other_flags(planned(model), tmp_path / "out")
+    flip_a_bit(Path("copied/model.safetensors"))
+    study.refuse_other_flags(planned("copied"), tmp_path / "out")
+    with pytest.raises(
+        BadInput, match=r"first was begun with other content \(--model_name_or_path: model\.safetensors"
+    ):
+        study.refuse_other_content(planned("copied"), tmp_path / "out")
 
 
 def test_a_ticket_and_theta_of_another_name_and_a_copied_dense_network_are_the_same(

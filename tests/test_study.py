@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoModelForMaskedLM
 
 from lth_scale import grid, study
 from lth_scale.arguments import BadInput
@@ -193,6 +194,25 @@ def test_flags_of_the_command_line_win_and_the_task_is_filled_in(write, tmp_path
     assert flags["dataset_path"] == f"{tmp_path}/sst2" and flags["max_steps"] == "5" and flags["learning_rate"] == 1e-3
     assert study.overrides(["--max_steps", "-1", "--bf16", "--optim=sgd"]) == {
         "max_steps": "-1", "bf16": True, "optim": "sgd"}  # fmt: skip
+
+
+def test_tickets_are_not_searched_for_in_other_weights_than_they_are_trained_in(write, tiny_bert, other_bert, tmp_path):
+    shards = shutil.copytree(tiny_bert, tmp_path / "shards", ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModelForMaskedLM.from_pretrained(tiny_bert).save_pretrained(shards, max_shard_size="20KB")
+
+    def made(target, **flags) -> grid.Plan:
+        models = {"mlm": {"model_name_or_path": str(tiny_bert)}, "sst2": {"model_name_or_path": str(target)}}
+        transfer = {**TRANSFER, "seeds": [1]}
+        return planned(write(flags=GRID["flags"], tasks=models, transfer=transfer), **flags)
+
+    study.refuse_other_weights(made(shards))
+    named = rf"transfer-\S+: --model_name_or_path \S+: is base_sha256 \w{{12}}….* of {tiny_bert}.*--allow_other_weights"
+    with pytest.raises(BadInput, match=named.replace(str(tiny_bert), r"\S+")):
+        study.refuse_other_weights(made(other_bert))
+    allowed = made(other_bert, allow_other_weights=True)
+    study.refuse_other_weights(allowed)
+    assert "--allow_other_weights" in grid.summary(allowed)["note"] and "quick look" in grid.summary(allowed)["note"]
+    assert "--allow_other_weights" not in grid.summary(made(shards))["note"]
 
 
 def test_a_killed_study_goes_on_and_runs_each_job_once(write, begin, ran, tmp_path):

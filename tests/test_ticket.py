@@ -1,6 +1,8 @@
 """ticket.py: the file format, application, overlap, and the command that prints one."""
 
+import hashlib
 import json
+import re
 import tracemalloc
 from dataclasses import replace
 
@@ -12,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from test_families import FAMILIES
 
 from lth_scale import Ticket
-from lth_scale.arguments import printable
+from lth_scale.arguments import Training, printable
 from lth_scale.prunable import prunable
-from lth_scale.ticket import describe, digest, main
+from lth_scale.tasks.task import load_model
+from lth_scale.ticket import base_digest, describe, digest, main
 
 
 def tiny(layers: int = 2, hidden: int = 16, **head) -> hf.PreTrainedModel:
@@ -167,6 +171,138 @@ def test_the_command_prints_totals_provenance_and_a_bar_a_matrix(saved, command)
     bars = [line for line in done.stdout.splitlines() if "█" in line]
     assert len(bars) == len(ticket.masks)
     assert f"{ticket.layer_sparsity()[FIRST]:.2%}" in bars[0]
+
+
+def test_the_digest_of_a_base_is_over_sorted_names_shapes_and_fp32_values_of_its_encoder():
+    model = with_head("SequenceClassification of 2")
+    sha = hashlib.sha256()
+    for name, weight in sorted(model.bert.state_dict().items()):
+        if not name.startswith("pooler."):
+            sha.update(f"{name}{tuple(weight.shape)}".encode() + weight.numpy().astype("<f4").tobytes())
+    assert base_digest(model) == base_digest(model.bert) == sha.hexdigest()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_base_is_the_same_in_every_file_and_under_every_head(family, tokenizer, tmp_path):
+    kind, sizes = FAMILIES[family]
+    config = kind(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+    torch.manual_seed(0)
+    model = hf.AutoModelForMaskedLM.from_config(config).half()
+    model.save_pretrained(tmp_path / "fp16")
+    model.float().save_pretrained(tmp_path / "fp32")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="9KB")
+    assert len([*(tmp_path / "shards").glob("*.safetensors")]) > 2
+    heads = [getattr(hf, f"AutoModelFor{head}") for head in ("MaskedLM", "SequenceClassification", "QuestionAnswering")]
+    found = set()
+    for form, head, seed in zip(("fp16", "fp32", "shards", "fp16"), [*heads, heads[1]], (1, 2, 3, 4), strict=True):
+        args = Training(task="mlm", model_name_or_path=str(tmp_path / form), seed=seed)
+        found.add(load_model(args, head, tokenizer).base_sha256)
+    assert found == {base_digest(hf.AutoModel.from_pretrained(tmp_path / "fp32", dtype=torch.float32))}
+
+
+def test_a_base_is_the_same_with_its_pooler_and_under_old_names(tmp_path):
+    model = tiny()
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    old = {f"bert.{re.sub('LayerNorm.weight$', 'LayerNorm.gamma', name)}": weight for name, weight in weights.items()}
+    old = {re.sub("LayerNorm.bias$", "LayerNorm.beta", name): weight for name, weight in old.items()}
+    none = {name: weight for name, weight in weights.items() if not name.startswith("pooler.")}
+    found = {base_digest(model)}
+    for form, stored in {"with": weights, "none": none, "old": old}.items():
+        model.config.save_pretrained(tmp_path / form)
+        save_file(
+            {name: w.numpy() for name, w in stored.items()}, tmp_path / form / "model.safetensors", {"format": "pt"}
+        )
+        for head in (hf.AutoModelForSequenceClassification, hf.AutoModelForQuestionAnswering):
+            found.add(base_digest(head.from_pretrained(tmp_path / form)))
+    assert len(found) == 1
+
+
+def test_another_value_name_or_shape_anywhere_in_the_encoder_is_another_base_and_a_head_is_not():
+    known = {base_digest(model) for model in (tiny(), tiny(layers=3), tiny(hidden=8))}
+    for name in ("embeddings.word_embeddings.weight", "encoder.layer.1.output.LayerNorm.bias", FIRST):
+        model = tiny()
+        weight = model.get_parameter(name).data.view(-1)
+        weight[-1] = torch.nextafter(weight[-1], torch.tensor(9.0))
+        known.add(base_digest(model))
+    assert len(known) == 3 + 3
+    model = with_head("MaskedLM")
+    before = base_digest(model)
+    torch.nn.init.ones_(model.cls.predictions.transform.dense.weight)
+    assert base_digest(model) == before
+
+
+def test_what_is_not_in_the_checkpoint_is_no_part_of_the_base(tmp_path):
+    model = with_head("MaskedLM")
+    name = "embeddings.token_type_embeddings.weight"
+    first = base_digest(model, {f"bert.{name}"})
+    torch.nn.init.ones_(model.bert.get_parameter(name))
+    assert base_digest(model, {f"bert.{name}"}) == first != base_digest(model)
+
+
+A, B = "a" * 64, "b" * 64
+
+
+def of_base(sha: str, **more) -> Ticket:
+    return replace(ticket_for(tiny(), **more), base_sha256=sha, base_model=f"model {sha[:1]}")
+
+
+def test_a_ticket_carries_its_base(tmp_path, capsys):
+    of_base(A).save(tmp_path / "t.safetensors")
+    with safe_open(tmp_path / "t.safetensors", "numpy") as file:
+        assert file.metadata()["base_sha256"] == A
+    assert Ticket.load(tmp_path / "t.safetensors").base_sha256 == A
+    assert f"base_sha256 {A}" in describe(of_base(A), "t") and "base_sha256 not known" in describe(of_base(""), "t")
+
+
+@pytest.mark.parametrize("sha", ["x", "A" * 64, "a" * 63, f"{A}\n"])
+def test_a_base_that_is_no_digest_is_refused(sha, tmp_path):
+    of_base(sha).save(tmp_path / "t.safetensors")
+    with pytest.raises(ValueError, match="base_sha256 is no SHA-256"):
+        Ticket.load(tmp_path / "t.safetensors")
+
+
+@pytest.mark.parametrize("how", ["overlap", "union", "intersect"])
+def test_tickets_of_two_bases_are_neither_compared_nor_combined_unless_that_is_allowed(
+    how, tmp_path, monkeypatch, capsys
+):
+    mine, other = of_base(A), of_base(B, seed=1)
+    with pytest.raises(ValueError, match=f"{A[:12]}… of 'model a' and {B[:12]}… of 'model b'.*--allow_other_weights"):
+        getattr(mine, how)(other)
+    same = getattr(of_base(A), how)(of_base(A, seed=1))
+    made = getattr(mine, how)(other, allow_other_weights=True)
+    if how == "overlap":
+        assert made == same
+    else:
+        assert made.arguments["allow_other_weights"] is True and "allow_other_weights" not in same.arguments
+        assert made.base_sha256 == same.base_sha256 == A
+    assert getattr(mine, how)(of_base("", seed=1)) and getattr(of_base(""), how)(other)  # not known: nothing to compare
+    monkeypatch.chdir(tmp_path)
+    mine.save("a"), other.save("b")
+    argv = ["ticket", "a", f"--{how}", "b", *(["--output", "c"] if how != "overlap" else [])]
+    monkeypatch.setattr("sys.argv", argv)
+    with pytest.raises(ValueError, match=f"--{how} b: tickets of two bases"):
+        main()
+    assert not (tmp_path / "c").exists()
+    monkeypatch.setattr("sys.argv", [*argv, "--allow_other_weights"])
+    main()
+    assert (tmp_path / "c").exists() == (how != "overlap")
+
+
+def test_the_command_says_that_an_older_ticket_is_not_checked(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    of_base(A).save("new"), of_base("").save("old")
+    monkeypatch.setattr("sys.argv", ["ticket", "new", "--overlap", "old"])
+    main()
+    assert [record.message for record in caplog.records] == [
+        "old: has no base_sha256, so it is not checked that both belong to one base"
+    ]
+
+
+def test_apply_takes_any_weights_of_the_right_shapes():
+    model = tiny()
+    torch.nn.init.ones_(model.get_parameter(FIRST))
+    ticket = of_base(A)
+    assert torch.equal(ticket.apply(model).get_parameter(FIRST), ticket.masks[FIRST].float())
 
 
 def test_union_and_intersection_by_hand():

@@ -1,16 +1,20 @@
 """transfer.py and subnetwork.py: m ⊙ θ on another task, seed by seed, beside its controls."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import sentence, write_jsonl
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForMaskedLM
 
 from lth_scale import Ticket, training
 from lth_scale.arguments import CONTROLS, BadInput, Transfer, parse
 from lth_scale.export.places import locate
 from lth_scale.subnetwork import barrier
+from lth_scale.ticket import base_digest
 
 
 def rows(out) -> list[dict]:
@@ -107,6 +111,113 @@ def test_a_ticket_of_one_task_trains_another_with_and_without_pooler(
     extra = set(used.masks) ^ set(ticket.masks)
     assert extra == ({"pooler.dense.weight"} if {source, target} & {"mlm", "squad"} else set())
     assert used.task == target
+
+
+@pytest.fixture
+def ticket(search, tmp_path):
+    """The directory of a search that trains nothing."""
+    return search(max_steps=0, target_sparsity=0.2, output_dir=tmp_path / "found")
+
+
+def forget_base(found, to) -> None:
+    replace(Ticket.load(found / "ticket.safetensors"), base_sha256="").save(to)
+
+
+@pytest.mark.parametrize("more", [{}, {"control": "reinit"}, {"control": "one_shot", "fp16": None}])
+def test_a_ticket_is_refused_on_other_weights_also_by_its_controls(
+    more, ticket, transfer, tiny_bert, other_bert, tmp_path
+):
+    base = Ticket.load(ticket / "ticket.safetensors").base_sha256
+    ours = base_digest(AutoModel.from_pretrained(other_bert))
+    with pytest.raises(BadInput) as refused:
+        transfer(1, ticket=ticket, model_name_or_path=other_bert, max_steps=0, **more)
+    said = str(refused.value)
+    named = (f"--ticket {ticket}/ticket.safetensors", base[:12], ours[:12], str(tiny_bert), str(other_bert))
+    assert all(each in said for each in (*named, "--allow_other_weights")) and "\n" not in said
+    assert not (tmp_path / "transfer").exists()
+
+
+def test_other_weights_that_are_allowed_are_said_in_every_output(ticket, transfer, other_bert, capsys, caplog):
+    out = transfer(1, ticket=ticket, model_name_or_path=other_bert, max_steps=0, allow_other_weights=True)
+    assert "other weights" in caplog.text and "--allow_other_weights" in capsys.readouterr().out
+    assert "--allow_other_weights" in rows(out)[0]["note"]
+    used = Ticket.load(out / "seeds/01/ticket.safetensors")
+    assert used.arguments["allow_other_weights"] is True
+    assert used.base_sha256 == base_digest(AutoModel.from_pretrained(other_bert))
+
+
+def test_the_same_weights_in_shards_and_an_older_ticket_are_taken(
+    ticket, transfer, tiny_bert, other_bert, tmp_path, caplog
+):
+    shutil.copytree(tiny_bert, tmp_path / "shards", ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModelForMaskedLM.from_pretrained(tiny_bert).save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    out = transfer(1, ticket=ticket, model_name_or_path=tmp_path / "shards", max_steps=0)
+    kept = [Ticket.load(each / "ticket.safetensors").base_sha256 for each in (ticket, out / "seeds/01")]
+    assert kept[0] == kept[1] != "" and "base_sha256" not in caplog.text
+    forget_base(ticket, tmp_path / "old")
+    out = transfer(1, ticket=tmp_path / "old", model_name_or_path=other_bert, max_steps=0, output_dir=tmp_path / "o")
+    assert [r.message for r in caplog.records if "base_sha256" in r.message] == [
+        f"--ticket {tmp_path}/old: has no base_sha256, so it is not checked that it belongs to the weights of "
+        f"{str(other_bert)!r}"
+    ]
+    assert Ticket.load(out / "seeds/01/ticket.safetensors").base_sha256 not in ("", kept[0])
+
+
+def test_theta_i_of_the_tickets_own_search_or_base_is_right_and_another_is_not(
+    search, transfer, tiny_bert, other_bert, tmp_path, caplog
+):
+    own, again, other = (
+        search(max_steps=1, rewind_step=0, target_sparsity=0.1, output_dir=tmp_path / name, **more)
+        for name, more in (("own", {}), ("again", {"seed": 7}), ("other", {"model_name_or_path": other_bert}))
+    )
+    assert (
+        Ticket.load(own / "ticket.safetensors").theta_sha256 != Ticket.load(again / "ticket.safetensors").theta_sha256
+    )
+    given = {"ticket": own, "max_steps": 0}
+    out = transfer(1, **given, theta=own / "theta.safetensors", model_name_or_path=other_bert)
+    kept = [Ticket.load(each / "ticket.safetensors").base_sha256 for each in (own, out / "seeds/01")]
+    assert kept[0] == kept[1]  # of the weights that are trained
+    transfer(1, **given, theta=again / "theta.safetensors", output_dir=tmp_path / "again-1")  # its pooler is another
+    for theta in (again, other):
+        with pytest.raises(BadInput, match=rf"--theta {theta}/theta\.safetensors: belongs to base_sha256"):
+            model = other_bert if theta == again else tiny_bert
+            transfer(
+                1, **given, theta=theta / "theta.safetensors", model_name_or_path=model, output_dir=tmp_path / "no"
+            )
+    assert "base_sha256" not in caplog.text
+    save_file(load_file(other / "theta.safetensors"), tmp_path / "old.safetensors")
+    with pytest.raises(BadInput, match=r"--ticket \S+: belongs to base_sha256"):
+        transfer(
+            1, **given, theta=tmp_path / "old.safetensors", model_name_or_path=other_bert, output_dir=tmp_path / "n"
+        )
+    assert f"--theta {tmp_path}/old.safetensors: has no base_sha256" in caplog.text
+
+
+def test_paths_mean_the_same_from_another_directory(
+    search, transfer, small, tiny_bert, sst2_data, tmp_path, monkeypatch
+):
+    shutil.copytree(tiny_bert, tmp_path / "here/models/x")
+    (tmp_path / "link").symlink_to("here/models/x")
+    (tmp_path / "there/models/x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    found = search(model_name_or_path="models/x", max_steps=0, target_sparsity=0.1, output_dir="found")
+    relative = {"model_name_or_path": "./models/x", "ticket": "found", "compare_with": "dense", "keep_network": True}
+    transfer(1, model_name_or_path="models/x", max_steps=0, output_dir="dense")
+    out = transfer(1, **relative, max_steps=0, output_dir="out").absolute()
+    monkeypatch.chdir(tmp_path / "there")
+    home, written = tmp_path / "here", json.loads((out / "arguments.json").read_text())
+    ticket = Ticket.load(home / found / "ticket.safetensors")
+    assert ticket.base_model == ticket.arguments["model_name_or_path"] == str(home / "models/x")
+    assert [written[name] for name in ("model_name_or_path", "ticket", "compare_with", "output_dir")] == [
+        str(home / name) for name in ("models/x", "found/ticket.safetensors", "dense", "out")
+    ]
+    saved = b"".join(path.read_bytes() for path in out.rglob("model/*.json"))
+    assert b"./models" not in saved and b'"models/x' not in saved
+    args = parse(small(ticket=home / found, target_sparsity=None, model_name_or_path=None), "t", "t", Transfer)
+    assert args.model_name_or_path == str(home / "models/x")
+    for path in ("../here/models/x", "../link", str(tmp_path / "link/"), str(home / "models/x")):
+        given = {"model_name_or_path": path, "ticket": home / found, "max_steps": 0, "output_dir": "../here/out"}
+        assert transfer(1, **given, keep_network=True)
 
 
 @pytest.mark.parametrize("control", CONTROLS)

@@ -74,7 +74,8 @@ def load(args: Training) -> Task:
     splits = load_rows(args, family)
     kind = "regression" if family.classes == 1 else "single_label_classification"
     head = {"num_labels": family.classes, "problem_type": kind}  # a config may say otherwise
-    model, prunable, _ = load_model(args, AutoModelForSequenceClassification, tokenizer, **head)
+    loaded = load_model(args, AutoModelForSequenceClassification, tokenizer, **head)
+    model = loaded.model
     length = sequence_length(args, model, tokenizer)
     options = {"texts": family.texts, "length": length, "segments": has_segments(model)}
     encoded = {split: data.encode(rows, tokenize, tokenizer, **options) for split, rows in splits.items()}
@@ -92,7 +93,8 @@ def load(args: Training) -> Task:
         return {NAMES.get(name, name): value for name, value in prediction_scores(rows, metric).items()}
 
     return Task(
-        model=model, prunable=prunable, tokenizer=tokenizer, revision=getattr(model.config, "_commit_hash", None) or "",
+        model=model, prunable=loaded.prunable, base_sha256=loaded.base_sha256, tokenizer=tokenizer,
+        revision=getattr(model.config, "_commit_hash", None) or "",
         train=encoded["train"], validation=encoded[family.validation], collate=collate, eval_collate=collate,
         loss=loss, rows=rows, score=score, grouped=True,
         more={suffix: encoded[split] for suffix, split in family.more.items() if split in encoded},

@@ -127,7 +127,8 @@ def load(args: Training) -> Task:
     tokenizer = load_tokenizer(args)
     if tokenizer.mask_token_id is None:
         raise BadInput(f"--task mlm: the tokenizer of {args.model_name_or_path} has no mask token; give an MLM encoder")
-    model, prunable, _ = load_model(args, AutoModelForMaskedLM, tokenizer)
+    loaded = load_model(args, AutoModelForMaskedLM, tokenizer)
+    model = loaded.model
     train, validation = load_blocks(args, tokenizer, sequence_length(args, model, tokenizer))
     validation = data.encode(validation, mask_for_evaluation, tokenizer, seed=EVAL_SEED)
     if not any(label != -100 for labels in validation["labels"] for label in labels):
@@ -142,7 +143,8 @@ def load(args: Training) -> Task:
         return prediction_scores(rows, metric)
 
     return Task(
-        model=model, prunable=prunable, tokenizer=tokenizer, revision=getattr(model.config, "_commit_hash", None) or "",
+        model=model, prunable=loaded.prunable, base_sha256=loaded.base_sha256, tokenizer=tokenizer,
+        revision=getattr(model.config, "_commit_hash", None) or "",
         train=train, validation=validation, collate=DataCollatorForLanguageModeling(tokenizer), eval_collate=stack,
         loss=chosen_loss, rows=rows, score=score, grouped=False,
     )  # fmt: skip

@@ -133,7 +133,8 @@ def load(args: Training) -> Task:
     tokenizer = load_tokenizer(args)
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples}
     splits = data.load_splits(args, ("rajpurkar/squad", None), COLUMNS, None, limits)
-    model, prunable, _ = load_model(args, AutoModelForQuestionAnswering, tokenizer, num_labels=2)
+    loaded = load_model(args, AutoModelForQuestionAnswering, tokenizer, num_labels=2)
+    model = loaded.model
     options = {"length": sequence_length(args, model, tokenizer), "stride": args.doc_stride}
     options["segments"] = has_segments(model)
     train, validation = (data.encode(splits[name], windows, tokenizer, **options) for name in limits)
@@ -154,7 +155,8 @@ def load(args: Training) -> Task:
 
     pad = partial(collate, tokenizer=tokenizer)
     return Task(
-        model=model, prunable=prunable, tokenizer=tokenizer, revision=getattr(model.config, "_commit_hash", None) or "",
+        model=model, prunable=loaded.prunable, base_sha256=loaded.base_sha256, tokenizer=tokenizer,
+        revision=getattr(model.config, "_commit_hash", None) or "",
         train=train.remove_columns([*SPANS, "part"]), validation=validation.remove_columns("part"),
         collate=pad, eval_collate=pad, loss=loss, rows=best_spans, score=score, grouped=True,
     )  # fmt: skip

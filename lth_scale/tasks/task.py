@@ -25,9 +25,10 @@ from transformers import logging as transformers_logging
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from lth_scale import caches
-from lth_scale.arguments import EMBEDDED, BadInput, Training, brief, embedded_path, first_line, is_local
+from lth_scale.arguments import EMBEDDED, BadInput, Training, brief, embedded_path, first_line, is_local, lasting
 from lth_scale.prunable import base_model, prunable
 from lth_scale.tasks.data import NO_NETWORK, settle_for_cache
+from lth_scale.ticket import base_digest
 
 log = logging.getLogger("lth_scale")
 # A config may ask for other outputs, or for chunks of a fixed length: the scores are the same.
@@ -48,11 +49,12 @@ class Task:
     finite. rows(outputs, batch) → float64 array (n, columns), which evaluation stacks over all batches and hands to
     `score` → {metric: value}. The first metric stands for the task. grouped: batch rows of similar length.
     more: further validation rows, scored in the same way and reported as metric_name.
-    prunable: the prunable set, as names in the base model.
+    prunable: the prunable set, as names in the base model. base_sha256: of the encoder's weights, see `base_digest`.
     """
 
     model: PreTrainedModel
     prunable: tuple[str, ...]
+    base_sha256: str
     tokenizer: PreTrainedTokenizerBase
     revision: str
     train: Dataset
@@ -72,6 +74,11 @@ class Loaded(NamedTuple):
     model: PreTrainedModel
     prunable: tuple[str, ...]
     fresh: frozenset[str]
+
+    @property
+    def base_sha256(self) -> str:
+        """The digest of the encoder's weights, by which a ticket knows its base."""
+        return base_digest(self.model, self.fresh)
 
 
 def prediction_rows(logits: Tensor, labels: Tensor) -> numpy.ndarray:
@@ -95,8 +102,9 @@ def prediction_scores(rows: numpy.ndarray, metric: Any) -> dict[str, float]:
 
 
 def model_path(args: Training) -> str:
-    """What `from_pretrained` is given."""
-    return str(embedded_path("bert")) if args.model_name_or_path == EMBEDDED else args.model_name_or_path
+    """What `from_pretrained` is given, and what it writes into a saved config: absolute where it is a directory."""
+    name = args.model_name_or_path
+    return str(embedded_path("bert")) if name == EMBEDDED else lasting("model_name_or_path", name)
 
 
 class Notes(logging.Handler):
