@@ -23,7 +23,7 @@ from lth_scale.arguments import (
     resolve,
 )
 from lth_scale.publishing import Publication
-from lth_scale.record import Record
+from lth_scale.record import Record, starved_in
 from lth_scale.ticket import Ticket
 
 HEADS = {"squad": ("question-answering", "AutoModelForQuestionAnswering"), "mlm": ("fill-mask", "AutoModelForMaskedLM")}
@@ -96,7 +96,7 @@ def command(run: Run) -> str:
     kind = "transfer" if isinstance(args, Transfer) else "imp"
     words = ["accelerate", "launch", "-m", f"lth_scale.{kind}"]
     for name, value in run.public.value(short | changed).items():
-        parts = [*map(str, value)] if isinstance(value, tuple) else [] if value is True else [str(value)]
+        parts = [*map(str, value)] if isinstance(value, list) else [] if value is True else [str(value)]
         words += [f"--{name}", *parts] if value is not None else []
     return shlex.join(words)
 
@@ -241,6 +241,8 @@ def cautions(run: Run) -> str:
     ]  # fmt: skip
     if run.control != "none":
         lines.insert(0, f"what a found ticket does: `{run.control}` is a control")
+    if words := starved_in(run.row):
+        lines.insert(0, f"that every layer is in use: {page.literal(words)}")
     if run.args.note:
         lines.insert(0, f"anything: it is {run.args.note}")
     return "## What it must not be used to claim\n\n" + "\n".join(f"- {line}." for line in lines)

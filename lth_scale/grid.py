@@ -27,7 +27,8 @@ LONGEST, MOST_FILES, MOST_TRAININGS = 2**18, 100, 10_000  # bytes of a file; of 
 LONGEST_NAME, LONGEST_NOTE = 200, 1000
 WITHOUT_TICKET = ("one_shot", "random_mask")  # nothing but the number of pruned weights matters to them
 SPARSITIES = ("sparsities", "control_sparsities", "rewind_sparsities")
-SOME_FLAGS = {"max_steps": 100, "learning_rate": 1e-3, "optim": "sgd", "bf16": True}
+SOME_FLAGS = {"max_steps": 100, "learning_rate": 1e-3, "optim": "sgd", "bf16": True, "ignore": ["pooler"]}
+LISTS = {"ignore"}  # the flags that take several values
 # Examples of what each key may hold: a value has the types of one of them, and so have its entries.
 KEYS: dict[str, tuple] = {
     "name": ("mine",), "note": ("one sentence",), "launcher": ("accelerate launch -m",), "include": (["demo.yaml"],),
@@ -290,9 +291,14 @@ def parser_of(kind: str) -> arguments.OneLineParser:
 
 
 def as_argv(flags: Flags) -> list[str]:
-    """The flags as a command line; true is a flag without a value, false is left out."""
+    """The flags as a command line; true is a flag without a value, false is left out, a list is several values."""
     given = {name: value for name, value in flags.items() if value is not False}
-    return [part for name, value in given.items() for part in (f"--{name}", str(value))[: 1 if value is True else 2]]
+    several = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
+    return [
+        part
+        for name, values in several.items()
+        for part in (f"--{name}", *(str(value) for value in values if value is not True))
+    ]
 
 
 def difference(old: Flags, new: Flags, but: Collection[str]) -> str:

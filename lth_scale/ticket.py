@@ -8,7 +8,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lth_scale import files
-from lth_scale.arguments import BadInput, exit_on_bad_input, parse_pattern, printable, ticket_parser
-from lth_scale.prunable import prunable
+from lth_scale.arguments import (
+    BadInput,
+    check_regexes,
+    exit_on_bad_input,
+    parse_pattern,
+    printable,
+    ticket_parser,
+)
+from lth_scale.prunable import POOLER, is_ignored, not_linear, prunable
 
 FORMAT = "lth_scale.ticket/1"
 # Its metadata, all of them strings. The last two are not in tickets of every origin; any other is a damaged one.
@@ -63,10 +70,14 @@ class Ticket:
         """Sparsity of each matrix, in the order of the model."""
         return {name: 1 - int(mask.sum()) / mask.numel() for name, mask in self.masks.items()}
 
-    def starved(self) -> dict[str, int]:
-        """Matrices that keep fewer weights than they have outputs, and how many: most of these outputs are constant."""
+    def starved(self, transposed: Collection[str] = ()) -> dict[str, int]:
+        """Matrices that keep fewer weights than they have outputs, and how many: most of these outputs are constant.
+
+        transposed: the names of those whose outputs are dimension 1, as in `prunable.transposed`.
+        """
         kept = {name: int(mask.sum()) for name, mask in self.masks.items()}
-        return {name: count for name, count in kept.items() if count < len(self.masks[name])}
+        outputs = {name: mask.shape[name in transposed] for name, mask in self.masks.items()}
+        return {name: count for name, count in kept.items() if count < outputs[name]}
 
     def save(self, path: str | Path) -> None:
         """Write the ticket file (DESIGN: safetensors, one bit a weight), whole or not at all."""
@@ -140,6 +151,7 @@ class Ticket:
             _check_size(name, shape, file.get_slice(name))
         packed = {name: file.get_tensor(name) for name in shapes}
         parse_pattern(arguments.get("pattern", "unstructured"))
+        check_regexes(arguments.get("ignore") or ())
         if (scope := arguments.get("scope") or "global") not in ("global", "layerwise"):
             raise ValueError(f"its scope is {scope!r}")
         ticket = cls(
@@ -160,13 +172,16 @@ class Ticket:
     def masks_for(self, model: nn.Module) -> dict[str, Tensor]:
         """The masks of `model`'s prunable set, in its order. A pooler that the ticket lacks is kept whole.
 
-        Raises ValueError that names the parameter which is missing on either side or of another shape.
+        So is what the search that found it left out: by --ignore, or as version 0.1.0, whose only matrices were
+        `nn.Linear`. Raises ValueError that names the parameter which is missing on either side or of another shape.
         """
-        targets = prunable(model)
+        targets, left_out = prunable(model), self.arguments.get("ignore") or ()
+        is_old = bool(self.arguments) and "ignore" not in self.arguments
+        unknown = not_linear(model).keys() if is_old else ()
         masks = {}
         for name, weight in targets.items():
             mask = self.masks.get(name)
-            if mask is None and name.startswith("pooler."):
+            if mask is None and (name.startswith(POOLER) or name in unknown or is_ignored(name, left_out)):
                 mask = torch.ones(weight.shape, dtype=torch.bool)
             if mask is None:
                 raise BadInput(f"not a ticket of this model: it has no mask for {name}; it is for {self.base_model!r}")
@@ -177,7 +192,7 @@ class Ticket:
                 )
             masks[name] = mask
         for name in self.masks:
-            if name not in targets and not name.startswith("pooler."):
+            if name not in targets and not name.startswith(POOLER):
                 raise BadInput(f"not a ticket of this model: the model has no {name}; it is for {self.base_model!r}")
         return masks
 
@@ -220,12 +235,12 @@ class Ticket:
         for key, mask in other.masks.items():
             if key in masks and masks[key].shape == mask.shape:
                 masks[key] = how(masks[key], mask)
-            elif key in masks or not key.startswith("pooler."):
+            elif key in masks or not key.startswith(POOLER):
                 raise BadInput(f"tickets of two networks: {key} is in one alone or has another shape there")
             else:
                 masks[key] = mask
         for key in self.masks:
-            if key not in other.masks and not key.startswith("pooler."):
+            if key not in other.masks and not key.startswith(POOLER):
                 raise BadInput(f"tickets of two networks: {key} is in one alone or has another shape there")
         found_by = f"{name} of a ticket of {self.task} and one of {other.task}"
         return replace(self, masks=masks, threshold=0.0, arguments={**self.arguments, "found_by": found_by})
@@ -276,13 +291,18 @@ def describe(ticket: Ticket, path: str | Path) -> str:
         f"base       {source}",
         f"θ sha256   {ticket.theta_sha256}",
         f"task       {ticket.task}",
-        "arguments  " + " ".join(f"--{k} {v}" for k, v in ticket.arguments.items() if v not in (None, False)),
+        "arguments  "
+        + " ".join(f"--{k} {_words(v)}" for k, v in ticket.arguments.items() if v not in (None, False, [])),
         "",
     ]
     width = max(map(len, ticket.masks), default=0)
     for name, sparsity in ticket.layer_sparsity().items():
         lines.append(f"{name:<{width}}  {'█' * round(sparsity * 30):·<30} {sparsity:7.2%}")
     return "\n".join(lines)
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def main() -> None:
