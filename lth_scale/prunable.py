@@ -1,6 +1,7 @@
 """Which weights a ticket is about, read off the structure of the network and not off its names."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -23,7 +24,7 @@ class Weight(NamedTuple):
     kind: str  # matrix, depthwise or other
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """How many numbers it holds."""
         return self.parameter.numel()
 
@@ -113,6 +114,15 @@ def not_linear(model: nn.Module) -> dict[str, str]:
     return {each.name: type(each.module).__name__ for each in matrices if not isinstance(each.module, nn.Linear)}
 
 
+def kinds(model: nn.Module) -> str:
+    """A line on what the matrices are, where they are not all of nn.Linear; else empty."""
+    matrices = [weight for weight in stack(model) if weight.kind == "matrix"]
+    counts = Counter(type(each.module).__name__ for each in matrices)
+    if all(isinstance(each.module, nn.Linear) for each in matrices):
+        return ""
+    return f"matrices of the encoder: {', '.join(f'{count} of {kind}' for kind, count in counts.items())}"
+
+
 def check_linear(model: nn.Module, name: str) -> None:
     """Raise BadInput where a matrix is no `nn.Linear`: there is no sparse product that could take its place.
 
@@ -139,24 +149,28 @@ def check(model: nn.Module, ignore: Sequence[str], name: str) -> None:
             )
     others = [weight for weight in stack(model) if weight.kind == "other" and not is_ignored(weight.name, ignore)]
     if others:
-        raise BadInput(f"{name}: {_described(others)}, which is no matrix that can be pruned here; {_remedy(others)}")
+        raise BadInput(
+            f"{name}: {_described(others)}, which cannot be pruned: matrices are nn.Linear, Conv1D and convolutions of "
+            f"width 1; {_remedy(others)}"
+        )
     if not any(not each.startswith(POOLER) for each in prunable(model, ignore)):
         why = f"no matrix is left in its layers with --ignore {' '.join(ignore)}" if ignore else "no layers of matrices"
         raise BadInput(f"{name}: {type(model).__name__} has {why} to prune; give an encoder like BERT")
 
 
 def _described(others: list[Weight]) -> str:
-    first, rest = others[0], sum(weight.count for weight in others[1:])
+    first = max(others, key=lambda weight: weight.size)
+    rest = sum(weight.size for weight in others) - first.size
     shape = "×".join(map(str, first.parameter.shape))
-    more = f" and {len(others) - 1} more weights ({rest:,} numbers)" if len(others) > 1 else ""
-    return f"its layers hold {first.name} ({type(first.module).__name__}, {shape}, {first.count:,} numbers){more}"
+    more = f" and {len(others) - 1} more ({rest:,} numbers)" if len(others) > 1 else ""
+    return f"its layers hold {first.name} ({type(first.module).__name__}, {shape}, {first.size:,} numbers){more}"
 
 
 def _remedy(others: list[Weight]) -> str:
     """The flag that leaves these weights dense, in all layers."""
     names = dict.fromkeys(re.sub(r"\\\.\d+(?=\\\.|$)", r"\\.\\d+", re.escape(weight.name)) for weight in others)
     regex = next(iter(names)) if len(names) == 1 else f"({'|'.join(names)})"
-    return f"to leave it dense, give --ignore '^{regex}$'"
+    return f"to leave all that dense, give --ignore '^{regex}$'"
 
 
 def passed_over(model: nn.Module, ignore: Iterable[str] = ()) -> str:
@@ -165,5 +179,5 @@ def passed_over(model: nn.Module, ignore: Iterable[str] = ()) -> str:
     if not found:
         return ""
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    count = sum(weight.count for weight in found)
+    count = sum(weight.size for weight in found)
     return f"not pruned: the depthwise filters {found[0].name}{more} ({count:,} weights), one input a channel"

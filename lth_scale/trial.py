@@ -219,8 +219,9 @@ def checked_matrices(args: Training, task: tasks.Task) -> tuple[str, ...]:
     """The prunable set of a new run. Raises BadInput where the network holds what is neither pruned nor passed over."""
     ignore = args.ignore or ()
     prunable.check(task.model, ignore, f"--model_name_or_path {args.model_name_or_path}")
-    if (line := prunable.passed_over(task.model, ignore)) and os.environ.get("RANK", "0") == "0":
-        log.warning(line)
+    for line in filter(None, (prunable.kinds(task.model), prunable.passed_over(task.model, ignore))):
+        if os.environ.get("RANK", "0") == "0":
+            log.warning(line)
     return task.prunable
 
 
