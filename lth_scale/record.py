@@ -71,8 +71,8 @@ def starved_in(row: Mapping[str, Any]) -> str:
     if not isinstance(kept, dict) or not kept or any(type(count) is not int for count in kept.values()):
         return ""
     worst = min(kept, key=kept.__getitem__)
-    what = f"{worst} keeps {kept[worst]:,} weights, fewer than it has outputs"
-    return what + (f", and so do {len(kept) - 1} other matrices" if len(kept) > 1 else "")
+    others = {1: "", 2: ", and so does 1 other matrix"}.get(len(kept), f", and so do {len(kept) - 1} other matrices")
+    return f"{worst} keeps {kept[worst]:,} weights, fewer than it has outputs{others}"
 
 
 @dataclass(frozen=True)
