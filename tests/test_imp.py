@@ -206,7 +206,7 @@ def test_a_starved_matrix_is_in_the_row_the_table_and_mlflow_of_searches_control
     from mlflow import MlflowClient
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    flags = {"model_name_or_path": small_query, "max_steps": 1, "report_to": "mlflow"}
+    flags = {"model_name_or_path": small_query, "max_steps": 0, "report_to": "mlflow"}
     out = search(**flags, target_sparsity=0.2, control="one_shot")
     words = [f"{QUERY} keeps 0 weights, fewer than it has outputs"] * 2
     rows = json.loads((out / "results.json").read_text())

@@ -181,7 +181,7 @@ def test_what_takes_its_dense_network_or_ticket_from_version_0_1_0(search, trans
     Ticket.load(out / "ticket.safetensors").apply(AutoModel.from_pretrained("model"))
     written = json.loads((out / "arguments.json").read_text())
     assert "ignore" not in written
-    kept = shutil.copytree(out, "kept")
+    kept = Path(shutil.copytree(out, "kept"))
     (kept / "rounds/00/model").mkdir(exist_ok=True)
     shutil.copytree("kept/rounds/02/model", "kept/rounds/00/model", dirs_exist_ok=True)  # as --keep_theta had left it
     again = search(**flags, output_dir="again", dense="kept", save_steps=0, target_sparsity=0.3)
