@@ -7,6 +7,7 @@ import argparse
 import atexit
 import errno
 import gc
+import json
 import math
 import os
 import re
@@ -63,8 +64,8 @@ FULL = ("No space left on device", "Disk quota exceeded", "File too large")  # i
 GROUPS = {
     "what to train": "task preset model_name_or_path model_revision dataset_path max_seq_length doc_stride "
     "max_train_samples max_eval_samples ticket theta allow_other_weights seed seeds output_dir",
-    "search": "target_sparsity prune_rate schedule scope pattern score rewind rewind_step lr_span dense keep_theta "
-    "distill early_bird",
+    "search": "target_sparsity prune_rate schedule scope pattern score ignore rewind rewind_step lr_span dense "
+    "keep_theta distill early_bird",
     "comparison": "control compare_with connectivity keep_network",
     "training": "per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps "
     "weight_decay max_grad_norm num_train_epochs max_steps optim optim_args",
@@ -78,7 +79,7 @@ METAVARS = {
     **dict.fromkeys(("ticket", "theta"), "FILE"),
     **dict.fromkeys(("hub_model_id", "run_name"), "NAME"),
     **{"model_name_or_path": "MODEL", "model_revision": "REVISION", "pattern": "PATTERN"},
-    **{"rewind_step": "STEP", "keep_theta": "STEPS", "int": "N", "float": "X", "str": "TEXT"},
+    **{"rewind_step": "STEP", "keep_theta": "STEPS", "ignore": "REGEX", "int": "N", "float": "X", "str": "TEXT"},
 }
 PATHS = {name for name, value in METAVARS.items() if value in ("DIR", "FILE")}  # flags whose values are paths
 # Variables that name directories in which something is written.
@@ -197,6 +198,11 @@ class Training:
     dataloader_num_workers: int = flag("processes that prepare batches", 0)
     ticket: str | None = flag("start from this ticket's mask instead of the dense network")
     allow_other_weights: bool = flag("take a --ticket that was found in other weights than the base model's", False)
+    ignore: tuple[str, ...] | None = flag(
+        "leave dense what one of these is found in the name of, in the base model (default: the ticket's)",
+        nargs="+",
+        of=str,
+    )
 
     logging_steps: int = flag("steps between logged losses", 10)
     save_steps: int = flag("steps between checkpoints within a round; 0: only when a signal asks for one", 500)
@@ -209,8 +215,8 @@ class Training:
     hub_private_repo: bool = flag("make the repository private, where it is new", False)
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields and their values, ready for JSON."""
-        return asdict(self)
+        """The fields and their values, as JSON gives them back."""
+        return {name: [*value] if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def to_keep(self) -> dict[str, Any]:
         """`as_dict`, with local paths made absolute: they mean the same when they are read in another directory."""
@@ -445,10 +451,15 @@ def quoted(path: str | Path) -> str:
 
 
 def as_words(name: str, value: Any) -> list[str]:
-    """A flag as words of a command line: true is a flag without a value, and one that begins with - is joined."""
+    """A flag as words of a command line: true is a flag without a value, and one that begins with - is joined.
+
+    Nothing for a list of no values.
+    """
     values = [str(each) for each in (value if isinstance(value, list | tuple) else [value])]
     if value is True:
         return [f"--{name}"]
+    if not values:
+        return []
     return [f"--{name}={values[0]}"] if values[0].startswith("-") and len(values) == 1 else [f"--{name}", *values]
 
 
@@ -563,7 +574,8 @@ def resolve(given: dict[str, Any], kind: type = Arguments) -> Any:
         values["max_steps"] = -1
     if given.get("ticket"):
         values |= origin_of(given)
-    values |= given
+    values |= {"ignore": ignored_by(given.get("ticket")), **given}
+    values["ignore"] = tuple(values["ignore"])
     if Path(values.get("ticket") or "").is_dir() and values.get("ticket"):
         values["ticket"] = os.path.join(values["ticket"], "ticket.safetensors")
     finish: Callable[[dict[str, Any]], None] = fill_in_search if kind is Arguments else fill_in_transfer
@@ -575,16 +587,7 @@ def resolve(given: dict[str, Any], kind: type = Arguments) -> Any:
 
 def origin_of(given: dict[str, Any]) -> dict[str, Any]:
     """The base model that a ticket was found in, as the flags that load it; {} where the file cannot tell."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        path = Path(given["ticket"])
-        path = path / "ticket.safetensors" if path.is_dir() else path
-        files.check_regular(path)
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError):
-        return {}  # the ticket is refused when it is read
+    metadata = header_of(given["ticket"])
     base, revision = metadata.get("base_model", ""), metadata.get("base_revision", "")
     if not base or "model_name_or_path" in given:
         return {}
@@ -598,6 +601,28 @@ def origin_of(given: dict[str, Any]) -> dict[str, Any]:
             "nor a directory here; give --model_name_or_path, and --model_revision where it needs one"
         )
     return {"model_name_or_path": base, **({"model_revision": revision} if revision else {})}
+
+
+def ignored_by(ticket: str | None) -> list[str]:
+    """--ignore of the search that found a ticket; [] where there is none, or the file cannot tell."""
+    try:
+        return [*map(str, json.loads(header_of(ticket)["arguments"])["ignore"] or ())] if ticket else []
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+def header_of(ticket: str) -> dict[str, str]:
+    """The metadata of a ticket's file, or {} where it has none: it is refused when it is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        path = Path(ticket)
+        path = path / "ticket.safetensors" if path.is_dir() else path
+        files.check_regular(path)
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
 
 
 def fill_in_search(values: dict[str, Any]) -> None:
@@ -640,6 +665,7 @@ def check(args: Training) -> None:
         )
     if args.bf16 and args.fp16:
         raise BadInput("--bf16 --fp16: both are set; keep one")
+    check_regexes(args.ignore or ())
     options = parse_optim_args(args.optim_args, args.optim)
     if options.get("nesterov") and (not options.get("momentum") or options.get("dampening")):
         raise BadInput(
@@ -650,6 +676,17 @@ def check(args: Training) -> None:
     if isinstance(args, Transfer):
         check_transfer(args)
     check_paths(args)
+
+
+def check_regexes(ignore: Sequence[str]) -> None:
+    """Refuse what is no regular expression. Raises BadInput."""
+    for regex in ignore:
+        try:
+            re.compile(regex)
+        except (re.error, OverflowError, RecursionError) as problem:
+            raise BadInput(
+                f"--ignore {regex}: is no regular expression of Python ({problem}); give one such as 'pooler'"
+            ) from None
 
 
 def check_ranges(args: Any, ranges: Mapping[str, Range]) -> None:

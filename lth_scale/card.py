@@ -24,7 +24,7 @@ from lth_scale.arguments import (
     resolve,
 )
 from lth_scale.publishing import Publication
-from lth_scale.record import Record
+from lth_scale.record import Record, starved_in
 from lth_scale.ticket import Ticket
 
 HEADS = {"squad": ("question-answering", "AutoModelForQuestionAnswering"), "mlm": ("fill-mask", "AutoModelForMaskedLM")}
@@ -242,6 +242,8 @@ def cautions(run: Run) -> str:
     ]  # fmt: skip
     if run.control != "none":
         lines.insert(0, f"what a found ticket does: `{run.control}` is a control")
+    if words := starved_in(run.row):
+        lines.insert(0, f"that every layer is in use: {page.literal(words)}")
     if run.args.note:
         lines.insert(0, f"anything, without saying: {run.args.note}")
     return "## What it must not be used to claim\n\n" + "\n".join(f"- {line}." for line in lines)

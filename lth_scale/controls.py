@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from lth_scale import patterns, threshold
 from lth_scale.arguments import BadInput
+from lth_scale.prunable import transposed
 
 Tensors = dict[str, Tensor]
 
@@ -121,7 +122,9 @@ def one_shot(start: Start, seed: int) -> Start:
     """
     masks = {name: torch.ones_like(mask) for name, mask in start.masks.items()}
     share = pruned(start.masks.values()) / sum(mask.numel() for mask in masks.values())
-    patterns.prune({name: start.matrix(name) for name in masks}, masks, share, start.scope, start.pattern)
+    layout = patterns.oriented(transposed(start.model))
+    matrices = {name: start.matrix(name) for name in masks}
+    patterns.prune(matrices, masks, share, start.scope, start.pattern, layout=layout)
     return replace(start, masks=masks)
 
 

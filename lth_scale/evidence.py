@@ -27,7 +27,7 @@ from lth_scale.grid import difference
 from lth_scale.page import LABEL, Section, Table, code, grid, literal, literal_in_html
 from lth_scale.record import git_commit, versions
 
-KEPT = ("round", "seed", "sparsity", "steps", "eval", "seconds", "peak_memory")  # of a row of results
+KEPT = ("round", "seed", "sparsity", "steps", "eval", "seconds", "peak_memory", "starved")  # of a row of results
 WANTED = ("id", "kind", "directory", "flags")  # of a job
 PACKAGES = ("lth_scale", "torch", "transformers", "accelerate")
 

@@ -20,6 +20,7 @@ from lth_scale import figures, files
 from lth_scale.arguments import CONTROLS, TASKS, BadInput, brief, parse_rewind_step
 from lth_scale.matching import RULES, WORDS, at_least, holm, judge, summary, tested, verdicts
 from lth_scale.page import Section, Table
+from lth_scale.record import starved_in
 
 log = logging.getLogger("lth_scale")
 CLOSE = 5e-4  # a row's sparsity is that of a cell: patterns and whole weights round
@@ -119,7 +120,8 @@ class Group:
 class Study:
     """A study's plan and the results that are there. finished: job → whether it is complete.
 
-    kept: its `mask_facts`, where they were written down and the tickets are not at hand.
+    kept: its `mask_facts`, where they were written down and the tickets are not at hand. starved: of each training that
+    has a matrix with fewer weights than outputs: the job, the round or seed, and what is said of it.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Study:
     cells: list[Cell]
     searches: list[Search]
     kept: Mapping[str, Any] | None = None
+    starved: Sequence[tuple[str, str, str]] = ()
 
     def group(
         self, task: str, sparsity: float = 0.0, control: str = "none", source: str | None = None, rewind: str = "0"
@@ -223,7 +226,14 @@ def study_of(
     rewound = {spec["job"] for spec in plan["cells"] if spec["rewind"] != "0"}
     plain = [job for job in plan["jobs"] if job["kind"] == "imp" and job["id"] not in rewound]
     searches = [_search(job["flags"], places[job["id"]], rows[job["id"]]) for job in plain]
-    return Study(plan["name"], plan["note"], plan["model"], plan["tasks"], dict(finished), cells, searches, kept)
+    about = (plan["name"], plan["note"], plan["model"], plan["tasks"])
+    return Study(*about, dict(finished), cells, searches, kept, starved(rows))
+
+
+def starved(rows: Mapping[str, list[dict[str, Any]]]) -> list[tuple[str, str, str]]:
+    """Job, round or seed, and words, of each row of the jobs' results with a matrix that is all but empty."""
+    named = [(job, key, row) for job, mine in rows.items() for row in mine for key in ("seed", "round") if key in row]
+    return [(job, f"{key} {row[key]}", words) for job, key, row in named if (words := starved_in(row))]
 
 
 def results(directory: Path, plan: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]:
@@ -291,7 +301,11 @@ def summarise(study: Study) -> Section:
     for kind in [*dict.fromkeys(cell.kind for cell in study.cells), "all"]:
         there = [bool(cell.evals) for cell in study.cells if kind in (cell.kind, "all")]
         rows.append([kind, *map(str, (len(there), sum(there), there.count(False)))])
-    return Section("Summary", text, [Table("Trainings", ["what", "planned", "there", "missing"], rows)])
+    tables = [Table("Trainings", ["what", "planned", "there", "missing"], rows)]
+    if study.starved:
+        title = "Little or nothing passes through some matrices"
+        tables.append(Table(title, ["job", "of", "what its mask leaves"], study.starved))
+    return Section("Summary", text, tables)
 
 
 def at_paper(task: str, grid: Sequence[float]) -> tuple[float, str]:

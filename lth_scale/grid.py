@@ -37,7 +37,8 @@ LONGEST, MOST_FILES, MOST_TRAININGS = 2**18, 100, 10_000  # bytes of a file; of 
 LONGEST_NAME, LONGEST_NOTE = 200, 1000
 WITHOUT_TICKET = ("one_shot", "random_mask")  # nothing but the number of pruned weights matters to them
 SPARSITIES = ("sparsities", "control_sparsities", "rewind_sparsities")
-SOME_FLAGS = {"max_steps": 100, "learning_rate": 1e-3, "optim": "sgd", "bf16": True}
+SOME_FLAGS = {"max_steps": 100, "learning_rate": 1e-3, "optim": "sgd", "bf16": True, "ignore": ["pooler"]}
+LISTS = {"ignore"}  # the flags that take several values
 # Examples of what each key may hold: a value has the types of one of them, and so have its entries.
 KEYS: dict[str, tuple] = {
     "name": ("mine",), "note": ("one sentence",), "launcher": ("accelerate launch -m",), "include": (["demo.yaml"],),

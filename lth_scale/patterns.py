@@ -3,7 +3,7 @@
 A group or block may lie across ranks, so under sharding each matrix travels once a round, one at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -18,19 +18,35 @@ from lth_scale.threshold import ALONE, Weights
 
 @dataclass(frozen=True)
 class Layout:
-    """How a rank's parts make up whole matrices. whole(name, part) → (rows, columns), the same on every rank;
+    """How a rank's parts make up whole matrices. whole(name, part) → (outputs, inputs), the same on every rank;
     cut(name, whole) → this rank's part. By default the parts are the matrices."""
 
     whole: Callable[[str, Tensor], Tensor] = lambda name, part: part
     cut: Callable[[str, Tensor], Tensor] = lambda name, whole: whole
 
 
-def check(pattern: str, shapes: dict[str, torch.Size]) -> None:
-    """Raise BadInput, naming the matrix, where a pattern does not divide it."""
+def oriented(
+    transposed: Collection[str],
+    whole: Callable[[str, Tensor], Tensor] = lambda name, part: part,
+    cut: Callable[[str, Tensor], Tensor] = lambda name, whole: whole,
+) -> Layout:
+    """The layout of parameters, which `whole` and `cut` put together and apart in their own shapes.
+
+    transposed: the names of those that are (inputs, outputs). What has more dimensions is a convolution of width 1.
+    """
+    return Layout(
+        lambda name, part: whole(name, part).T.contiguous() if name in transposed else whole(name, part).flatten(1),
+        lambda name, matrix: cut(name, matrix.T.contiguous() if name in transposed else matrix),
+    )
+
+
+def check(pattern: str, shapes: dict[str, torch.Size], transposed: Collection[str] = ()) -> None:
+    """Raise BadInput, naming the matrix, where a pattern does not divide it; transposed as in `oriented`."""
     kind, first, second = parse_pattern(pattern)
     rows, columns = {"n:m": (1, second), "block": (first, second), "unstructured": (1, 1)}[kind]
     for name, shape in shapes.items():
-        if shape[0] % rows or shape[1] % columns:
+        outputs, inputs = (shape[1], shape[0]) if name in transposed else shape[:2]
+        if outputs % rows or inputs % columns:
             raise BadInput(f"--pattern {pattern}: {name} is {tuple(shape)}, which it does not divide; give another")
 
 
@@ -49,10 +65,10 @@ def prune(
 ) -> float:
     """`threshold.prune` under a pattern, of what the values are worth; updates `keep` in place, returns the threshold.
 
-    n:m: at most m − n weights of each m in a row are pruned until all groups are; so at 1 − n/m the mask is the
-    pattern exactly, and before it every group keeps at least n (as in Zhou et al. 2021, arXiv:2102.04010, by
-    magnitude). block:RxC: whole blocks, by the sum of what is in them; `round(sparsity × blocks)` of them (as in
-    Narang et al. 2017, arXiv:1711.02782). Raises as `threshold.prune` does.
+    n:m: at most m − n weights of each m in a row, the inputs of one output, are pruned until all groups are; so at
+    1 − n/m the mask is the pattern exactly, and before it every group keeps at least n (as in Zhou et al. 2021,
+    arXiv:2102.04010, by magnitude). block:RxC: whole blocks, by the sum of what is in them; `round(sparsity × blocks)`
+    of them (as in Narang et al. 2017, arXiv:1711.02782). Raises as `threshold.prune` does.
     """
     kind, first, second = parse_pattern(pattern)
     if kind == "block":

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache, cached_property
@@ -63,6 +64,16 @@ class Stage:
 def a_round(number: int, control: str = "none") -> Stage:
     """A round of a search, or the control trained at that round's sparsity."""
     return Stage("rounds" if control == "none" else f"controls/{control}", number, control)
+
+
+def starved_in(row: Mapping[str, Any]) -> str:
+    """What a row says of matrices that keep fewer weights than they have outputs, in words; empty where none does."""
+    kept = row.get("starved")
+    if not isinstance(kept, dict) or not kept or any(type(count) is not int for count in kept.values()):
+        return ""
+    worst = min(kept, key=kept.__getitem__)
+    others = {1: "", 2: ", and so does 1 other matrix"}.get(len(kept), f", and so do {len(kept) - 1} other matrices")
+    return f"{worst} keeps {kept[worst]:,} weights, fewer than it has outputs{others}"
 
 
 @dataclass(frozen=True)

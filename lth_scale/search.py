@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lth_scale import controls, figures, files, patterns, provenance, scores, training, trial
+from lth_scale import controls, figures, files, patterns, provenance, prunable, scores, training, trial
 from lth_scale.arguments import (
     COSMETIC,
     Arguments,
@@ -51,7 +51,8 @@ class Search(Trial):
         """Load everything, check it, and only then write. Raises BadInput."""
         net = trial.prepare(args)
         start = first_ticket(args, net)
-        patterns.check(args.pattern, {name: mask.shape for name, mask in start.masks.items()})
+        shapes = {name: mask.shape for name, mask in start.masks.items()}
+        patterns.check(args.pattern, shapes, prunable.transposed(net.shards.skeleton))
         if args.ticket and args.pattern not in ("unstructured", Ticket.load(args.ticket).arguments.get("pattern")):
             raise BadInput(f"--pattern {args.pattern}: the ticket of --ticket was not found under it; leave one out")
         check_rounds(args, start.sparsity)
@@ -213,15 +214,16 @@ class Search(Trial):
         if not self.is_last:
             found = replace(found, masks=masks, threshold=cut)
             found.save(self.record.at(a_round(self.stage.number + 1)) / "ticket.safetensors")
-            warn_of_starved(found, self.stage.number + 1)
         found.save(self.record.directory / "ticket.safetensors")
 
     def _prune(self, masks: dict[str, Any]) -> float:
         """Update this rank's parts of the masks in place to the next sparsity; return the threshold."""
         args, shards, targets = self.args, self.net.shards, self.net.targets
         values = self.moved if self._moves else {name: piece.master() for name, piece in targets.items()}
-        layout = patterns.Layout(
-            lambda name, part: shards.everywhere(part, targets[name]), lambda name, whole: targets[name].cut(whole)
+        layout = patterns.oriented(
+            prunable.transposed(shards.skeleton),
+            lambda name, part: shards.everywhere(part, targets[name]),
+            lambda name, whole: targets[name].cut(whole),
         )
         sparsity, score = self.ladder[self.stage.number + 1], scores.SCORES[args.score]
         return patterns.prune(values, masks, sparsity, args.scope, args.pattern, shards.ranks, layout, score)
@@ -265,19 +267,6 @@ class Search(Trial):
     def weights_file(self, k: int) -> Path:
         """Where the trained weights of round k lie, under --rewind none and lr."""
         return self.record.at(a_round(k)) / "weights.safetensors"
-
-
-def warn_of_starved(found: Ticket, k: int) -> None:
-    """Say that a cut has all but emptied a matrix: the rounds from here on may be hours of training a dead network."""
-    starved = found.starved()
-    if starved:
-        worst = min(starved, key=lambda name: starved[name] / len(found.masks[name]))
-        log.warning(
-            "round %02d: %s keeps %s of %s weights%s; little or nothing passes through it: look at this round's scores "
-            "before you wait for more; --scope layerwise, in another --output_dir, prunes every matrix alike",
-            k, worst, f"{starved[worst]:,}", f"{found.masks[worst].numel():,}",
-            f", and {len(starved) - 1} others keep less than one an output" if len(starved) > 1 else "",
-        )  # fmt: skip
 
 
 def theta_of(directory: Path, step: int) -> Path:

@@ -16,7 +16,8 @@ from typing import IO, Any
 
 from lth_scale import arguments, experiment, files, provenance
 from lth_scale.arguments import Arguments, BadInput, Training, exit_on_bad_input, printable, quoted, without_secrets
-from lth_scale.grid import Flags, Job, Plan, as_argv, check_texts, difference, load, plan, summary
+from lth_scale.grid import LISTS, Flags, Job, Plan, as_argv, check_texts, difference, load, plan, summary
+from lth_scale.record import starved_in
 from lth_scale.redaction import redacted
 
 PARTS = ("name", "cells", "jobs")  # of study.json
@@ -117,7 +118,22 @@ class Runner:
         lines = ["", "| state   | jobs |", "|---------|------|", *(f"| {k:<7} | {n:4} |" for k, n in counts.items())]
         for state, jobs in (("failed", self.failed), ("waiting", self.waiting)):
             lines += [f"{state:<8} {job}: {why}" for job, why in jobs.items()]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.starved()])
+
+    def starved(self) -> list[str]:
+        """A line for each finished job with a network of which a matrix is all but empty, on the first such one."""
+        lines = []
+        for job in filter(self.is_done, self.jobs):
+            rows = [row for name in ("results", "controls") for row in self._rows(self.path(job, f"/{name}.json"))]
+            lines += [f"starved  {job.id}: {words}" for words in filter(None, map(starved_in, rows))][:1]
+        return lines
+
+    def _rows(self, file: Path) -> list[dict[str, Any]]:
+        try:
+            rows = files.read_json(file)
+        except (OSError, ValueError, RecursionError):
+            return []  # none of this job, or damaged, as the report will say
+        return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def share(made: Plan, index: int, of: int) -> list[Job]:
@@ -269,10 +285,13 @@ def overrides(rest: list[str]) -> Flags:
     given: Flags = {}
     for part in rest:
         name, equals, value = part.removeprefix("--").partition("=")
+        last = list(given)[-1] if given else ""
         if part.startswith("--"):
-            given[name] = value if equals else True
-        elif given and given[name := list(given)[-1]] is True:
-            given[name] = part
+            given[name] = ([value] if name in LISTS else value) if equals else True
+        elif last and given[last] is True:
+            given[last] = [part] if last in LISTS else part
+        elif last in LISTS:
+            given[last].append(part)
         else:
             raise BadInput(f"{part}: belongs to no flag; give STUDY.yaml first, then --flag value")
     for name, value in given.items():

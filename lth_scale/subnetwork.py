@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from lth_scale import controls, files, patterns, terminal, threshold, training, trial
 from lth_scale.arguments import BadInput, Transfer
-from lth_scale.prunable import base_model
+from lth_scale.prunable import base_model, transposed
 from lth_scale.record import Record, Stage
 from lth_scale.tasks.task import load_model
 from lth_scale.ticket import Ticket, digest
@@ -32,7 +32,8 @@ class Subnetwork(Trial):
         net = trial.prepare(args)
         ticket = first_ticket(args, net)
         try:
-            patterns.check(ticket.arguments["pattern"], {name: mask.shape for name, mask in ticket.masks.items()})
+            shapes = {name: mask.shape for name, mask in ticket.masks.items()}
+            patterns.check(ticket.arguments["pattern"], shapes, transposed(net.shards.skeleton))
         except BadInput as problem:
             raise BadInput(f"--ticket {args.ticket}: {problem}") from None
         if args.target_sparsity:

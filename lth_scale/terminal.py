@@ -20,7 +20,7 @@ from lth_scale import files
 from lth_scale.arguments import BadInput, Transfer, printable, quoted, without_secrets
 from lth_scale.journal import read_notes
 from lth_scale.page import literal
-from lth_scale.record import Record, Stage
+from lth_scale.record import Record, Stage, starved_in
 
 CONSOLE = Console(stderr=True, force_terminal=sys.stderr.isatty())  # in a file nothing is coloured, FORCE_COLOR or not
 DELTA = 0.01  # a point: how much worse still passes for no worse, in the test of `matching.verdicts`
@@ -175,10 +175,19 @@ def report(record: Record) -> str:
     """What a search or a transfer found: its table, and how that compares. The note of a quick look stands first."""
     parts = [f"**{record.arguments.note}**"] if record.arguments.note else []
     if isinstance(record.arguments, Transfer):
-        return "\n\n".join([*parts, table(record.rows("seeds")), *over_seeds(record, record.arguments)])
+        rows = record.rows("seeds")
+        return "\n\n".join([*parts, table(rows), *starved(rows), *over_seeds(record, record.arguments)])
     rows, control = record.rows(), record.control
     controls = record.rows(f"controls/{control}")
-    return "\n\n".join([*parts, table(rows), *([comparison(rows, controls, control)] if controls else [])])
+    parts += [table(rows), *([comparison(rows, controls, control)] if controls else [])]
+    return "\n\n".join([*parts, *starved(rows), *starved(controls, f"{control} ")])
+
+
+def starved(rows: list[dict[str, Any]], of: str = "") -> list[str]:
+    """The footer of a table: which of its rows are of a network with a matrix that is all but empty."""
+    named = [(key, row) for row in rows for key in ("seed", "round") if key in row]
+    lines = [f"- {of}{key} {row[key]:02d}: {literal(words)}" for key, row in named if (words := starved_in(row))]
+    return ["Little or nothing passes through some matrices:", "\n".join(lines)] if lines else []
 
 
 def over_seeds(record: Record, args: Transfer) -> list[str]:

@@ -26,13 +26,14 @@ from lth_scale.arguments import (
     BadInput,
     as_words,
     brief,
+    check_regexes,
     exit_on_bad_input,
     parse_pattern,
     printable,
     quoted,
     ticket_parser,
 )
-from lth_scale.prunable import base_model, prunable
+from lth_scale.prunable import POOLER, base_model, is_ignored, not_linear, prunable
 
 log = logging.getLogger("lth_scale")
 FORMAT = "lth_scale.ticket/1"
@@ -79,10 +80,14 @@ class Ticket:
         """Sparsity of each matrix, in the order of the model."""
         return {name: 1 - int(mask.sum()) / mask.numel() for name, mask in self.masks.items()}
 
-    def starved(self) -> dict[str, int]:
-        """Matrices that keep fewer weights than they have outputs, and how many: most of these outputs are constant."""
+    def starved(self, transposed: Collection[str] = ()) -> dict[str, int]:
+        """Matrices that keep fewer weights than they have outputs, and how many: most of these outputs are constant.
+
+        transposed: the names of those whose outputs are dimension 1, as in `prunable.transposed`.
+        """
         kept = {name: int(mask.sum()) for name, mask in self.masks.items()}
-        return {name: count for name, count in kept.items() if count < len(self.masks[name])}
+        outputs = {name: mask.shape[name in transposed] for name, mask in self.masks.items()}
+        return {name: count for name, count in kept.items() if count < outputs[name]}
 
     def save(self, path: str | Path) -> None:
         """Write the ticket file (DESIGN: safetensors, one bit a weight), whole or not at all."""
@@ -157,6 +162,7 @@ class Ticket:
             _check_size(name, shape, file.get_slice(name))
         packed = {name: file.get_tensor(name) for name in shapes}
         parse_pattern(arguments.get("pattern", "unstructured"))
+        check_regexes(arguments.get("ignore") or ())
         if (scope := arguments.get("scope") or "global") not in ("global", "layerwise"):
             raise ValueError(f"its scope is {scope!r}")
         if not re.fullmatch(r"([0-9a-f]{64})?", base := metadata.get("base_sha256", "")):
@@ -180,13 +186,16 @@ class Ticket:
     def masks_for(self, model: nn.Module) -> dict[str, Tensor]:
         """The masks of `model`'s prunable set, in its order. A pooler that the ticket lacks is kept whole.
 
-        Raises ValueError that names the parameter which is missing on either side or of another shape.
+        So is what the search that found it left out: by --ignore, or as version 0.1.0, whose only matrices were
+        `nn.Linear`. Raises ValueError that names the parameter which is missing on either side or of another shape.
         """
-        targets = prunable(model)
+        targets, left_out = prunable(model), self.arguments.get("ignore") or ()
+        is_old = bool(self.arguments) and "ignore" not in self.arguments
+        unknown = not_linear(model).keys() if is_old else ()
         masks = {}
         for name, weight in targets.items():
             mask = self.masks.get(name)
-            if mask is None and name.startswith("pooler."):
+            if mask is None and (name.startswith(POOLER) or name in unknown or is_ignored(name, left_out)):
                 mask = torch.ones(weight.shape, dtype=torch.bool)
             if mask is None:
                 raise BadInput(f"not a ticket of this model: it has no mask for {name}; it is for {self.base_model!r}")
@@ -197,7 +206,7 @@ class Ticket:
                 )
             masks[name] = mask
         for name in self.masks:
-            if name not in targets and not name.startswith("pooler."):
+            if name not in targets and not name.startswith(POOLER):
                 raise BadInput(f"not a ticket of this model: the model has no {name}; it is for {self.base_model!r}")
         return masks
 
@@ -257,12 +266,12 @@ class Ticket:
         for key, mask in other.masks.items():
             if key in masks and masks[key].shape == mask.shape:
                 masks[key] = how(masks[key], mask)
-            elif key in masks or not key.startswith("pooler."):
+            elif key in masks or not key.startswith(POOLER):
                 raise BadInput(f"tickets of two networks: {key} is in one alone or has another shape there")
             else:
                 masks[key] = mask
         for key in self.masks:
-            if key not in other.masks and not key.startswith("pooler."):
+            if key not in other.masks and not key.startswith(POOLER):
                 raise BadInput(f"tickets of two networks: {key} is in one alone or has another shape there")
         self._check_same_base(other, allow_other_weights)
         added: dict[str, Any] = {"found_by": f"{name} of a ticket of {self.task} and one of {other.task}"}

@@ -38,7 +38,7 @@ from lth_scale.arguments import CONTROLS, COSMETIC, DATASETS, TASKS, Arguments, 
 from lth_scale.journal import Line, is_event
 from lth_scale.outbox import Closed, Outbox
 from lth_scale.page import clean, literal
-from lth_scale.record import Record, Stage
+from lth_scale.record import Record, Stage, starved_in
 from lth_scale.redaction import redacted, without_secrets
 from lth_scale.terminal import say
 
@@ -169,7 +169,7 @@ class Tracker:
             ticket = describe_ticket(file, self.args.seed)
         self._write(
             "end", stage=stage.name, step=stage.number, metrics={**numbers, **scores}, curve=curve,
-            ticket=ticket, percent=round(100 * row["sparsity"]), point=point, owner=owner,
+            ticket=ticket, percent=round(100 * row["sparsity"]), point=point, owner=owner, starved=starved_in(row),
         )  # fmt: skip
 
     def finish(self, pictures: Mapping[str, bytes], table: str) -> None:
@@ -392,6 +392,9 @@ class Delivery:
         self._log(child, record["metrics"], 0, record["time"], model)
         if "point" in record:
             self._log(self.ids[record["owner"]], record["point"], record["percent"], record["time"])
+        if words := record.get("starved"):
+            self.client.set_tag(child, "starved", words)
+            self.client.set_tag(self.ids["parent"], "starved", f"{record['stage']}: {words}")
         self.client.set_terminated(child, end_time=record["time"])
         self._log(self.ids["parent"], record["curve"], record["step"], record["time"])
 

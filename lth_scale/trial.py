@@ -1,6 +1,7 @@
 """One subnetwork in training: started, trained, evaluated, recorded. What searches and transfers share."""
 
 import logging
+import os
 import resource
 import time
 import warnings
@@ -14,9 +15,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from lth_scale import checkpoint, files, tasks, terminal, training, watch
+from lth_scale import checkpoint, files, prunable, tasks, terminal, training, watch
 from lth_scale.arguments import AGAIN, COSMETIC, BadInput, Stopped, Training, lasting
-from lth_scale.record import Record, Stage, a_round
+from lth_scale.prunable import base_model
+from lth_scale.record import Record, Stage, a_round, starved_in
 from lth_scale.redaction import redacted
 from lth_scale.ticket import Ticket
 from lth_scale.training import Net
@@ -71,9 +73,25 @@ class Trial:
             self.take(extras)
         elif self.is_main:
             ticket.save(self.ticket_file)
+        if self.is_main:
+            self._warn_of_starved(ticket)
         self.tell("start", stage, ticket.sparsity, self.steps, resumed is not None)
         if resumed and self.is_main:
             terminal.say(f"{stage.name}: goes on from step {self.net.step} of {self.steps}")
+
+    def _warn_of_starved(self, ticket: Ticket) -> None:
+        """Say that a mask has all but emptied a matrix: there may be hours of training a dead network from here on."""
+        if words := starved_in(self._starved(ticket)):
+            log.warning(
+                "%s: %s; little or nothing passes through it: look at this score before you wait for more; a search "
+                "with --scope layerwise, in another --output_dir, prunes every matrix alike",
+                self.stage.name, words,
+            )  # fmt: skip
+
+    def _starved(self, ticket: Ticket) -> dict[str, Any]:
+        """What a row says of the matrices that a ticket has all but emptied; nothing where there are none."""
+        found = ticket.starved(prunable.transposed(self.net.shards.skeleton))
+        return {"starved": found} if found else {}
 
     def extras(self) -> dict[str, Tensor]:
         """This rank's tensors beside the network that decide the future."""
@@ -138,6 +156,7 @@ class Trial:
             "eval": self.scores,
             "seconds": time.monotonic() - self.started,
             "peak_memory": peak_memory(),
+            **self._starved(ticket),
             **({"note": self.args.note} if self.args.note else {}),
         }
 
@@ -175,7 +194,35 @@ def prepare(args: Training) -> Net:
     quiet_libraries()
     accelerator = training.make_accelerator(args)
     watch.begin(accelerator, args.ddp_timeout)
-    return training.prepare(accelerator, tasks.load(args), args)
+    task = tasks.load(args)
+    task.prunable = matrices_begun_with(args, task) or checked_matrices(args, task)
+    return training.prepare(accelerator, task, args)
+
+
+def matrices_begun_with(args: Training, task: tasks.Task) -> tuple[str, ...]:
+    """The prunable set of the tickets in --output_dir, or else in --dense; () where there are none.
+
+    Another version may have begun there, and have counted other matrices. Raises BadInput for those of another network.
+    """
+    for name in ("output_dir", "dense"):
+        home = Path(getattr(args, name, None) or os.devnull)
+        for file in sorted([*home.glob("rounds/00/ticket.safetensors"), *home.glob("seeds/*/ticket.safetensors")])[:1]:
+            names = tuple(Ticket.load(file).masks)
+            known = dict(base_model(task.model).named_parameters())
+            if lost := [each for each in names if each not in known]:
+                raise BadInput(f"--{name} {home}: its tickets have {lost[0]}, which the model has not; give another")
+            return names
+    return ()
+
+
+def checked_matrices(args: Training, task: tasks.Task) -> tuple[str, ...]:
+    """The prunable set of a new run. Raises BadInput where the network holds what is neither pruned nor passed over."""
+    ignore = args.ignore or ()
+    prunable.check(task.model, ignore, f"--model_name_or_path {args.model_name_or_path}")
+    for line in filter(None, (prunable.kinds(task.model), prunable.passed_over(task.model, ignore))):
+        if os.environ.get("RANK", "0") == "0":
+            log.warning(line)
+    return task.prunable
 
 
 def begin(args: Training, record: Record, net: Net, **more: Any) -> list[Any]:
@@ -221,7 +268,7 @@ def first_ticket(args: Training, net: Net) -> Ticket:
     if args.ticket:
         try:
             found = Ticket.load(args.ticket)
-            masks, threshold = found.masks_for(net.shards.skeleton), found.threshold
+            masks, threshold = masks | own_masks(found, net), found.threshold
             how = {name: found.arguments.get(name) or usual for name, usual in how.items()}
         except BadInput as problem:
             raise BadInput(f"--ticket {args.ticket}: {problem}") from problem
@@ -271,6 +318,17 @@ def refuse_other_weights(name: str, base_sha256: str, base: str, args: Training,
         raise BadInput(f"{said}; give --model_name_or_path the model that it was found in, or --allow_other_weights")
     if net.accelerator.is_main_process:
         log.warning("%s", said)
+
+
+def own_masks(found: Ticket, net: Net) -> dict[str, Tensor]:
+    """The masks of a ticket for the matrices that this run prunes. Raises BadInput where it prunes others too."""
+    masks = found.masks_for(net.shards.skeleton)
+    for name in masks.keys() - net.targets.keys():
+        if not (name.startswith(prunable.POOLER) or masks[name].all()):
+            raise BadInput(
+                f"prunes {name}, which --ignore {' '.join(net.args.ignore or ())} leaves dense; leave it out"
+            )
+    return {name: mask for name, mask in masks.items() if name in net.targets}
 
 
 def peak_memory() -> int:

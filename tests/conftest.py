@@ -140,7 +140,7 @@ def small(tiny_bert, sst2_data, tmp_path):
             part
             for name, value in values.items()
             if value is not None
-            for part in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+            for part in (f"--{name}", *map(str, [] if value is True else value if isinstance(value, list) else [value]))
         ]
 
     return flags

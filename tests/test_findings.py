@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lth_scale import findings, report
+from lth_scale import evidence, findings, report
 from lth_scale.ticket import Ticket
 
 TASKS = ["sst2", "mrpc", "wnli", "mlm"]
@@ -349,3 +349,19 @@ def test_a_study_that_has_not_begun_is_all_missing(tmp_path):
         "": "sst2", "mlm": "missing", "sst2": "missing",
     }  # fmt: skip
     assert "Missing tickets: sst2, mlm." in markdown
+
+
+def test_starved_matrices_are_a_table_of_the_report(tmp_path):
+    plan = Plan(tmp_path, tasks=["sst2"], seeds=(1,))
+    plan.search("sst2", 1)
+    path = plan.write() / "jobs/search-sst2-0-seed1/results.json"
+    rows = json.loads(path.read_text())
+    rows[-1]["starved"] = {"encoder.layer.0.attention.self.key.weight": 7}
+    write_json(path, rows)
+    made = findings.sections(findings.load(tmp_path), 1.0)[0]
+    (table,) = [table for table in made.tables if "passes through" in table.title]
+    assert [*map(list, table.rows)] == [[
+        "search-sst2-0-seed1", "round 4",
+        "encoder.layer.0.attention.self.key.weight keeps 7 weights, fewer than it has outputs",
+    ]]  # fmt: skip
+    assert evidence.keep(tmp_path)["rows"]["search-sst2-0-seed1"][-1]["starved"]

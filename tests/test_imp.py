@@ -182,9 +182,54 @@ def test_a_cut_that_all_but_empties_a_matrix_is_told_with_its_round_and_a_remedy
     assert len(said) == (2 if scope == "global" else 0)
     for k, line in enumerate(said, 1):
         kept = int(Ticket.load(out / f"rounds/{k:02d}/ticket.safetensors").masks["pooler.dense.weight"].sum())
-        assert line.startswith(f"round {k:02d}: pooler.dense.weight keeps {kept} of 256 weights; ")
+        assert line.startswith(f"round {k:02d}: pooler.dense.weight keeps {kept} weights, fewer than it has outputs; ")
         assert kept < 16
         assert "--scope layerwise" in line
+
+
+@pytest.fixture
+def small_query(tiny_bert, tmp_path):
+    """The tiny model with one matrix that a global threshold empties first."""
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
+    with torch.no_grad():
+        model.bert.encoder.layer[0].attention.self.query.weight.mul_(1e-3)
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+QUERY = "encoder.layer.0.attention.self.query.weight"
+
+
+def test_a_starved_matrix_is_in_the_row_the_table_and_mlflow_of_searches_controls_and_transfers(
+    small_query, search, transfer, tmp_path, capsys, caplog, monkeypatch
+):
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    flags = {"model_name_or_path": small_query, "max_steps": 0, "report_to": "mlflow"}
+    out = search(**flags, target_sparsity=0.2, control="one_shot")
+    words = [f"{QUERY} keeps 0 weights, fewer than it has outputs"] * 2
+    rows = json.loads((out / "results.json").read_text())
+    assert [row.get("starved") for row in rows] == [None, {QUERY: 0}, {QUERY: 0}]
+    controls = json.loads((out / "controls.json").read_text())
+    assert [row["starved"] for row in controls] == [{QUERY: 0}] * 2
+    table = capsys.readouterr().out
+    assert f"- round 01: {words[0]}" in table and f"- one_shot round 02: {words[1]}" in table
+    said = [record.getMessage() for record in caplog.records if "fewer than it has outputs" in record.getMessage()]
+    assert [line.split(":")[0] for line in said] == ["round 01", "round 02", "one_shot 01", "one_shot 02"]
+    caplog.clear()
+    moved = transfer(1, 2, **flags, ticket=out)
+    assert [row["starved"] for row in json.loads((moved / "results.json").read_text())] == [{QUERY: 0}] * 2
+    assert f"- seed 02: {words[0]}" in capsys.readouterr().out
+    assert sum("fewer than it has outputs" in record.getMessage() for record in caplog.records) == 2
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
+    tagged = {run.info.run_name.split(" ·")[0]: run.data.tags.get("starved") for run in runs}
+    assert tagged["round 00"] is None and tagged["round 01"] == tagged["one_shot 02"] == words[0]
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 3 and all(words[0] in run.data.tags["starved"] for run in parents)
+    assert all("passes through" in run.data.tags["mlflow.note.content"] for run in parents)
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import sentence, write_jsonl
+from transformers import AutoModel
 
 from lth_scale import Ticket, provenance, search, study
 from lth_scale.arguments import BadInput, Transfer, parse
@@ -170,6 +171,32 @@ def test_a_run_that_version_0_1_0_began_goes_on(search, tmp_path, monkeypatch, c
     assert [row["pruned"] for row in json.loads((out / "results.json").read_text())] == [0, 58, 115]
     assert before == {path: path.read_bytes() for path in before} and len(before) == 4
     assert {Ticket.load(path).base_sha256 for path in out.rglob("ticket.safetensors")} == {""}  # of no one base alone
+    assert "pooler.dense.weight" in Ticket.load(out / "ticket.safetensors").masks  # fresh, but it was pruned then
+
+
+def test_what_takes_its_dense_network_or_ticket_from_version_0_1_0(search, transfer, tmp_path, monkeypatch):
+    shutil.unpack_archive(OLD, tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    flags = dict(model_name_or_path="model", dataset_path="data", max_seq_length=16)
+    out = search(**flags, output_dir="run", save_steps=0, target_sparsity=0.2)
+    Ticket.load(out / "ticket.safetensors").apply(AutoModel.from_pretrained("model"))
+    written = json.loads((out / "arguments.json").read_text())
+    assert "ignore" not in written
+    kept = Path(shutil.copytree(out, "kept"))
+    (kept / "rounds/00/model").mkdir(exist_ok=True)
+    shutil.copytree("kept/rounds/02/model", "kept/rounds/00/model", dirs_exist_ok=True)  # as --keep_theta had left it
+    again = search(**flags, output_dir="again", dense="kept", save_steps=0, target_sparsity=0.3)
+    assert [row["prunable"] for row in json.loads((again / "results.json").read_text())] == [576] * 4
+    moved = transfer(**flags, ticket=out, output_dir="moved")
+    assert json.loads((moved / "results.json").read_text())[0]["prunable"] == 512  # a new run: no fresh pooler
+    # as a transfer of version 0.1.0 had begun it
+    for file in ("complete", "seeds/42/complete", "results.json"):
+        (moved / file).unlink()
+    Ticket.load(out / "ticket.safetensors").save(moved / "seeds/42/ticket.safetensors")
+    begun = json.loads((moved / "arguments.json").read_text())
+    (moved / "arguments.json").write_text(json.dumps({k: v for k, v in begun.items() if k != "ignore"}))
+    transfer(**flags, ticket=out, output_dir="moved")
+    assert json.loads((moved / "results.json").read_text())[0]["prunable"] == 576
 
 
 def test_a_flag_that_a_run_has_never_heard_of_is_not_different(search, small, own):

@@ -114,7 +114,8 @@ def plain(left) -> dict:
     for name in OPTIMIZERS:
         args = arguments(left, name, 1)
         task = tasks.load(args)
-        model, batches, weights = task.model, Batches(task, args, 0, 1), prunable(task.model)
+        model, batches, known = task.model, Batches(task, args, 0, 1), prunable(task.model)
+        weights = {key: known[key] for key in task.prunable}
         found["theta"] = {key: weight.detach().clone() for key, weight in weights.items()}
         masks = half_mask({key: weight.shape for key, weight in weights.items()})
         for key, weight in weights.items():

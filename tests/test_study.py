@@ -215,6 +215,32 @@ def test_tickets_are_not_searched_for_in_other_weights_than_they_are_trained_in(
     assert "--allow_other_weights" not in grid.summary(made(shards))["note"]
 
 
+def test_regexes_to_ignore_reach_every_job_as_one_flag_of_several_values(write):
+    assert study.overrides(["--ignore", "pooler", "query", "--bf16", "--ignore=key"]) == {
+        "ignore": ["key"], "bf16": True}  # fmt: skip
+    assert study.overrides(["--ignore", "pooler", "query"]) == {"ignore": ["pooler", "query"]}
+    with pytest.raises(BadInput, match="x: belongs to no flag"):
+        study.overrides(["--bf16", "--optim=sgd", "x"])
+    file = write(**{**SMALL, "flags": {**GRID["flags"], "ignore": ["pooler", r"key\."]}})
+    jobs = planned(file).jobs.values()
+    assert {job.kind for job in jobs} == {"imp", "transfer"} and all(job.args.ignore for job in jobs)
+    argv = grid.as_argv(next(iter(jobs)).flags)
+    assert argv[argv.index("--ignore") :][:3] == ["--ignore", "pooler", r"key\."]
+    assert planned(file, ignore=["value"]).jobs["search-sst2-seed1"].args.ignore == ("value",)
+
+
+def test_a_job_with_a_starved_matrix_is_named_below_the_table(write, begin, tmp_path):
+    kept = {"encoder.layer.0.output.dense.weight": 3, "encoder.layer.1.output.dense.weight": 9}
+    toy = (tmp_path / "toy.py", TOY.replace('"seconds": 20.0}', f'"seconds": 20.0, "starved": {json.dumps(kept)}}}'))
+    file = write(**SMALL)
+    toy[0].write_text(toy[1])
+    code, text = finish(begin(file))
+    lines = [line for line in text.splitlines() if line.startswith("starved")]
+    assert code == 0 and len(lines) == 4
+    assert "search-sst2-seed1: encoder.layer.0.output.dense.weight keeps 3 weights, fewer than it has outputs" in text
+    assert "and so does 1 other matrix" in lines[0]
+
+
 def test_a_killed_study_goes_on_and_runs_each_job_once(write, begin, ran, tmp_path):
     file = write(**SMALL)
     process = begin(file, TOY_SECONDS="0.7")

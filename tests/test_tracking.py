@@ -53,11 +53,11 @@ def test_a_parent_holds_the_arguments_the_curves_and_the_pictures(runs):
 def test_each_round_is_a_child_with_its_metrics_and_its_loss(runs):
     client, parent, children, out = runs
     assert sorted(children) == [
-        "random_mask 02 · 19.99 %", "random_mask 03 · 30.01 %",
-        "round 00 · 0 %", "round 01 · 9.995 %", "round 02 · 19.99 %", "round 03 · 30.01 %",
+        "random_mask 02 · 20 %", "random_mask 03 · 30 %",
+        "round 00 · 0 %", "round 01 · 10.01 %", "round 02 · 20 %", "round 03 · 30 %",
     ]  # fmt: skip
     row = json.loads((out / "rounds/02/metrics.json").read_text())
-    child = children["round 02 · 19.99 %"]
+    child = children["round 02 · 20 %"]
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (child.data.tags["round"], child.data.tags["control"]) == ("2", "none")
     assert child.data.metrics["pruned"] == row["pruned"] and child.data.metrics["threshold"] == row["threshold"]
@@ -111,12 +111,12 @@ def test_each_seed_of_a_transfer_is_a_run_that_says_where_its_ticket_comes_from(
     parents = {run.data.tags["seed"]: run for run in runs if "mlflow.parentRunId" not in run.data.tags}
     assert set(parents) == {"1", "2"}
     for seed, run in parents.items():
-        assert run.info.run_name == f"sst2 · seed {seed} · 9.995 % · reinit · from found-01 · tiny_bert0"
+        assert run.info.run_name == f"sst2 · seed {seed} · 10.01 % · reinit · from found-01 · tiny_bert0"
         assert run.info.status == "FINISHED" and run.data.tags["curve"].startswith("reinit · sst2 · tiny_bert0 ")
         assert "| seed | sparsity |" in run.data.tags["mlflow.note.content"]
         assert run.data.tags["control"] == "reinit" and "eval/accuracy" in run.data.metrics
         (child,) = [each for each in runs if each.data.tags.get("mlflow.parentRunId") == run.info.run_id]
-        assert child.info.run_name == f"seed 0{seed} · 9.995 %"  # 435 of 4,352 weights
+        assert child.info.run_name == f"seed 0{seed} · 10.01 %"  # 410 of 4,096 weights
 
 
 def test_processes_that_make_one_store_at_once_share_one_experiment(tmp_path):
@@ -412,7 +412,7 @@ def test_what_waits_of_a_finished_search_is_sent_without_torch(search, small, co
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert [run[0] for run in contents(store, out)] == [
         "round 00 · 0 %",
-        "round 01 · 9.995 %",
+        "round 01 · 10.01 %",
         contents(store, out)[2][0],
     ]
     assert command("lth_scale.imp", *flags, MLFLOW_TRACKING_URI="").returncode == 0

@@ -36,6 +36,7 @@ def export(path: str, kind: str, output_dir: str | Path, dtype: str | None = Non
     with first_imports():
         from lth_scale.export import disk, formats
         from lth_scale.export.source import load_source
+        from lth_scale.prunable import check_linear
 
     source = load_source(path)
     content = disk.describe(source, kind, dtype)
@@ -43,6 +44,8 @@ def export(path: str, kind: str, output_dir: str | Path, dtype: str | None = Non
         raise BadInput(f"--output_dir {out}: holds an export of another network; give another")
     if before:
         return before
+    if kind in ("csr", "native"):
+        check_linear(source.model, f"--format {kind}")
     if kind == "2:4":
         formats.check_2_4(source.model)
     missing = [parent for parent in out.absolute().parents if not parent.exists()]

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from lth_scale import terminal
 from lth_scale.arguments import BadInput
-from lth_scale.prunable import base_model, prunable
+from lth_scale.prunable import base_model, check_linear, prunable
 
 Parts = dict[str, Tensor]
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
@@ -108,7 +108,8 @@ class CsrLinear(nn.Module):
 
 
 def to_csr(model: PreTrainedModel) -> PreTrainedModel:
-    """Put each prunable Linear's weight into CSR, in place; returns the model."""
+    """Put each prunable Linear's weight into CSR, in place; returns the model. Raises as `check_linear` does."""
+    check_linear(model, "--format csr")
     base: Any = base_model(model)
     for name in prunable(model):
         where = name.removesuffix(".weight")
@@ -118,6 +119,7 @@ def to_csr(model: PreTrainedModel) -> PreTrainedModel:
 
 def check_2_4(model: nn.Module) -> None:
     """Raise BadInput unless each four in a row of every prunable matrix hold two zeros at least."""
+    check_linear(model, "--format 2:4")
     for name, weight in prunable(model).items():
         if weight.shape[1] % 4 or ((weight.detach().reshape(-1, 4) != 0).sum(1) > 2).any():
             raise BadInput(f"--format 2:4: {name} keeps more than 2 of 4 in a row; find a ticket with "

@@ -53,17 +53,19 @@ def load_source(path: str) -> Source:
     model = load(place.model, dense=True) if is_export else _of_checkpoint(str(place.model))
     weights = prunable(model)
     if not weights:
-        raise BadInput(f"{path}: {type(model).__name__} has no layers of nn.Linear to prune; give an encoder like BERT")
+        raise BadInput(f"{path}: {type(model).__name__} has no matrices in its layers to prune; give one like BERT")
     with torch.no_grad():
         for weight in weights.values():
             weight.add_(0.0)  # −0.0, which a mask that is multiplied leaves, becomes 0
     pruned = sum(int((weight == 0).sum()) for weight in weights.values())
     if place.ticket:
-        masks = Ticket.load(place.ticket).masks_for(model)
+        ticket = Ticket.load(place.ticket)
+        masks = ticket.masks_for(model)
         for name, mask in masks.items():
             if weights[name][~mask].any():
                 raise BadInput(f"{place.model}: {name} is not zero where {place.ticket} prunes it; give a whole run")
         pruned = sum(int((~mask).sum()) for mask in masks.values())
+        weights = {name: weight for name, weight in weights.items() if name in ticket.masks}
     tokenizer = _tokenizer(str(place.model), model)
     return Source(Path(path), model, tokenizer, place.run, pruned, sum(each.numel() for each in weights.values()))
 

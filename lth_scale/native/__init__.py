@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from lth_scale import caches, files
 from lth_scale.arguments import BadInput, first_line
 from lth_scale.native.modules import TILE, NativeLinear, fuse
-from lth_scale.prunable import base_model, prunable
+from lth_scale.prunable import base_model, check_linear, prunable
 
 DTYPES = ("float32", "int8")
 Parts = dict[str, Tensor]
@@ -147,7 +147,11 @@ def _check(holds: Any, what: str) -> None:
 
 
 def convert(model: PreTrainedModel, dtype: str = "float32") -> PreTrainedModel:
-    """Have `model` multiply its prunable matrices by our kernel, in place, with its zeros for a mask."""
+    """Have `model` multiply its prunable matrices by our kernel, in place, with its zeros for a mask.
+
+    Raises BadInput where one is no `nn.Linear`, or the kernel cannot run.
+    """
+    check_linear(model, "--format native")
     return install(model, {name: pack_linear(weight, dtype) for name, weight in prunable(model).items()})
 
 
@@ -158,6 +162,7 @@ def install(model: PreTrainedModel, packed: Mapping[str, Parts]) -> PreTrainedMo
     itself. The model is for inference: its packed matrices have no gradients.
     """
     require()
+    check_linear(model, "--format native")
     base = base_model(model)
     for name, parts in packed.items():
         path = name.removesuffix(".weight")

@@ -158,7 +158,14 @@ def _semi_structured(setup: Setup) -> "Run":
 
 
 def _unavailable(module: str, setup: Setup) -> str:
-    return importlib.import_module(module).unavailable()
+    return importlib.import_module(module).unavailable() or _not_linear(setup)
+
+
+def _not_linear(setup: Setup) -> str:
+    from lth_scale.prunable import not_linear
+
+    others = not_linear(setup.model).items()
+    return next((f"{name} is a {kind}, and sparse products are of nn.Linear alone" for name, kind in others), "")
 
 
 def _not_2_4(setup: Setup) -> str:
@@ -185,7 +192,7 @@ BACKENDS = {
     "onnxruntime-int8": Backend(partial(_onnxruntime, True), "int8", ORT),
     "openvino-fp32": Backend(partial(_openvino, False), "fp32", OPENVINO),
     "openvino-int8": Backend(partial(_openvino, True), "int8", OPENVINO),
-    "csr": Backend(partial(_converted, "lth_scale.export.formats", "to_csr", {}), "fp32", sparse=True),
+    "csr": Backend(partial(_converted, "lth_scale.export.formats", "to_csr", {}), "fp32", _not_linear, sparse=True),
     "mkl": Backend(partial(_converted, MKL, "convert", {}), "fp32", partial(_unavailable, MKL), sparse=True),
     **{
         f"native-{name}": Backend(

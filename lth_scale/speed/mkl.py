@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lth_scale.export.formats import pack_csr
-from lth_scale.prunable import base_model, prunable
+from lth_scale.prunable import base_model, check_linear, prunable
 
 CHUNK = 256  # tokens a product; more leave the caches
 AS_IT_IS, ROW_MAJOR = 10, 101  # mkl_spblas.h; its matrix_descr of a general matrix is three ints: 20, 40, 50
@@ -68,7 +68,11 @@ class MklLinear(nn.Module):
 
 
 def convert(model: Any) -> Any:
-    """Put MKL's products, on as many threads as torch's, in the place of the prunable Linears. Returns the model."""
+    """Put MKL's products, on as many threads as torch's, in the place of the prunable Linears. Returns the model.
+
+    Raises BadInput where one is no Linear.
+    """
+    check_linear(model, "mkl")
     library().MKL_Set_Num_Threads(torch.get_num_threads())
     base = base_model(model)
     for where in [name.removesuffix(".weight") for name in prunable(model)]:

@@ -174,8 +174,6 @@ def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBa
     except Exception as problem:
         raise _unusable(args, problem) from problem
     weights = prunable(model)
-    if not weights:
-        raise BadInput(f"{name}: {type(model).__name__} has no layers of nn.Linear to prune; give an encoder like BERT")
     prefix = next(key for key, module in model.named_modules() if module is base_model(model))
     lost = [key for key in weights if f"{prefix}.{key}" in info["missing_keys"] and not key.startswith("pooler.")]
     if lost:
@@ -184,7 +182,8 @@ def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBa
         raise BadInput(
             f"{name}: its tokenizer has more tokens than its embeddings; give a model with its own tokenizer"
         )
-    return Loaded(model, tuple(weights), frozenset(info["missing_keys"]))
+    fresh = frozenset(info["missing_keys"])
+    return Loaded(model, tuple(prunable(model, args.ignore or (), fresh)), fresh)
 
 
 def check_counts(path: str, revision: str | None = None) -> None:
@@ -212,6 +211,11 @@ def _fields(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def check_encoder(args: Training, config: PreTrainedConfig) -> None:
     """Raise BadInput where a config asks for a network that would not be trained as it says."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise BadInput(
+            f"--model_name_or_path {args.model_name_or_path}: is an encoder-decoder ({config.model_type}), and what is "
+            "trained is an encoder; give one such as BERT"
+        )
     for name in ("is_decoder", "add_cross_attention", "causal", "quantization_config"):
         value = getattr(config, name, None)
         if value or (name == "quantization_config" and value is not None):
@@ -268,6 +272,9 @@ def _unusable(args: Training, problem: Exception) -> BadInput:
         )
     if refused := caches.refused_by_hub_cache(problem):
         return BadInput(refused)
+    if "Unrecognized configuration class" in str(problem) and (head := re.search(r"AutoModel\w+", str(problem))):
+        return BadInput(f"--model_name_or_path {name}: --task {args.task} needs a network that {head[0]} knows, which "
+                        "its kind is not; take another task, or another model")  # fmt: skip
     remedy = "give a whole directory of save_pretrained, in safetensors" if is_local(name) else NO_NETWORK
     if "does not recognize this architecture" in str(problem):
         remedy = f"give an encoder that transformers {transformers.__version__} has, or install a newer one"

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_families import FAMILIES
 
-from lth_scale import load_exported
+from lth_scale import Ticket, load_exported
 from lth_scale.arguments import BadInput, Stopped
 from lth_scale.export import disk, export, places
 from lth_scale.export.__main__ import build_parser, main
@@ -357,7 +357,7 @@ def test_a_search_and_its_last_round_are_exported_with_the_zeros_of_the_ticket(s
     assert len({opened(path)["source_sha256"] for path in tmp_path.glob("of-*")}) == 1
     held = load_source(str(out))
     assert held.run["task"] == "sst2" and held.sparsity == pytest.approx(0.3, abs=1e-3)
-    assert held.tokenizer and held.prunable == sum(each.numel() for each in prunable(held.model).values())
+    assert held.tokenizer and held.prunable == Ticket.load(out / "ticket.safetensors").prunable  # no fresh pooler
     with pytest.raises(BadInput, match=r"rounds/01.*no network"):
         load_source(str(out / "rounds/01"))
     weights = load_file(out / "rounds/03/model/model.safetensors")
@@ -544,3 +544,60 @@ def test_onnx_without_its_packages_says_what_to_install(checkpoint, tmp_path, mo
     with pytest.raises(BadInput, match=r"onnxruntime.*pip install 'lth_scale\[onnx\]'"):
         export(str(checkpoint()), "onnx", tmp_path / "out")
     assert not [*tmp_path.iterdir()]
+
+
+OTHERS = {
+    "gpt2": lambda n: hf.GPT2ForSequenceClassification(
+        hf.GPT2Config(vocab_size=n, pad_token_id=0, n_embd=16, n_layer=2, n_head=2, n_positions=40)
+    ),
+    "squeezebert": lambda n: hf.SqueezeBertForSequenceClassification(
+        hf.SqueezeBertConfig(**SIZES, vocab_size=n, embedding_size=16, q_groups=2)
+    ),
+    "convbert": lambda n: hf.ConvBertForSequenceClassification(
+        hf.ConvBertConfig(**SIZES, vocab_size=n, embedding_size=16, head_ratio=1, conv_kernel_size=3)
+    ),
+}
+
+
+@pytest.fixture
+def other(request, tokenizer, tmp_path):
+    """A checkpoint whose matrices are not all of nn.Linear, 70 % of them zero."""
+    torch.manual_seed(0)
+    model = prune(OTHERS[request.param](len(tokenizer)))
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    return tmp_path / "other"
+
+
+@pytest.mark.parametrize("other", OTHERS, indirect=True)
+def test_other_matrices_are_exported_whole_or_refused_by_name(other, tmp_path):
+    for kind in ("dense", "compact"):
+        made = export(str(other), kind, tmp_path / kind)
+        assert made["sparsity"] == pytest.approx(0.7, abs=0.01) and made["difference"]["relative"] < 1e-6
+        weights = prunable(load_exported(tmp_path / kind))
+        assert sum(int((weight == 0).sum()) for weight in weights.values()) == made["pruned"]
+    for kind in ("csr", "native", "2:4"):
+        needs_kernel(kind)
+        with pytest.raises(BadInput, match=rf"--format {kind}: \S+\.weight is a Conv1[dD], and sparse products"):
+            export(str(other), kind, tmp_path / kind)
+        assert not (tmp_path / kind).exists()
+    with pytest.raises(BadInput, match="--format csr: "):
+        to_csr(load_source(str(other)).model)
+
+
+@pytest.mark.parametrize("other", ["gpt2"], indirect=True)
+def test_the_engines_that_cannot_multiply_them_are_skipped_with_the_reason(other):
+    from lth_scale.speed.backends import BACKENDS, Setup, missing
+
+    setup = Setup(load_source(str(other)).model, [], 1, other)
+    for name in ("csr", "mkl", "native-fp32", "native-int8"):
+        assert missing(BACKENDS[name], setup)
+    assert "h.0.attn.c_attn.weight is a Conv1D" in missing(BACKENDS["csr"], setup)
+
+
+def test_what_a_search_ignored_is_no_part_of_the_sparsity_of_its_export(search, tmp_path):
+    out = search(ignore=["query", "intermediate"], max_steps=1)
+    made, ticket = export(str(out), "compact", tmp_path / "compact"), Ticket.load(out / "ticket.safetensors")
+    assert (made["pruned"], made["prunable"]) == (ticket.pruned, ticket.prunable) and len(ticket.masks) == 8
+    model = load_exported(tmp_path / "compact")
+    assert sum(int((weight == 0).sum()) for weight in prunable(model).values()) == ticket.pruned
