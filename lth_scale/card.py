@@ -16,6 +16,7 @@ from lth_scale.arguments import (
     COSMETIC,
     DATASETS,
     EMBEDDED,
+    QUICK_LOOK,
     Arguments,
     Training,
     Transfer,
@@ -241,8 +242,8 @@ def cautions(run: Run) -> str:
     ]  # fmt: skip
     if run.control != "none":
         lines.insert(0, f"what a found ticket does: `{run.control}` is a control")
-    if run.args.note:
-        lines.insert(0, f"anything: it is {run.args.note}")
+    if run.args.preset == "quick":
+        lines.insert(0, f"anything: it is {QUICK_LOOK}")
     return "## What it must not be used to claim\n\n" + "\n".join(f"- {line}." for line in lines)
 
 

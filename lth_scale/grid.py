@@ -459,9 +459,10 @@ def summary(made: Plan) -> dict[str, Any]:
     """study.json: what the report needs."""
     first, cells, jobs = made.studies[0], made.cells, made.jobs.values()
     quick = all(job.flags.get("preset") in ("quick", "demo") for job in jobs)
+    notes = dict.fromkeys((first.keys["note"], QUICK_LOOK if quick else "", *(job.args.head_note for job in jobs)))
     return {
         "name": first.keys["name"],
-        "note": "; ".join(filter(None, (first.keys["note"], QUICK_LOOK if quick else ""))),
+        "note": "; ".join(filter(None, notes)),
         "model": ", ".join(sorted({job.args.model_name_or_path for job in jobs})),
         "tasks": [task for task in TASKS if any(cell.task == task for cell in cells)],
         "sparsities": sorted({cell.sparsity for cell in cells if cell.sparsity}),

@@ -102,7 +102,7 @@ class Tracker:
                 *([] if control == "none" else [control]),
                 f"from {source_name(args.ticket)}",
             ]
-        what += [Path(args.model_name_or_path).name, *(["quick look"] if args.note else [])]
+        what += [Path(args.model_name_or_path).name, *(["quick look"] if args.preset == "quick" else [])]
         name = without_secrets(args.run_name or " · ".join(what))
         params = {key: str(value)[:6000] for key, value in redacted(args.as_dict()).items()}
         self.key = uuid.uuid4().hex

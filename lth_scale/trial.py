@@ -5,9 +5,9 @@ import resource
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import torch
@@ -20,6 +20,8 @@ from lth_scale.record import Record, Stage, a_round
 from lth_scale.redaction import redacted
 from lth_scale.ticket import Ticket
 from lth_scale.training import Net
+
+Flags = TypeVar("Flags", bound=Training)
 
 
 @dataclass
@@ -176,6 +178,12 @@ def prepare(args: Training) -> Net:
     return training.prepare(accelerator, tasks.load(args), args)
 
 
+def as_begun(args: Flags, record: Record) -> Flags:
+    """The flags; where a run began before there was --keep_head, so that what the checkpoint has of a head is taken."""
+    before = record.begun()
+    return replace(args, keep_head=None) if before and "keep_head" not in before and not args.keep_head else args
+
+
 def begin(args: Training, record: Record, net: Net, **more: Any) -> list[Any]:
     """Write the first file, once everything has been found usable; the tracker of --report_to, on the main process.
 
@@ -185,7 +193,7 @@ def begin(args: Training, record: Record, net: Net, **more: Any) -> list[Any]:
     record.refuse_other(facts)
     listeners: list[Any] = []
     if net.accelerator.is_main_process:
-        for line in record.remarks(facts):
+        for line in filter(None, [*record.remarks(facts), net.task.remark]):
             terminal.say(line)
         record.begin(facts)
         if args.report_to == "mlflow":
