@@ -62,8 +62,8 @@ UNUSABLE = {
 FULL = ("No space left on device", "Disk quota exceeded", "File too large")  # in the words of safetensors' errors
 # What --help shows together: the flags of imp and transfer by the title of their group.
 GROUPS = {
-    "what to train": "task preset model_name_or_path model_revision dataset_path max_seq_length doc_stride "
-    "max_train_samples max_eval_samples ticket theta allow_other_weights seed seeds output_dir",
+    "what to train": "task preset model_name_or_path model_revision fresh_head keep_head dataset_path max_seq_length "
+    "doc_stride max_train_samples max_eval_samples ticket theta allow_other_weights seed seeds output_dir",
     "search": "target_sparsity prune_rate schedule scope pattern score ignore rewind rewind_step lr_span dense "
     "keep_theta distill early_bird",
     "comparison": "control compare_with connectivity keep_network",
@@ -94,6 +94,8 @@ VERBOSE = "--verbose"
 ELSEWHERE_SAID = r"\babove (report|error|log|message|output|traceback|table)|\b(see|report|message|logs?) above\b"
 QUICK_LOOK = "a quick look: few examples, a small encoder, no finding"
 OTHER_ALLOWED = "a ticket of other weights than the base model's was allowed (--allow_other_weights)"
+FRESH_HEAD = "a fresh MLM head: drawn from --seed, not the one that the encoder was pre-trained with"
+KEPT_HEAD = "a kept head: the checkpoint's own, not drawn from --seed"
 
 # Chen et al. 2020, Table 1 and the README of VITA-Group/BERT-Tickets@4d8e035: batch, rate, length.
 GLUE_DEFAULTS: dict[str, Any] = {
@@ -172,6 +174,8 @@ class Training:
     )
     model_name_or_path: str = flag("Hub name, a directory, or 'embedded'")
     model_revision: str | None = flag("branch, tag or commit of a Hub model")
+    fresh_head: bool = flag("mlm: draw the MLM head from --seed, as for an encoder that comes without one", False)
+    keep_head: bool | None = flag("all but mlm: start from the checkpoint's head; else one is drawn from --seed", False)
     dataset_path: str | None = flag("directory with train.jsonl and validation.jsonl in the Hub's columns")
     output_dir: str = flag("where everything is written (default: below runs/)")
 
@@ -225,9 +229,17 @@ class Training:
     @property
     def note(self) -> str:
         """What every output has to say of these settings, or nothing."""
-        other = self.allow_other_weights and self.ticket
-        notes = {QUICK_LOOK: self.preset == "quick", OTHER_ALLOWED: other}
-        return "; ".join(text for text, holds in notes.items() if holds)
+        notes = {
+            QUICK_LOOK: self.preset == "quick",
+            OTHER_ALLOWED: self.allow_other_weights and self.ticket,
+            self.head_note: True,
+        }
+        return "; ".join(text for text, holds in notes.items() if text and holds)
+
+    @property
+    def head_note(self) -> str:
+        """The part of it on a head that is fresh where it is usually the checkpoint's, or the other way round."""
+        return FRESH_HEAD if self.fresh_head else KEPT_HEAD if self.keep_head else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -671,6 +683,10 @@ def check(args: Training) -> None:
         raise BadInput(
             f"--optim_args {args.optim_args}: nesterov needs a momentum and no dampening; change one of them"
         )
+    if args.fresh_head and args.task != "mlm":
+        raise BadInput(f"--fresh_head: is of --task mlm; the head of --task {args.task} is fresh anyway: leave it out")
+    if args.keep_head and args.task == "mlm":
+        raise BadInput("--keep_head: --task mlm trains the checkpoint's own head anyway; leave it out")
     if isinstance(args, Arguments):
         check_search(args)
     if isinstance(args, Transfer):

@@ -473,7 +473,8 @@ def summary(made: Plan) -> dict[str, Any]:
     first, cells, jobs = made.studies[0], made.cells, made.jobs.values()
     quick = all(job.flags.get("preset") in ("quick", "demo") for job in jobs)
     other = any(OTHER_ALLOWED in job.args.note for job in jobs)
-    notes = (first.keys["note"], QUICK_LOOK if quick else "", OTHER_ALLOWED if other else "")
+    heads = dict.fromkeys(job.args.head_note for job in jobs)
+    notes = (first.keys["note"], QUICK_LOOK if quick else "", OTHER_ALLOWED if other else "", *heads)
     return {
         "name": first.keys["name"],
         "note": "; ".join(filter(None, notes)),

@@ -49,6 +49,7 @@ class Search(Trial):
     @classmethod
     def begin(cls, args: Arguments, record: Record) -> "Search":
         """Load everything, check it, and only then write. Raises BadInput."""
+        args = trial.as_begun(args, record)
         net = trial.prepare(args)
         start = first_ticket(args, net)
         shapes = {name: mask.shape for name, mask in start.masks.items()}

@@ -29,6 +29,7 @@ class Subnetwork(Trial):
     @classmethod
     def begin(cls, args: Transfer, record: Record) -> "Subnetwork":
         """Load everything, check it, and only then write. Raises BadInput."""
+        args = trial.as_begun(args, record)
         net = trial.prepare(args)
         ticket = first_ticket(args, net)
         try:

@@ -6,9 +6,9 @@ import resource
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import torch
@@ -24,6 +24,7 @@ from lth_scale.ticket import Ticket
 from lth_scale.training import Net
 
 log = logging.getLogger("lth_scale")
+Flags = TypeVar("Flags", bound=Training)
 
 
 @dataclass
@@ -225,6 +226,12 @@ def checked_matrices(args: Training, task: tasks.Task) -> tuple[str, ...]:
     return task.prunable
 
 
+def as_begun(args: Flags, record: Record) -> Flags:
+    """The flags; where a run began before there was --keep_head, so that what the checkpoint has of a head is taken."""
+    before = record.begun()
+    return replace(args, keep_head=None) if before and "keep_head" not in before and not args.keep_head else args
+
+
 def begin(args: Training, record: Record, net: Net, **more: Any) -> list[Any]:
     """Write the first file, once everything has been found usable; the tracker of --report_to, on the main process.
 
@@ -234,7 +241,7 @@ def begin(args: Training, record: Record, net: Net, **more: Any) -> list[Any]:
     record.refuse_other(facts)
     listeners: list[Any] = []
     if net.accelerator.is_main_process:
-        for line in record.remarks(facts):
+        for line in filter(None, [*record.remarks(facts), net.task.remark]):
             terminal.say(line)
         record.begin(facts)
         if args.report_to == "mlflow":

@@ -14,7 +14,9 @@ from lth_scale.tasks import data
 from lth_scale.tasks.task import (
     Batch,
     Task,
+    check_labels,
     has_segments,
+    labelled,
     load_model,
     load_tokenizer,
     prediction_rows,
@@ -27,24 +29,37 @@ NAMES = {"spearmanr": "spearman"}  # the metric's name → ours
 
 @dataclass(frozen=True)
 class Family:
-    """Columns, classes (1 is regression), the validation split, and further ones: suffix of their metrics → split."""
+    """Columns, names of the classes in GLUE's order (one is a score), the validation split, and further ones.
+
+    more: suffix of their metrics → split.
+    """
 
     texts: tuple[str, ...]
-    classes: int = 2
+    labels: tuple[str, ...]
     validation: str = "validation"
     more: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def classes(self) -> int:
+        """How many; 1 is regression."""
+        return len(self.labels)
+
 
 FAMILIES = {
-    "mnli": Family(("premise", "hypothesis"), 3, "validation_matched", {"mismatched": "validation_mismatched"}),
-    "qqp": Family(("question1", "question2")),
-    "stsb": Family(("sentence1", "sentence2"), classes=1),
-    "wnli": Family(("sentence1", "sentence2")),
-    "qnli": Family(("question", "sentence")),
-    "mrpc": Family(("sentence1", "sentence2")),
-    "rte": Family(("sentence1", "sentence2")),
-    "sst2": Family(("sentence",)),
-    "cola": Family(("sentence",)),
+    "mnli": Family(
+        ("premise", "hypothesis"),
+        ("entailment", "neutral", "contradiction"),
+        "validation_matched",
+        {"mismatched": "validation_mismatched"},
+    ),
+    "qqp": Family(("question1", "question2"), ("not_duplicate", "duplicate")),
+    "stsb": Family(("sentence1", "sentence2"), ("similarity",)),
+    "wnli": Family(("sentence1", "sentence2"), ("not_entailment", "entailment")),
+    "qnli": Family(("question", "sentence"), ("entailment", "not_entailment")),
+    "mrpc": Family(("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+    "rte": Family(("sentence1", "sentence2"), ("entailment", "not_entailment")),
+    "sst2": Family(("sentence",), ("negative", "positive")),
+    "cola": Family(("sentence",), ("unacceptable", "acceptable")),
 }
 
 
@@ -73,8 +88,9 @@ def load(args: Training) -> Task:
     tokenizer = load_tokenizer(args)
     splits = load_rows(args, family)
     kind = "regression" if family.classes == 1 else "single_label_classification"
-    head = {"num_labels": family.classes, "problem_type": kind}  # a config may say otherwise
-    loaded = load_model(args, AutoModelForSequenceClassification, tokenizer, **head)
+    if args.keep_head:
+        check_labels(args, family.labels)
+    loaded = load_model(args, AutoModelForSequenceClassification, tokenizer, **labelled(family.labels, kind))
     model = loaded.model
     length = sequence_length(args, model, tokenizer)
     options = {"texts": family.texts, "length": length, "segments": has_segments(model)}
@@ -93,7 +109,8 @@ def load(args: Training) -> Task:
         return {NAMES.get(name, name): value for name, value in prediction_scores(rows, metric).items()}
 
     return Task(
-        model=model, prunable=loaded.prunable, base_sha256=loaded.base_sha256, tokenizer=tokenizer,
+        model=model, prunable=loaded.prunable, base_sha256=loaded.base_sha256, remark=loaded.remark,
+        tokenizer=tokenizer,
         revision=getattr(model.config, "_commit_hash", None) or "",
         train=encoded["train"], validation=encoded[family.validation], collate=collate, eval_collate=collate,
         loss=loss, rows=rows, score=score, grouped=True,

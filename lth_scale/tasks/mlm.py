@@ -15,6 +15,7 @@ from lth_scale.tasks import data
 from lth_scale.tasks.task import (
     Batch,
     Task,
+    labelled,
     load_model,
     load_tokenizer,
     prediction_rows,
@@ -123,11 +124,11 @@ def stream_blocks(args: Training, tokenizer: PreTrainedTokenizerBase, length: in
 
 
 def load(args: Training) -> Task:
-    """Masked language modelling with the model's own MLM head. Raises BadInput."""
+    """Masked language modelling with the checkpoint's own MLM head, or with --fresh_head a new one. Raises BadInput."""
     tokenizer = load_tokenizer(args)
     if tokenizer.mask_token_id is None:
         raise BadInput(f"--task mlm: the tokenizer of {args.model_name_or_path} has no mask token; give an MLM encoder")
-    loaded = load_model(args, AutoModelForMaskedLM, tokenizer)
+    loaded = load_model(args, AutoModelForMaskedLM, tokenizer, **labelled())
     model = loaded.model
     train, validation = load_blocks(args, tokenizer, sequence_length(args, model, tokenizer))
     validation = data.encode(validation, mask_for_evaluation, tokenizer, seed=EVAL_SEED)
@@ -143,7 +144,8 @@ def load(args: Training) -> Task:
         return prediction_scores(rows, metric)
 
     return Task(
-        model=model, prunable=loaded.prunable, base_sha256=loaded.base_sha256, tokenizer=tokenizer,
+        model=model, prunable=loaded.prunable, base_sha256=loaded.base_sha256, remark=loaded.remark,
+        tokenizer=tokenizer,
         revision=getattr(model.config, "_commit_hash", None) or "",
         train=train, validation=validation, collate=DataCollatorForLanguageModeling(tokenizer), eval_collate=stack,
         loss=chosen_loss, rows=rows, score=score, grouped=False,

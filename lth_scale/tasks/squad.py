@@ -12,7 +12,7 @@ from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding,
 from lth_scale import metrics
 from lth_scale.arguments import BadInput, Training, brief
 from lth_scale.tasks import data
-from lth_scale.tasks.task import Batch, Task, has_segments, load_model, load_tokenizer, sequence_length
+from lth_scale.tasks.task import Batch, Task, has_segments, labelled, load_model, load_tokenizer, sequence_length
 
 COLUMNS = {"id": "string", "context": "string", "question": "string", "answers": "answers"}
 QUESTION_TOKENS, BEST, ANSWER_TOKENS = 64, 20, 30  # run_squad.py: max_query_length, n_best_size, max_answer_length
@@ -133,7 +133,7 @@ def load(args: Training) -> Task:
     tokenizer = load_tokenizer(args)
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples}
     splits = data.load_splits(args, ("rajpurkar/squad", None), COLUMNS, None, limits)
-    loaded = load_model(args, AutoModelForQuestionAnswering, tokenizer, num_labels=2)
+    loaded = load_model(args, AutoModelForQuestionAnswering, tokenizer, **labelled())
     model = loaded.model
     options = {"length": sequence_length(args, model, tokenizer), "stride": args.doc_stride}
     options["segments"] = has_segments(model)
@@ -155,7 +155,8 @@ def load(args: Training) -> Task:
 
     pad = partial(collate, tokenizer=tokenizer)
     return Task(
-        model=model, prunable=loaded.prunable, base_sha256=loaded.base_sha256, tokenizer=tokenizer,
+        model=model, prunable=loaded.prunable, base_sha256=loaded.base_sha256, remark=loaded.remark,
+        tokenizer=tokenizer,
         revision=getattr(model.config, "_commit_hash", None) or "",
         train=train.remove_columns([*SPANS, "part"]), validation=validation.remove_columns("part"),
         collate=pad, eval_collate=pad, loss=loss, rows=best_spans, score=score, grouped=True,

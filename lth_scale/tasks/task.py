@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy
 import torch
 import transformers
-from accelerate.utils import set_seed
 from datasets import Dataset
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from lth_scale import caches
 from lth_scale.arguments import EMBEDDED, BadInput, Training, brief, embedded_path, first_line, is_local, lasting
 from lth_scale.prunable import base_model, prunable
+from lth_scale.tasks import weights
 from lth_scale.tasks.data import NO_NETWORK, settle_for_cache
 from lth_scale.ticket import base_digest
 
@@ -50,6 +50,7 @@ class Task:
     `score` → {metric: value}. The first metric stands for the task. grouped: batch rows of similar length.
     more: further validation rows, scored in the same way and reported as metric_name.
     prunable: the prunable set, as names in the base model. base_sha256: of the encoder's weights, see `base_digest`.
+    remark: a line on what of the model is drawn, or nothing.
     """
 
     model: PreTrainedModel
@@ -65,20 +66,33 @@ class Task:
     rows: Callable[[Tensor, Batch], numpy.ndarray]
     score: Callable[[numpy.ndarray], dict[str, float]]
     grouped: bool
+    remark: str = ""
     more: dict[str, Dataset] = field(default_factory=dict)
 
 
 class Loaded(NamedTuple):
-    """A model with its head. prunable: names in the base model; fresh: names in the model that no checkpoint gave."""
+    """A model with its head.
+
+    prunable: names in the base model; fresh: names in the model of parameters that no checkpoint gave, those of a head
+    that was drawn although the checkpoint has one included; remark: as in `Task`.
+    """
 
     model: PreTrainedModel
     prunable: tuple[str, ...]
     fresh: frozenset[str]
+    remark: str
 
     @property
     def base_sha256(self) -> str:
         """The digest of the encoder's weights, by which a ticket knows its base."""
         return base_digest(self.model, self.fresh)
+
+
+def labelled(names: Sequence[str] = ("LABEL_0", "LABEL_1"), kind: str | None = None) -> dict[str, Any]:
+    """What a config says of a task's labels and kind of problem, instead of what it said for another task."""
+    by_number = dict(enumerate(names))
+    by_name = {name: number for number, name in by_number.items()}
+    return {"num_labels": len(names), "id2label": by_number, "label2id": by_name, "problem_type": kind}
 
 
 def prediction_rows(logits: Tensor, labels: Tensor) -> numpy.ndarray:
@@ -157,33 +171,83 @@ def load_tokenizer(args: Training) -> PreTrainedTokenizerBase:
 
 
 def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Loaded:
-    """θ₀ in fp32 with a head drawn from --seed. Raises BadInput unless the encoder is in the checkpoint."""
+    """θ₀ in fp32, with a head drawn from --seed or the checkpoint's own. Raises BadInput unless all else is there.
+
+    options: what the config has to say of the task (see `labelled`); or `config`, one that says so already.
+    """
     name = f"--model_name_or_path {args.model_name_or_path}"
-    set_seed(args.seed)
+    options = options if "config" in options else PLAIN | options
     try:
         with quiet():
-            model, info = auto_class.from_pretrained(
-                model_path(args),
-                revision=args.model_revision or "main",  # by name, or transformers looks for no converted safetensors
-                dtype="float32",
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **(options if "config" in options else PLAIN | options),
-            )
+            names = frozenset(tensor_kinds(args))
+            source = weights.Source(name, model_path(args), args.model_revision, options, names)
+            if args.keep_head is None:
+                found = weights.load_as_found(source, auto_class, args.seed)
+            else:
+                found = weights.load(source, auto_class, args.seed, needed_head(args))
+    except BadInput:
+        raise
     except Exception as problem:
         raise _unusable(args, problem) from problem
-    weights = prunable(model)
-    prefix = next(key for key, module in model.named_modules() if module is base_model(model))
-    lost = [key for key in weights if f"{prefix}.{key}" in info["missing_keys"] and not key.startswith("pooler.")]
-    if lost:
-        raise BadInput(f"{name}: the checkpoint lacks {lost[0]} and {len(lost) - 1} more weights; give a whole one")
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    model = found.model
+    if hasattr(model.config, "finetuning_task"):
+        model.config.finetuning_task = args.task
+    embeddings: Any = model.get_input_embeddings()
+    if len(tokenizer) > embeddings.num_embeddings:
         raise BadInput(
             f"{name}: its tokenizer has more tokens than its embeddings; give a model with its own tokenizer"
         )
-    fresh = frozenset(info["missing_keys"])
-    return Loaded(model, tuple(prunable(model, args.ignore or (), fresh)), fresh)
+    fresh = frozenset(key for key, _ in model.named_parameters() if key in found.drawn)
+    return Loaded(model, tuple(prunable(model, args.ignore or (), fresh)), fresh, remark(args, found))
+
+
+def needed_head(args: Training) -> weights.OwnHead | None:
+    """The head that the checkpoint has to have, or None where one is drawn."""
+    if args.task == "mlm" and not args.fresh_head:
+        remedy = "give one that has it, or --fresh_head, which draws it from --seed"
+        return weights.OwnHead("the MLM head that --task mlm trains", remedy)
+    if args.keep_head:
+        return weights.OwnHead("the head that --keep_head keeps", "leave --keep_head out, and a head is drawn")
+    return None
+
+
+def check_labels(args: Training, labels: Sequence[str]) -> None:
+    """Raise BadInput where the checkpoint names its labels, and otherwise or in another order than the task does."""
+    config, _ = PreTrainedConfig.get_config_dict(model_path(args), revision=args.model_revision)
+    theirs = config.get("id2label") or {}
+    names = [str(theirs[number]) for number in sorted(theirs, key=int)]
+    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+    if not unnamed and len(labels) > 1 and [*map(_plain, names)] != [*map(_plain, labels)]:
+        raise BadInput(
+            f"--keep_head: the checkpoint's labels are {', '.join(names):.200}, and those of --task {args.task} are "
+            f"{', '.join(labels)}, in this order; leave --keep_head out, or if they mean the same name them so there"
+        )
+
+
+def _plain(label: str) -> str:
+    return re.sub(r"[\W_]+", "_", label.lower())
+
+
+def remark(args: Training, found: weights.Loaded) -> str:
+    """A line on what is drawn, and on a head that is not; nothing where mlm trains the checkpoint's own."""
+    base = next(f"{name}." for name, module in found.model.named_modules() if module is base_model(found.model))
+    drawn, own = (_modules(name for name in names if not name.startswith(base)) for names in (found.drawn, found.own))
+    parts = []
+    if args.keep_head is None and own:
+        parts.append(f"the head ({own}) is the checkpoint's, as when version 0.1.0 began this run")
+    elif drawn:
+        instead = ", and the checkpoint's own is left out" if own else ""
+        parts.append(f"the head ({drawn}) is drawn from --seed {args.seed}{instead}")
+    elif args.keep_head or found.renamed:
+        parts.append(f"the head ({own}) is the checkpoint's{', where it has another name' if found.renamed else ''}")
+    if pooler := _modules((name for name in found.drawn if name.startswith(base)), depth=3):
+        parts.append(f"{pooler} is not in the checkpoint: it is drawn from --seed and is not prunable")
+    return "; ".join(parts)
+
+
+def _modules(names: Iterable[str], depth: int = 1) -> str:
+    """The modules of parameters, by the first parts of their names, in words."""
+    return " and ".join(sorted({".".join(name.split(".")[:-1][:depth]) for name in names}))
 
 
 def check_counts(path: str, revision: str | None = None) -> None:
@@ -231,7 +295,10 @@ def check_checkpoint(args: Training, config: PreTrainedConfig) -> None:
 
     One of a million layers would take hours to make, before anything is missed in the checkpoint.
     """
-    names = tensor_names(args)
+    names = tensor_kinds(args)
+    for name, kind in names.items():
+        if re.search(r"(weight|bias)$", name) and not kind.startswith(("F", "BF")):
+            raise ValueError(f"its {name} holds {kind}, and a weight is a floating-point number")
     for name, value in config.to_dict().items():
         if names and type(value) is int and re.search(rf"({COUNTS})$", name) and value > len(names):
             raise ValueError(f"config.json has {name} {value}, and the checkpoint {len(names)} tensors in all")
@@ -243,8 +310,11 @@ def check_checkpoint(args: Training, config: PreTrainedConfig) -> None:
         raise ValueError(f"config.json has num_hidden_layers {config.num_hidden_layers}")
 
 
-def tensor_names(args: Training) -> list[str]:
-    """The tensors of a checkpoint in safetensors, or []. Raises ValueError for other formats."""
+def tensor_kinds(args: Training) -> dict[str, str]:
+    """The tensors of a checkpoint in safetensors and their kinds of numbers (`F32`), or {}.
+
+    Raises ValueError for other formats, and where an index and its parts do not agree.
+    """
     options: dict[str, Any] = dict.fromkeys(
         (f"_raise_exceptions_for_{what}" for what in ("missing_entries", "connection_errors")), False
     )
@@ -255,10 +325,22 @@ def tensor_names(args: Training) -> list[str]:
         if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", part):
             raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} names {part!r}, which is no safetensors file beside it")
     whole = cached_file(model_path(args), SAFE_WEIGHTS_NAME, **options)
-    if whole is None:
-        return list(parts)
-    with safe_open(whole, framework="numpy") as file:
-        return list(file.keys())
+    if whole is not None:
+        return _kinds(whole)
+    kinds: dict[str, str] = {}
+    for part in sorted(set(parts.values())):
+        path = cached_file(model_path(args), part, **options)
+        if path is None:
+            raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} names {part}, which is not there")
+        kinds |= _kinds(path)
+    if absent := sorted(parts.keys() - kinds.keys()):
+        raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} names {absent[0]}, which {parts[absent[0]]} has not")
+    return kinds
+
+
+def _kinds(path: str) -> dict[str, str]:
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
 
 
 def _unusable(args: Training, problem: Exception) -> BadInput:
