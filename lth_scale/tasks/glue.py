@@ -10,16 +10,14 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from lth_scale import metrics
 from lth_scale.arguments import DATASETS, Training
-from lth_scale.tasks import data
+from lth_scale.tasks import data, tokens
 from lth_scale.tasks.task import (
     Batch,
     Task,
-    has_segments,
     load_model,
     load_tokenizer,
     prediction_rows,
     prediction_scores,
-    sequence_length,
 )
 
 NAMES = {"spearmanr": "spearman"}  # the metric's name → ours
@@ -75,10 +73,10 @@ def load(args: Training) -> Task:
     kind = "regression" if family.classes == 1 else "single_label_classification"
     head = {"num_labels": family.classes, "problem_type": kind}  # a config may say otherwise
     model, prunable, _ = load_model(args, AutoModelForSequenceClassification, tokenizer, **head)
-    length = sequence_length(args, model, tokenizer)
-    options = {"texts": family.texts, "length": length, "segments": has_segments(model)}
+    inputs = tokens.agree(args, model, tokenizer, len(family.texts))
+    options = {"texts": family.texts, "length": inputs.length, "segments": inputs.segments}
     encoded = {split: data.encode(rows, tokenize, tokenizer, **options) for split, rows in splits.items()}
-    collate = DataCollatorWithPadding(tokenizer)
+    collate = DataCollatorWithPadding(tokenizer, inputs.padding, inputs.length)
     metric = metrics.load("glue", args.task)
 
     def loss(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
