@@ -170,11 +170,11 @@ def agree(args: Training, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     _attend(model, tokenizer)
     _warn_of_padding(name, model, tokenizer)
     _warn_of_lost_tokens(name, model, tokenizer)
+    if getattr(model.config, "auto_map", None):
+        warn(f"{name}: its own code (auto_map in config.json) is not run; it is a {type(model).__name__} here")
     segments = has_segments(model)
-
-    network: Any = (
-        base_model(model) if args.task == "mlm" else model
-    )  # a vocabulary's product costs more than the encoder
+    # The product with a whole vocabulary would cost more than the encoder.
+    network: Any = base_model(model) if args.task == "mlm" else model
 
     def row(length: int) -> BatchEncoding:
         return example(tokenizer, texts, length, segments)
@@ -182,7 +182,8 @@ def agree(args: Training, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     length = longest(name, network, row, args.max_seq_length, tokenizer.model_max_length)
     if length < args.max_seq_length:
         warn(f"--max_seq_length {args.max_seq_length} is more than the model takes; using {length}")
-    side = padding_side(args, network, tokenizer, row(min(length, 6)), length)
+    shortest = tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts  # where padding is nearest
+    side = padding_side(args, network, tokenizer, row(shortest), length)
     tokenizer.padding_side = side or "right"
     if side is None and args.task != "mlm":  # whose blocks are of one length
         warn(f"{type(model).__name__} gives other scores where a row is padded; all are padded to {length} tokens")
