@@ -88,7 +88,8 @@ def around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
 def diagnosis(problem: Exception, directory: Path) -> str | None:
     """Why a model or tokenizer cannot be loaded and what helps, where the library's error says neither."""
     text = str(problem)
-    if "custom code" in text or "trust_remote_code" in text:
+    no_class = "instantiate the backend tokenizer" in text and _has_code(directory / "tokenizer_config.json")
+    if no_class or "custom code" in text or "trust_remote_code" in text:
         files = [name for name in ("config.json", "tokenizer_config.json") if _has_code(directory / name)]
         return (
             f"needs code of its own (auto_map in {' and '.join(files) or 'config.json'}), which is not run here; "
@@ -170,8 +171,9 @@ def agree(args: Training, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     _attend(model, tokenizer)
     _warn_of_padding(name, model, tokenizer)
     _warn_of_lost_tokens(name, model, tokenizer)
-    if getattr(model.config, "auto_map", None):
-        warn(f"{name}: its own code (auto_map in config.json) is not run; it is a {type(model).__name__} here")
+    for part, settings in ((model, model.config.to_dict()), (tokenizer, tokenizer.init_kwargs)):
+        if settings.get("auto_map"):
+            warn(f"{name}: code of its own (auto_map) is not run; it is read as {type(part).__name__} of transformers")
     segments = has_segments(model)
     # The product with a whole vocabulary would cost more than the encoder.
     network: Any = base_model(model) if args.task == "mlm" else model

@@ -412,12 +412,19 @@ def test_emoji_that_are_left_for_want_of_a_package_are_said(checkpoint, small, t
     assert "pip install emoji" in caplog.text
 
 
-def test_code_of_a_models_own_that_is_not_run_is_said(tiny_bert, small, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("file", "auto", "more", "kind"),
+    [
+        ("config.json", "AutoModel", {}, "BertForSequenceClassification"),
+        ("tokenizer_config.json", "AutoTokenizer", {"tokenizer_class": "HouseTokenizer"}, "TokenizersBackend"),
+    ],
+)
+def test_code_of_a_models_own_that_is_not_run_is_said(file, auto, more, kind, tiny_bert, small, tmp_path, caplog):
     shutil.copytree(tiny_bert, tmp_path / "model")
-    path = tmp_path / "model/config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoModel": "house.HouseModel"}}))
+    path = tmp_path / "model" / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {auto: ["house.House", None]}, **more}))
     tasks.load(parse(small(model_name_or_path=tmp_path / "model"), "t", "t"))
-    assert "(auto_map in config.json) is not run; it is a BertForSequenceClassification" in caplog.text
+    assert f"(auto_map) is not run; it is read as {kind}" in caplog.text
 
 
 def test_two_tokenizers_of_one_content_share_the_cache_and_another_does_not(tiny_bert, small, tmp_path):
