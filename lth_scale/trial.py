@@ -20,6 +20,7 @@ from lth_scale.arguments import AGAIN, COSMETIC, BadInput, Stopped, Training, la
 from lth_scale.prunable import base_model
 from lth_scale.record import Record, Stage, a_round, starved_in
 from lth_scale.redaction import redacted
+from lth_scale.tasks import tokens
 from lth_scale.ticket import Ticket
 from lth_scale.training import Net
 
@@ -168,9 +169,8 @@ class Trial:
         if self.is_main:
             with files.listed_directory(self.record.at(self.stage) / "model") as folder:
                 shards.save(folder, weights)
-                tokenizer = self.net.task.tokenizer
-                tokenizer.backend_tokenizer.no_truncation()  # else what is saved tells whether data came from a cache
-                tokenizer.save_pretrained(folder)
+                tokens.forget_truncation(self.net.task.tokenizer)
+                self.net.task.tokenizer.save_pretrained(folder)
         return weights
 
     def close(self, pictures: dict[str, bytes]) -> None:

@@ -319,6 +319,37 @@ def configured(**odd: Any) -> Callable[[Path], object]:
     return change
 
 
+def without_pad_token(directory: Path) -> None:
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    path.write_text(json.dumps({name: value for name, value in config.items() if name != "pad_token"}))
+
+
+def with_a_high_id(directory: Path) -> None:
+    path = directory / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["zyx"] = 99999
+    path.write_text(json.dumps(content))
+
+
+def only_a_tokenizer(name: str, **config: Any) -> Callable[[Path], object]:
+    """Leave a model no tokenizer but a file that is read by its class, or by code of its own."""
+
+    def change(directory: Path) -> None:
+        for path in directory.glob("tokenizer*"):
+            path.unlink()
+        (directory / name).write_bytes(b"no model")
+        (directory / "tokenizer_config.json").write_text(json.dumps(config))
+
+    return change
+
+
+def in_python(directory: Path) -> None:
+    """Give a model the tokenizer of a class that tells no offsets."""
+    only_a_tokenizer("vocab.txt", tokenizer_class="EsmTokenizer")(directory)
+    (directory / "vocab.txt").write_text("<cls>\n<pad>\n<eos>\n<unk>\n<mask>\nthe\ncat")
+
+
 def drop_layer(directory: Path) -> None:
     weights = load_file(directory / "model.safetensors")
     kept = {name: weight for name, weight in weights.items() if "layer.1.output.dense" not in name}
@@ -354,8 +385,18 @@ MODELS = [
         ("other sizes", configured(intermediate_size=10**12), "of other shapes"),
         ("a dropout that is NaN", configured(hidden_dropout_prob=math.nan), "hidden_dropout_prob nan"),
         ("a number of 400 digits", configured(num_hidden_layers=int(LONG)), "num_hidden_layers"),
-        ("code of its own for the config", configured(auto_map={"AutoConfig": "x.Y"}, model_type="x"), "code"),
+        ("code of its own for the config", configured(auto_map={"AutoConfig": "x.Y"}, model_type="x"), "code",
+         "auto_map in config.json", "transformers has classes for"),
+        ("code of its own for the tokenizer", only_a_tokenizer(
+            "words.bin", tokenizer_class="HouseTokenizer", auto_map={"AutoTokenizer": ["x.Y", None]}),
+         "auto_map in tokenizer_config.json"),
+        ("no pad token", without_pad_token, "no pad token", "pad_token in tokenizer_config.json"),
+        ("an id beyond the embeddings", with_a_high_id, "'zyx' is 99999", "resize_token_embeddings"),
+        ("a SentencePiece model alone", only_a_tokenizer("spm.model", tokenizer_class="DebertaV2Tokenizer"),
+         "tokenizer", "entence"),
     )),
+    case("imp", "--task squad and a tokenizer in Python", "--task squad: EsmTokenizer", "…/model", "tokenizer.json",
+         argv="--model_name_or_path …/model --task squad", lay=model(in_python)),
     *(case(command, f"a model directory: {name} is a pipe", f"…/model/{name}: is not a regular file",
            argv="--model_name_or_path …/model" if command == "imp" else "…/model --format csr --output_dir …/new",
            lay=both(model(lambda d: None), as_pipe(f"model/{name}")))

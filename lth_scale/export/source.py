@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lth_scale.arguments import BadInput, Training, embedded_path, first_line, is_local
 from lth_scale.export.places import MANIFEST, locate
-from lth_scale.prunable import base_model, prunable
+from lth_scale.prunable import prunable
+from lth_scale.tasks import tokens
 from lth_scale.tasks.data import local_file, read_rows, settle_for_cache
 from lth_scale.tasks.task import PLAIN, check_checkpoint, check_counts, model_path, quiet
 from lth_scale.ticket import Ticket
@@ -139,11 +140,9 @@ def _tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | N
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as problem:
-        why = first_line(problem)
-        raise BadInput(f"{name}: its tokenizer cannot be loaded ({why}); mend it, or take it out") from problem
-    embeddings: Any = model.get_input_embeddings()
-    if len(tokenizer) > embeddings.num_embeddings:
-        raise BadInput(f"{name}: its tokenizer has more tokens than its embeddings; put the model's own there")
+        why = f"its tokenizer cannot be loaded ({first_line(problem)}); mend it, or take it out"
+        raise BadInput(f"{name}: {tokens.diagnosis(problem, Path(where)) or why}") from problem
+    tokens.check_ids(name, model, tokenizer)
     usable = tokenizer.pad_token_id is not None and len(tokenizer) > len(tokenizer.all_special_ids)
     return tokenizer if usable else None
 
@@ -178,11 +177,13 @@ def sentences() -> list[str]:
 
 def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int:
     """Tokens of the longest sequence that is tried: what the model has positions for, at most 512."""
-    limit = min(LONGEST, tokenizer.model_max_length if tokenizer else LONGEST)
-    for name, module in base_model(model).named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            limit = min(limit, module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
-    return min(limit, getattr(model.config, "max_position_embeddings", None) or limit)
+    pad = getattr(model.config, "pad_token_id", None)
+
+    def row(length: int) -> dict[str, Tensor]:
+        return {"input_ids": torch.full((1, length), 0 if pad else 1)}
+
+    limit = tokenizer.model_max_length if tokenizer else LONGEST
+    return tokens.longest(model.config._name_or_path, model, row, LONGEST, limit)
 
 
 def _drawn(model: PreTrainedModel, limit: int) -> list[dict[str, Tensor]]:

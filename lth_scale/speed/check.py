@@ -18,7 +18,8 @@ from lth_scale.export.source import Source, longest, sentences
 from lth_scale.speed.backends import BACKENDS, EAGER, Setup, missing
 from lth_scale.speed.measure import Timing, measure, pinned, ratio, reason, spread, verdict
 from lth_scale.tasks.mlm import CHOSEN, pack
-from lth_scale.tasks.task import Batch, Task, has_segments, quiet
+from lth_scale.tasks.task import Batch, Task, quiet
+from lth_scale.tasks.tokens import has_segments
 from lth_scale.terminal import say
 
 EVAL_BATCH, CALIBRATION = 32, 64  # examples

@@ -7,7 +7,6 @@ import logging
 import lzma
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,18 +17,16 @@ from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, List, 
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import PreTrainedTokenizerBase
 
 from lth_scale import files
 from lth_scale.arguments import FULL, BadInput, Stopped, Training, first_line
 from lth_scale.provenance import data_file, local_directory
+from lth_scale.tasks import tokens
 
 log = logging.getLogger("lth_scale")
 
 Columns = Mapping[str, str]  # column → "string", "int64" or "float32", the dtypes of `datasets`, or "answers", SQuAD's
 KINDS: dict[str, tuple[type, ...]] = {"string": (str,), "int64": (int,), "float32": (float, int), "answers": (dict,)}
-# What a tokenizer was loaded from, of what it was loaded with.
-PATHS = ("name_or_path", "vocab_file", "merges_file", "tokenizer_file", "is_local", "local_files_only")
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream of Arrow's
 ANSWERS = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
 
@@ -228,23 +225,13 @@ def hub_revision(rows: Dataset) -> str:
     return Path(rows.cache_files[0]["filename"]).parent.name if known else ""
 
 
-@lru_cache(maxsize=1)
-def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A name for all that decides which tokens a text gives: the same wherever the tokenizer's files lie."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)  # tokenizers in Python have none
-    state = json.loads(backend.to_str()) if backend else tokenizer.get_vocab()
-    state |= {"truncation": None, "padding": None}  # as the last call left them
-    options = {name: value for name, value in tokenizer.init_kwargs.items() if name not in PATHS}
-    return fingerprint(json.dumps(state, sort_keys=True), sorted(options.items()))
-
-
 def encode(rows: Dataset, function: Callable, tokenizer: Any, **arguments: Any) -> Dataset:
     """`rows.map(function)` in batches, cached under a fingerprint of rows, tokenizer, function and arguments.
 
     function(batch, tokenizer=…, **arguments) returns the encoded columns; the old ones are dropped.
     (A tokenizer's own hash changes as it is used, so `datasets` cannot key on it.)
     """
-    key = fingerprint(rows._fingerprint, function.__qualname__, tokenizer_key(tokenizer), sorted(arguments.items()))
+    key = fingerprint(rows._fingerprint, function.__qualname__, tokens.key(tokenizer), sorted(arguments.items()))
 
     def make(key: str) -> Dataset:
         options = {"fn_kwargs": {"tokenizer": tokenizer, **arguments}, "remove_columns": rows.column_names}

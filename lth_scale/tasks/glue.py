@@ -10,18 +10,16 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from lth_scale import metrics
 from lth_scale.arguments import DATASETS, Training
-from lth_scale.tasks import data
+from lth_scale.tasks import data, tokens
 from lth_scale.tasks.task import (
     Batch,
     Task,
     check_labels,
-    has_segments,
     labelled,
     load_model,
     load_tokenizer,
     prediction_rows,
     prediction_scores,
-    sequence_length,
 )
 
 NAMES = {"spearmanr": "spearman"}  # the metric's name → ours
@@ -92,10 +90,10 @@ def load(args: Training) -> Task:
         check_labels(args, family.labels)
     loaded = load_model(args, AutoModelForSequenceClassification, tokenizer, **labelled(family.labels, kind))
     model = loaded.model
-    length = sequence_length(args, model, tokenizer)
-    options = {"texts": family.texts, "length": length, "segments": has_segments(model)}
+    inputs = tokens.agree(args, model, tokenizer, len(family.texts))
+    options = {"texts": family.texts, "length": inputs.length, "segments": inputs.segments}
     encoded = {split: data.encode(rows, tokenize, tokenizer, **options) for split, rows in splits.items()}
-    collate = DataCollatorWithPadding(tokenizer)
+    collate = DataCollatorWithPadding(tokenizer, inputs.padding, inputs.length)
     metric = metrics.load("glue", args.task)
 
     def loss(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, 
 from lth_scale import metrics
 from lth_scale.arguments import DATASETS, BadInput, Training
 from lth_scale.prunable import base_model
-from lth_scale.tasks import data
+from lth_scale.tasks import data, tokens
 from lth_scale.tasks.task import (
     Batch,
     Task,
@@ -20,7 +20,6 @@ from lth_scale.tasks.task import (
     load_tokenizer,
     prediction_rows,
     prediction_scores,
-    sequence_length,
 )
 
 HELD_OUT_ARTICLES = 2_000  # of the stream; they are the validation split
@@ -68,9 +67,8 @@ def pack(batch: dict, tokenizer: PreTrainedTokenizerBase, length: int) -> dict:
     """Join the texts' tokens and cut them into blocks of `length`, special tokens around each; the rest is dropped."""
     ids = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     stream = [token for text in ids for token in text]
-    around = tokenizer("")["input_ids"]
-    before, after = around[: (len(around) + 1) // 2], around[(len(around) + 1) // 2 :]
-    width = length - len(around)
+    before, after = tokens.around(tokenizer)
+    width = length - len(before) - len(after)
     starts = range(0, len(stream) - width + 1, width)
     return {"input_ids": [[*before, *stream[start : start + width], *after] for start in starts]}
 
@@ -118,7 +116,7 @@ def stream_blocks(args: Training, tokenizer: PreTrainedTokenizerBase, length: in
         (articles.take(HELD_OUT_ARTICLES), args.max_eval_samples or HELD_OUT_BLOCKS),
     ):
         blocks = part.map(pack, batched=True, fn_kwargs=options, remove_columns=["id", "url", "title", "text"])
-        key = data.fingerprint(DATASETS["mlm"], args.seed, count, length, len(splits), data.tokenizer_key(tokenizer))
+        key = data.fingerprint(DATASETS["mlm"], args.seed, count, length, len(splits), tokens.key(tokenizer))
         splits.append(data.materialize(blocks.take(count).__iter__, key))
     return splits[0], splits[1]
 
@@ -130,7 +128,7 @@ def load(args: Training) -> Task:
         raise BadInput(f"--task mlm: the tokenizer of {args.model_name_or_path} has no mask token; give an MLM encoder")
     loaded = load_model(args, AutoModelForMaskedLM, tokenizer, **labelled())
     model = loaded.model
-    train, validation = load_blocks(args, tokenizer, sequence_length(args, model, tokenizer))
+    train, validation = load_blocks(args, tokenizer, tokens.agree(args, model, tokenizer).length)
     validation = data.encode(validation, mask_for_evaluation, tokenizer, seed=EVAL_SEED)
     if not any(label != -100 for labels in validation["labels"] for label in labels):
         raise BadInput(f"--dataset_path {args.dataset_path}: no token of its validation is masked; give it more text")

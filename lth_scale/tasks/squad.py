@@ -11,8 +11,8 @@ from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding,
 
 from lth_scale import metrics
 from lth_scale.arguments import BadInput, Training, brief
-from lth_scale.tasks import data
-from lth_scale.tasks.task import Batch, Task, has_segments, labelled, load_model, load_tokenizer, sequence_length
+from lth_scale.tasks import data, tokens
+from lth_scale.tasks.task import Batch, Task, labelled, load_model, load_tokenizer
 
 COLUMNS = {"id": "string", "context": "string", "question": "string", "answers": "answers"}
 QUESTION_TOKENS, BEST, ANSWER_TOKENS = 64, 20, 30  # run_squad.py: max_query_length, n_best_size, max_answer_length
@@ -49,7 +49,7 @@ def cut(
     """The windows of at most `length` tokens over one context, whose starts are `stride` tokens apart, as rows.
 
     Besides the model's inputs: `begins` and `ends` (see SPANS); start_positions and end_positions, the tokens of the
-    first answer, or 0 (CLS) where the window has not all of it; `part`, the window's number.
+    first answer, or that of CLS where the window has not all of it; `part`, the window's number.
     """
     question, room = fit(question, tokenizer, length)
     step = min(stride, room)
@@ -70,11 +70,18 @@ def cut(
         begins[where] = numpy.where(owner[i * step :][: len(where)] == i, offsets[i][:, 0], -1)
         ends[where] = offsets[i][:, 1]
         has_all = len(answer) and i * step <= answer[0] and answer[-1] < i * step + len(where)
-        first, last = where[answer[[0, -1]] - i * step].tolist() if has_all else (0, 0)
+        cls = place_of_cls(encoded["input_ids"][i], encoded.sequence_ids(i), tokenizer)
+        first, last = where[answer[[0, -1]] - i * step].tolist() if has_all else (cls, cls)
         inputs = {name: encoded[name][i] for name in INPUTS if name in encoded}
         found.append({**inputs, "begins": begins.tolist(), "ends": ends.tolist(), "part": i,
                       "start_positions": first, "end_positions": last})  # fmt: skip
     return found
+
+
+def place_of_cls(ids: list[int], sequence_ids: list[int | None], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Where CLS is, which need not be first (XLNet's is last), or 0 where the tokenizer has none."""
+    places = zip(ids, sequence_ids, strict=True)
+    return next((i for i, (id, text) in enumerate(places) if text is None and id == tokenizer.cls_token_id), 0)
 
 
 def widest(counts: list[int], step: int) -> numpy.ndarray:
@@ -88,12 +95,19 @@ def widest(counts: list[int], step: int) -> numpy.ndarray:
     return numpy.where(around >= 0, around + 0.01 * lengths, -numpy.inf).argmax(0)
 
 
-def collate(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """Windows as tensors (n, longest); `begins` and `ends` are padded with −1."""
+def collate(
+    rows: list[dict], tokenizer: PreTrainedTokenizerBase, padding: str = "longest", length: int | None = None
+) -> Batch:
+    """Windows as tensors (n, longest), or (n, length) where padding is "max_length".
+
+    `begins` and `ends` are padded with −1.
+    """
     flat = [{name: value for name, value in row.items() if name not in SPANS} for row in rows]
     spans = {name: [torch.tensor(row[name]) for row in rows] for name in SPANS if name in rows[0]}
     padded = {name: pad_sequence(tensors, batch_first=True, padding_value=-1) for name, tensors in spans.items()}
-    return {**DataCollatorWithPadding(tokenizer)(flat), **padded}
+    inputs = DataCollatorWithPadding(tokenizer, padding, length)(flat)
+    width = inputs["input_ids"].shape[1]
+    return {**inputs, **{name: F.pad(each, (0, width - each.shape[1]), value=-1) for name, each in padded.items()}}
 
 
 def window_losses(logits: Tensor, batch: Batch) -> Tensor:
@@ -106,7 +120,8 @@ def loss(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """(mean cross-entropy, fp32 start and end logits (n, 2, length), those of padding at PADDING)."""
     output = model(**{name: batch[name] for name in INPUTS if name in batch})
     logits = torch.stack([output.start_logits, output.end_logits], dim=1).float()
-    logits = logits.masked_fill(batch["attention_mask"][:, None] == 0, PADDING)
+    if "attention_mask" in batch:  # FNet takes none, and has rows of one length
+        logits = logits.masked_fill(batch["attention_mask"][:, None] == 0, PADDING)
     return window_losses(logits, batch).mean(), logits
 
 
@@ -131,12 +146,14 @@ def best_spans(logits: Tensor, batch: Batch) -> numpy.ndarray:
 def load(args: Training) -> Task:
     """Question answering with a new head; --max_train_samples and so on count questions. Raises BadInput."""
     tokenizer = load_tokenizer(args)
+    tokens.check_offsets(args, tokenizer)
+    tokenizer.truncation_side = "right"  # windows are counted from a context's beginning
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples}
     splits = data.load_splits(args, ("rajpurkar/squad", None), COLUMNS, None, limits)
     loaded = load_model(args, AutoModelForQuestionAnswering, tokenizer, **labelled())
     model = loaded.model
-    options = {"length": sequence_length(args, model, tokenizer), "stride": args.doc_stride}
-    options["segments"] = has_segments(model)
+    inputs = tokens.agree(args, model, tokenizer, texts=2)
+    options = {"length": inputs.length, "stride": args.doc_stride, "segments": inputs.segments}
     train, validation = (data.encode(splits[name], windows, tokenizer, **options) for name in limits)
     validation = validation.add_column("window", list(range(len(validation))))
     questions, question_of = splits["validation"], numpy.cumsum(numpy.equal(validation["part"][:], 0)) - 1
@@ -153,7 +170,7 @@ def load(args: Training) -> Task:
         )
         return {name: found[name] / 100 for name in ("f1", "exact_match")} | {"loss": float(rows[:, 4].mean())}
 
-    pad = partial(collate, tokenizer=tokenizer)
+    pad = partial(collate, tokenizer=tokenizer, padding=inputs.padding, length=inputs.length)
     return Task(
         model=model, prunable=loaded.prunable, base_sha256=loaded.base_sha256, remark=loaded.remark,
         tokenizer=tokenizer,

@@ -1,10 +1,8 @@
 """What the families of tasks share: the `Task` that training sees, and loading a model with its head."""
 
-import inspect
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,11 +24,10 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from lth_scale import caches
 from lth_scale.arguments import EMBEDDED, BadInput, Training, brief, embedded_path, first_line, is_local, lasting
 from lth_scale.prunable import base_model, prunable
-from lth_scale.tasks import weights
+from lth_scale.tasks import tokens, weights
 from lth_scale.tasks.data import NO_NETWORK, settle_for_cache
 from lth_scale.ticket import base_digest
 
-log = logging.getLogger("lth_scale")
 # A config may ask for other outputs, or for chunks of a fixed length: the scores are the same.
 PLAIN: dict[str, Any] = {"return_dict": True, "output_attentions": False, "output_hidden_states": False,
                          "chunk_size_feed_forward": 0}  # fmt: skip
@@ -152,7 +149,7 @@ def quiet() -> Iterator[None]:
 
 
 def load_tokenizer(args: Training) -> PreTrainedTokenizerBase:
-    """The model's tokenizer. Raises BadInput where it has none."""
+    """The model's tokenizer. Raises BadInput where it has none, or one that cannot pad."""
     if not is_local(args.model_name_or_path):
         settle_for_cache(args.model_name_or_path, "model")
     try:
@@ -165,8 +162,7 @@ def load_tokenizer(args: Training) -> PreTrainedTokenizerBase:
     except Exception as problem:  # from_pretrained raises nearly every kind
         raise _unusable(args, problem) from problem
     check_encoder(args, config)
-    if tokenizer.pad_token_id is None or len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise BadInput(f"--model_name_or_path {args.model_name_or_path}: has no tokenizer; save one beside the model")
+    tokens.check(f"--model_name_or_path {args.model_name_or_path}", tokenizer)
     return tokenizer
 
 
@@ -192,11 +188,7 @@ def load_model(args: Training, auto_class: Any, tokenizer: PreTrainedTokenizerBa
     model = found.model
     if hasattr(model.config, "finetuning_task"):
         model.config.finetuning_task = args.task
-    embeddings: Any = model.get_input_embeddings()
-    if len(tokenizer) > embeddings.num_embeddings:
-        raise BadInput(
-            f"{name}: its tokenizer has more tokens than its embeddings; give a model with its own tokenizer"
-        )
+    tokens.check_ids(name, model, tokenizer)
     fresh = frozenset(key for key, _ in model.named_parameters() if key in found.drawn)
     return Loaded(model, tuple(prunable(model, args.ignore or (), fresh)), fresh, remark(args, found))
 
@@ -345,13 +337,10 @@ def _kinds(path: str) -> dict[str, str]:
 
 def _unusable(args: Training, problem: Exception) -> BadInput:
     name = args.model_name_or_path
+    if diagnosis := tokens.diagnosis(problem, Path(model_path(args))):
+        return BadInput(f"--model_name_or_path {name}: {diagnosis}")
     if "ignore_mismatched_sizes" in str(problem):
         problem = ValueError("its weights are of other shapes than its config.json says")
-    if "trust_remote_code" in str(problem):
-        return BadInput(
-            f"--model_name_or_path {name}: is made by code of its own (auto_map in a config), and code that comes with "
-            "a checkpoint is never run here; give an encoder that transformers itself has a class for"
-        )
     if refused := caches.refused_by_hub_cache(problem):
         return BadInput(refused)
     if "Unrecognized configuration class" in str(problem) and (head := re.search(r"AutoModel\w+", str(problem))):
@@ -361,21 +350,3 @@ def _unusable(args: Training, problem: Exception) -> BadInput:
     if "does not recognize this architecture" in str(problem):
         remedy = f"give an encoder that transformers {transformers.__version__} has, or install a newer one"
     return BadInput(f"--model_name_or_path {name}: cannot be loaded ({first_line(problem)}); {remedy}")
-
-
-def has_segments(model: PreTrainedModel) -> bool:
-    """True where the model takes `token_type_ids` and has at least two of them."""
-    takes_them = "token_type_ids" in inspect.signature(model.forward).parameters
-    return takes_them and getattr(model.config, "type_vocab_size", 0) >= 2
-
-
-def sequence_length(args: Training, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """--max_seq_length, shortened (with a warning) to what the model has positions for."""
-    limit = tokenizer.model_max_length
-    for name, module in base_model(model).named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            offset = 0 if module.padding_idx is None else module.padding_idx + 1
-            limit = min(limit, module.num_embeddings - offset)
-    if args.max_seq_length > limit and os.environ.get("RANK", "0") == "0":
-        log.warning("--max_seq_length %d is more than the model takes; using %d", args.max_seq_length, limit)
-    return min(args.max_seq_length, limit)

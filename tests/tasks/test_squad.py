@@ -1,13 +1,16 @@
 """tasks/squad.py: windows, labels, and answers cut out of the context as it stands."""
 
 import json
+import shutil
 
 import numpy
 import pytest
 import torch
 from conftest import WORDS, sentence, write_jsonl
-from tokenizers import ByteLevelBPETokenizer
-from tokenizers.processors import RobertaProcessing
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import RobertaProcessing, TemplateProcessing
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
@@ -269,6 +272,47 @@ def test_padding_changes_no_loss_and_keeps_divergences_finite(load):
     other = F.log_softmax(padded.flip(1), dim=-1)
     divergence = F.kl_div(logs, other, log_target=True, reduction="none")
     assert torch.isfinite(divergence).all() and (logs.exp()[1, :, logits.shape[2] :] == 0).all()
+
+
+def test_windows_are_counted_from_the_beginning_whatever_side_the_tokenizer_cuts(load, tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path / "left")
+    path = tmp_path / "left/tokenizer_config.json"
+    sides = {"truncation_side": "left", "padding_side": "left"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **sides}))
+    rows = [example(LONG, "good dog"), example(LONG, "far", start=LONG.rindex("far")), example("a cat .", "cat")]
+    plain, left = load(rows), load(rows, model_name_or_path=tmp_path / "left")
+    assert left.validation[:] == plain.validation[:] and evaluated(left) == evaluated(plain)
+    one, other = (task.eval_collate([task.validation[i] for i in (0, -1)]) for task in (plain, left))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_window_without_the_answer_points_at_cls_where_it_is():
+    words = {
+        word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({*WORDS, *QUESTION.split()})])
+    }
+    backend = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    ids = [("[SEP]", words["[SEP]"]), ("[CLS]", words["[CLS]"])]
+    backend.post_processor = TemplateProcessing(
+        single="$A [SEP] [CLS]", pair="$A [SEP] $B:1 [SEP]:1 [CLS]:2", special_tokens=ids
+    )
+    names = {name: f"[{name[:3].upper()}]" for name in ("pad_token", "unk_token", "cls_token", "sep_token")}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    columns, batch = make(tokenizer, [example(LONG, "good dog", "what did the [CLS] see ?")], segments=False)
+    without = [i for i, (a, b) in enumerate(zip(columns["start_positions"], columns["end_positions"], strict=True))
+               if a == b == len(columns["input_ids"][i]) - 1]  # fmt: skip
+    assert without and all(columns["input_ids"][i][columns["start_positions"][i]] == words["[CLS]"] for i in without)
+    assert answer(LONG, squad.best_spans(pointing(batch), batch)) == "good dog"
+
+
+def test_rows_may_all_be_padded_to_one_length(load, tokenizer):
+    task = load([example("the cat sat .", "cat"), example("the dog ran far .", "ran far")])
+    rows = [task.validation[i] for i in (0, 1)]
+    short, whole = squad.collate(rows, tokenizer), squad.collate(rows, tokenizer, "max_length", 32)
+    assert {tuple(whole[name].shape) for name in ("input_ids", "attention_mask", *squad.SPANS)} == {(2, 32)}
+    width = short["input_ids"].shape[1]
+    assert all(torch.equal(whole[name][:, :width], short[name]) for name in ("input_ids", *squad.SPANS))
+    assert (whole["begins"][:, width:] == -1).all() and (whole["attention_mask"][:, width:] == 0).all()
 
 
 GOOD = example("the cat sat", "cat")
