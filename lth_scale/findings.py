@@ -564,7 +564,8 @@ def mask_facts(study: Study) -> dict[str, Any]:
         for task, ticket in loaded.items():
             layers[task][str(seed)] = ticket.layer_sparsity()
         for a, b in combinations(loaded, 2):
-            shared[f"{a} {b}"][str(seed)] = loaded[a].overlap(loaded[b])["all"]
+            if not math.isnan(share := loaded[a].overlap(loaded[b])["all"]):  # of a ticket that keeps nothing
+                shared[f"{a} {b}"][str(seed)] = share
     return {"sparsity": sparsity, "layers": layers, "shared": shared}
 
 

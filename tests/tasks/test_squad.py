@@ -273,14 +273,20 @@ def test_padding_changes_no_loss_and_keeps_divergences_finite(load):
 
 GOOD = example("the cat sat", "cat")
 BAD = [
-    ({"answers": None}, "'answers' holds None"),
+    ({"answers": None}, "'answers' holds null"),
+    ({"answers": [{"text": "cat", "answer_start": 4}]}, "'answers' holds a list"),
     ({"answers": {"text": ["cat"]}}, "lists of one length"),
-    ({"answers": {"text": [], "answer_start": []}}, "lists of one length"),
+    ({"answers": {"text": [], "answer_start": []}}, "has no answer"),
+    ({"answers": {"text": ["the cat sat on it"], "answer_start": [0]}}, "not at character 0"),
+    ({"answers": {"text": ["cat"], "answer_start": [True]}}, '"cat" at true'),
+    ({"answers": {"text": ["cat"], "answer_start": [4.0]}}, '"cat" at 4.0'),
+    ({"answers": {"text": ["cat", None], "answer_start": [4, 4]}}, "answer null"),
+    ({"answers": {"text": ["cat"], "answer_start": [10**30]}}, "not at character 10{30}"),
     ({"answers": {"text": ["cat"], "answer_start": [4, 4]}}, "lists of one length"),
     ({"answers": {"text": "cat", "answer_start": 4}}, "lists of one length"),
     ({"answers": {"text": ["cat"], "answer_start": [5]}}, "not at character 5"),
-    ({"answers": {"text": ["sat", "cat"], "answer_start": [8, -7]}}, "'cat' at -7"),
-    ({"answers": {"text": ["cat"], "answer_start": ["4"]}}, "'cat' at '4'"),
+    ({"answers": {"text": ["sat", "cat"], "answer_start": [8, -7]}}, '"cat" at -7'),
+    ({"answers": {"text": ["cat"], "answer_start": ["4"]}}, '"cat" at "4"'),
     ({"answers": {"text": [" "], "answer_start": [3]}}, "not empty"),
     ({"question": 3}, "'question' holds 3"),
 ]
