@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from lth_scale import findings, report
+from lth_scale import evidence, findings, report
 from lth_scale.ticket import Ticket
 
 TASKS = ["sst2", "mrpc", "wnli", "mlm"]
@@ -280,6 +280,21 @@ def test_a_source_without_cells_and_a_ticket_without_a_pooler_are_among_the_mask
     layer = {row["task"]: row for row in found["Mean over the layers, percent pruned"]}
     assert layer["mlm"]["n"] == "1" and layer["mlm"]["pooler.dense"] == "—" and layer["sst2"]["pooler.dense"] != "—"
     assert [list(row) for row in found["Shared kept weights, percent"]] == [["", "sst2", "mlm"]] * 2
+
+
+def test_a_ticket_that_keeps_nothing_has_no_overlap(tmp_path):
+    plan = Plan(tmp_path, tasks=["sst2", "mrpc"], seeds=(1, 2))
+    for task in plan.tasks:
+        for seed in plan.seeds:
+            plan.search(task, seed)
+    for path in (tmp_path / "jobs/search-sst2-0-seed1/rounds").glob("*/ticket.safetensors"):
+        Ticket({name: torch.zeros_like(mask) for name, mask in Ticket.load(path).masks.items()}, task="sst2").save(path)
+    found = findings.load(plan.write())
+    assert {pair: [*seeds] for pair, seeds in findings.mask_facts(found)["shared"].items()} == {"sst2 mrpc": ["2"]}
+    report.write(found, tmp_path / "report", 1.0)
+    assert "Shared kept weights" in (tmp_path / "report/report.md").read_text()
+    evidence.save(tmp_path, tmp_path / "kept.json")
+    json.loads((tmp_path / "kept.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_other_metrics_have_a_table(written):

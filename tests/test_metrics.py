@@ -76,6 +76,12 @@ def test_an_undefined_correlation_is_zero(predictions, references, recwarn):
     assert not [warning for warning in recwarn if "onstant" in str(warning.message)]
 
 
+@pytest.mark.parametrize(("predictions", "references"), [([1, 1], [1, 1]), ([0, 0], [0, 1]), ([1], [1])])
+def test_an_undefined_matthews_correlation_is_zero_without_a_word_of_scikit_learn(predictions, references, recwarn):
+    assert glue("cola", predictions, references) == {"matthews_correlation": 0.0}
+    assert not [warning for warning in recwarn if "label" in str(warning.message)]
+
+
 def test_another_config_is_refused():
     with pytest.raises(ValueError, match=r"'sst3'.*stsb"):
         metrics.load("glue", "sst3")

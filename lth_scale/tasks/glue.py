@@ -66,9 +66,7 @@ def load_rows(args: Training, family: Family) -> dict[str, Dataset]:
     validation = (family.validation, *family.more.values())
     limits = {"train": args.max_train_samples, **dict.fromkeys(validation, args.max_eval_samples)}
     bounds = SCORES if family.classes == 1 else (0, family.classes - 1)
-    splits = data.load_splits(args, DATASETS[args.task], columns, bounds, limits, optional=tuple(family.more.values()))
-    caution(args, family, splits)
-    return splits
+    return data.load_splits(args, DATASETS[args.task], columns, bounds, limits, optional=tuple(family.more.values()))
 
 
 def caution(args: Training, family: Family, splits: dict[str, Dataset]) -> None:
@@ -92,6 +90,7 @@ def load(args: Training) -> Task:
     length = sequence_length(args, model, tokenizer)
     options = {"texts": family.texts, "length": length, "segments": has_segments(model)}
     encoded = {split: data.encode(rows, tokenize, tokenizer, **options) for split, rows in splits.items()}
+    caution(args, family, splits)
     collate = DataCollatorWithPadding(tokenizer)
     metric = metrics.load("glue", args.task)
 

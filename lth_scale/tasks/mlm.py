@@ -94,13 +94,13 @@ def load_blocks(args: Training, tokenizer: PreTrainedTokenizerBase, length: int)
     files = [data.local_file(directory, split) for split in ("train", "validation")]
     limits = (args.max_train_samples, args.max_eval_samples)
     texts = [data.load_local(file, {"text": "string"}, None, None) for file in files]
-    cautions.texts(args, {"train": texts[0], "validation": texts[1]}, ("text",))
     splits = []
     for file, rows, limit in zip(files, texts, limits, strict=True):
         blocks = data.encode(rows, pack, tokenizer, length=length)
         if len(blocks) == 0:
             raise BadInput(f"--max_seq_length {length}: {file} has not enough text for one block; give a smaller one")
         splits.append(data.first(blocks, limit))
+    cautions.texts(args, {"train": texts[0], "validation": texts[1]}, ("text",))
     return splits[0], splits[1]
 
 

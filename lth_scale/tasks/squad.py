@@ -146,11 +146,11 @@ def load(args: Training) -> Task:
     tokenizer = load_tokenizer(args)
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples}
     splits = data.load_splits(args, ("rajpurkar/squad", None), COLUMNS, None, limits)
-    caution(args, splits)
     model, prunable, _ = load_model(args, AutoModelForQuestionAnswering, tokenizer, num_labels=2)
     options = {"length": sequence_length(args, model, tokenizer), "stride": args.doc_stride}
     options["segments"] = has_segments(model)
     train, validation = (data.encode(splits[name], windows, tokenizer, **options) for name in limits)
+    caution(args, splits)
     validation = validation.add_column("window", list(range(len(validation))))
     questions, question_of = splits["validation"], numpy.cumsum(numpy.equal(validation["part"][:], 0)) - 1
     metric = metrics.load("squad")
