@@ -15,7 +15,7 @@ from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lth_scale.arguments import BadInput
+from lth_scale.arguments import BadInput, parse
 from lth_scale.tasks import data, task
 from lth_scale.tasks.glue import tokenize
 
@@ -134,7 +134,7 @@ def test_a_score_is_within_its_scale_or_named_with_its_line(value, tmp_path):
 
 
 @pytest.mark.parametrize("label", [-1, 2, None])
-def test_labels_from_the_hub_are_checked_too(label):
+def test_a_label_of_the_hub_that_is_none_is_named_with_its_row(label):
     rows = Dataset.from_dict({"label": [0, 1, label, 0]})
     with pytest.raises(
         BadInput, match=r"glue: train: label (-1|2|null) of row 3 is not within 0 … 1; .*--dataset_path"
@@ -143,6 +143,21 @@ def test_labels_from_the_hub_are_checked_too(label):
     data.check_labels("dataset glue: train", rows.select([0, 1, 3]), (0, 1))
     with pytest.raises(BadInput, match="label NaN of row 1"):
         data.check_labels("stsb", Dataset.from_dict({"label": [float("nan")]}), (0.0, 5.0))
+
+
+def test_labels_from_the_hub_are_checked_as_far_as_they_are_used(small, monkeypatch):
+    rows = Dataset.from_dict({"sentence": ["a", "b", "c"], "label": [0, 1, -1], "idx": [0, 1, 2]})
+    monkeypatch.setattr(data, "load_hub", lambda *name: {"train": rows, "validation": rows})
+    args = parse(small(dataset_path=None), "t", "t")
+    found = data.load_splits(args, ("nyu-mll/glue", "sst2"), COLUMNS, (0, 1), {"train": 2, "validation": 1})
+    assert found["train"][:] == {"sentence": ["a", "b"], "label": [0, 1]}
+    with pytest.raises(BadInput, match="dataset nyu-mll/glue: validation: label -1 of row 3 is not within 0 … 1"):
+        data.load_splits(args, ("nyu-mll/glue", "sst2"), COLUMNS, (0, 1), {"train": 2, "validation": None})
+
+
+def test_whole_numbers_are_scores_too(tmp_path):
+    path = write_jsonl(tmp_path / "train.jsonl", [{"label": 5}, {"label": 2.5}, {"label": 0}])
+    assert data.load_local(path, {"label": "float32"}, (0.0, 5.0), None)["label"][:] == [5.0, 2.5, 0.0]
 
 
 @pytest.mark.parametrize(
