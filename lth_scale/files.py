@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -216,10 +217,22 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def as_json(value: Any) -> bytes:
-    """`value` as indented JSON in UTF-8, in which escapes stand for what could drive a terminal or is no UTF-8."""
-    text = json.dumps(value, indent=1, ensure_ascii=False)
+    """`value` as indented JSON in UTF-8, in which escapes stand for what could drive a terminal or is no UTF-8.
+
+    JSON has no NaN and no infinity: they are null.
+    """
+    text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
     text = re.sub(r"[^ -~\n]", lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text)
     return f"{text}\n".encode()
+
+
+def finite(value: Any) -> Any:
+    """`value`, of which JSON is to be made, with None for NaN and infinities."""
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str] | None = None) -> None:

@@ -586,7 +586,8 @@ def mask_facts(study: Study) -> dict[str, Any]:
             if loaded[a].is_of_other_weights(loaded[b].base_sha256):
                 log.warning("the tickets of %s and %s belong to other weights: their overlap is left out", a, b)
                 continue
-            shared[f"{a} {b}"][str(seed)] = loaded[a].overlap(loaded[b])["all"]
+            if not math.isnan(share := loaded[a].overlap(loaded[b])["all"]):  # of a ticket that keeps nothing
+                shared[f"{a} {b}"][str(seed)] = share
     return {"sparsity": sparsity, "layers": layers, "shared": shared}
 
 

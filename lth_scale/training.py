@@ -196,6 +196,9 @@ def prepare(accelerator: Accelerator, task: Task, args: Training) -> Net:
     names = {name: full[own[name]] for name in task.prunable}
     batches = Batches(task, args, accelerator.process_index, accelerator.num_processes)
     steps = args.max_steps if args.max_steps >= 0 else math.ceil(args.num_train_epochs * batches.steps_per_epoch)
+    if steps and batches.whole > len(task.train) and accelerator.is_main_process:
+        log.warning("a batch of %d has some of the %d rows of train more than once; lower "
+                    "--per_device_train_batch_size, or give more rows", batches.whole, len(task.train))  # fmt: skip
     optimizer = make_optimizer(args, model, accelerator.device)
     shards = sharding.prepare(accelerator, model, optimizer, args.per_device_train_batch_size, args.max_grad_norm)
     if steps:
@@ -350,4 +353,10 @@ def score(net: Net, rows: datasets.Dataset, on_batch: Callable[[], None]) -> dic
     everything: dict[int, numpy.ndarray] = {}
     for part in gather_object([found]):
         everything |= part
-    return net.task.score(numpy.concatenate([everything[number] for number in sorted(everything)]))
+    table = numpy.concatenate([everything[number] for number in sorted(everything)])
+    if not numpy.isfinite(table[:, -1]).all():
+        raise Diverged(
+            f"the loss of a validation row is NaN or infinite after step {net.step}; the rounds before this one stand: "
+            f"lower --learning_rate {net.args.learning_rate}, in another --output_dir"
+        )
+    return net.task.score(table)

@@ -3,6 +3,7 @@
 What the cases say is the table of docs/bad_input.md; UPDATE_DOCS=1 and the whole of this file rewrite it.
 """
 
+import gzip
 import importlib
 import json
 import lzma
@@ -274,8 +275,20 @@ DATA = [
         ("another column", '{"text": "x", "label": 1}\n', "line 1", "'sentence' is missing"),
         ("no label", '{"sentence": "x"}\n', "'label' is missing"),
         ("a number as text", '{"sentence": 3, "label": 1}\n', "'sentence' holds 3"),
-        ("a word as label", '{"sentence": "x", "label": "pos"}\n', "'label' holds 'pos'"),
-        ("a truth value as label", '{"sentence": "x", "label": true}\n', "'label' holds True"),
+        ("a word as label", '{"sentence": "x", "label": "pos"}\n', "'label' holds \"pos\"", "an integer"),
+        ("a truth value as label", '{"sentence": "x", "label": true}\n', "'label' holds true"),
+        ("a number as text as label", '{"sentence": "x", "label": "1"}\n', "'label' holds \"1\""),
+        ("a float as label", '{"sentence": "x", "label": 1.0}\n', "'label' holds 1.0"),
+        ("NaN as label", '{"sentence": "x", "label": NaN}\n', "'label' holds NaN"),
+        ("null as label", '{"sentence": "x", "label": null}\n', "'label' holds null"),
+        ("null as text", '{"sentence": null, "label": 1}\n', "'sentence' holds null", "a text"),
+        ("a key twice", '{"sentence": "x", "label": 1, "label": 0}\n', "line 1", "'label' is there twice"),
+        ("an object over many lines", json.dumps(ROW, indent=1), "line 1", "one whole object a line"),
+        ("rows inside an object", json.dumps({"data": [ROW]}), "line 1", "rows are in 'data'"),
+        ("a bad row of an array", json.dumps([ROW, {**ROW, "label": 7}], indent=1), "line 6", "label 7"),
+        ("UTF-16", json.dumps(ROW).encode("utf-16"), "UTF-16", "convert it"),
+        ("NUL bytes", json.dumps(ROW).encode() + b"\n" + bytes(9), "line 2", "NUL bytes"),
+        ("gzip", gzip.compress(json.dumps(ROW).encode()), "gzip", "convert it"),
         ("label −1", '{"sentence": "x", "label": -1}\n', "label -1", "0 … 1"),
         ("label 2", '{"sentence": "x", "label": 2}\n', "label 2", "0 … 1"),
         ("not UTF-8", b'{"sentence": "\xff\xfe", "label": 1}\n', "not UTF-8"),
@@ -286,10 +299,19 @@ DATA = [
         ("a device", link("data/train.jsonl", "/dev/zero"), "is not a regular file"),
         ("a link to nothing", link("data/train.jsonl", "gone"), "No such file"),
         ("a link to itself", link("data/train.jsonl", "train.jsonl"), "Too many levels"))),
-    *(case("imp", f"a score that is {number}", "train.jsonl", "'label' holds", "fp32",
+    *(case("imp", f"a score that is {number}", "train.jsonl", "line 1", "not within 0.0 … 5.0",
            argv="--task stsb --dataset_path …/data", lay=both(*(put(
                f"data/{split}.jsonl", f'{{"sentence1": "a", "sentence2": "b", "label": {number}}}')
-               for split in ("train", "validation")))) for number in ("NaN", "1e400", "1e39")),
+               for split in ("train", "validation")))) for number in ("NaN", "1e400", "-1", "5.1")),
+    *(case("imp", f"a question with {what}", "…/data/train.jsonl", "line 1", named, lay=both(*(put(
+               f"data/{split}.jsonl", json.dumps({"context": "the cat", "question": "who?", "answers": answers}))
+               for split in ("train", "validation"))), argv="--task squad --dataset_path …/data")
+      for what, named, answers in (
+        ("no answer", "SQuAD v1.1 has one or more", {"text": [], "answer_start": []}),
+        ("its answer elsewhere", "not at character 3", {"text": ["cat"], "answer_start": [3]}),
+        ("null as answers", "'answers' holds null", None))),
+    case("imp", "train.json instead of train.jsonl", "--dataset_path …/data", "train.jsonl is missing", "train.json;",
+         argv="--dataset_path …/data", lay=put("data/train.json", json.dumps([ROW]))),
     case("imp", "no validation.jsonl", "--dataset_path …/data", "validation.jsonl is missing",
          argv="--dataset_path …/data", lay=put("data/train.jsonl", json.dumps(ROW))),
     case("imp", "a cut .xz", "--dataset_path …/data/train.jsonl.xz", "cannot be read", argv="--dataset_path …/data",

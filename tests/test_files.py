@@ -1,5 +1,7 @@
 """files.py: what is on disk is whole, and nothing that others made is deleted, replaced or written through."""
 
+import json
+import math
 import os
 import shutil
 import signal
@@ -7,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 
 from lth_scale import checkpoint, files, hub, report, study, ticket, training
@@ -287,3 +290,18 @@ def test_a_report_replaces_its_own_files_alone(tmp_path):
     (tmp_path / "report.html").write_text("<html>mine")
     with pytest.raises(OSError, match=r"a\.png is there already"):
         files.check_listed(tmp_path, contents, sign)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), [1, float("inf")], {"eval": {"pearson": numpy.float64("nan"), "loss": (-math.inf, 0.5)}}],
+)
+def test_json_has_no_nan_and_no_infinity(value, tmp_path):
+    files.write_json(tmp_path / "results.json", value)
+    held = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert held == files.finite(value) and "null" in (tmp_path / "results.json").read_text()
+
+
+def test_finite_numbers_are_written_as_they_are():
+    value = {"a": [0.1, -1e300, 5e-324, True, None, "NaN"], "b": {"c": 10**30}}
+    assert json.loads(files.as_json(value)) == value

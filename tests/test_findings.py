@@ -295,6 +295,21 @@ def test_tickets_of_two_bases_have_no_overlap_in_a_report(tmp_path, caplog):
     assert caplog.text.count("belong to other weights: their overlap is left out") == 2
 
 
+def test_a_ticket_that_keeps_nothing_has_no_overlap(tmp_path):
+    plan = Plan(tmp_path, tasks=["sst2", "mrpc"], seeds=(1, 2))
+    for task in plan.tasks:
+        for seed in plan.seeds:
+            plan.search(task, seed)
+    for path in (tmp_path / "jobs/search-sst2-0-seed1/rounds").glob("*/ticket.safetensors"):
+        Ticket({name: torch.zeros_like(mask) for name, mask in Ticket.load(path).masks.items()}, task="sst2").save(path)
+    found = findings.load(plan.write())
+    assert {pair: [*seeds] for pair, seeds in findings.mask_facts(found)["shared"].items()} == {"sst2 mrpc": ["2"]}
+    report.write(found, tmp_path / "report", 1.0)
+    assert "Shared kept weights" in (tmp_path / "report/report.md").read_text()
+    evidence.save(tmp_path, tmp_path / "kept.json")
+    json.loads((tmp_path / "kept.json").read_text(), parse_constant=pytest.fail)
+
+
 def test_other_metrics_have_a_table(written):
     rows = tables(written[0])["Other metrics"]
     assert {"task": "mrpc", "network": "full network", "sparsity": "0 %", "metric": "f1",

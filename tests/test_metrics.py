@@ -21,11 +21,7 @@ def glue(config: str, predictions, references) -> dict[str, float]:
 def squad(*pairs: tuple[str, list[str]]) -> tuple[float, float]:
     """(exact match, F1) of predictions with their gold answers."""
     found = metrics.load("squad").compute(
-        predictions=[{"id": str(i), "prediction_text": text} for i, (text, _) in enumerate(pairs)],
-        references=[
-            {"id": str(i), "answers": {"text": answers, "answer_start": [0] * len(answers)}}
-            for i, (_, answers) in enumerate(pairs)
-        ],
+        predictions=[text for text, _ in pairs], references=[answers for _, answers in pairs]
     )
     return found["exact_match"], pytest.approx(found["f1"])
 
@@ -80,6 +76,12 @@ def test_an_undefined_correlation_is_zero(predictions, references, recwarn):
     assert not [warning for warning in recwarn if "onstant" in str(warning.message)]
 
 
+@pytest.mark.parametrize(("predictions", "references"), [([1, 1], [1, 1]), ([0, 0], [0, 1]), ([1], [1])])
+def test_an_undefined_matthews_correlation_is_zero_without_a_word_of_scikit_learn(predictions, references, recwarn):
+    assert glue("cola", predictions, references) == {"matthews_correlation": 0.0}
+    assert not [warning for warning in recwarn if "label" in str(warning.message)]
+
+
 def test_another_config_is_refused():
     with pytest.raises(ValueError, match=r"'sst3'.*stsb"):
         metrics.load("glue", "sst3")
@@ -106,14 +108,9 @@ def test_squad_takes_the_best_gold_answer_after_normalisation(prediction, answer
     assert squad((prediction, answers)) == (exact, f1)
 
 
-def test_squad_averages_and_matches_by_id():
+def test_squad_averages_over_rows_in_their_order():
     assert squad(("cat", ["cat"]), ("the cat sat", ["cat sat down"])) == (50, 90)
-    answers = {"text": ["cat"], "answer_start": [0]}
-    found = metrics.load("squad").compute(
-        predictions=[{"id": "b", "prediction_text": "cat"}, {"id": "z", "prediction_text": "cat"}],
-        references=[{"id": "a", "answers": answers}, {"id": "b", "answers": answers}],
-    )
-    assert found == {"exact_match": 50.0, "f1": 50.0}
+    assert squad(("cat", ["cat"]), ("cat", ["dog"]), ("dog", ["cat"]), ("dog", ["ran", "dog"])) == (50, 50)
 
 
 def load_afresh(cache, barrier, results) -> None:

@@ -193,6 +193,25 @@ def test_a_loss_that_is_no_number_stops_the_round_and_those_before_it_stand(sear
     assert (search(logging_steps=2) / "complete").is_file()
 
 
+def test_a_validation_loss_that_is_no_number_gives_no_score(search, monkeypatch, tmp_path):
+    import json
+
+    from lth_scale.arguments import Diverged
+
+    step_optimizer, calls = training.step_optimizer, []
+
+    def spoil(net, rate):
+        step_optimizer(net, rate)
+        calls.append(net.step)
+        if len(calls) == 8:  # the last one of round 1: no later loss of training tells
+            next(iter(net.shards.model.parameters())).data.fill_(float("nan"))
+
+    monkeypatch.setattr(training, "step_optimizer", spoil)
+    with pytest.raises(Diverged, match=r"a validation row is NaN or infinite after step 4;.*--learning_rate 0.01"):
+        search()
+    assert [row["round"] for row in json.loads((tmp_path / "out/results.json").read_text())] == [0]
+
+
 def test_the_same_command_twice_finds_the_same_to_the_last_bit(search, tmp_path):
     import json
 

@@ -121,7 +121,7 @@ def _line(name: str, row: Mapping[str, Any]) -> list[str]:
         scored = f"{value:.4f} ({metric})"
     eager = _number(row["times_eager"][0]) if "times_eager" in row else "—"
     ratio = [_interval(row["times_best"]), row["verdict_best"]] if "times_best" in row else ["—", "—"]
-    apart = f"{row['difference']:.1e}" if "difference" in row else "—"
+    apart = f"{row['difference']:.1e}" if row.get("difference") is not None else "—"
     return [name, _interval(row["ms"]), _number(row["cpu_ms"][0]), eager, *ratio, scored, apart]
 
 

@@ -6,9 +6,12 @@ import json
 import logging
 import lzma
 import os
+import re
+import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import datasets
 import huggingface_hub.constants
@@ -17,6 +20,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, List, 
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from pyarrow import compute
 
 from lth_scale import files
 from lth_scale.arguments import FULL, BadInput, Stopped, Training, first_line
@@ -26,7 +30,25 @@ from lth_scale.tasks import tokens
 log = logging.getLogger("lth_scale")
 
 Columns = Mapping[str, str]  # column → "string", "int64" or "float32", the dtypes of `datasets`, or "answers", SQuAD's
-KINDS: dict[str, tuple[type, ...]] = {"string": (str,), "int64": (int,), "float32": (float, int), "answers": (dict,)}
+Bounds = tuple[float, float]  # the least and the greatest label
+KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "string": ("a text", (str,)),
+    "int64": ("an integer", (int,)),
+    "float32": ("a number", (float, int)),
+    "answers": ("an object", (dict,)),
+}
+FORMS = {  # how files begin that are no text in UTF-8
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"\x1f\x8b": "packed by gzip",
+    b"\xfd7zXZ": "packed by xz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"BZh": "packed by bzip2",
+    b"PK\x03\x04": "a zip file",
+    b"PAR1": "Parquet",
+}
+BOM = b"\xef\xbb\xbf"  # of UTF-8
+BLANK, SURROGATE = re.compile(r"\s*"), re.compile("[\ud800-\udfff]")
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream of Arrow's
 ANSWERS = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
 
@@ -35,7 +57,11 @@ def local_file(directory: Path, split: str) -> Path:
     """`directory/split.jsonl`, or its .xz. Raises BadInput where neither is, or one is no file."""
     path = data_file(directory, split)
     if path is None:
-        raise BadInput(f"--dataset_path {directory}: {split}.jsonl is missing; put it there, one JSON object a line")
+        others = ", ".join(sorted(other.name for other in directory.glob(f"{split}.*"))[:3])
+        there = f", and there is {others}" if others else ""
+        raise BadInput(
+            f"--dataset_path {directory}: {split}.jsonl is missing{there}; put it there, one JSON object a line"
+        )
     try:
         files.check_regular(path)
     except OSError as problem:
@@ -43,61 +69,153 @@ def local_file(directory: Path, split: str) -> Path:
     return path
 
 
-def _open(path: Path) -> IO[str]:
-    return lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")
+def read_rows(path: Path, columns: Columns, labels: Bounds | None) -> Iterator[dict[str, Any]]:
+    """The rows of a file of JSON lines, or of one JSON array; only `columns`, each checked.
 
-
-def read_rows(path: Path, columns: Columns, labels: int | None) -> Iterator[dict[str, Any]]:
-    """The rows of a JSON-lines file, only `columns`, each checked.
-
-    labels: how many classes `label` has, or None. Raises BadInput with the line's number.
+    labels: what `label` lies within, or None. Half a surrogate pair becomes U+FFFD. Raises BadInput with the line.
     """
-    number = 0
     try:
-        with _open(path) as lines:
-            for line in lines:
-                number += 1
-                if line.strip():
-                    yield _check_row(json.loads(line), columns, labels)
-    except (json.JSONDecodeError, RecursionError) as problem:
-        why = str(problem).partition(":")[0]
-        raise BadInput(f"--dataset_path {path}: line {number} is no JSON ({why}); mend the line") from None
-    except UnicodeDecodeError:
-        raise BadInput(f"--dataset_path {path}: not UTF-8 after line {number}; convert the file") from None
+        with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
+            for number, value in _values(_lines(file)):
+                try:
+                    row = _check_row(value, columns, labels)
+                except ValueError as problem:
+                    raise ValueError(f"line {number}: {problem}") from None
+                yield row
     except (EOFError, lzma.LZMAError, OSError) as problem:
-        raise BadInput(f"--dataset_path {path}: cannot be read after line {number} ({problem}); mend it") from problem
+        raise BadInput(f"--dataset_path {path}: cannot be read to its end ({problem}); write it again") from problem
     except ValueError as problem:
-        raise BadInput(f"--dataset_path {path}: line {number}: {problem}") from None
+        raise BadInput(f"--dataset_path {path}: {problem}") from None
 
 
-def _check_row(row: Any, columns: Columns, labels: int | None) -> dict[str, Any]:
+def _lines(file: Iterable[bytes]) -> Iterator[tuple[int, str]]:
+    """(number, text) of each line, however lines end, without marks of byte order. Raises ValueError."""
+    number = 0
+    for piece in file:
+        if number == 0 and (form := next((form for mark, form in FORMS.items() if piece.startswith(mark)), "")):
+            raise ValueError(f"is {form}, and no JSON lines in UTF-8; convert it")
+        for line in piece.splitlines():
+            number += 1
+            if b"\0" in line:
+                raise ValueError(
+                    f"line {number} holds NUL bytes, as UTF-16 and files cut by a crash do; write it again"
+                )
+            try:
+                yield number, line.removeprefix(BOM).decode()
+            except UnicodeDecodeError as problem:
+                byte = line.removeprefix(BOM)[problem.start]
+                raise ValueError(f"line {number} is not UTF-8 (byte 0x{byte:02x}); convert the file") from None
+
+
+def _values(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
+    """(line, value) of every line that is not blank, or of every element where the file is one array."""
+    texts = ((number, text.strip()) for number, text in lines if text.strip())
+    for count, (number, text) in enumerate(texts):
+        if count == 0 and text.startswith("["):
+            yield from _elements(number, "\n".join([text, *(text for _, text in lines)]))
+            return
+        value, end = _decode(number, text, 0)
+        if end < len(text):
+            raise _no_json(number, "Extra data")
+        yield number, value
+
+
+def _elements(number: int, text: str) -> Iterator[tuple[int, Any]]:
+    """(line, value) of every element of an array, which is all of `text` and begins in line `number`."""
+    if text[1:].strip() == "]":
+        return
+    counted, at, mark = 0, 1, ","
+    while mark == ",":
+        at = _after_blanks(text, at)
+        number, counted = number + text.count("\n", counted, at), at
+        value, at = _decode(number, text, at)
+        yield number, value
+        mark, at = text[at : at + 1], at + 1
+    if mark != "]" or text[at:].strip():
+        why = "Extra data" if mark == "]" else "Expecting ',' delimiter"
+        raise _no_json(number + text.count("\n", counted, _after_blanks(text, at)), why)
+
+
+def _decode(number: int, text: str, start: int) -> tuple[Any, int]:
+    """The JSON value that begins in `text` at `start`, which is in line `number`, and where what follows it begins."""
+    try:
+        value, end = DECODER.raw_decode(text, start)
+        return value, _after_blanks(text, end)
+    except (ValueError, RecursionError) as problem:
+        line = number + text.count("\n", start, getattr(problem, "pos", start))
+        deep = isinstance(problem, RecursionError)
+        raise _no_json(line, "nested too deeply" if deep else str(problem).partition(":")[0]) from None
+
+
+def _no_json(line: int, why: str) -> ValueError:
+    return ValueError(f"line {line} is no JSON ({why}); write one whole object a line")
+
+
+def _after_blanks(text: str, at: int) -> int:
+    found = BLANK.match(text, at)
+    return found.end() if found else at
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError where a key is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"{Counter(key for key, _ in pairs).most_common(1)[0][0]!r} is there twice")
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _check_row(row: Any, columns: Columns, labels: Bounds | None) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError("is no JSON object; write one object a line, with the Hub's columns")
     for column, kind in columns.items():
+        name, types = KINDS[kind]
         if column not in row:
-            raise ValueError(f"column {column!r} is missing; the Hub's columns are {', '.join(columns)}")
-        if not isinstance(row[column], KINDS[kind]) or isinstance(row[column], bool):
-            raise ValueError(f"column {column!r} holds {row[column]!r}; it should be {kind}")
-        if kind == "float32" and not abs(row[column]) < 3e38:
-            raise ValueError(f"column {column!r} holds {row[column]!r}, which fp32 cannot; give a finite number")
-        if kind == "answers":
-            _check_answers(row[column], row["context"])
-    if labels is not None and not 0 <= row["label"] < labels:
-        raise ValueError(f"label {row['label']} is none of 0 … {labels - 1}; remove unlabelled rows")
-    return {column: row[column] for column in columns}
+            inside = ", and rows are in 'data'; write each in a line of its own" if "data" in row else ""
+            raise ValueError(f"column {column!r} is missing{inside}; the Hub's columns are {', '.join(columns)}")
+        if not isinstance(row[column], types) or isinstance(row[column], bool):
+            raise ValueError(f"column {column!r} holds {shown(row[column])}; it should be {name}")
+    checked = {column: _mended(row[column]) for column in columns}
+    if "answers" in checked:
+        checked["answers"] = _check_answers(row["answers"], checked["context"])
+    if labels and not labels[0] <= row["label"] <= labels[1]:
+        low, high = labels
+        raise ValueError(f"label {shown(row['label'])} is not within {low} … {high}; mend it, or remove the row")
+    return checked
 
 
-def _check_answers(answers: dict[str, Any], context: str) -> None:
+def shown(value: Any) -> str:
+    """A value of JSON in a message, of a long text its first words."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    text = json.dumps(value, ensure_ascii=False)
+    words = textwrap.shorten(text, 60, placeholder=" …") if isinstance(value, str) and len(text) > 60 else text
+    return words if words != "…" else f"a text of {len(value)} characters"
+
+
+def _mended(value: Any) -> Any:
+    """A text with U+FFFD for each half of a surrogate pair, which is no text; another value as it is."""
+    return SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
+
+
+def _check_answers(answers: dict[str, Any], context: str) -> dict[str, list]:
     texts, starts = answers.get("text"), answers.get("answer_start")
-    if not (isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts) > 0):
-        raise ValueError("column 'answers' needs 'text' and 'answer_start', lists of one length, of one answer or more")
+    if not (isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)):
+        raise ValueError("column 'answers' needs 'text' and 'answer_start', lists of one length")
+    if not texts:
+        raise ValueError("column 'answers' has no answer, and SQuAD v1.1 has one or more; remove such rows")
+    texts = [_mended(text) for text in texts]
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not text.strip() or type(start) is not int or start < 0:
             raise ValueError(
-                f"answer {text!r} at {start!r}; give a text that is not empty and where it starts, in characters"
+                f"answer {shown(text)} at {shown(start)}; give a text that is not empty and where it starts, "
+                "in characters"
             )
         if not context.startswith(text, start):
-            raise ValueError(f"answer {text!r} is not at character {start} of the context; mend answer_start")
+            raise ValueError(f"answer {shown(text)} is not at character {start} of the context; mend answer_start")
+    return {"text": texts, "answer_start": starts}
 
 
 def first(rows: Dataset, limit: int | None) -> Dataset:
@@ -106,23 +224,41 @@ def first(rows: Dataset, limit: int | None) -> Dataset:
 
 
 def load_splits(
-    args: Training, hub: tuple[str, str | None], columns: Columns, labels: int | None,
+    args: Training, hub: tuple[str, str | None], columns: Columns, labels: Bounds | None,
     limits: Mapping[str, int | None], optional: tuple[str, ...] = (),
 ) -> dict[str, Dataset]:  # fmt: skip
     """`columns` of the splits that `limits` names, each cut to its limit: of --dataset_path, or of the Hub's `hub`.
 
-    labels: how many classes `label` has, or None. A local file of an `optional` split may be missing; its split is
+    labels: what `label` lies within, or None. A local file of an `optional` split may be missing; its split is
     then left out. Raises BadInput.
     """
     directory = local_directory(args.task, args.dataset_path)
     if directory is None:
         whole = load_hub(*hub)
-        return {split: first(whole[split].select_columns([*columns]), limit) for split, limit in limits.items()}
+        splits = {split: first(whole[split].select_columns([*columns]), limit) for split, limit in limits.items()}
+        for split, rows in splits.items():
+            check_labels(f"dataset {hub[0]}: {split}", rows, labels)
+        return splits
     wanted = [split for split in limits if split not in optional or any(directory.glob(f"{split}.jsonl*"))]
     return {split: load_local(local_file(directory, split), columns, labels, limits[split]) for split in wanted}
 
 
-def load_local(path: Path, columns: Columns, labels: int | None, limit: int | None) -> Dataset:
+def check_labels(name: str, rows: Dataset, labels: Bounds | None) -> None:
+    """Raise BadInput where a label of the Hub's rows is missing, or is not within `labels`."""
+    if labels is None:
+        return
+    low, high = labels
+    column = rows.with_format("arrow")[:]["label"]
+    within = compute.and_(compute.greater_equal(column, low), compute.less_equal(column, high))
+    wrong = compute.index(within.fill_null(False), False).as_py()
+    if wrong >= 0:
+        raise BadInput(
+            f"{name}: label {shown(column[wrong].as_py())} of row {wrong + 1} is not within {low} … {high}; "
+            "mend a copy of it, and give that as --dataset_path DIR"
+        )
+
+
+def load_local(path: Path, columns: Columns, labels: Bounds | None, limit: int | None) -> Dataset:
     """The file's rows as an Arrow dataset in the `datasets` cache, the first `limit` of them. Raises BadInput."""
     if next(read_rows(path, columns, labels), None) is None:
         raise BadInput(f"--dataset_path {path}: holds no rows; write one JSON object a line")

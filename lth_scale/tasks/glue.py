@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from lth_scale import metrics
 from lth_scale.arguments import DATASETS, Training
-from lth_scale.tasks import data, tokens
+from lth_scale.tasks import cautions, data, tokens
 from lth_scale.tasks.task import (
     Batch,
     Task,
@@ -23,6 +23,8 @@ from lth_scale.tasks.task import (
 )
 
 NAMES = {"spearmanr": "spearman"}  # the metric's name → ours
+CORRELATIONS = ("cola", "stsb")  # tasks, of which the first metric is one
+SCORES = (0.0, 5.0)  # what an annotator of STS-B may give
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,18 @@ def load_rows(args: Training, family: Family) -> dict[str, Dataset]:
     columns = {**dict.fromkeys(family.texts, "string"), "label": label}
     validation = (family.validation, *family.more.values())
     limits = {"train": args.max_train_samples, **dict.fromkeys(validation, args.max_eval_samples)}
-    classes = None if family.classes == 1 else family.classes
-    return data.load_splits(args, DATASETS[args.task], columns, classes, limits, optional=tuple(family.more.values()))
+    bounds = SCORES if family.classes == 1 else (0, family.classes - 1)
+    return data.load_splits(args, DATASETS[args.task], columns, bounds, limits, optional=tuple(family.more.values()))
+
+
+def caution(args: Training, family: Family, splits: dict[str, Dataset]) -> None:
+    """Warn of texts, classes without a row, and labels or scores that are nearly all the same."""
+    cautions.texts(args, splits, family.texts, filled=family.texts)
+    for split, rows in splits.items():
+        if family.classes == 1:
+            cautions.answers(args, split, rows["label"][:], len(rows), "score")
+        else:
+            cautions.labels(args, split, rows["label"][:], family.classes)
 
 
 def load(args: Training) -> Task:
@@ -93,6 +105,7 @@ def load(args: Training) -> Task:
     inputs = tokens.agree(args, model, tokenizer, len(family.texts))
     options = {"texts": family.texts, "length": inputs.length, "segments": inputs.segments}
     encoded = {split: data.encode(rows, tokenize, tokenizer, **options) for split, rows in splits.items()}
+    caution(args, family, splits)
     collate = DataCollatorWithPadding(tokenizer, inputs.padding, inputs.length)
     metric = metrics.load("glue", args.task)
 
@@ -104,6 +117,8 @@ def load(args: Training) -> Task:
         return prediction_rows(logits, batch["labels"])
 
     def score(rows: numpy.ndarray) -> dict[str, float]:
+        if args.task in CORRELATIONS:
+            cautions.correlation(*rows.T[:2])
         return {NAMES.get(name, name): value for name, value in prediction_scores(rows, metric).items()}
 
     return Task(

@@ -11,7 +11,7 @@ from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, 
 from lth_scale import metrics
 from lth_scale.arguments import DATASETS, BadInput, Training
 from lth_scale.prunable import base_model
-from lth_scale.tasks import data, tokens
+from lth_scale.tasks import cautions, data, tokens
 from lth_scale.tasks.task import (
     Batch,
     Task,
@@ -92,13 +92,14 @@ def load_blocks(args: Training, tokenizer: PreTrainedTokenizerBase, length: int)
         return stream_blocks(args, tokenizer, length)
     files = [data.local_file(directory, split) for split in ("train", "validation")]
     limits = (args.max_train_samples, args.max_eval_samples)
+    texts = [data.load_local(file, {"text": "string"}, None, None) for file in files]
     splits = []
-    for file, limit in zip(files, limits, strict=True):
-        rows = data.load_local(file, {"text": "string"}, None, None)
+    for file, rows, limit in zip(files, texts, limits, strict=True):
         blocks = data.encode(rows, pack, tokenizer, length=length)
         if len(blocks) == 0:
             raise BadInput(f"--max_seq_length {length}: {file} has not enough text for one block; give a smaller one")
         splits.append(data.first(blocks, limit))
+    cautions.texts(args, {"train": texts[0], "validation": texts[1]}, ("text",))
     return splits[0], splits[1]
 
 
@@ -130,8 +131,10 @@ def load(args: Training) -> Task:
     model = loaded.model
     train, validation = load_blocks(args, tokenizer, tokens.agree(args, model, tokenizer).length)
     validation = data.encode(validation, mask_for_evaluation, tokenizer, seed=EVAL_SEED)
-    if not any(label != -100 for labels in validation["labels"] for label in labels):
+    masked = [label for labels in validation["labels"] for label in labels if label != -100]
+    if not masked:
         raise BadInput(f"--dataset_path {args.dataset_path}: no token of its validation is masked; give it more text")
+    cautions.masked(args, len(validation), masked)
     choose_positions(model)
     metric = metrics.load("accuracy")
 

@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy
 import torch
+from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -11,10 +12,10 @@ from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding,
 
 from lth_scale import metrics
 from lth_scale.arguments import BadInput, Training, brief
-from lth_scale.tasks import data, tokens
+from lth_scale.tasks import cautions, data, tokens
 from lth_scale.tasks.task import Batch, Task, labelled, load_model, load_tokenizer
 
-COLUMNS = {"id": "string", "context": "string", "question": "string", "answers": "answers"}
+COLUMNS = {"context": "string", "question": "string", "answers": "answers"}
 QUESTION_TOKENS, BEST, ANSWER_TOKENS = 64, 20, 30  # run_squad.py: max_query_length, n_best_size, max_answer_length
 PADDING = -1e4  # a logit that no softmax sees, finite in fp16 too, so that 0 · (PADDING − PADDING) is 0
 SPANS = ("begins", "ends")  # characters where an answer may begin, or end, with a token; else −1
@@ -89,10 +90,14 @@ def widest(counts: list[int], step: int) -> numpy.ndarray:
 
     counts: tokens of each window; step: tokens from one start to the next. Returns int (tokens,).
     """
-    lengths = numpy.array(counts)[:, None]
-    left = numpy.arange(step * (len(counts) - 1) + counts[-1]) - step * numpy.arange(len(counts))[:, None]
-    around = numpy.minimum(left, lengths - 1 - left)
-    return numpy.where(around >= 0, around + 0.01 * lengths, -numpy.inf).argmax(0)
+    most = numpy.full(step * (len(counts) - 1) + counts[-1], -numpy.inf)
+    owner = numpy.zeros(len(most), dtype=int)
+    for i, count in enumerate(counts):
+        here = slice(i * step, i * step + count)
+        around = numpy.minimum(numpy.arange(count), numpy.arange(count)[::-1]) + 0.01 * count
+        more = around[: len(most[here])] > most[here]
+        owner[here][more], most[here][more] = i, around[: len(more)][more]
+    return owner
 
 
 def collate(
@@ -143,6 +148,14 @@ def best_spans(logits: Tensor, batch: Batch) -> numpy.ndarray:
     return numpy.stack([batch["window"].cpu(), first, after, score, losses], axis=1, dtype=float)
 
 
+def caution(args: Training, splits: dict[str, Dataset]) -> None:
+    """Warn of texts, and of answers that are nearly all the same, or begin at the same place."""
+    cautions.texts(args, splits, ("question", "context"), filled=("question",))
+    rows = splits["validation"]["answers"][:]
+    for what, key in (("answer", "text"), ("an answer at character", "answer_start")):
+        cautions.answers(args, "validation", [value for row in rows for value in {*row[key]}], len(rows), what)
+
+
 def load(args: Training) -> Task:
     """Question answering with a new head; --max_train_samples and so on count questions. Raises BadInput."""
     tokenizer = load_tokenizer(args)
@@ -155,6 +168,7 @@ def load(args: Training) -> Task:
     inputs = tokens.agree(args, model, tokenizer, texts=2)
     options = {"length": inputs.length, "stride": args.doc_stride, "segments": inputs.segments}
     train, validation = (data.encode(splits[name], windows, tokenizer, **options) for name in limits)
+    caution(args, splits)
     validation = validation.add_column("window", list(range(len(validation))))
     questions, question_of = splits["validation"], numpy.cumsum(numpy.equal(validation["part"][:], 0)) - 1
     metric = metrics.load("squad")
@@ -164,10 +178,7 @@ def load(args: Training) -> Task:
         asked, first = numpy.unique(question_of[rows[:, 0].astype(int)], return_index=True)
         asked = questions.select(asked)
         texts = [row["context"][a:b].strip() for row, (a, b) in zip(asked, rows[first, 1:3].astype(int), strict=True)]
-        found = metric.compute(
-            predictions=[{"id": id, "prediction_text": text} for id, text in zip(asked["id"], texts, strict=True)],
-            references=[{"id": row["id"], "answers": row["answers"]} for row in asked],
-        )
+        found = metric.compute(predictions=texts, references=[row["answers"]["text"] for row in asked])
         return {name: found[name] / 100 for name in ("f1", "exact_match")} | {"loss": float(rows[:, 4].mean())}
 
     pad = partial(collate, tokenizer=tokenizer, padding=inputs.padding, length=inputs.length)

@@ -43,8 +43,8 @@ class Task:
     train, validation: encoded rows. collate: rows → tensors of one batch, for either.
     loss(model, batch) → (scalar loss, outputs); outputs is one tensor, and a softmax goes over its last dimension:
     GLUE (n, classes), MLM (masked tokens, vocabulary), SQuAD (n, 2, length), the latter two fp32 and all of them
-    finite. rows(outputs, batch) → float64 array (n, columns), which evaluation stacks over all batches and hands to
-    `score` → {metric: value}. The first metric stands for the task. grouped: batch rows of similar length.
+    finite. rows(outputs, batch) → float64 array (n, columns), the loss last, which evaluation stacks over all batches
+    and hands to `score` → {metric: value}. The first metric stands for the task. grouped: batch rows of similar length.
     more: further validation rows, scored in the same way and reported as metric_name.
     prunable: the prunable set, as names in the base model. base_sha256: of the encoder's weights, see `base_digest`.
     remark: a line on what of the model is drawn, or nothing.

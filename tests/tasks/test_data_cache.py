@@ -25,7 +25,7 @@ def lengths(batch: dict, tokenizer) -> dict:
 
 def load(directory: Path, tokenizer) -> tuple[list, list]:
     """Rows, and what is made of them."""
-    rows = data.load_local(directory / "train.jsonl", COLUMNS, 2, None)
+    rows = data.load_local(directory / "train.jsonl", COLUMNS, (0, 1), None)
     return rows[:], data.encode(rows, lengths, tokenizer)[:]
 
 

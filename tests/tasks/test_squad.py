@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy
 import pytest
@@ -315,16 +316,73 @@ def test_rows_may_all_be_padded_to_one_length(load, tokenizer):
     assert (whole["begins"][:, width:] == -1).all() and (whole["attention_mask"][:, width:] == 0).all()
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["a", "b", "c"],
+        ["a", "a", "a"],
+        ["", "", ""],
+        [7, 7, 8],
+        [None] * 3,
+        [["x"]] * 3,
+        None,
+    ],
+    ids=["unique", "one", "empty", "integers", "null", "lists", "no column"],
+)
+def test_every_row_counts_once_whatever_its_id(ids, load):
+    rows = [
+        example(LONG, "good dog"),
+        example("the dog ran far .", "ran far"),
+        example("the cat sat by the sea .", "sea"),
+    ]
+    rows = [{name: row[name] for name in row if name != "id"} for row in rows]
+    task = load([row if ids is None else {"id": ids[i], **row} for i, row in enumerate(rows)])
+    assert evaluated(task)["exact_match"] == 1
+    batch = task.eval_collate([task.validation[i] for i in range(len(task.validation))])
+    table = task.rows(pointing(batch), batch)
+    table[-1, 1:3] = 0  # the last question is answered by nothing
+    assert task.score(table)["f1"] == pytest.approx(2 / 3)
+
+
+def test_of_several_answers_the_first_is_learned_and_the_best_is_scored(load):
+    context = "the cat sat on a mat and saw the sea"
+    answers = {"text": ["the cat", "mat", "sea"], "answer_start": [0, 17, 33], "answer_id": [1, 2, 3]}
+    task = load([{"context": context, "question": QUESTION, "answers": answers}])
+    assert evaluated(task)["exact_match"] == 1
+    table = numpy.array([[0, 17, 20, 1.0, 0.5]])
+    assert task.score(table) == {"f1": 1.0, "exact_match": 1.0, "loss": 0.5}
+
+
+def test_offsets_stay_where_half_an_emoji_was(load):
+    context = "the \ud83d cat \U0001f408 sat \ude00\ud83d far away"
+    row = {"context": context, "question": QUESTION, "answers": {"text": ["far"], "answer_start": [19]}}
+    assert evaluated(load([row]))["exact_match"] == 1
+    with pytest.raises(BadInput, match='line 1: answer "far" is not at character 20'):
+        load([row | {"answers": {"text": ["far"], "answer_start": [20]}}])  # as in UTF-16, which counts the cat twice
+
+
+def test_a_context_of_many_windows_takes_time_in_proportion():
+    began = time.process_time()
+    assert squad.widest([300] * 10**4, 100)[[0, 199, 200, 10**6]].tolist() == [0, 0, 1, 9999]
+    assert time.process_time() - began < 5
+
+
 GOOD = example("the cat sat", "cat")
 BAD = [
-    ({"answers": None}, "'answers' holds None"),
+    ({"answers": None}, "'answers' holds null"),
+    ({"answers": [{"text": "cat", "answer_start": 4}]}, "'answers' holds a list"),
     ({"answers": {"text": ["cat"]}}, "lists of one length"),
-    ({"answers": {"text": [], "answer_start": []}}, "lists of one length"),
+    ({"answers": {"text": [], "answer_start": []}}, "has no answer"),
+    ({"answers": {"text": ["the cat sat on it"], "answer_start": [0]}}, "not at character 0"),
+    ({"answers": {"text": ["cat"], "answer_start": [True]}}, '"cat" at true'),
+    ({"answers": {"text": ["cat"], "answer_start": [4.0]}}, '"cat" at 4.0'),
+    ({"answers": {"text": ["cat", None], "answer_start": [4, 4]}}, "answer null"),
+    ({"answers": {"text": ["cat"], "answer_start": [10**30]}}, "not at character 10{30}"),
     ({"answers": {"text": ["cat"], "answer_start": [4, 4]}}, "lists of one length"),
     ({"answers": {"text": "cat", "answer_start": 4}}, "lists of one length"),
     ({"answers": {"text": ["cat"], "answer_start": [5]}}, "not at character 5"),
-    ({"answers": {"text": ["sat", "cat"], "answer_start": [8, -7]}}, "'cat' at -7"),
-    ({"answers": {"text": ["cat"], "answer_start": ["4"]}}, "'cat' at '4'"),
+    ({"answers": {"text": ["sat", "cat"], "answer_start": [8, -7]}}, '"cat" at -7'),
+    ({"answers": {"text": ["cat"], "answer_start": ["4"]}}, '"cat" at "4"'),
     ({"answers": {"text": [" "], "answer_start": [3]}}, "not empty"),
     ({"question": 3}, "'question' holds 3"),
 ]

@@ -16,7 +16,8 @@ def correlation(kind, predictions, references) -> float:
     """kind(predictions, references), or 0.0 where it is undefined: fewer than two distinct values, or no number."""
     if min(len(set(predictions)), len(set(references))) < 2:
         return 0.0
-    value = float(kind(predictions, references).statistic)
+    found = kind(predictions, references)
+    value = float(getattr(found, "statistic", found))  # scipy's have more to say
     return value if math.isfinite(value) else 0.0
 
 
@@ -40,7 +41,7 @@ class Glue(evaluate.Metric):
             kinds = {"pearson": pearsonr, "spearmanr": spearmanr}
             return {name: correlation(kind, predictions, references) for name, kind in kinds.items()}
         if self.config_name == "cola":
-            return {"matthews_correlation": float(matthews_corrcoef(references, predictions))}
+            return {"matthews_correlation": correlation(matthews_corrcoef, predictions, references)}
         scores = {"accuracy": float(accuracy_score(references, predictions))}
         if self.config_name in ACCURACY_AND_F1:
             scores["f1"] = float(f1_score(references, predictions, zero_division=0))
