@@ -153,7 +153,7 @@ def test_a_network_that_cannot_be_pruned_or_read_is_refused_in_one_line(name, ta
 
 @pytest.mark.parametrize(("name", "task"), [("gpt2", "mlm"), ("esm", "squad"), ("splinter", "sst2")])
 def test_a_family_without_a_network_for_the_task_is_refused_by_name(name, task, keep, rows, search):
-    with pytest.raises(BadInput, match=rf"--model_name_or_path .*no {name}\b.*--task {task}; give"):
+    with pytest.raises(BadInput, match=rf"--task {task} needs .*{CLASSES[task].__name__}.*; take"):
         search(**flags(task, keep(KNOWN[name]), rows))
 
 

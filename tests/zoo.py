@@ -68,7 +68,13 @@ def refused(kind: str, config: Mapping[str, Any], why: str, tasks: tuple[str, ..
 TEXT = ("mlm",)  # decoders and some encoders of documents have no class for masked tokens
 NO_SQUAD = ("squad",)
 DISENTANGLED = {**ROOM, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+CONVOLVED = {**DISENTANGLED, "conv_kernel_size": 3}
 SQUEEZE = {f"{part}_groups": 1 for part in ("q", "k", "v", "post_attention", "intermediate", "output")}
+GROUPED = {**ROOM, "embedding_size": HIDDEN, "num_groups": 2, "head_ratio": 1, "conv_kernel_size": 3}
+CANINE = {**ROOM, "local_transformer_stride": 8, "num_hash_buckets": 64, "downsampling_rate": 2}
+XLNET = {"d_model": HIDDEN, "n_layer": LAYERS, "n_head": 2, "d_inner": WIDE}
+FUNNEL = {"block_sizes": [1, 1], "num_decoder_layers": 1, "d_model": HIDDEN, "n_head": 2, "d_head": 8, "d_inner": WIDE}
+MIXTRAL = {**ROOM, "num_local_experts": 2, "num_key_value_heads": 2}
 ALWAYS = dict.fromkeys(EACH, SQUARE)  # its MLM and QA networks have a pooler too, so that the checkpoint brings it
 NOT_SQUAD = {"sst2": SQUARE, "mlm": SQUARE}
 BY_NAME = r"attention\.{}.*--ignore"
@@ -128,8 +134,11 @@ ZOO = {
     "deberta": encoder("deberta", DISENTANGLED, 6, PLAIN + 2 * SQUARE),
     "deberta-v2": encoder("deberta-v2", DISENTANGLED, 8, PLAIN + 2 * SQUARE),
     "deberta-v2-shared": encoder("deberta-v2", {**DISENTANGLED, "share_att_key": True}),
-    # the convolution beside the first layer is not in the stack
-    "deberta-v2-conv": encoder("deberta-v2", {**DISENTANGLED, "conv_kernel_size": 3}, 8, PLAIN + 2 * SQUARE),
+    # a convolution beside the first layer
+    "deberta-v2-conv": refused("deberta-v2", CONVOLVED, r"encoder\.conv\.conv.*--ignore"),
+    "deberta-v2-ignored": encoder(
+        "deberta-v2", CONVOLVED, 8, PLAIN + 2 * SQUARE, flags={"ignore": r"^encoder\.conv\."}
+    ),
     # half the heads are convolutions: query, key, value, the pointwise one (width 1) and the convolution's output are
     # 8 × 16, the kernel's 2 · 3 × 8; the depthwise one is left out
     "convbert": encoder(
@@ -138,10 +147,9 @@ ZOO = {
         9,
         5 * 8 * HIDDEN + 6 * 8 + SQUARE + 2 * UP,
     ),
-    "convbert-groups": refused(
-        "convbert",
-        {**ROOM, "embedding_size": HIDDEN, "num_groups": 2, "head_ratio": 1},
-        r"layer\.0\.intermediate\.dense.*--ignore",
+    "convbert-groups": refused("convbert", GROUPED, r"layer\.0\.intermediate\.dense.*--ignore"),
+    "convbert-ignored": encoder(
+        "convbert", GROUPED, 7, 5 * 8 * HIDDEN + 6 * 8 + SQUARE, flags={"ignore": r"layer\.\d\.(intermediate|output)"}
     ),
     # with as many landmarks as segments, which is how all published ones are; the depthwise convolution is left out
     "nystromformer": encoder(
@@ -224,16 +232,18 @@ ZOO = {
     ),
     "markuplm": encoder("markuplm", {**ROOM, "max_depth": 2}, pooler={"sst2": SQUARE}, lacks=TEXT),
     "splinter": encoder("splinter", lacks=("sst2", "mlm")),
-    # a layer of characters on either side of the stack
-    "canine": Family(
+    # a layer of characters on either side of the stack, and convolutions between
+    "canine": refused("canine", CANINE, r"chars_to_molecules\.conv.*--ignore", ("sst2",), lacks=("mlm", "squad")),
+    "canine-ignored": Family(
         "canine",
-        {**ROOM, "local_transformer_stride": 8, "num_hash_buckets": 64, "downsampling_rate": 2},
+        CANINE,
         4 * 6,
         4 * PLAIN,
         {"sst2": SQUARE},
-        {"squad": "tokenizer"},
+        {"squad": "CanineTokenizer"},
         TEXT,
         tokenizer="characters",
+        flags={"ignore": "conv"},
     ),
     "perceiver": Family(
         "perceiver",
@@ -279,34 +289,27 @@ ZOO = {
         lacks=TEXT,
     ),
     "llama": gated("llama", lacks=TEXT),
-    # what is no matrix of one linear map is named
+    # what is no matrix of one linear map is named, and may be left dense
     "ibert": refused("ibert", ROOM, BY_NAME.format("self.query")),
-    "xlnet": refused(
-        "xlnet",
-        {"d_model": HIDDEN, "n_layer": LAYERS, "n_head": 2, "d_inner": WIDE},
-        r"rel_attn\.\w+.*--ignore",
-        ("sst2", "squad"),
-        lacks=TEXT,
+    "xlnet": refused("xlnet", XLNET, r"rel_attn\.\w+.*--ignore", ("sst2", "squad"), lacks=TEXT),
+    "xlnet-ignored": encoder("xlnet", XLNET, 2, 2 * UP, lacks=TEXT, flags={"ignore": r"rel_attn\."}),
+    "funnel": refused("funnel", FUNNEL, BY_NAME.format("r_")),
+    # its decoder is a layer more, which classification does without
+    "funnel-ignored": Family(
+        "funnel", FUNNEL, 3 * 6, 3 * PLAIN, lacks=("sst2",), flags={"ignore": r"attention\.(r_|seg_)"}
     ),
-    "funnel": refused(
-        "funnel",
-        {"block_sizes": [1, 1], "num_decoder_layers": 1, "d_model": HIDDEN, "n_head": 2, "d_head": 8, "d_inner": WIDE},
-        BY_NAME.format("r_"),
+    "funnel-without-decoder": Family(
+        "funnel", FUNNEL, 2 * 6, 2 * PLAIN, lacks=("mlm", "squad"), flags={"ignore": r"attention\.(r_|seg_)"}
     ),
-    "mixtral": refused(
-        "mixtral",
-        {**ROOM, "num_local_experts": 2, "num_key_value_heads": 2},
-        r"mlp\.\w+.*--ignore",
-        ("sst2", "squad"),
-        lacks=TEXT,
-    ),
+    "mixtral": refused("mixtral", MIXTRAL, r"mlp\.\w+.*--ignore", ("sst2", "squad"), lacks=TEXT),
+    "mixtral-ignored": encoder("mixtral", MIXTRAL, 4, 4 * SQUARE, lacks=TEXT, flags={"ignore": r"\.mlp\."}),
     # encoders and decoders in one
-    "bart": refused("bart", BART, "is_encoder_decoder"),
-    "mbart": refused("mbart", BART, "is_encoder_decoder"),
-    "mvp": refused("mvp", BART, "is_encoder_decoder"),
-    "led": refused("led", {**BART, "attention_window": 4}, "is_encoder_decoder", ("squad",), lacks=("sst2", "mlm")),
-    "t5": refused("t5", T5, "is_encoder_decoder", ("sst2", "squad"), lacks=TEXT),
-    "umt5": refused("umt5", T5, "is_encoder_decoder", ("sst2", "squad"), lacks=TEXT),
+    "bart": refused("bart", BART, "encoder-decoder"),
+    "mbart": refused("mbart", BART, "encoder-decoder"),
+    "mvp": refused("mvp", BART, "encoder-decoder"),
+    "led": refused("led", {**BART, "attention_window": 4}, "encoder-decoder", ("squad",), lacks=("sst2", "mlm")),
+    "t5": refused("t5", T5, "encoder-decoder", ("sst2", "squad"), lacks=TEXT),
+    "umt5": refused("umt5", T5, "encoder-decoder", ("sst2", "squad"), lacks=TEXT),
     # needs pictures
     "lxmert": refused(
         "lxmert",

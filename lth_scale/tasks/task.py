@@ -33,10 +33,6 @@ PLAIN: dict[str, Any] = {"return_dict": True, "output_attentions": False, "outpu
                          "chunk_size_feed_forward": 0}  # fmt: skip
 MOST = 100_000  # labels, or layers
 COUNTS = r"layers?|groups|group_num"  # how the names end of what a config wants many of
-REMEDIES = {
-    "quantization_config": "give the network before quantization",
-    "is_encoder_decoder": "give an encoder alone",
-}
 Batch = dict[str, Tensor]
 
 
@@ -190,10 +186,10 @@ def _fields(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def check_encoder(args: Training, config: PreTrainedConfig) -> None:
     """Raise BadInput where a config asks for a network that would not be trained as it says."""
-    for name in ("is_decoder", "add_cross_attention", "causal", "is_encoder_decoder", "quantization_config"):
+    for name in ("is_decoder", "add_cross_attention", "causal", "quantization_config"):
         value = getattr(config, name, None)
         if value or (name == "quantization_config" and value is not None):
-            remedy = REMEDIES.get(name, "set it to false")
+            remedy = "give the network before quantization" if name == "quantization_config" else "set it to false"
             raise BadInput(
                 f"--model_name_or_path {args.model_name_or_path}: config.json has {name} {value!r:.60}, and what is "
                 f"trained is a whole encoder in both directions; {remedy}"
@@ -237,11 +233,6 @@ def tensor_names(args: Training) -> list[str]:
 
 def _unusable(args: Training, problem: Exception) -> BadInput:
     name = args.model_name_or_path
-    if family := re.match(r"Unrecognized configuration class .*?(\w+)Config'>", str(problem)):
-        return BadInput(
-            f"--model_name_or_path {name}: transformers has no {family[1]} network for --task {args.task}; "
-            "give an encoder like BERT, or another task"
-        )
     if "ignore_mismatched_sizes" in str(problem):
         problem = ValueError("its weights are of other shapes than its config.json says")
     remedy = "give a whole directory of save_pretrained, in safetensors" if is_local(name) else NO_NETWORK
