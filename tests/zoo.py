@@ -77,7 +77,6 @@ FUNNEL = {"block_sizes": [1, 1], "num_decoder_layers": 1, "d_model": HIDDEN, "n_
 MIXTRAL = {**ROOM, "num_local_experts": 2, "num_key_value_heads": 2}
 ALWAYS = dict.fromkeys(EACH, SQUARE)  # its MLM and QA networks have a pooler too, so that the checkpoint brings it
 NOT_SQUAD = {"sst2": SQUARE, "mlm": SQUARE}
-BY_NAME = r"attention\.{}.*--ignore"
 ZOO = {
     "bert": encoder("bert"),
     # with a pooler of the checkpoint, as BERT's own have
@@ -147,7 +146,7 @@ ZOO = {
         9,
         5 * 8 * HIDDEN + 6 * 8 + SQUARE + 2 * UP,
     ),
-    "convbert-groups": refused("convbert", GROUPED, r"layer\.0\.intermediate\.dense.*--ignore"),
+    "convbert-groups": refused("convbert", GROUPED, r"\.dense\.weight.*--ignore"),
     "convbert-ignored": encoder(
         "convbert", GROUPED, 7, 5 * 8 * HIDDEN + 6 * 8 + SQUARE, flags={"ignore": r"layer\.\d\.(intermediate|output)"}
     ),
@@ -290,10 +289,10 @@ ZOO = {
     ),
     "llama": gated("llama", lacks=TEXT),
     # what is no matrix of one linear map is named, and may be left dense
-    "ibert": refused("ibert", ROOM, BY_NAME.format("self.query")),
+    "ibert": refused("ibert", ROOM, "QuantLinear.*--ignore"),
     "xlnet": refused("xlnet", XLNET, r"rel_attn\.\w+.*--ignore", ("sst2", "squad"), lacks=TEXT),
     "xlnet-ignored": encoder("xlnet", XLNET, 2, 2 * UP, lacks=TEXT, flags={"ignore": r"rel_attn\."}),
-    "funnel": refused("funnel", FUNNEL, BY_NAME.format("r_")),
+    "funnel": refused("funnel", FUNNEL, r"attention\.\w+.*--ignore"),
     # its decoder is a layer more, which classification does without
     "funnel-ignored": Family(
         "funnel", FUNNEL, 3 * 6, 3 * PLAIN, lacks=("sst2",), flags={"ignore": r"attention\.(r_|seg_)"}
