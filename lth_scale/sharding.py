@@ -516,8 +516,7 @@ def prepare(
     if kind.startswith("zero"):
         _configure_deepspeed(accelerator, micro_batch, max_norm)
     elif kind == "fsdp2":
-        wrapped_names = {type(layer).__name__ for stack in base_model(model).modules() for layer in _stack(stack)}
-        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(wrapped_names)
+        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layer_classes(model)
     try:
         with _one_root_group(model) if kind == "fsdp2" else nullcontext():
             prepared, wrapped = accelerator.prepare(model, optimizer)
@@ -552,8 +551,11 @@ def _like(owned: Tensor, value: Tensor, counters_on: str | None) -> Any:
     return value.to(owned.device if value.ndim else counters_on or owned.device)
 
 
-def _stack(module: nn.Module) -> Iterable[nn.Module]:
-    return module.children() if isinstance(module, nn.ModuleList) else ()
+def layer_classes(model: nn.Module) -> list[str]:
+    """The classes of the encoder's layers, which FSDP makes units of; a list of lists has layers in the inner ones."""
+    lists = (module for module in base_model(model).modules() if isinstance(module, nn.ModuleList))
+    layers = (layer for stack in lists for layer in stack if not isinstance(layer, nn.ModuleList))
+    return sorted({type(layer).__name__ for layer in layers})
 
 
 def _kind(accelerator: Accelerator) -> str:

@@ -26,7 +26,14 @@ from transformers import enable_full_determinism, get_scheduler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lth_scale import distillation, masking, sharding
-from lth_scale.arguments import BadInput, Diverged, Training, launched_precision, parse_optim_args
+from lth_scale.arguments import (
+    BadInput,
+    Diverged,
+    Training,
+    first_line,
+    launched_precision,
+    parse_optim_args,
+)
 from lth_scale.prunable import base_model
 from lth_scale.sharding import Piece, Shards
 from lth_scale.tasks import Task
@@ -188,6 +195,7 @@ def _bitsandbytes_adamw(device: torch.device) -> type:
 
 def prepare(accelerator: Accelerator, task: Task, args: Training) -> Net:
     """The task's network, ready for its first restart. Raises BadInput."""
+    check_forward(task, args)
     model = task.model
     teacher = copy.deepcopy(model).eval() if getattr(args, "distill", False) else None  # before it is cut up
     initial = {name: weight.detach().to("cpu", copy=True) for name, weight in model.named_parameters()}
@@ -208,6 +216,35 @@ def prepare(accelerator: Accelerator, task: Task, args: Training) -> Net:
         targets={name: shards.pieces[full] for name, full in names.items()},
         masks={}, initial=initial, steps=steps, teacher=teacher,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def check_forward(task: Task, args: Training) -> None:
+    """Raise BadInput where the network cannot read the task's rows: the shortest, and those padded to the longest.
+
+    It is on the CPU still, and nothing is written yet. What a network decides once, at its first short batch (BigBird
+    leaves its sparse attention then), is decided here, so that every round and every resumed run sees the same one.
+    """
+    (shortest, longest), (briefest, _) = extremes(task.train), extremes(task.validation)
+    name = f"--model_name_or_path {args.model_name_or_path}: {type(task.model).__name__}"
+    task.model.train()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            batches = [task.collate(take(task.train, rows)) for rows in ([shortest], [shortest, longest])]
+            batches.append(task.eval_collate(take(task.validation, [briefest])))
+            outputs = [task.loss(task.model, batch)[1] for batch in batches]
+    except Exception as problem:  # a network may raise any kind
+        raise BadInput(
+            f"{name} cannot read the rows of --task {args.task} ({first_line(problem)}); give another encoder"
+        ) from None
+    if not all(bool(output.isfinite().all()) for output in outputs):
+        raise BadInput(f"{name} gives NaN or infinity for rows of --task {args.task}; give another encoder")
+
+
+def extremes(rows: datasets.Dataset) -> tuple[int, int]:
+    """The numbers of the shortest and of the longest row."""
+    lengths = token_counts(rows)
+    return lengths.index(min(lengths)), lengths.index(max(lengths))
 
 
 def with_seed(net: Net, seed: int) -> Net:

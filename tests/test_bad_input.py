@@ -378,6 +378,12 @@ def drop_layer(directory: Path) -> None:
     save_file(kept, directory / "model.safetensors")
 
 
+def overflowing(directory: Path) -> None:
+    weights = load_file(directory / "model.safetensors")
+    weights["bert.encoder.layer.1.output.LayerNorm.weight"].fill_(3e38)
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+
+
 def only_a_pickle(directory: Path) -> None:
     torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
     (directory / "model.safetensors").unlink()
@@ -402,6 +408,7 @@ MODELS = [
         ("no tokenizer", lambda d: [p.unlink() for p in d.glob("token*")]),
         ("a pickle instead of safetensors", only_a_pickle, "model.safetensors"),
         ("a layer is missing", drop_layer, "lacks encoder.layer.1.output.dense.weight"),
+        ("weights that overflow", overflowing, "gives NaN or infinity", "give another encoder"),
         ("a million layers", configured(num_hidden_layers=10**6), "num_hidden_layers 1000000", "tensors"),
         ("no layers", configured(num_hidden_layers=0), "num_hidden_layers 0"),
         ("other sizes", configured(intermediate_size=10**12), "of other shapes"),

@@ -15,9 +15,13 @@ from statistics import median
 import pytest
 import sharded
 import torch
+import transformers as hf
 from conftest import SIZES, WORDS, sentence, write_jsonl
 from sharded import OPTIMIZERS, STEPS, arguments, half_mask, tied, trains
 from test_threshold import dense_reference, ones
+from torch import nn
+
+from lth_scale import sharding
 
 FORKS = multiprocessing.get_context("forkserver")  # ranks are copies of one process that has imported what takes long
 FORKS.set_forkserver_preload(["deepspeed", "lth_scale.search"])
@@ -281,3 +285,10 @@ def test_twenty_rounds_take_no_more_memory_than_three(kind, left):
     for rank in ranks_of(left, f"{kind}-memory", 2):  # a copy left behind each round would be 16 of them by the end
         first, last = median(rank["memory"][1:4]), median(rank["memory"][-3:])
         assert last < first + 4 * rank["model"], [m >> 20 for m in rank["memory"]]
+
+
+def test_the_units_of_fsdp_are_layers_and_never_lists_of_layers():
+    with torch.device("meta"):
+        funnel = hf.FunnelModel(hf.FunnelConfig(block_sizes=[1, 2], d_model=16, n_head=2, d_head=8, d_inner=24))
+    assert any(isinstance(layers, nn.ModuleList) for layers in funnel.encoder.blocks)
+    assert sharding.layer_classes(funnel) == ["FunnelLayer"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lth_scale import tasks, training
-from lth_scale.arguments import parse
+from lth_scale.arguments import BadInput, parse
 from lth_scale.training import Batches
 
 
@@ -32,6 +32,27 @@ def test_the_ranks_share_each_epoch_out_and_every_row_is_in_it(world, loaded):
     everything = [tuple(ids) for ids in task.train["input_ids"]]
     assert set(seen) == set(everything)
     assert len(seen) == ranks[0].steps_per_epoch * 8 * 2 * world >= len(everything)
+
+
+def test_rows_that_a_network_cannot_read_in_training_are_found_before_it_is_prepared(loaded, monkeypatch):
+    task, args = loaded
+    forward, seen = task.model.forward, []
+
+    def only_multiples_of_8(input_ids, **others):
+        seen.append(input_ids.shape)
+        if task.model.training and input_ids.shape[1] % 8:
+            raise ValueError("If training, the length has to be a multiple of 8")
+        return forward(input_ids, **others)
+
+    state = torch.get_rng_state()
+    training.check_forward(task, args)
+    assert torch.equal(state, torch.get_rng_state())
+    monkeypatch.setattr(task.model, "forward", only_multiples_of_8)
+    said = r"--model_name_or_path .* cannot read the rows of --task sst2 \(.* multiple of 8\); give another encoder"
+    with pytest.raises(BadInput, match=said):
+        training.check_forward(task, args)
+    shortest = min(len(ids) for ids in task.train["input_ids"])
+    assert seen[0] == (1, shortest)
 
 
 def test_a_batch_is_a_function_of_its_number(loaded):

@@ -43,9 +43,9 @@ def choose_positions(model: nn.Module) -> None:
 
 def _cut_to_chosen(encoder: nn.Module, inputs: tuple, output):
     """(batch, length, hidden) → (1, chosen positions, hidden), while some are chosen."""
-    chosen = getattr(encoder, CHOSEN)
-    if chosen is not None:
-        output["last_hidden_state"] = output[0][chosen].unsqueeze(0)
+    chosen, hidden = getattr(encoder, CHOSEN), output.last_hidden_state
+    if chosen is not None and hidden.shape[:2] == chosen.shape:  # Perceiver's are its latents
+        output["last_hidden_state"] = hidden[chosen].unsqueeze(0)
     return output
 
 
@@ -56,9 +56,10 @@ def chosen_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     encoder = next(module for module in model.modules() if CHOSEN in vars(module))  # engines answer for what they wrap
     setattr(encoder, CHOSEN, chosen)
     try:
-        logits = model(**inputs).logits[0].float()
+        logits = model(**inputs).logits.float()
     finally:
         setattr(encoder, CHOSEN, None)
+    logits = logits[chosen] if logits.shape[:2] == chosen.shape else logits[0]  # where the head reads something else
     labels = batch["labels"][chosen]
     return F.cross_entropy(logits, labels, reduction="sum") / max(1, labels.numel()), logits
 
