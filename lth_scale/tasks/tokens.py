@@ -28,8 +28,7 @@ COMPARES_SEGMENTS = ("funnel", "xlnet")  # without an embedding of each
 # What tokenizer_config.json says that decides no id where rows are cut to a length of ours and padded in batches.
 NEUTRAL = (
     *("model_max_length", "padding_side", "clean_up_tokenization_spaces", "backend", "is_local"),
-    *("local_files_only", "name_or_path", "chat_template", "processor_class", "tokenizer_file"),
-    *("vocab_file", "merges_file", "transformers_version"),
+    *("local_files_only", "name_or_path", "chat_template", "processor_class", "transformers_version"),
 )
 
 
@@ -67,7 +66,8 @@ def _saved(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     config = json.loads(files.pop("tokenizer_config.json", b"{}"))
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    return {**digests, "config": {name: value for name, value in config.items() if name not in NEUTRAL}}
+    decisive = {name: value for name, value in config.items() if name not in NEUTRAL and not name.endswith("_file")}
+    return {**digests, "config": decisive}
 
 
 def forget_truncation(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -136,7 +136,7 @@ def check_ids(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     if rows is not None and vocabulary[token] >= rows:
         raise BadInput(
             f"{name}: its tokenizer has more tokens than its embeddings ({token!r:.40} is {vocabulary[token]}, and "
-            f"they end at {rows - 1}); give a model with its own tokenizer, or resize_token_embeddings"
+            f"they end at {rows - 1}); give a model with its own tokenizer, or call its resize_token_embeddings"
         )
 
 

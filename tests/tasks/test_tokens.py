@@ -308,6 +308,18 @@ def test_a_saved_network_pads_on_the_side_that_was_used(tokenizer, checkpoint, s
     assert AutoTokenizer.from_pretrained(out / "rounds/01/model").padding_side == "right"
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_text_is_cut_on_the_tokenizers_own_side_and_keeps_its_special_tokens(side, tokenizer, checkpoint, small):
+    directory = checkpoint(bert(tokenizer), tokenizer)
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "truncation_side": side}))
+    task = tasks.load(parse(small(model_name_or_path=directory, max_seq_length=8), "t", "t"))
+    whole = tokenizer(sentence(7), add_special_tokens=False)["input_ids"]
+    kept = whole[:6] if side == "right" else whole[-6:]
+    assert len(whole) > 6
+    assert task.train[7]["input_ids"] == [tokenizer.cls_token_id, *kept, tokenizer.sep_token_id]
+
+
 @pytest.mark.parametrize("names", [["input_ids"], ["input_ids", "token_type_ids"]], ids=str)
 def test_padding_is_masked_even_where_the_tokenizer_gives_no_mask(names, tokenizer, checkpoint, small):
     directory = checkpoint(bert(tokenizer), tokenizer)
