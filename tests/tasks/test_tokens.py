@@ -412,7 +412,24 @@ def test_a_model_that_does_not_run_on_tokens_is_refused_by_name(tokenizer, small
 def test_a_missing_package_is_named(problem, package, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (tmp_path / "spm.model").write_bytes(b"")
-    assert tokens.diagnosis(problem, tmp_path) == f"its tokenizer needs the package {package}; pip install {package}"
+    said = tokens.diagnosis(problem, tmp_path)
+    assert said == f"needs the package {package}, which is not installed; pip install {package}"
+
+
+@pytest.mark.parametrize("name", ["sentencepiece-bert", "tiktoken", "trust_remote_code"])
+def test_the_name_of_a_directory_says_nothing_of_what_is_missing(name):
+    assert tokens.diagnosis(OSError(f"/models/{name}/config.json is missing"), Path("/models") / name) is None
+
+
+def test_a_model_without_a_limit_is_not_run_on_more_than_it_takes_seconds_for(tokenizer, small, monkeypatch):
+    config = hf.BloomConfig(vocab_size=len(tokenizer), hidden_size=16, n_layer=2, n_head=2, pad_token_id=0)
+    model, run, long = hf.AutoModelForSequenceClassification.from_config(config), [], copy.deepcopy(tokenizer)
+    long.model_max_length = int(1e30)
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: run.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    monkeypatch.setattr(tokens, "TRIED", 50)
+    assert agreed(model, long, small, max_seq_length=100_000).length == 100_000 and max(run) <= 64
 
 
 def test_emoji_that_are_left_for_want_of_a_package_are_said(checkpoint, small, tmp_path, caplog, monkeypatch):
