@@ -24,12 +24,12 @@ from lth_scale.prunable import base_model
 log = logging.getLogger("lth_scale")
 WORDS = "the cat sat on a mat and saw one good dog "
 PACKAGE = re.compile(r"install (?!the\b)([\w-]+)|The (\w+) (?:dictionary|library) is not|requires the (\w+) library")
+TRIED = 2048  # the most tokens that a model is run on to see whether it takes them
 COMPARES_SEGMENTS = ("funnel", "xlnet")  # without an embedding of each
 # What tokenizer_config.json says that decides no id where rows are cut to a length of ours and padded in batches.
 NEUTRAL = (
     *("model_max_length", "padding_side", "clean_up_tokenization_spaces", "backend", "is_local"),
-    *("local_files_only", "name_or_path", "chat_template", "processor_class", "tokenizer_file"),
-    *("vocab_file", "merges_file", "transformers_version"),
+    *("local_files_only", "name_or_path", "chat_template", "processor_class", "transformers_version"),
 )
 
 
@@ -67,7 +67,8 @@ def _saved(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     config = json.loads(files.pop("tokenizer_config.json", b"{}"))
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    return {**digests, "config": {name: value for name, value in config.items() if name not in NEUTRAL}}
+    decisive = {name: value for name, value in config.items() if name not in NEUTRAL and not name.endswith("_file")}
+    return {**digests, "config": decisive}
 
 
 def forget_truncation(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -87,7 +88,7 @@ def around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
 
 def diagnosis(problem: Exception, directory: Path) -> str | None:
     """Why a model or tokenizer cannot be loaded and what helps, where the library's error says neither."""
-    text = str(problem)
+    text = str(problem).replace(str(directory), "")
     no_class = "instantiate the backend tokenizer" in text and _has_code(directory / "tokenizer_config.json")
     if no_class or "custom code" in text or "trust_remote_code" in text:
         files = [name for name in ("config.json", "tokenizer_config.json") if _has_code(directory / name)]
@@ -99,15 +100,15 @@ def diagnosis(problem: Exception, directory: Path) -> str | None:
         if directory.is_dir() and not any(directory.glob("*.model")):
             return NO_TOKENIZER
         if importlib.util.find_spec("sentencepiece") is None:
-            return "its tokenizer needs the package sentencepiece; pip install sentencepiece"
+            return NO_PACKAGE.format("sentencepiece")
         return "its SentencePiece model cannot be read; give it whole, or save the tokenizer as tokenizer.json"
     if isinstance(problem, ImportError) and (found := PACKAGE.search(text)):
-        package = next(filter(None, found.groups())).lower().replace("_", "-")
-        return f"its tokenizer needs the package {package}; pip install {package}"
+        return NO_PACKAGE.format(next(filter(None, found.groups())).lower().replace("_", "-"))
     return None
 
 
 NO_TOKENIZER = "has no tokenizer; save one beside the model"
+NO_PACKAGE = "needs the package {0}, which is not installed; pip install {0}"
 
 
 def _has_code(path: Path) -> bool:
@@ -136,7 +137,7 @@ def check_ids(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     if rows is not None and vocabulary[token] >= rows:
         raise BadInput(
             f"{name}: its tokenizer has more tokens than its embeddings ({token!r:.40} is {vocabulary[token]}, and "
-            f"they end at {rows - 1}); give a model with its own tokenizer, or resize_token_embeddings"
+            f"they end at {rows - 1}); give a model with its own tokenizer, or call its resize_token_embeddings"
         )
 
 
@@ -265,10 +266,11 @@ def longest(name: str, model: PreTrainedModel, row: Callable[[int], Mapping[str,
         *(table.num_embeddings - (1 + table.padding_idx if table.padding_idx is not None else 0)
           for table in position_tables(model)),
     )  # fmt: skip
-    problem = refusal(model, row(high))
+    tried = min(high, TRIED)
+    problem = refusal(model, row(tried))
     if problem is None:
         return high
-    low = 0
+    low, high = 0, tried
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if middle < 5 or refusal(model, row(middle)) else (middle, high)
@@ -318,10 +320,12 @@ def padding_side(
 
 def is_neutral(model: Any, tokenizer: PreTrainedTokenizerBase, row: BatchEncoding, length: int, side: str) -> bool:
     """True where the model gives the same for the row, alone and padded on this side (to `length`, or 64 tokens)."""
-    alone = outputs(model, row)
     count = row["input_ids"].shape[1]
     options: dict[str, Any] = {"max_length": max(count, min(length, 64)), "padding_side": side}
-    padded = outputs(model, tokenizer.pad(copy.copy(row), "max_length", return_tensors="pt", **options))
+    longer = tokenizer.pad(copy.copy(row), "max_length", return_tensors="pt", **options)
+    if refusal(model, row) or refusal(model, longer):  # Reformer takes multiples of its chunks alone
+        return False
+    alone, padded = outputs(model, row), outputs(model, longer)
     if padded.shape != alone.shape:  # an output for each token
         padded = padded[:, :count] if side == "right" else padded[:, -count:]
     seen = alone.abs() < 1e4  # what is masked is no scale

@@ -308,6 +308,18 @@ def test_a_saved_network_pads_on_the_side_that_was_used(tokenizer, checkpoint, s
     assert AutoTokenizer.from_pretrained(out / "rounds/01/model").padding_side == "right"
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_text_is_cut_on_the_tokenizers_own_side_and_keeps_its_special_tokens(side, tokenizer, checkpoint, small):
+    directory = checkpoint(bert(tokenizer), tokenizer)
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "truncation_side": side}))
+    task = tasks.load(parse(small(model_name_or_path=directory, max_seq_length=8), "t", "t"))
+    whole = tokenizer(sentence(7), add_special_tokens=False)["input_ids"]
+    kept = whole[:6] if side == "right" else whole[-6:]
+    assert len(whole) > 6
+    assert task.train[7]["input_ids"] == [tokenizer.cls_token_id, *kept, tokenizer.sep_token_id]
+
+
 @pytest.mark.parametrize("names", [["input_ids"], ["input_ids", "token_type_ids"]], ids=str)
 def test_padding_is_masked_even_where_the_tokenizer_gives_no_mask(names, tokenizer, checkpoint, small):
     directory = checkpoint(bert(tokenizer), tokenizer)
@@ -400,7 +412,24 @@ def test_a_model_that_does_not_run_on_tokens_is_refused_by_name(tokenizer, small
 def test_a_missing_package_is_named(problem, package, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (tmp_path / "spm.model").write_bytes(b"")
-    assert tokens.diagnosis(problem, tmp_path) == f"its tokenizer needs the package {package}; pip install {package}"
+    said = tokens.diagnosis(problem, tmp_path)
+    assert said == f"needs the package {package}, which is not installed; pip install {package}"
+
+
+@pytest.mark.parametrize("name", ["sentencepiece-bert", "tiktoken", "trust_remote_code"])
+def test_the_name_of_a_directory_says_nothing_of_what_is_missing(name):
+    assert tokens.diagnosis(OSError(f"/models/{name}/config.json is missing"), Path("/models") / name) is None
+
+
+def test_a_model_without_a_limit_is_not_run_on_more_than_it_takes_seconds_for(tokenizer, small, monkeypatch):
+    config = hf.BloomConfig(vocab_size=len(tokenizer), hidden_size=16, n_layer=2, n_head=2, pad_token_id=0)
+    model, run, long = hf.AutoModelForSequenceClassification.from_config(config), [], copy.deepcopy(tokenizer)
+    long.model_max_length = int(1e30)
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: run.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    monkeypatch.setattr(tokens, "TRIED", 50)
+    assert agreed(model, long, small, max_seq_length=100_000).length == 100_000 and max(run) <= 64
 
 
 def test_emoji_that_are_left_for_want_of_a_package_are_said(checkpoint, small, tmp_path, caplog, monkeypatch):
