@@ -78,6 +78,9 @@ def case(command: str, given: str, *named: str, **more) -> Case:
 FLAGS = [
     case("imp", "--task sst3", "sst2"),
     case("imp", "no --task", "--task", without=("task",)),
+    case("imp", "--fresh_head", "--task mlm", "leave it out"),
+    case("imp", "--keep_head --task mlm", "--task mlm", "leave it out"),
+    case("transfer", "--fresh_head", "--task mlm", "leave it out"),
     *(case("imp", *words) for words in (
         ("--target_sparsity 1.2", "0.7"), ("--target_sparsity -0.1", "0.7"), ("--target_sparsity nan", "0.7"),
         ("--prune_rate 0", "0.1"), ("--prune_rate 1.5", "0.1"),
@@ -384,6 +387,26 @@ def overflowing(directory: Path) -> None:
     save_file(weights, directory / "model.safetensors", {"format": "pt"})
 
 
+def rename(old: str, new: str):
+    def change(directory: Path) -> None:
+        weights = load_file(directory / "model.safetensors")
+        renamed = {name.replace(old, new): weight for name, weight in weights.items()}
+        save_file(renamed, directory / "model.safetensors")
+
+    return change
+
+
+def untie(directory: Path) -> None:
+    rename("bert.embeddings.word_embeddings.", "cls.predictions.decoder.")(directory)
+    configured(tie_word_embeddings=False)(directory)
+
+
+def poison(directory: Path) -> None:
+    weights = load_file(directory / "model.safetensors")
+    weights["bert.encoder.layer.1.intermediate.dense.bias"][3] = math.nan
+    save_file(weights, directory / "model.safetensors")
+
+
 def only_a_pickle(directory: Path) -> None:
     torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
     (directory / "model.safetensors").unlink()
@@ -407,11 +430,15 @@ MODELS = [
         ("config.json is no JSON", lambda d: (d / "config.json").write_text("{")),
         ("no tokenizer", lambda d: [p.unlink() for p in d.glob("token*")]),
         ("a pickle instead of safetensors", only_a_pickle, "model.safetensors"),
-        ("a layer is missing", drop_layer, "lacks encoder.layer.1.output.dense.weight"),
         ("weights that overflow", overflowing, "gives NaN or infinity", "give another encoder"),
+        ("a layer is missing", drop_layer, "lacks bert.encoder.layer.1.output.dense.weight"),
+        ("LayerNorms by another name", rename("LayerNorm", "layer_norm"), "bert.embeddings.layer_norm.bias"),
+        ("a tied tensor by the head's name, and no tie", untie, "lacks bert.embeddings.word_embeddings.weight"),
+        ("NaN in a weight", poison, "1 of 32 values of bert.encoder.layer.1.intermediate.dense.bias are NaN"),
+        ("fewer layers than its weights", configured(num_hidden_layers=1), "encoder.layer.1"),
         ("a million layers", configured(num_hidden_layers=10**6), "num_hidden_layers 1000000", "tensors"),
         ("no layers", configured(num_hidden_layers=0), "num_hidden_layers 0"),
-        ("other sizes", configured(intermediate_size=10**12), "of other shapes"),
+        ("other sizes", configured(intermediate_size=10**12), "intermediate.dense.weight of shape (32, 16)"),
         ("a dropout that is NaN", configured(hidden_dropout_prob=math.nan), "hidden_dropout_prob nan"),
         ("a number of 400 digits", configured(num_hidden_layers=int(LONG)), "num_hidden_layers"),
         ("code of its own for the config", configured(auto_map={"AutoConfig": "x.Y"}, model_type="x"), "code",
@@ -815,6 +842,8 @@ EXPORTS = [
             '{"metadata": {}, "weight_map": {"x": "../x.bin"}}')), "../x.bin"),
         ("config.json is no JSON", lambda d: (d / "config.json").write_text("{")),
         ("a layer is missing", drop_layer, "lacks", "layer.1.output.dense"),
+        ("NaN in a weight", poison, "values of bert.encoder.layer.1.intermediate.dense.bias are NaN"),
+        ("fewer layers than its weights", configured(num_hidden_layers=1), "encoder.layer.1"),
         ("a tokenizer that is cut", lambda d: os.truncate(d / "tokenizer.json", 99), "tokenizer"),
     )),
     *(case("export", f"a model directory of the class {name}", name, argv=f"…/model {TO}", lay=model(of_class(name)))

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from lth_scale.arguments import BadInput, Training, embedded_path, first_line, is_local
 from lth_scale.export.places import MANIFEST, locate
 from lth_scale.prunable import prunable
-from lth_scale.tasks import tokens
+from lth_scale.tasks import tokens, weights
 from lth_scale.tasks.data import local_file, read_rows, settle_for_cache
 from lth_scale.tasks.task import PLAIN, check_checkpoint, check_counts, model_path, quiet
 from lth_scale.ticket import Ticket
@@ -52,23 +52,23 @@ def load_source(path: str) -> Source:
 
     is_export = (place.model / MANIFEST).is_file()
     model = load(place.model, dense=True) if is_export else _of_checkpoint(str(place.model))
-    weights = prunable(model)
-    if not weights:
+    matrices = prunable(model)
+    if not matrices:
         raise BadInput(f"{path}: {type(model).__name__} has no matrices in its layers to prune; give one like BERT")
     with torch.no_grad():
-        for weight in weights.values():
+        for weight in matrices.values():
             weight.add_(0.0)  # −0.0, which a mask that is multiplied leaves, becomes 0
-    pruned = sum(int((weight == 0).sum()) for weight in weights.values())
+    pruned = sum(int((weight == 0).sum()) for weight in matrices.values())
     if place.ticket:
         ticket = Ticket.load(place.ticket)
         masks = ticket.masks_for(model)
         for name, mask in masks.items():
-            if weights[name][~mask].any():
+            if matrices[name][~mask].any():
                 raise BadInput(f"{place.model}: {name} is not zero where {place.ticket} prunes it; give a whole run")
         pruned = sum(int((~mask).sum()) for mask in masks.values())
-        weights = {name: weight for name, weight in weights.items() if name in ticket.masks}
+        matrices = {name: weight for name, weight in matrices.items() if name in ticket.masks}
     tokenizer = _tokenizer(str(place.model), model)
-    return Source(Path(path), model, tokenizer, place.run, pruned, sum(each.numel() for each in weights.values()))
+    return Source(Path(path), model, tokenizer, place.run, pruned, sum(each.numel() for each in matrices.values()))
 
 
 def _of_checkpoint(name: str) -> PreTrainedModel:
@@ -79,29 +79,31 @@ def _of_checkpoint(name: str) -> PreTrainedModel:
         with quiet():
             config = read_config(model_path(args))
             check_checkpoint(args, config)
-            model, lost = _load(model_path(args), config)
+            found = _load(args, config)
+            weights.check_shapes(name, found)
     except BadInput:
         raise
     except Exception as problem:  # from_pretrained raises nearly every kind
         network = "" if is_local(name) else "check the network, or "
         raise BadInput(f"{name}: cannot be loaded ({first_line(problem)}); {network}give a directory of "
                        "save_pretrained, in safetensors") from problem  # fmt: skip
-    if lost:
-        raise BadInput(f"{name}: the checkpoint lacks {min(lost)} and {len(lost) - 1} more weights; give a whole one")
-    return model.eval()
+    if lost := found.ordered(found.lost):
+        raise BadInput(f"{name}: the checkpoint lacks {weights.some(lost)}; give a whole one")
+    weights.check_layers(name, found)
+    weights.check_finite(name, found.model)
+    return found.model.eval()
 
 
-def _load(where: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
-    """The network, without a pooler where the checkpoint has none; and the names of what the checkpoint lacks."""
+def _load(args: Training, config: PreTrainedConfig) -> weights.Found:
+    """The network, without a pooler where the checkpoint has none."""
     encoder: Any = transformers.MODEL_MAPPING.get(type(config), None)
     config.architectures = config.architectures or [encoder.__name__]
     kind: Any = class_of(config)
-    options = {"config": config, "revision": "main", "dtype": "float32", "use_safetensors": True,
-               "trust_remote_code": False, "output_loading_info": True}  # fmt: skip
-    model, info = kind.from_pretrained(where, **options)
-    if all(key.startswith("pooler.") for key in info["missing_keys"] or "-") and takes(kind, "add_pooling_layer"):
-        model, info = kind.from_pretrained(where, **options, add_pooling_layer=False)
-    return model, set(info["missing_keys"])
+    source = weights.Source(args.model_name_or_path, model_path(args), None, {"config": config}, frozenset())
+    found = source.read(kind)
+    if all(key.startswith("pooler.") for key in found.missing or "-") and takes(kind, "add_pooling_layer"):
+        found = source.read(kind, add_pooling_layer=False)
+    return found
 
 
 def read_config(path: str) -> PreTrainedConfig:

@@ -49,14 +49,26 @@ class Source:
     names: frozenset[str]
 
     def read(self, kind: Any, **more: Any) -> "Found":
-        """The checkpoint in a model of this class, in fp32. Raises what from_pretrained raises."""
+        """The checkpoint in a model of this class, in fp32. Raises what from_pretrained raises.
+
+        Where weights of the base model are of other shapes, which may be of any size, the model is on the meta device.
+        """
+        try:
+            return self._read(kind, **more)
+        except RuntimeError as problem:
+            if "ignore_mismatched_sizes" not in str(problem):
+                raise
+        more |= {"ignore_mismatched_sizes": True}
+        found = self._read(kind, device_map="meta", **more)
+        return self._read(kind, **more) if found.shapes.keys() <= found.head else found
+
+    def _read(self, kind: Any, **more: Any) -> "Found":
         model, info = kind.from_pretrained(
             self.path,
             revision=self.revision or "main",  # by name, or transformers looks for no converted safetensors
             dtype="float32",
             use_safetensors=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,
             output_loading_info=True,
             **self.options,
             **more,
@@ -117,7 +129,8 @@ class Found(NamedTuple):
         base = base_model(self.model)
         stacks = tuple(f"{name}." for name, module in base.named_modules() if isinstance(module, nn.ModuleList))
         buffers = {name for name, _ in base.named_buffers()}
-        names = {name: name.removeprefix(self.prefix) for name in self.unexpected}
+        prefix = f"{self.model.base_model_prefix}."
+        names = {name: name.removeprefix(prefix) for name in self.unexpected}
         return {name for name, own in names.items() if own.startswith(stacks) and own not in buffers}
 
 
@@ -160,7 +173,7 @@ def load(source: Source, kind: Any, seed: int, head: OwnHead | None) -> Loaded:
         set_seed(seed)
         model = _made_of(known | state, model)
     check_finite(source.flag, model)
-    return Loaded(model, frozenset(drawn), frozenset(found.head - found.lost), renamed)
+    return Loaded(model, frozenset(drawn), frozenset(found.head - found.missing), renamed)
 
 
 def load_as_found(source: Source, kind: Any, seed: int) -> Loaded:
@@ -195,33 +208,44 @@ def _made_of(state: dict[str, Tensor], like: PreTrainedModel) -> PreTrainedModel
 
 
 def check(source: Source, found: Found, given: Mapping[str, Tensor], head: OwnHead | None) -> None:
-    """Raise BadInput unless the base model and the head are in the checkpoint or `given`, and no further layers."""
+    """Raise BadInput unless the checkpoint and `given` have the base model and the head, and no other layers."""
     flag, kind = source.flag, type(found.model).__name__
     if not found.prefix:
         raise BadInput(f"{flag}: {kind} does not hold its encoder apart from its head; give an encoder like BERT")
     if pair := found.twice(source.names):
         raise BadInput(f"{flag}: the checkpoint has both {pair[0]} and {pair[1]}, which are one weight; take one out")
+    check_shapes(flag, found)
+    if names := found.ordered(found.wanted(False) & found.missing - given.keys()):
+        beside = sorted(found.unexpected)
+        also = f" (it has {some(beside)} that {kind} has no place for)" if beside else ""
+        raise BadInput(f"{flag}: the checkpoint lacks {some(names)}{also}; give a whole one")
+    check_layers(flag, found)
+    if head and (names := found.ordered(found.lost - given.keys())):
+        shape = f" of shape {found.shapes[names[0]][1]}" if names[0] in found.shapes else ""
+        raise BadInput(f"{flag}: the checkpoint lacks {some(names)}{shape} of {head.words}; {head.remedy}")
+
+
+def check_shapes(flag: str, found: Found) -> None:
+    """Raise BadInput where a weight of the base model has another shape in the checkpoint."""
     if names := found.ordered(found.shapes.keys() - found.head):
         there, here = found.shapes[names[0]]
         raise BadInput(
             f"{flag}: the checkpoint has {names[0]} of shape {there}, and by its config.json it is {here}; give the "
             "config.json that belongs to it"
         )
-    if names := found.ordered(found.wanted(False) & found.missing - given.keys()):
-        beside = sorted(found.unexpected)
-        also = f" (it has {_some(beside)} that {kind} has no place for)" if beside else ""
-        raise BadInput(f"{flag}: the checkpoint lacks {_some(names)}{also}; give a whole one")
+
+
+def check_layers(flag: str, found: Found) -> None:
+    """Raise BadInput where the checkpoint has something in its layers that would be left out."""
     if names := sorted(found.unexpected_layers()):
         raise BadInput(
-            f"{flag}: the checkpoint has {_some(names)} in its layers that {kind} has no place for by its config.json; "
-            "give the config.json that belongs to it"
+            f"{flag}: the checkpoint has {some(names)} in its layers, for which {type(found.model).__name__} has no "
+            "place by its config.json; give the config.json that belongs to it"
         )
-    if head and (names := found.ordered(found.lost - given.keys())):
-        shape = f" of shape {found.shapes[names[0]][1]}" if names[0] in found.shapes else ""
-        raise BadInput(f"{flag}: the checkpoint lacks {_some(names)}{shape} of {head.words}; {head.remedy}")
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first of some weights, and how many more there are."""
     more = len(names) - 1
     return names[0] + (f" and {more} more weight{'s' if more > 1 else ''}" if more else "")
 

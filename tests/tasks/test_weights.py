@@ -1,0 +1,508 @@
+"""tasks/weights.py: the model that is trained is the checkpoint, and its head is fresh, kept, or refused by name."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from conftest import sentence, write_jsonl
+from safetensors.torch import load_file, save_file
+from test_families import FAMILIES
+
+from lth_scale import Ticket, tasks, terminal
+from lth_scale.arguments import BadInput, parse
+from lth_scale.record import Record
+from lth_scale.tasks.glue import FAMILIES as GLUE
+from lth_scale.tasks.task import labelled, load_model, load_tokenizer
+from lth_scale.trial import Trial
+
+HEADS = {"mlm": hf.AutoModelForMaskedLM, "squad": hf.AutoModelForQuestionAnswering}
+CLASSIFIER = hf.AutoModelForSequenceClassification
+EXTRA = {
+    "albert": (hf.AlbertConfig, FAMILIES["electra"][1]),
+    "convbert": (hf.ConvBertConfig, {**FAMILIES["electra"][1], "conv_kernel_size": 3}),
+    "xlm-roberta": (hf.XLMRobertaConfig, FAMILIES["roberta"][1]),
+    "bart": (
+        hf.BartConfig,
+        {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+         "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 40},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def checkpoint(tokenizer, tmp_path):
+    """Make and save a tiny model of a family, and return its directory."""
+
+    def make(family: str, auto=hf.AutoModelForMaskedLM, seed: int = 0, name: str = "model", **config) -> Path:
+        kind, sizes = (FAMILIES | EXTRA)[family]
+        torch.manual_seed(seed)
+        special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 2, "eos_token_id": 3}
+        model = auto.from_config(kind(vocab_size=len(tokenizer), **special, **sizes, **config))
+        with torch.no_grad():
+            for weight in model.parameters():  # biases and LayerNorms too are not as one draws them
+                weight.add_(0.1 * torch.randn_like(weight))
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+def edit(directory: Path, change, **config) -> Path:
+    """Change the tensors of a checkpoint (a function of the dictionary), and its config."""
+    path = directory / "model.safetensors"
+    save_file({name: each.contiguous() for name, each in change(load_file(path)).items()}, path, {"format": "pt"})
+    fields = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(fields | config))
+    return directory
+
+
+def renamed(old: str, new: str):
+    return lambda weights: {name.replace(old, new): each for name, each in weights.items()}
+
+
+def load(directory: Path, task: str = "sst2", *flags: str, seed: int = 7, **options):
+    """The `Loaded` of a task."""
+    given = ["--task", task, "--model_name_or_path", str(directory), "--seed", str(seed), *flags]
+    args = parse(given, "t", "t")
+    tokenizer = load_tokenizer(args)
+    return load_model(args, HEADS.get(task, CLASSIFIER), tokenizer, **labelled(**options))
+
+
+def encoder(model) -> dict[str, torch.Tensor]:
+    return {name: each for name, each in model.base_model.state_dict().items() if "pooler" not in name}
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(each, theirs[name]) for name, each in ours.items())
+
+
+def in_shards(directory: Path) -> None:
+    weights = load_file(directory / "model.safetensors")
+    halves = {"a-1.safetensors": [*weights][::2], "a-2.safetensors": [*weights][1::2]}
+    for part, names in halves.items():
+        save_file({name: weights[name] for name in names}, directory / part, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: part for part, names in halves.items() for name in names}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    (directory / "model.safetensors").unlink()
+
+
+SPELLINGS = {
+    "DistributedDataParallel": lambda w: {f"module.{name}": each for name, each in w.items()},
+    "torch.compile": lambda w: {f"_orig_mod.{name}": each for name, each in w.items()},
+    "both": lambda w: {f"module._orig_mod.{name}": each for name, each in w.items()},
+    "Lightning": lambda w: {f"model.{name}": each for name, each in w.items()},
+    "an encoder alone": lambda w: {n.removeprefix("bert."): each for n, each in w.items() if n.startswith("bert.")},
+    "TensorFlow": lambda w: {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): each
+        for name, each in w.items()
+    },
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_an_encoder_under_other_names_is_the_same_encoder_with_the_same_head(spelling, checkpoint):
+    plain = load(checkpoint("bert"))
+    found = load(edit(checkpoint("bert"), SPELLINGS[spelling]))
+    assert same(encoder(found.model), encoder(plain.model)) and found.fresh == plain.fresh
+    assert same(found.model.state_dict(), plain.model.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_numbers_of_other_sizes_are_fp32_of_the_same_value(dtype, checkpoint):
+    directory = edit(checkpoint("roberta"), lambda w: {name: each.to(dtype) for name, each in w.items()})
+    weights = load_file(directory / "model.safetensors")
+    found = load(directory).model
+    for name, each in found.base_model.state_dict().items():
+        assert each.dtype == torch.float32 and torch.equal(each, weights[f"roberta.{name}"].float())
+
+
+TIED = {
+    "roberta": "lm_head.decoder.weight",
+    "distilbert": "vocab_projector.weight",
+    "electra": "generator_lm_head.weight",
+    "albert": "predictions.decoder.weight",
+    "deberta-v2": "cls.predictions.decoder.weight",
+    "modernbert": "decoder.weight",
+    "convbert": "generator_lm_head.weight",
+    "bart": "lm_head.weight",
+}
+
+
+def only_the_heads_name(family: str):
+    def change(weights):
+        shared = next(
+            name for name in weights if name.endswith(("d_embeddings.weight", "k_embeddings.weight", "shared.weight"))
+        )
+        return {TIED[family] if name == shared else name: each for name, each in weights.items()}
+
+    return change
+
+
+@pytest.mark.parametrize("family", TIED)
+def test_a_tied_tensor_stored_under_its_heads_name_is_the_embeddings(family, checkpoint):
+    tasks = ["mrpc", "squad"] if family == "bart" else ["mrpc", "squad", "mlm"]
+    plain = {task: load(checkpoint(family), task) for task in tasks}
+    directory = edit(checkpoint(family), only_the_heads_name(family))
+    for task in tasks:
+        found = load(directory, task)
+        assert same(found.model.state_dict(), plain[task].model.state_dict()), task
+        assert found.fresh == plain[task].fresh
+
+
+@pytest.mark.parametrize("task", ["rte", "mlm"])
+def test_it_is_missing_where_the_config_does_not_tie_it(task, checkpoint):
+    directory = edit(checkpoint("roberta"), only_the_heads_name("roberta"), tie_word_embeddings=False)
+    with pytest.raises(BadInput, match=r"lacks roberta\.embeddings\.word_embeddings\.weight.*give a whole one"):
+        load(directory, task)
+
+
+def without(text: str):
+    return lambda weights: {name: each for name, each in weights.items() if text not in name}
+
+
+def with_value(part: str, value: float):
+    def change(weights):
+        name = next(name for name in weights if part in name)
+        weights[name].view(-1)[:2] = value
+        return weights
+
+    return change
+
+
+def added(**more: torch.Tensor):
+    return lambda weights: weights | {name.replace("__", "."): each for name, each in more.items()}
+
+
+REFUSED = {
+    "no embeddings": (without("position_embeddings"), {}, r"lacks bert\.embeddings\.position_embeddings\.weight"),
+    "LayerNorms of another library": (
+        renamed("LayerNorm.", "ln."), {},
+        r"lacks bert\.embeddings\.LayerNorm\.weight and 9 more weights \(it has bert\.embeddings\.ln\.bias and",
+    ),
+    "no bias": (without("layer.1.output.dense.bias"), {}, r"lacks bert\.encoder\.layer\.1\.output\.dense\.bias"),
+    "half a pooler": (added(bert__pooler__dense__weight=torch.eye(16)), {}, r"lacks bert\.pooler\.dense\.bias"),
+    "a prefix of one's own": (renamed("bert.", "teacher.bert."), {}, r"lacks bert\.\S+ and 36 more weights .it has"),
+    "more layers than the config": (lambda w: w, {"num_hidden_layers": 1}, r"has bert\.encoder\.layer\.1\..*config"),
+    "fewer layers than the config": (lambda w: w, {"num_hidden_layers": 3}, r"lacks bert\.encoder\.layer\.2\."),
+    "adapters": (added(bert__encoder__layer__0__adapter__weight=torch.eye(2)), {}, r"adapter\.weight in its layers"),
+    "another shape": (lambda w: w, {"type_vocab_size": 3}, r"token_type_embeddings\.weight of shape \(2, 16\)"),
+    "two of one weight": (
+        lambda w: w | {name.removeprefix("bert."): each + 1 for name, each in w.items()}, {}, r"has both bert\.\S+ and",
+    ),
+    "NaN": (with_value("value.bias", float("nan")), {}, r"2 of 16 values of bert\.encoder\.layer\.0\.\S+value\.bias"),
+    "an infinity": (with_value("word_embeddings", float("-inf")), {}, r"2 of [\d,]+ values of \S+word_embeddings"),
+    "what is infinite in fp32": (
+        lambda w: w | {"bert.encoder.layer.0.output.dense.bias": torch.full((16,), 1e300, dtype=torch.float64)}, {},
+        r"16 of 16 values of bert\.encoder\.layer\.0\.output\.dense\.bias",
+    ),
+    "integers": (
+        lambda w: w | {"bert.encoder.layer.0.output.dense.weight": torch.ones(16, 32, dtype=torch.int8)}, {},
+        "holds I8",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_no_whole_checkpoint_is_refused_by_name(what, tiny_bert, tmp_path):
+    change, config, message = REFUSED[what]
+    shutil.copytree(tiny_bert, tmp_path / "model")
+    directory = edit(tmp_path / "model", change, **config)
+    with pytest.raises(BadInput, match=rf"^--model_name_or_path \S+: .*{message}") as refusal:
+        load(directory)
+    assert "\n" not in str(refusal.value) and "; " in str(refusal.value)
+
+
+def test_shards_are_read_and_refused_where_they_do_not_fit_their_index(checkpoint):
+    plain = load(checkpoint("bert"))
+    directory = checkpoint("bert")
+    in_shards(directory)
+    assert same(load(directory).model.state_dict(), plain.model.state_dict())
+    index = directory / "model.safetensors.index.json"
+    whole = index.read_text()
+    index.write_text(whole.replace("cls.predictions.bias", "cls.predictions.decoder.bias"))
+    with pytest.raises(BadInput, match=r"index\.json names cls\.predictions\.decoder\.bias, which a-\d\.safetensors"):
+        load(directory)
+    index.write_text(whole)
+    (directory / "a-2.safetensors").unlink()
+    with pytest.raises(BadInput, match=r"index\.json names a-2\.safetensors, which is not there"):
+        load(directory)
+
+
+@pytest.mark.parametrize("family", ["deberta", "deberta-v2"])
+def test_debertas_mlm_head_is_taken_under_the_name_of_its_releases(family, checkpoint):
+    released = checkpoint(family, legacy=False, name="released")
+    assert any(name.startswith("lm_predictions.lm_head.") for name in load_file(released / "model.safetensors"))
+    theirs = hf.AutoModelForMaskedLM.from_pretrained(released).eval()
+    for change in (lambda w: w, SPELLINGS["DistributedDataParallel"]):
+        found = load(edit(released, change, legacy=True), "mlm")
+        ids = torch.randint(5, 99, (3, 9), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            torch.testing.assert_close(found.model.eval()(ids).logits, theirs(ids).logits)
+        assert not found.fresh and "the head (cls) is the checkpoint's" in found.remark
+    with pytest.raises(BadInput, match=r"lacks cls\.predictions\.bias .*--fresh_head"):
+        load(edit(released, without("lm_head.bias")), "mlm")
+
+
+HEADLESS = {
+    "an encoder alone": ("bert", hf.AutoModel, r"cls\.predictions\.bias and 5 more weights of the MLM head"),
+    "a classifier": ("roberta", CLASSIFIER, r"lm_head\.bias and 5 more"),
+    "a discriminator": ("electra", hf.AutoModelForPreTraining, r"generator_predictions\.LayerNorm\.weight and"),
+    "a question answerer": ("distilbert", hf.AutoModelForQuestionAnswering, r"vocab_transform\.weight and"),
+}
+
+
+@pytest.mark.parametrize("what", HEADLESS)
+def test_mlm_needs_the_checkpoints_own_head_or_fresh_head(what, checkpoint):
+    family, auto, message = HEADLESS[what]
+    directory = checkpoint(family, auto)
+    with pytest.raises(BadInput, match=rf"lacks {message}.*--fresh_head"):
+        load(directory, "mlm")
+    first, second, other = (load(directory, "mlm", "--fresh_head", seed=seed) for seed in (1, 1, 2))
+    assert first.fresh and same(first.model.state_dict(), second.model.state_dict())
+    assert not same(first.model.state_dict(), other.model.state_dict())
+    assert same(encoder(first.model), encoder(load(directory).model))
+
+
+@pytest.mark.parametrize(
+    ("family", "head"), [("bert", "cls.predictions"), ("roberta", "lm_head"), ("albert", "predictions")]
+)
+def test_a_tied_bias_of_the_mlm_head_counts_under_either_name_and_is_missed_under_none(family, head, checkpoint):
+    old, new = f"{head}.bias", f"{head}.decoder.bias"
+    plain = load(checkpoint(family), "mlm").model
+    found = load(edit(checkpoint(family), renamed(old, new)), "mlm").model
+    assert same(found.state_dict(), plain.state_dict()) and found.get_parameter(old).any()
+    with pytest.raises(BadInput, match=rf"lacks {old}.*--fresh_head"):
+        load(edit(checkpoint(family), without(old)), "mlm")
+
+
+def test_a_fresh_mlm_head_is_said_in_every_output(checkpoint, search, text_data, capfd):
+    out = search(task="mlm", dataset_path=text_data, model_name_or_path=checkpoint("bert", hf.AutoModel), max_steps=1,
+                 fresh_head=True, target_sparsity=0.1)  # fmt: skip
+    printed = capfd.readouterr()
+    assert "the head (cls) is drawn from --seed 42" in printed.err and "**a fresh MLM head: " in printed.out
+    assert all("a fresh MLM head" in row["note"] for row in json.loads((out / "results.json").read_text()))
+    assert Ticket.load(out / "ticket.safetensors").arguments["fresh_head"] is True
+    args = parse(["--task", "mlm", "--fresh_head"], "t", "t")
+    assert "a fresh MLM head" in terminal.report(Record(out, args))
+
+
+TUNED = {"bert": {}, "roberta": {}, "distilbert": {}, "electra": {}, "mpnet": {}, "deberta-v2": {}, "modernbert": {},
+         "bart": {}, "albert": {}}  # fmt: skip
+
+
+def tuned_elsewhere(checkpoint, family: str, auto=CLASSIFIER):
+    """Directories with one and the same base model under three heads."""
+    first = checkpoint(family, auto, name="first")
+    base = load_file(first / "model.safetensors")
+    prefix = auto.from_pretrained(first).base_model_prefix
+    yield first
+    for count, more in (
+        (2, {"problem_type": "multi_label_classification"}),
+        (3, {"id2label": {0: "A", 1: "B", 2: "C"}}),
+    ):
+        options = {**more, "num_labels": count} if "id2label" not in more else more
+        other = checkpoint(family, auto, seed=count, name=f"other{count}", **options)
+        yield edit(other, lambda w: {n: base[n] if n.startswith(f"{prefix}.") else each for n, each in w.items()})
+
+
+@pytest.mark.parametrize("family", TUNED)
+def test_the_head_is_drawn_from_the_seed_whatever_the_checkpoint_was_fine_tuned_for(family, checkpoint):
+    directories = [*tuned_elsewhere(checkpoint, family)]
+    found = [load(directory, names=("no", "yes"), kind="single_label_classification") for directory in directories]
+    assert all(same(found[0].model.state_dict(), each.model.state_dict()) for each in found[1:])
+    prefix = f"{found[0].model.base_model_prefix}."
+    assert {n for n, _ in found[0].model.named_parameters() if not n.startswith(prefix)} == found[0].fresh
+    headless = edit(directories[0], lambda w: {n: each for n, each in w.items() if n.startswith(prefix)})
+    assert same(load(headless, names=("no", "yes")).model.state_dict(), found[0].model.state_dict())
+    for each in found:
+        assert each.model.config.id2label == {0: "no", 1: "yes"} and each.model.config.label2id == {"no": 0, "yes": 1}
+        assert each.model.config.problem_type == "single_label_classification"
+
+
+def test_so_is_that_of_question_answering(checkpoint):
+    directory = checkpoint("bert", hf.AutoModelForQuestionAnswering)
+    theirs = load_file(directory / "model.safetensors")["qa_outputs.weight"]
+    first, second = load(directory, "squad"), load(directory, "squad", seed=8)
+    assert first.fresh == {"qa_outputs.weight", "qa_outputs.bias"} and "own is left out" in first.remark
+    weights = [each.model.qa_outputs.weight for each in (first, second)]
+    assert not torch.equal(weights[0], theirs) and not torch.equal(*weights) and not first.model.qa_outputs.bias.any()
+    assert torch.equal(load(directory, "squad", "--keep_head").model.qa_outputs.weight, theirs)
+
+
+def test_a_pooler_that_the_checkpoint_brought_stays_and_one_that_it_lacks_is_fresh(checkpoint):
+    brought, lacking = load(checkpoint("bert", hf.AutoModel)), load(checkpoint("bert", name="mlm"))
+    assert brought.fresh == {"classifier.weight", "classifier.bias"}
+    assert lacking.fresh == brought.fresh | {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+    assert "bert.pooler.dense is not in the checkpoint" in lacking.remark and "pooler" not in brought.remark
+
+
+@pytest.mark.parametrize("task", [*GLUE, "squad", "mlm"])
+def test_the_saved_config_is_the_tasks_own(task, checkpoint, tmp_path):
+    labels = {"id2label": {"0": "TOXIC"}, "label2id": {"TOXIC": 0}, "problem_type": "regression"}
+    directory = edit(checkpoint("bert"), lambda w: w, **labels, finetuning_task="toxicity")
+    names = GLUE[task].labels if task in GLUE else ("LABEL_0", "LABEL_1")
+    kind = None if task not in GLUE else "regression" if len(names) == 1 else "single_label_classification"
+    load(directory, task, names=names, kind=kind).model.save_pretrained(tmp_path / "saved")
+    config = hf.AutoConfig.from_pretrained(tmp_path / "saved")
+    assert tuple(config.id2label.values()) == names and config.problem_type == kind and config.finetuning_task == task
+    assert config.label2id == {name: number for number, name in config.id2label.items()}
+
+
+def flip(directory: Path) -> Path:
+    """Name the labels of a checkpoint the other way round."""
+    return edit(directory, lambda w: w, id2label={"0": "POSITIVE", "1": "NEGATIVE"})
+
+
+def answers(out: Path, task: str, rows: list[dict]) -> list:
+    """What `pipeline()` makes of the last network of a search."""
+    last = sorted(out.glob("rounds/*/model"))[-1]
+    return hf.pipeline(task, str(last), device="cpu")(rows)
+
+
+def test_pipeline_answers_in_the_words_of_the_task_and_in_its_order(checkpoint, search, sst2_data):
+    directory = flip(checkpoint("bert", CLASSIFIER))
+    out = search(model_name_or_path=directory, target_sparsity=0.1, max_steps=20, learning_rate=0.02)
+    rows = [json.loads(line) for line in (sst2_data / "validation.jsonl").read_text().splitlines()]
+    said = [each["label"] for each in answers(out, "text-classification", [row["sentence"] for row in rows])]
+    right = [label == ("negative", "positive")[row["label"]] for label, row in zip(said, rows, strict=True)]
+    accuracy = json.loads((out / "results.json").read_text())[-1]["eval"]["accuracy"]
+    assert sum(right) / len(right) == pytest.approx(accuracy) and accuracy != 0.5
+
+
+def write_pairs(folder: Path, names: tuple[str, str], labels: list, splits=("train", "validation")) -> Path:
+    for split in splits:
+        rows = [{names[0]: sentence(i), names[1]: sentence(i + 1), "label": labels[i % len(labels)]} for i in range(24)]
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    return folder
+
+
+def test_so_it_does_for_three_classes_and_for_a_score(checkpoint, search, tmp_path):
+    pair = {"text": sentence(1), "text_pair": sentence(2)}
+    mnli = write_pairs(tmp_path / "mnli", ("premise", "hypothesis"), [0, 1, 2], ("train", "validation_matched"))
+    order = {"0": "CONTRADICTION", "1": "NEUTRAL", "2": "ENTAILMENT"}
+    directory = edit(checkpoint("roberta", CLASSIFIER, num_labels=3), lambda w: w, id2label=order)
+    shared = {"target_sparsity": 0.1, "max_steps": 1, "model_name_or_path": directory}
+    found = answers(
+        search(task="mnli", dataset_path=mnli, output_dir=tmp_path / "a", **shared), "text-classification", [pair]
+    )
+    assert found[0]["label"] in ("entailment", "neutral", "contradiction")
+    stsb = write_pairs(tmp_path / "stsb", ("sentence1", "sentence2"), [0.0, 2.5, 5.0])
+    out = search(task="stsb", dataset_path=stsb, output_dir=tmp_path / "b", **shared)
+    (found,) = answers(out, "text-classification", [pair])
+    last = sorted(out.glob("rounds/*/model"))[-1]
+    encoded = hf.AutoTokenizer.from_pretrained(last)(*pair.values(), return_tensors="pt")
+    with torch.no_grad():
+        score = CLASSIFIER.from_pretrained(last).eval()(**encoded).logits.item()
+    assert found["label"] == "similarity" and found["score"] == pytest.approx(score, abs=1e-5)
+
+
+def test_and_for_masked_tokens_and_questions(tokenizer, checkpoint, search, text_data, tmp_path):
+    directory = edit(checkpoint("bert"), lambda w: w, id2label={"0": "spam"}, problem_type="regression")
+    out = search(task="mlm", dataset_path=text_data, model_name_or_path=directory, target_sparsity=0.1, max_steps=1)
+    found = answers(out, "fill-mask", [f"the cat sat on {tokenizer.mask_token} mat"])
+    assert len(found) == 5 and all(each["sequence"].endswith("mat") for each in found)
+    rows = [{"id": str(i), "context": sentence(i), "question": sentence(i + 3),
+             "answers": {"text": [sentence(i).split()[0]], "answer_start": [0]}} for i in range(8)]  # fmt: skip
+    for split in ("train", "validation"):
+        write_jsonl(tmp_path / f"squad/{split}.jsonl", rows)
+    out = search(task="squad", dataset_path=tmp_path / "squad", model_name_or_path=directory, max_steps=1,
+                 output_dir=tmp_path / "qa", target_sparsity=0.1)  # fmt: skip
+    last = sorted(out.glob("rounds/*/model"))[-1]
+    assert hf.AutoConfig.from_pretrained(last).architectures == ["BertForQuestionAnswering"]
+
+
+def test_keep_head_keeps_the_checkpoints_head_and_says_so(checkpoint, search, capfd):
+    directory = checkpoint("roberta", CLASSIFIER, id2label={0: "Negative", 1: "POSITIVE"})
+    out = search(model_name_or_path=directory, keep_head=True, target_sparsity=0.1, max_steps=1)
+    theirs, theta = load_file(directory / "model.safetensors"), load_file(out / "theta.safetensors")
+    assert all(torch.equal(each, theirs[name]) for name, each in theta.items())
+    printed = capfd.readouterr()
+    assert "the head (classifier) is the checkpoint's" in printed.err and "**a kept head: " in printed.out
+    assert "a kept head" in json.loads((out / "results.json").read_text())[0]["note"]
+
+
+UNFIT = {
+    "another order": (
+        {"id2label": {0: "positive", 1: "negative"}},
+        "labels are positive, negative, and those of --task",
+    ),
+    "other labels": ({"id2label": {0: "ham", 1: "spam"}}, "labels are ham, spam, .* negative, positive, in this order"),
+    "another number": ({"num_labels": 3}, r"lacks classifier\.weight and 1 more weight of shape \(2, 16\) of the head"),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_keep_head_is_refused_where_the_head_does_not_fit(what, checkpoint, small, sst2_data):
+    config, message = UNFIT[what]
+    flags = small(model_name_or_path=checkpoint("bert", CLASSIFIER, **config), keep_head=True)
+    with pytest.raises(BadInput, match=rf"{message}.*leave --keep_head out"):
+        tasks.load(parse(flags, "t", "t"))
+
+
+def test_keep_head_is_refused_where_there_is_none(checkpoint):
+    with pytest.raises(
+        BadInput, match=r"lacks bert\.pooler\.dense\.weight and 3 more weights of the head that --keep_head"
+    ):
+        load(checkpoint("bert"), "sst2", "--keep_head")
+    with pytest.raises(BadInput, match=r"lacks qa_outputs\.weight and 1 more weight of the head"):
+        load(checkpoint("bert"), "squad", "--keep_head")
+
+
+@pytest.fixture
+def heads(monkeypatch) -> list[torch.Tensor]:
+    """The classifier's weight at each start of a stage."""
+    found, start = [], Trial.start
+
+    def watched(self, stage, weights, *args, **more):
+        found.append(weights["classifier.weight"])
+        start(self, stage, weights, *args, **more)
+
+    monkeypatch.setattr(Trial, "start", watched)
+    return found
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_each_seed_of_a_transfer_has_its_own_fresh_head_or_the_kept_one(keep, checkpoint, transfer, heads):
+    directory = checkpoint("bert", CLASSIFIER)
+    transfer(1, 2, 3, model_name_or_path=directory, max_steps=0, keep_head=keep or None)
+    theirs = load_file(directory / "model.safetensors")["classifier.weight"]
+    assert [torch.equal(head, theirs) for head in heads] == 3 * [keep]
+    assert torch.equal(heads[1], load(directory, seed=2).model.classifier.weight) is not keep
+    assert torch.equal(heads[0], heads[1]) is keep and torch.equal(heads[1], heads[2]) is keep
+
+
+def begun_before(out: Path) -> None:
+    """Have a run's arguments.json say what one of a version without these flags said."""
+    path = out / "arguments.json"
+    before = json.loads(path.read_text())
+    del before["keep_head"], before["fresh_head"]
+    path.write_text(json.dumps(before))
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_run_that_began_with_the_checkpoints_head_goes_on_with_it_and_says_so(old, checkpoint, search, capfd):
+    given = {"model_name_or_path": checkpoint("bert", CLASSIFIER), "max_steps": 2, "target_sparsity": 0.1}
+    out = search(**given)
+    if old:
+        begun_before(out)
+    shutil.rmtree(out / "rounds")
+    for name in ("complete", "theta.safetensors", "results.json", "ticket.safetensors"):
+        (out / name).unlink()
+    capfd.readouterr()
+    search(**given)
+    theirs = load_file(given["model_name_or_path"] / "model.safetensors")["classifier.weight"]
+    assert torch.equal(load_file(out / "theta.safetensors")["classifier.weight"], theirs) is old
+    assert ("is the checkpoint's, as when version 0.1.0 began this run" in capfd.readouterr().err) is old
+    assert Ticket.load(out / "ticket.safetensors").arguments["keep_head"] is (None if old else False)
+
+
+def test_so_do_the_further_seeds_of_a_transfer(checkpoint, transfer, heads):
+    directory = checkpoint("bert", CLASSIFIER)
+    begun_before(transfer(1, model_name_or_path=directory, max_steps=0))
+    theirs = load_file(directory / "model.safetensors")["classifier.weight"]
+    transfer(1, 2, 3, model_name_or_path=directory, max_steps=0)
+    assert [torch.equal(head, theirs) for head in heads] == [False, True, True]
