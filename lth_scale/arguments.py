@@ -618,9 +618,11 @@ def origin_of(given: dict[str, Any]) -> dict[str, Any]:
 def ignored_by(ticket: str | None) -> list[str]:
     """--ignore of the search that found a ticket; [] where there is none, or the file cannot tell."""
     try:
-        return [*map(str, json.loads(header_of(ticket)["arguments"])["ignore"] or ())] if ticket else []
+        found = [*map(str, json.loads(header_of(ticket)["arguments"])["ignore"] or ())] if ticket else []
+        check_regexes(found)
     except (ValueError, KeyError, TypeError, RecursionError):
-        return []
+        return []  # a damaged ticket is refused when it is read
+    return found
 
 
 def header_of(ticket: str) -> dict[str, str]:
