@@ -205,8 +205,11 @@ def prepare(accelerator: Accelerator, task: Task, args: Training) -> Net:
     batches = Batches(task, args, accelerator.process_index, accelerator.num_processes)
     steps = args.max_steps if args.max_steps >= 0 else math.ceil(args.num_train_epochs * batches.steps_per_epoch)
     if steps and batches.whole > len(task.train) and accelerator.is_main_process:
-        log.warning("a batch of %d has some of the %d rows of train more than once; lower "
-                    "--per_device_train_batch_size, or give more rows", batches.whole, len(task.train))  # fmt: skip
+        log.warning(
+            "a batch of %d has some of the %d rows of train more than once; lower --per_device_train_batch_size, or "
+            "give more rows",
+            *(batches.whole, len(task.train)),
+        )
     optimizer = make_optimizer(args, model, accelerator.device)
     shards = sharding.prepare(accelerator, model, optimizer, args.per_device_train_batch_size, args.max_grad_norm)
     if steps:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def describe(source: Source, kind: str, dtype: str) -> dict[str, Any]:
 def fill(directory: Path, source: Source, content: dict[str, Any]) -> dict[str, Any]:
     """Write an export, read it back and compare; returns export.json.
 
-    Raises BadInput for a value beyond the dtype, and Stopped where an export in fp32 does not answer as the source.
+    Raises BadInput for a value beyond the dtype, and Stopped where an export in fp32 does not answer as the source,
+    or one in int8 with no numbers.
     """
     kind, dtype, config = content["kind"], content["dtype"], copy.deepcopy(source.model.config)
     config.architectures, config.dtype = [content["architecture"]], dtype if kind == "2:4" else "float32"
@@ -58,7 +60,9 @@ def fill(directory: Path, source: Source, content: dict[str, Any]) -> dict[str, 
     content["difference"] = {**apart, "inputs": inputs}
     if kind == "onnx":
         other = read_onnx(directory / "model.int8.onnx", source.model.config, content["outputs"])
-        content["difference_int8"] = difference(source.model, other, batches)
+        content["difference_int8"] = apart = difference(source.model, other, batches)
+        if not math.isfinite(apart["relative"]):
+            raise Stopped("--format onnx: model.int8.onnx answers with NaN or infinity; nothing was kept: give another")
     return seal(directory, content)
 
 

@@ -165,7 +165,7 @@ def _check(made: Any, raw: bytes) -> None:
 
 
 def _text(content: dict[str, Any]) -> bytes:
-    return (json.dumps(files.finite(content), indent=1, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def is_taken(directory: Path) -> bool:

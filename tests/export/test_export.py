@@ -437,6 +437,15 @@ def test_an_export_that_answers_otherwise_is_not_kept(checkpoint, tmp_path, monk
     assert not [*tmp_path.iterdir()]
 
 
+def test_an_export_in_int8_without_numbers_is_not_kept(checkpoint, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    found = iter([{"absolute": 0.0, "relative": 0.0}, {"absolute": float("nan"), "relative": float("nan")}])
+    monkeypatch.setattr(disk, "difference", lambda *_: next(found))
+    with pytest.raises(Stopped, match=r"model.int8.onnx answers with NaN or infinity"):
+        export(str(checkpoint()), "onnx", tmp_path / "out")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_the_difference_is_that_of_the_worst_output_and_nan_is_not_overlooked(checkpoint):
     source = load_source(str(checkpoint(head="answers")))
     batches, _ = real_inputs(source)
