@@ -177,6 +177,7 @@ def test_theta_i_of_the_tickets_own_search_or_base_is_right_and_another_is_not(
     out = transfer(1, **given, theta=own / "theta.safetensors", model_name_or_path=other_bert)
     kept = [Ticket.load(each / "ticket.safetensors").base_sha256 for each in (own, out / "seeds/01")]
     assert kept[0] == kept[1]  # of the weights that are trained
+    assert caplog.text.count(f"--theta {own}/theta.safetensors: is the very θᵢ of the ticket") == 1
     transfer(1, **given, theta=again / "theta.safetensors", output_dir=tmp_path / "again-1")  # its pooler is another
     for theta in (again, other):
         with pytest.raises(BadInput, match=rf"--theta {theta}/theta\.safetensors: belongs to base_sha256"):
