@@ -283,7 +283,9 @@ class Transfer(Training):
         "one_shot without --ticket: one threshold for all matrices, or one for each (default: global)",
         choices=("global", "layerwise"),
     )
-    theta: str | None = flag("θᵢ instead of θ₀ for the encoder: a theta.safetensors of lth_scale.imp")
+    theta: str | None = flag(
+        "θᵢ instead of θ₀ for the encoder, and compared with --ticket instead: a theta.safetensors of lth_scale.imp"
+    )
     control: str = flag("take in the ticket's place", "none", choices=("none", *CONTROLS))
     compare_with: str | None = flag("a finished transfer of the same task; prints whether this one matches it")
     connectivity: bool = flag(

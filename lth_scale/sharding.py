@@ -410,6 +410,7 @@ def connect(precision: str | None, accumulate: int, timeout: float) -> Accelerat
     Raises BadInput where launcher and flags do not fit.
     """
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # or transformers would read θ₀ on the first rank alone
     try:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             _meet("nccl" if torch.cuda.is_available() else "gloo", group.timeout)

@@ -1,5 +1,6 @@
 """The steps of a transfer on a real network: what `transfer.py` names."""
 
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lth_scale.tasks.task import load_model
 from lth_scale.ticket import Ticket, digest
 from lth_scale.trial import Trial, first_ticket
 
+log = logging.getLogger("lth_scale")
 PATH_POINTS = 11  # of the line between two networks, its ends included
 
 
@@ -155,6 +157,9 @@ def base_of(args: Transfer, net: training.Net) -> str:
         trial.check_base(args, net)
         return net.task.base_sha256
     if args.ticket and is_theta_of(found := Ticket.load(args.ticket), args.theta, net):
+        if found.is_of_other_weights(net.task.base_sha256) and net.accelerator.is_main_process:
+            log.warning("--theta %s: is the very θᵢ of the ticket, and takes the place of the other weights of %r",
+                        args.theta, args.model_name_or_path)  # fmt: skip
         return found.base_sha256
     with safe_open(args.theta, "pt") as file:
         known = {"base_sha256": "", "base_model": "", **(file.metadata() or {})}

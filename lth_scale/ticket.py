@@ -381,6 +381,8 @@ def _with_other(ticket: Ticket, path: Path, how: str, name: str, allow_other_wei
     for each, where in ((ticket, path), (other, place)):
         if not each.base_sha256:
             log.warning("%s: has no base_sha256, so it is not checked that both belong to one base", where)
+    if allow_other_weights and ticket.is_of_other_weights(other.base_sha256):
+        log.warning("--%s %s: is a ticket of other weights, which --allow_other_weights takes", how, name)
     try:
         return getattr(ticket, how)(other, allow_other_weights)
     except BadInput as problem:

@@ -316,15 +316,13 @@ def refuse_other_weights(name: str, base_sha256: str, base: str, args: Training,
     ours, model = net.task.base_sha256, args.model_name_or_path
     if base_sha256 == ours:
         return
-    said = (
-        f"{name}: belongs to base_sha256 {base_sha256[:12]}… of {base!r}, and {model!r} is {ours[:12]}…: other weights"
-    )
+    said = f"comes from other weights, base_sha256 {base_sha256[:12]}… of {base!r}, and {model!r} has {ours[:12]}…"
     if not base_sha256:
-        said = f"{name}: has no base_sha256, so it is not checked that it belongs to the weights of {model!r}"
+        said = f"has no base_sha256, so it is not checked that it comes from the weights of {model!r}"
     elif not args.allow_other_weights:
-        raise BadInput(f"{said}; give --model_name_or_path the model that it was found in, or --allow_other_weights")
+        raise BadInput(f"{name}: {said}; give that model as --model_name_or_path, or --allow_other_weights")
     if net.accelerator.is_main_process:
-        log.warning("%s", said)
+        log.warning("%s: %s", name, said)
 
 
 def own_masks(found: Ticket, net: Net) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ VARIABLES = {
         "FSDP_VERSION": "2",
         "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
         "FSDP_RESHARD_AFTER_FORWARD": "true",
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",  # as `accelerate config` writes it
     },
     **{
         f"zero{stage}": {
@@ -177,6 +177,7 @@ def train_cases(kind: str, precision: str, directory: Path, world: int) -> dict:
         masks = half_mask({name: piece.shape for name, piece in net.targets.items()})
         home = directory / f"checkpoints-{kind}-{precision}-{world}-{optimizer}"
         found[optimizer] = train(net, theta, masks, home)
+    found["base"] = net.task.base_sha256
     found["masks"] = masks_at(net, theta, [0.1, 0.5, 0.9])
     found["tied"] = masks_at(net, tied(theta), [0.0, 0.1, 0.3, 0.5, 1.0])
     found["patterns"] = pattern_masks(net, theta)

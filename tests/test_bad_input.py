@@ -420,6 +420,12 @@ def of_three_layers(here: Path, made: Path) -> None:
     Ticket(masks, "three-layers").save(here / "t.safetensors")
 
 
+def theta_of_others(here: Path, made: Path) -> None:
+    """Lay θᵢ of a search in another base."""
+    base = {"base_model": "google/other", "base_sha256": "b" * 64}
+    save_file(load_file(made / "search/theta.safetensors"), here / "t.safetensors", base)
+
+
 FIRST = "encoder.layer.0.attention.self.query.weight"
 MODELS = [
     *(case("imp", f"a model directory: {what}", "--model_name_or_path …/model", *named,
@@ -491,6 +497,7 @@ TICKETS = [
         ("a tensor too many", forged({"extra": numpy.zeros(1, numpy.uint8)}), "names of shapes and tensors differ"),
         ("a tensor too short", forged({FIRST: numpy.zeros(3, numpy.uint8)}), "3 bytes of uint8"),
         ("a checksum that is not its own", forged(content_sha256="0"), "content_sha256"),
+        ("a base that is no digest", forged(base_sha256="main"), "its base_sha256 is no SHA-256"),
     )),
     *(case(command, f"{words} PIPE", "…/pipe", "is not a regular file", argv=f"{words} …/pipe".strip(),
            lay=both(lay, as_pipe("pipe")), without=("target_sparsity",) if command == "transfer" else ())
@@ -520,6 +527,19 @@ TICKETS = [
          without=("target_sparsity",)),
     case("imp", "--pattern 2:4 --ticket …/t.safetensors", "was not found under it", lay=forged(),
          argv="--target_sparsity 0.5 --pattern 2:4 --ticket …/t.safetensors"),
+    *(case(command, f"{flag}: of other weights", f"{flag} …/t.safetensors", "bbbbbbbbbbbb… of 'google/other'",
+           "--model_name_or_path", "--allow_other_weights", argv=f"{flag} …/t.safetensors", lay=lay,
+           without=("target_sparsity",) if command == "transfer" else ())
+      for command, flag, lay in (
+        ("imp", "--ticket", forged(base_sha256="b" * 64, base_model="google/other")),
+        ("transfer", "--ticket", forged(base_sha256="b" * 64, base_model="google/other")),
+        ("transfer", "--theta", theta_of_others))),
+    *(case("ticket", f"{words} with a ticket of other weights", f"{words} …/t.safetensors", "two bases",
+           "bbbbbbbbbbbb… of 'google/other'", "--allow_other_weights",
+           argv=f"…/ticket.safetensors {words} …/t.safetensors {more}",
+           lay=both(forged(base_sha256="b" * 64, base_model="google/other"),
+                    lambda here, made: shutil.copy(made / "search/ticket.safetensors", here)))
+      for words, more in (("--overlap", ""), ("--union", "--output …/new"), ("--intersect", "--output …/new"))),
     case("ticket", "--union with a ticket of another network", "two networks",
          argv="… --union …/t.safetensors --output …/new",
          lay=both(of_three_layers, lambda here, made: shutil.copy(made / "search/ticket.safetensors", here))),

@@ -318,7 +318,8 @@ def test_a_search_from_a_ticket_of_other_weights_is_refused_unless_that_is_allow
     }
     given = {"ticket": first, "model_name_or_path": other_bert, "max_steps": 0, "output_dir": tmp_path / "second"}
     with pytest.raises(
-        BadInput, match=rf"--ticket {first}/ticket.safetensors: belongs to base_sha256 {min(bases)[:12]}…"
+        BadInput,
+        match=rf"--ticket {first}/ticket.safetensors: comes from other weights, base_sha256 {min(bases)[:12]}…",
     ):
         search(**given)
     assert not (tmp_path / "second").exists()

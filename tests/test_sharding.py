@@ -22,6 +22,7 @@ from test_threshold import dense_reference, ones
 from torch import nn
 
 from lth_scale import sharding
+from lth_scale.ticket import base_digest
 
 FORKS = multiprocessing.get_context("forkserver")  # ranks are copies of one process that has imported what takes long
 FORKS.set_forkserver_preload(["deepspeed", "lth_scale.search"])
@@ -177,6 +178,14 @@ def test_the_mask_is_that_of_a_stable_sort_in_one_process(case, world, left, pla
             keep = dense_reference(weights, keep, round(sparsity * total))
             assert [*mask] == [*keep]
             assert all(torch.equal(mask[name], keep[name]) for name in keep), sparsity
+
+
+@pytest.mark.parametrize(("case", "world"), TRAINED)
+def test_every_rank_knows_the_base_by_the_same_weights(case, world, left):
+    from transformers import AutoModel
+
+    base = base_digest(AutoModel.from_pretrained(left / "model"))
+    assert {found["base"] for found in ranks_of(left, case, world)} == {base}
 
 
 @pytest.mark.parametrize(("case", "world"), TRAINED)

@@ -246,7 +246,7 @@ def of_base(sha: str, **more) -> Ticket:
     return replace(ticket_for(tiny(), **more), base_sha256=sha, base_model=f"model {sha[:1]}")
 
 
-def test_a_ticket_carries_its_base(tmp_path, capsys):
+def test_a_ticket_carries_its_base(tmp_path):
     of_base(A).save(tmp_path / "t.safetensors")
     with safe_open(tmp_path / "t.safetensors", "numpy") as file:
         assert file.metadata()["base_sha256"] == A
@@ -263,7 +263,7 @@ def test_a_base_that_is_no_digest_is_refused(sha, tmp_path):
 
 @pytest.mark.parametrize("how", ["overlap", "union", "intersect"])
 def test_tickets_of_two_bases_are_neither_compared_nor_combined_unless_that_is_allowed(
-    how, tmp_path, monkeypatch, capsys
+    how, tmp_path, monkeypatch, caplog
 ):
     mine, other = of_base(A), of_base(B, seed=1)
     with pytest.raises(ValueError, match=f"{A[:12]}… of 'model a' and {B[:12]}… of 'model b'.*--allow_other_weights"):
@@ -286,6 +286,7 @@ def test_tickets_of_two_bases_are_neither_compared_nor_combined_unless_that_is_a
     monkeypatch.setattr("sys.argv", [*argv, "--allow_other_weights"])
     main()
     assert (tmp_path / "c").exists() == (how != "overlap")
+    assert caplog.messages == [f"--{how} b: is a ticket of other weights, which --allow_other_weights takes"]
 
 
 def test_the_command_says_that_an_older_ticket_is_not_checked(tmp_path, monkeypatch, caplog):

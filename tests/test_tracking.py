@@ -10,12 +10,14 @@ import time
 from urllib.request import urlopen
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
-from lth_scale import outbox
+from lth_scale import Ticket, outbox
 from lth_scale.arguments import BadInput, parse
 from lth_scale.outbox import Outbox
 from lth_scale.record import STORES, Record, a_round
+from lth_scale.tracking import describe_ticket
 
 VARYING = ("seconds", "peak_memory")
 
@@ -357,6 +359,13 @@ def test_a_stage_that_is_resumed_writes_no_step_twice_and_one_begun_anew_writes_
              for part in (lines()[starts[0] : starts[1]], lines()[starts[1] :])]  # fmt: skip
     assert len(starts) == 2 and steps == [[*range(1, 10)], [1, 2, 3, 4]]
     assert [line["curve"] for line in lines() if line["event"] == "end"] == [{"eval/accuracy": 0.5, "sparsity": 0}, {}]
+
+
+def test_the_parameters_of_a_ticket_tell_its_base_where_it_is_known(tmp_path):
+    for base in ("a" * 64, ""):
+        ticket = Ticket({"a": torch.ones(2, 2, dtype=torch.bool)}, base_model="x", base_sha256=base)
+        ticket.save(tmp_path / "t.safetensors")
+        assert describe_ticket(tmp_path / "t.safetensors", 1)["base_sha256"] == base
 
 
 @pytest.mark.parametrize("torn", [b'{"a": 4', b'{"a": 4\n', b"\0\0\0\n"])

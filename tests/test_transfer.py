@@ -155,7 +155,7 @@ def test_the_same_weights_in_shards_and_an_older_ticket_are_taken(
     forget_base(ticket, tmp_path / "old")
     out = transfer(1, ticket=tmp_path / "old", model_name_or_path=other_bert, max_steps=0, output_dir=tmp_path / "o")
     assert [r.message for r in caplog.records if "base_sha256" in r.message] == [
-        f"--ticket {tmp_path}/old: has no base_sha256, so it is not checked that it belongs to the weights of "
+        f"--ticket {tmp_path}/old: has no base_sha256, so it is not checked that it comes from the weights of "
         f"{str(other_bert)!r}"
     ]
     assert Ticket.load(out / "seeds/01/ticket.safetensors").base_sha256 not in ("", kept[0])
@@ -175,16 +175,19 @@ def test_theta_i_of_the_tickets_own_search_or_base_is_right_and_another_is_not(
     out = transfer(1, **given, theta=own / "theta.safetensors", model_name_or_path=other_bert)
     kept = [Ticket.load(each / "ticket.safetensors").base_sha256 for each in (own, out / "seeds/01")]
     assert kept[0] == kept[1]  # of the weights that are trained
+    assert caplog.text.count(f"--theta {own}/theta.safetensors: is the very θᵢ of the ticket") == 1
     transfer(1, **given, theta=again / "theta.safetensors", output_dir=tmp_path / "again-1")  # its pooler is another
     for theta in (again, other):
-        with pytest.raises(BadInput, match=rf"--theta {theta}/theta\.safetensors: belongs to base_sha256"):
+        with pytest.raises(
+            BadInput, match=rf"--theta {theta}/theta\.safetensors: comes from other weights, base_sha256"
+        ):
             model = other_bert if theta == again else tiny_bert
             transfer(
                 1, **given, theta=theta / "theta.safetensors", model_name_or_path=model, output_dir=tmp_path / "no"
             )
     assert "base_sha256" not in caplog.text
     save_file(load_file(other / "theta.safetensors"), tmp_path / "old.safetensors")
-    with pytest.raises(BadInput, match=r"--ticket \S+: belongs to base_sha256"):
+    with pytest.raises(BadInput, match=r"--ticket \S+: comes from other weights, base_sha256"):
         transfer(
             1, **given, theta=tmp_path / "old.safetensors", model_name_or_path=other_bert, output_dir=tmp_path / "n"
         )
