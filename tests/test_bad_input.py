@@ -315,6 +315,15 @@ def configured(**odd: Any) -> Callable[[Path], object]:
     return change
 
 
+def of_own_tokenizer(directory: Path) -> None:
+    """A tokenizer of a class that comes with the checkpoint."""
+    odd = {
+        "tokenizer_class": "HouseTokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_house.HouseTokenizer", None]},
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(odd))
+
+
 def drop_layer(directory: Path) -> None:
     weights = load_file(directory / "model.safetensors")
     kept = {name: weight for name, weight in weights.items() if "layer.1.output.dense" not in name}
@@ -350,8 +359,14 @@ MODELS = [
         ("other sizes", configured(intermediate_size=10**12), "of other shapes"),
         ("a dropout that is NaN", configured(hidden_dropout_prob=math.nan), "hidden_dropout_prob nan"),
         ("a number of 400 digits", configured(num_hidden_layers=int(LONG)), "num_hidden_layers"),
-        ("code of its own for the config", configured(auto_map={"AutoConfig": "x.Y"}, model_type="x"), "code"),
+        ("code of its own for the config", configured(auto_map={"AutoConfig": "x.Y"}, model_type="x"),
+         "code of its own", "never run", "transformers itself"),
+        ("code of its own for the tokenizer", of_own_tokenizer, "code of its own", "never run"),
+        ("a kind that transformers does not know", configured(model_type="x"), "that transformers", "newer"),
     )),
+    case("export", "a model directory: code of its own", "…/model", "code of its own", "never run",
+         argv="…/model --format csr --output_dir …/new",
+         lay=model(configured(auto_map={"AutoConfig": "x.Y"}, model_type="x"))),
     *(case(command, f"a model directory: {name} is a pipe", f"…/model/{name}: is not a regular file",
            argv="--model_name_or_path …/model" if command == "imp" else "…/model --format csr --output_dir …/new",
            lay=both(model(lambda d: None), as_pipe(f"model/{name}")))
@@ -573,7 +588,7 @@ STUDIES = [
         (dict(launcher="no_such_launcher -m"), "launcher", "no_such_launcher"),
         (dict(include=["nowhere.yaml"]), "nowhere.yaml", "cannot be read"), (dict(include=["study.yaml"]), "itself"),
         (dict(name=1), "name: 1"), ({1: 2}, "1: is no key"),
-        *((dict(name=name), f"name: {name[:99]!r}", "directory") for name in ("", " ", "../x", "-x", "a.", "n" * 201)),
+        *((dict(name=name), f"name: {name!r}", "directory") for name in ("", " ", "../x", "-x", "a.", "n" * 201)),
         *((dict(note=f"a{bad}b"), "note", ascii(bad)[1:-1], "take it out")
           for bad in ("\x1b", "\x9b", "\x7f", "\u202e", "\u200b", "\ufeff", "\u2028")),
         (dict(note="n" * 1001), "note: has 1,001 characters", "1,000"),

@@ -14,7 +14,16 @@ from lth_scale.arguments import BadInput, Training, embedded_path, first_line, i
 from lth_scale.export.places import MANIFEST, locate
 from lth_scale.prunable import base_model, prunable
 from lth_scale.tasks.data import local_file, read_rows, settle_for_cache
-from lth_scale.tasks.task import PLAIN, check_checkpoint, check_counts, model_path, quiet
+from lth_scale.tasks.task import (
+    OWN_CODE,
+    PLAIN,
+    check_checkpoint,
+    check_counts,
+    check_tokenizer_class,
+    model_path,
+    needs_code,
+    quiet,
+)
 from lth_scale.ticket import Ticket
 
 BATCH, LONGEST = 8, 512  # sentences in the padded batch; tokens of the long sequence, where the model takes as many
@@ -80,6 +89,8 @@ def _of_checkpoint(name: str) -> PreTrainedModel:
     except BadInput:
         raise
     except Exception as problem:  # from_pretrained raises nearly every kind
+        if needs_code(problem):
+            raise BadInput(f"{name}: {OWN_CODE}") from problem
         network = "" if is_local(name) else "check the network, or "
         raise BadInput(f"{name}: cannot be loaded ({first_line(problem)}); {network}give a directory of "
                        "save_pretrained, in safetensors") from problem  # fmt: skip
@@ -135,9 +146,10 @@ def _tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | N
         return None
     try:
         with quiet():
+            check_tokenizer_class(where)
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as problem:
-        why = first_line(problem)
+        why = OWN_CODE.partition(";")[0] if needs_code(problem) else first_line(problem)
         raise BadInput(f"{name}: its tokenizer cannot be loaded ({why}); mend it, or take it out") from problem
     embeddings: Any = model.get_input_embeddings()
     if len(tokenizer) > embeddings.num_embeddings:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
+from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from lth_scale import caches
@@ -35,6 +36,10 @@ PLAIN: dict[str, Any] = {"return_dict": True, "output_attentions": False, "outpu
                          "chunk_size_feed_forward": 0}  # fmt: skip
 MOST = 100_000  # labels, or layers
 COUNTS = r"layers?|groups|group_num"  # how the names end of what a config wants many of
+OWN_CODE = (
+    "is made by code of its own (auto_map), and code that comes with a checkpoint is never run here; "
+    "give one that transformers itself has the classes of"
+)
 Batch = dict[str, Tensor]
 
 
@@ -139,6 +144,7 @@ def load_tokenizer(args: Training) -> PreTrainedTokenizerBase:
             check_counts(model_path(args), args.model_revision)
             config = AutoConfig.from_pretrained(model_path(args), **options)
             check_checkpoint(args, config)
+            check_tokenizer_class(model_path(args), args.model_revision)
             tokenizer = AutoTokenizer.from_pretrained(model_path(args), **options)
     except Exception as problem:  # from_pretrained raises nearly every kind
         raise _unusable(args, problem) from problem
@@ -249,15 +255,24 @@ def tensor_names(args: Training) -> list[str]:
         return list(file.keys())
 
 
+def check_tokenizer_class(path: str, revision: str | None = None) -> None:
+    """Raise ValueError where a tokenizer's class comes with the checkpoint; transformers would take another one."""
+    config = get_tokenizer_config(path, revision=revision)
+    if config.get("auto_map") and not tokenizer_class_from_name(config.get("tokenizer_class") or "none"):
+        raise ValueError("its tokenizer needs trust_remote_code")
+
+
+def needs_code(problem: Exception) -> bool:
+    """True where transformers would load a checkpoint with the code that comes with it alone."""
+    return "trust_remote_code" in str(problem)
+
+
 def _unusable(args: Training, problem: Exception) -> BadInput:
     name = args.model_name_or_path
     if "ignore_mismatched_sizes" in str(problem):
         problem = ValueError("its weights are of other shapes than its config.json says")
-    if "trust_remote_code" in str(problem):
-        return BadInput(
-            f"--model_name_or_path {name}: is made by code of its own (auto_map in a config), and code that comes with "
-            "a checkpoint is never run here; give an encoder that transformers itself has a class for"
-        )
+    if needs_code(problem):
+        return BadInput(f"--model_name_or_path {name}: {OWN_CODE}")
     if refused := caches.refused_by_hub_cache(problem):
         return BadInput(refused)
     remedy = "give a whole directory of save_pretrained, in safetensors" if is_local(name) else NO_NETWORK
