@@ -91,7 +91,8 @@ SILENCE = 20  # seconds in which the first rank of a node can say what the other
 LONGEST = 240  # characters of a library's error, or of a value in a file, that a message has
 VERBOSE = "--verbose"
 # Where a library's error refers to what it has logged, which is not shown here.
-ELSEWHERE_SAID = r"\babove (report|error|log|message|output|traceback|table)|\b(see|report|message|logs?) above\b"
+SHOWN = "(reports?|errors?|logs?|messages?|output|traceback|table)"
+ELSEWHERE_SAID = rf"\babove {SHOWN}\b|\b(see|{SHOWN}) above\b(?! \d)"
 QUICK_LOOK = "a quick look: few examples, a small encoder, no finding"
 OTHER_ALLOWED = "a ticket of other weights than the base model's was allowed (--allow_other_weights)"
 FRESH_HEAD = "a fresh MLM head: drawn from --seed, not the one that the encoder was pre-trained with"
@@ -926,30 +927,43 @@ def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
     """
     redact_logs()
     os.umask(os.umask(0o022) | 0o022)
-    code, said, whole = 0, "", ""
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    code, said, alone = 0, "", os.environ.get("WORLD_SIZE", "1") == "1"
+    caught: Exception | None = None
     try:
         command()
         sys.stdout.flush()
     except KeyboardInterrupt:
         code, said = 1, f"interrupted; {AGAIN}"
     except Exception as problem:
-        whole = printable(without_secrets(traceback.format_exc()).expandtabs())
-        verdict = (128 + signal.SIGPIPE, "") if is_left(problem) else judge(problem)
+        caught, verdict = problem, (128 + signal.SIGPIPE, "") if is_left(problem) else judge(problem)
         if verdict is None:
-            print(whole, end="", file=sys.stderr, flush=True)
+            print(_whole(problem), end="", file=sys.stderr, flush=True)
         code, said = verdict or (1, "")
-        if said and sums_up(problem) and not is_verbose():
-            said += f"; add {VERBOSE} for the whole error"
     if said:
-        line = shortened(printable(" ".join(without_secrets(said).split())))
-        print(whole if is_verbose() else "", "error: ", line, sep="", file=sys.stderr, flush=True)
+        tell(said, caught)
     if alone:
         sys.exit(code)
     # The threads of gloo and of the store are not to be met by an interpreter that is taking itself apart.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     os._exit(code)
+
+
+def tell(said: str, problem: Exception | None) -> None:
+    """Print the line that says what went wrong; with --verbose, above it, the traceback of what it sums up."""
+    is_ours = problem is None or isinstance(problem, BadInput | Stopped)
+    more = problem and (not is_ours or sums_up(problem))
+    if problem and more and is_verbose():
+        print(_whole(problem), end="", file=sys.stderr)
+    elif more and is_ours:
+        said += f"; add {VERBOSE} for the whole error"
+    line = shortened(printable(" ".join(without_secrets(said).split())))
+    print("error:", line, file=sys.stderr, flush=True)
+
+
+def _whole(problem: Exception) -> str:
+    text = "".join(traceback.format_exception(problem))
+    return printable(without_secrets(text).expandtabs())
 
 
 def sums_up(problem: BaseException) -> bool:

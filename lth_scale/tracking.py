@@ -536,7 +536,6 @@ def connect(store: str) -> tuple[MlflowClient, str]:
         found = find_experiment(client)
         if found and found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
-            say(f"MLflow: the experiment {found.name!r} was deleted, and is restored with all runs in it")
         artifacts = (local.parent / "mlartifacts").as_uri() if local else None  # a server knows where its own go
         experiment = (
             found.experiment_id if found else client.create_experiment(variables.name(), artifact_location=artifacts)

@@ -1,7 +1,10 @@
 """`--help`: grouped, short, complete, with defaults, and without torch."""
 
 import gc
+import os
 import re
+import shlex
+import subprocess
 import sys
 from dataclasses import MISSING, fields
 
@@ -87,3 +90,101 @@ def test_what_is_imported_first_is_never_searched_for_garbage_and_what_comes_lat
         raise ImportError
     assert gc.isenabled() and gc.get_freeze_count() > kept
     gc.unfreeze()
+
+
+OUTCOMES = {  # what a command does → (exit code, what its last line holds, whether a library says more)
+    'raise BadInput("--task x: is none")': (2, "--task x: is none", False),
+    'raise BadInput("--task x: is none") from ValueError("pl4nted says why")': (2, "--task x: is none", True),
+    'raise Stopped("the Hub failed") from OSError("pl4nted says why")': (1, "the Hub failed", True),
+    'raise BadInput("outer") from BadInput("inner")': (2, "outer", False),
+}
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.parametrize("does", OUTCOMES)
+def test_verbose_prints_what_a_library_said_above_the_line_and_else_the_line_names_it(
+    does, verbose, monkeypatch, capsys
+):
+    def command():
+        exec(f"from lth_scale.arguments import BadInput, Stopped\n{does}")
+
+    code, line, more = OUTCOMES[does]
+    monkeypatch.setenv("HF_TOKEN", "pl4nted")  # and no secret is in it
+    monkeypatch.setattr(sys, "argv", ["imp", *(["--verbose"] if verbose else [])])
+    with pytest.raises(SystemExit) as stop:
+        arguments.exit_on_bad_input(command)
+    *before, last = capsys.readouterr().err.splitlines()
+    hint = "; add --verbose for the whole error" if more and not verbose else ""
+    assert stop.value.code == code and last == f"error: {line}{hint}"
+    said = "\n".join(before)
+    assert ("*** says why" in said and "Traceback" in said) if more and verbose else said == ""
+
+
+def test_an_error_of_our_own_that_is_said_in_full_is_no_more_to_be_had():
+    with pytest.raises(arguments.BadInput) as problem:
+        arguments.parse(["--task", "sst2", "--preset", "demo", "--optim_args", "eps"], "", "")
+    assert not arguments.sums_up(problem.value)
+    own = arguments.BadInput("outer")
+    try:
+        arguments._optim_arg("lr", "1", "sgd")
+    except ValueError as cause:
+        own.__cause__ = cause
+    assert not arguments.sums_up(own)
+
+
+@pytest.mark.parametrize("command", ["imp", "transfer", "study", "report", "export", "speed", "ticket", "hub"])
+def test_every_command_takes_verbose_and_no_run_is_told_of_it(command):
+    from lth_scale import cli
+
+    parser = cli.parser_of(command)
+    assert "--verbose" in parser.format_help()
+    words = {"imp": ["--task", "sst2"], "transfer": ["--task", "sst2"], "hub": ["pull", "a/b"],
+             "export": [".", "--format", "csr", "--output_dir", "x"]}.get(command, ["x"])  # fmt: skip
+    assert not hasattr(parser.parse_args(["--verbose", *words]), "verbose")
+    assert not hasattr(parser.parse_args([*words, "--verbose"]), "verbose")
+
+
+SENTENCE = "The repository contains code which must be run. You can read it at a place. "
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("", ""),
+        ("one\n two\t three ", "one two three"),
+        (SENTENCE * 2, (SENTENCE * 2).strip()),
+        (SENTENCE * 9, (SENTENCE * 3).strip()),
+        ("a-long word " * 30, "a-long word " * 19 + "a-long …"),
+        ("x" * 999, "x" * 120 + "… (999 characters)"),
+    ],
+)
+def test_a_text_is_cut_between_sentences_or_words_and_a_long_word_says_how_long_it_is(text, short):
+    assert arguments.brief(text) == short and len(short) <= arguments.LONGEST
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("Sizes differ. For details look at the above report!", "Sizes differ"),
+        ("See the error above. It lacks a weight", "It lacks a weight"),
+        ("look at the report above", "ValueError"),
+        ("Give a number above 0.", "Give a number above 0"),
+        ("\nError:\n  no such file\nmore", "Error: no such file"),
+    ],
+)
+def test_what_a_library_has_shown_elsewhere_is_not_referred_to(text, line):
+    assert arguments.first_line(ValueError(text)) == line
+
+
+@pytest.mark.parametrize("value", ["a b", "-x", "it's", "$HOME", "`x`", '"q"', "ü&;|", "-1"])
+def test_flags_and_paths_that_are_printed_can_be_pasted(value):
+    shell = f"printf '%s\\0' {shlex.join(arguments.as_words('output_dir', value))} {arguments.quoted(value)}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, check=True).stdout.decode().split("\0")[:-1]
+    *flag, path = done
+    assert argparse_value(flag) == value and os.path.normpath(path) == value and not path.startswith("-")
+
+
+def argparse_value(words):
+    parser = arguments.OneLineParser("test")
+    parser.add_argument("--output_dir")
+    return parser.parse_args(words).output_dir

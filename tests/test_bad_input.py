@@ -456,9 +456,13 @@ MODELS = [
         ("an id beyond the embeddings", with_a_high_id, "'zyx' is 99999", "resize_token_embeddings"),
         ("a SentencePiece model alone", only_a_tokenizer("spm.model", tokenizer_class="DebertaV2Tokenizer"),
          "tokenizer", "entence"),
+        ("a kind that transformers does not know", configured(model_type="x"), "that transformers", "newer"),
     )),
     case("imp", "--task squad and a tokenizer in Python", "--task squad: EsmTokenizer", "…/model", "tokenizer.json",
          argv="--model_name_or_path …/model --task squad", lay=model(in_python)),
+    case("export", "a model directory: code of its own", "…/model", "code of its own", "not run here",
+         argv="…/model --format csr --output_dir …/new",
+         lay=model(configured(auto_map={"AutoConfig": "x.Y"}, model_type="x"))),
     *(case(command, f"a model directory: {name} is a pipe", f"…/model/{name}: is not a regular file",
            argv="--model_name_or_path …/model" if command == "imp" else "…/model --format csr --output_dir …/new",
            lay=both(model(lambda d: None), as_pipe(f"model/{name}")))
@@ -696,7 +700,7 @@ STUDIES = [
         (dict(launcher="no_such_launcher -m"), "launcher", "no_such_launcher"),
         (dict(include=["nowhere.yaml"]), "nowhere.yaml", "cannot be read"), (dict(include=["study.yaml"]), "itself"),
         (dict(name=1), "name: 1"), ({1: 2}, "1: is no key"),
-        *((dict(name=name), f"name: {name[:99]!r}", "directory") for name in ("", " ", "../x", "-x", "a.", "n" * 201)),
+        *((dict(name=name), f"name: {name!r}", "directory") for name in ("", " ", "../x", "-x", "a.", "n" * 201)),
         *((dict(note=f"a{bad}b"), "note", ascii(bad)[1:-1], "take it out")
           for bad in ("\x1b", "\x9b", "\x7f", "\u202e", "\u200b", "\ufeff", "\u2028")),
         (dict(note="n" * 1001), "note: has 1,001 characters", "1,000"),

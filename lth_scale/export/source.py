@@ -15,7 +15,14 @@ from lth_scale.export.places import MANIFEST, locate
 from lth_scale.prunable import prunable
 from lth_scale.tasks import tokens, weights
 from lth_scale.tasks.data import local_file, read_rows, settle_for_cache
-from lth_scale.tasks.task import PLAIN, check_checkpoint, check_counts, model_path, quiet
+from lth_scale.tasks.task import (
+    PLAIN,
+    check_checkpoint,
+    check_counts,
+    check_tokenizer_class,
+    model_path,
+    quiet,
+)
 from lth_scale.ticket import Ticket
 
 BATCH, LONGEST = 8, 512  # sentences in the padded batch; tokens of the long sequence, where the model takes as many
@@ -84,6 +91,8 @@ def _of_checkpoint(name: str) -> PreTrainedModel:
     except BadInput:
         raise
     except Exception as problem:  # from_pretrained raises nearly every kind
+        if why := tokens.diagnosis(problem, Path(model_path(args))):
+            raise BadInput(f"{name}: {why}") from problem
         network = "" if is_local(name) else "check the network, or "
         raise BadInput(f"{name}: cannot be loaded ({first_line(problem)}); {network}give a directory of "
                        "save_pretrained, in safetensors") from problem  # fmt: skip
@@ -140,6 +149,7 @@ def _tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | N
         return None
     try:
         with quiet():
+            check_tokenizer_class(where)
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as problem:
         why = f"its tokenizer cannot be loaded ({first_line(problem)}); mend it, or take it out"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import logging as transformers_logging
+from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from lth_scale import caches
@@ -158,6 +159,7 @@ def load_tokenizer(args: Training) -> PreTrainedTokenizerBase:
             check_counts(model_path(args), args.model_revision)
             config = AutoConfig.from_pretrained(model_path(args), **options)
             check_checkpoint(args, config)
+            check_tokenizer_class(model_path(args), args.model_revision)
             tokenizer = AutoTokenizer.from_pretrained(model_path(args), **options)
     except Exception as problem:  # from_pretrained raises nearly every kind
         raise _unusable(args, problem) from problem
@@ -333,6 +335,13 @@ def tensor_kinds(args: Training) -> dict[str, str]:
 def _kinds(path: str) -> dict[str, str]:
     with safe_open(path, framework="numpy") as file:
         return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+
+
+def check_tokenizer_class(path: str, revision: str | None = None) -> None:
+    """Raise ValueError where a tokenizer's class comes with the checkpoint; transformers would take another one."""
+    config = get_tokenizer_config(path, revision=revision)
+    if config.get("auto_map") and not tokenizer_class_from_name(config.get("tokenizer_class") or "none"):
+        raise ValueError("its tokenizer needs trust_remote_code")
 
 
 def _unusable(args: Training, problem: Exception) -> BadInput:
