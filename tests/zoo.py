@@ -164,11 +164,17 @@ ZOO = {
     "nystromformer": encoder(
         "nystromformer", {**ROOM, "segment_means_seq_len": 8, "num_landmarks": 8, "conv_kernel_size": 5}
     ),
-    # else it takes rows of one length alone
-    "nystromformer-fixed": refused(
+    # else it takes rows of one length alone, as blocks of masked language modelling are
+    "nystromformer-fixed": encoder(
         "nystromformer",
-        {**ROOM, "segment_means_seq_len": 64, "num_landmarks": 8, "conv_kernel_size": 5},
-        "does not run on|cannot read the rows",
+        {
+            **SIZES,
+            "segment_means_seq_len": 64,
+            "num_landmarks": 8,
+            "max_position_embeddings": 64,
+            "conv_kernel_size": 5,
+        },
+        refused=dict.fromkeys(("sst2", "squad"), "does not run on|cannot read the rows"),
     ),
     "yoso": encoder("yoso"),
     "mra": encoder("mra"),
@@ -187,15 +193,13 @@ ZOO = {
     ),
     # no attention: up and down alone
     "fnet": encoder("fnet", ROOM, 2, 2 * UP, pooler=ALWAYS),
-    # one layer with query, key and value, and one with query and key in one; in training it wants a multiple of its
-    # chunks, which the blocks of masked language modelling are, and single sentences are not
+    # one layer with query, key and value, and one with query and key in one
     "reformer": Family(
         "reformer", {**REFORMER, "attn_layers": ["local", "lsh"]}, 11, 7 * SQUARE + 4 * UP, lacks=("sst2", "squad")
     ),
+    # in training it wants multiples of its chunks
     "reformer-local": encoder(
-        "reformer",
-        {**REFORMER, "attn_layers": ["local", "local"]},
-        refused=dict.fromkeys(("sst2", "squad"), "multiple of"),
+        "reformer", {**REFORMER, "attn_layers": ["local", "local"]}, refused={"squad": "multiple of"}
     ),
     "xlm": encoder(
         "xlm", {"emb_dim": HIDDEN, "n_layers": LAYERS, "n_heads": 2, "max_position_embeddings": 48}, 6, 12 * SQUARE
