@@ -221,7 +221,6 @@ def prepare(accelerator: Accelerator, task: Task, args: Training) -> Net:
     )  # fmt: skip
 
 
-@torch.no_grad()
 def check_forward(task: Task, args: Training) -> None:
     """Raise BadInput where the network cannot read the task's rows: the shortest, and those padded to the longest.
 
@@ -230,18 +229,26 @@ def check_forward(task: Task, args: Training) -> None:
     """
     (shortest, longest), (briefest, _) = extremes(task.train), extremes(task.validation)
     name = f"--model_name_or_path {args.model_name_or_path}: {type(task.model).__name__}"
-    task.model.train()
     try:
-        with torch.random.fork_rng(devices=[]):
-            batches = [task.collate(take(task.train, rows)) for rows in ([shortest], [shortest, longest])]
-            batches.append(task.eval_collate(take(task.validation, [briefest])))
-            outputs = [task.loss(task.model, batch)[1] for batch in batches]
+        batches = [task.collate(take(task.train, rows)) for rows in ([shortest], [shortest, longest])]
+        batches.append(task.eval_collate(take(task.validation, [briefest])))
+        outputs = [outputs_of(task, batch) for batch in (*batches, batches[0])]
     except Exception as problem:  # a network may raise any kind
         raise BadInput(
             f"{name} cannot read the rows of --task {args.task} ({first_line(problem)}); give another encoder"
-        ) from None
+        ) from problem
     if not all(bool(output.isfinite().all()) for output in outputs):
         raise BadInput(f"{name} gives NaN or infinity for rows of --task {args.task}; give another encoder")
+    if not torch.equal(outputs[0], outputs[-1]) and os.environ.get("RANK", "0") == "0":
+        log.warning("%s draws numbers that no seed decides: the same command gives other scores another time", name)
+
+
+@torch.no_grad()
+def outputs_of(task: Task, batch: dict[str, Tensor]) -> Tensor:
+    """What the network gives for a batch as it trains; always with the same random numbers, and leaving them be."""
+    task.model.train()
+    with torch.random.fork_rng(devices=[]):
+        return task.loss(task.model, batch)[1]
 
 
 def extremes(rows: datasets.Dataset) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from conftest import sentence, write_jsonl
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers.models.auto import modeling_auto
-from zoo import EACH, LEFT_OUT, ZOO, Family
+from zoo import EACH, LEFT_OUT, UNSEEDED, ZOO, Family
 
 from lth_scale import Ticket, controls, tasks, training
 from lth_scale.arguments import BadInput, parse
@@ -151,14 +151,14 @@ def test_a_network_that_cannot_be_pruned_or_read_is_refused_in_one_line(name, ta
     assert not (tmp_path / "out/rounds").exists()
 
 
-@pytest.mark.parametrize(("name", "task"), [("gpt2", "mlm"), ("esm", "squad"), ("splinter", "sst2")])
+@pytest.mark.parametrize(("name", "task"), [("gpt2", "mlm"), ("gte", "squad"), ("splinter", "sst2")])
 def test_a_family_without_a_network_for_the_task_is_refused_by_name(name, task, keep, rows, search):
     with pytest.raises(BadInput, match=rf"--task {task} needs .*{CLASSES[task].__name__}.*; take"):
         search(**flags(task, keep(KNOWN[name]), rows))
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_rewinding_restores_all_that_decides_what_comes_next(name, keep, rows, small):
+def test_rewinding_restores_all_that_decides_what_comes_next(name, keep, rows, small, caplog):
     family = KNOWN[name]
     task = next((task for task in EACH if task not in {*family.lacks, *family.refused}), None)
     if task is None:
@@ -166,6 +166,9 @@ def test_rewinding_restores_all_that_decides_what_comes_next(name, keep, rows, s
     AcceleratorState._reset_state(reset_partial_state=True)
     args = parse(small(**flags(task, keep(family), rows, **family.flags)), "t", "t")
     net = training.prepare(training.make_accelerator(args), tasks.load(args), args)
+    assert ("no seed decides" in caplog.text) == (name in UNSEEDED)
+    if name in UNSEEDED:
+        return
     start, masks = dict(net.initial), {name: torch.rand(piece.shape) > 0.5 for name, piece in net.targets.items()}
     found = []
     for _ in range(2):
@@ -183,7 +186,8 @@ def test_rewinding_restores_all_that_decides_what_comes_next(name, keep, rows, s
     shuffled = controls.shuffle_within(given, seed=3)
     for name in masks:
         before, after = given.matrix(name).flatten(), shuffled.matrix(name).flatten()
-        assert torch.equal(before.sort().values, after.sort().values) and not torch.equal(before, after)
+        assert torch.equal(before.sort().values, after.sort().values)
+        assert not (before.any() and torch.equal(before, after))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +219,7 @@ def test_the_zoo_says_what_it_leaves_out():
 
 
 @pytest.mark.parametrize(("name", "task"), [("squeezebert", "sst2"), ("mobilebert", "mlm"), ("lilt", "squad")])
-def test_the_command_takes_an_odd_family_too(name, task, keep, rows, small, command):
+def test_the_command_takes_an_odd_family_too(name, task, keep, rows, small, command, tmp_path):
     run = command("lth_scale.imp", *small(**flags(task, keep(KNOWN[name]), rows)))
     assert run.returncode == 0 and "Traceback" not in run.stderr
-    assert re.search(r"20(\.0)? %", run.stdout)
+    assert re.search(rf"the ticket +{tmp_path}/out/ticket.safetensors", run.stdout)

@@ -75,6 +75,16 @@ CANINE = {**ROOM, "local_transformer_stride": 8, "num_hash_buckets": 64, "downsa
 XLNET = {"d_model": HIDDEN, "n_layer": LAYERS, "n_head": 2, "d_inner": WIDE}
 FUNNEL = {"block_sizes": [1, 1], "num_decoder_layers": 1, "d_model": HIDDEN, "n_head": 2, "d_head": 8, "d_inner": WIDE}
 MIXTRAL = {**ROOM, "num_local_experts": 2, "num_key_value_heads": 2}
+REFORMER = {
+    "hidden_size": HIDDEN, "num_attention_heads": 2, "attention_head_size": 8, "feed_forward_size": WIDE,
+    "axial_pos_embds": False, "max_position_embeddings": 48, "local_attn_chunk_length": 8,
+    "lsh_attn_chunk_length": 8, "is_decoder": False, "num_buckets": 4,
+}  # fmt: skip
+PERCEIVER = {
+    "num_latents": 8, "d_latents": HIDDEN, "d_model": HIDDEN, "num_blocks": 1, "num_self_attends_per_block": 2,
+    "num_self_attention_heads": 2, "num_cross_attention_heads": 2, "max_position_embeddings": 40,
+}  # fmt: skip
+UNSEEDED = ("reformer", "reformer-local")  # draws seeds of its own
 ALWAYS = dict.fromkeys(EACH, SQUARE)  # its MLM and QA networks have a pooler too, so that the checkpoint brings it
 NOT_SQUAD = {"sst2": SQUARE, "mlm": SQUARE}
 ZOO = {
@@ -154,11 +164,17 @@ ZOO = {
     "nystromformer": encoder(
         "nystromformer", {**ROOM, "segment_means_seq_len": 8, "num_landmarks": 8, "conv_kernel_size": 5}
     ),
-    # else it takes rows of one length alone
-    "nystromformer-fixed": refused(
+    # else it takes rows of one length alone, as blocks of masked language modelling are
+    "nystromformer-fixed": encoder(
         "nystromformer",
-        {**ROOM, "segment_means_seq_len": 64, "num_landmarks": 8, "conv_kernel_size": 5},
-        "cannot read the rows of --task",
+        {
+            **SIZES,
+            "segment_means_seq_len": 64,
+            "num_landmarks": 8,
+            "max_position_embeddings": 64,
+            "conv_kernel_size": 5,
+        },
+        refused=dict.fromkeys(("sst2", "squad"), "does not run on|cannot read the rows"),
     ),
     "yoso": encoder("yoso"),
     "mra": encoder("mra"),
@@ -177,25 +193,13 @@ ZOO = {
     ),
     # no attention: up and down alone
     "fnet": encoder("fnet", ROOM, 2, 2 * UP, pooler=ALWAYS),
-    # one layer with query, key, value, one with query and key in one
+    # one layer with query, key and value, and one with query and key in one
     "reformer": Family(
-        "reformer",
-        {
-            "hidden_size": HIDDEN,
-            "num_attention_heads": 2,
-            "attention_head_size": 8,
-            "feed_forward_size": WIDE,
-            "attn_layers": ["local", "lsh"],
-            "axial_pos_embds": False,
-            "max_position_embeddings": 48,
-            "local_attn_chunk_length": 8,
-            "lsh_attn_chunk_length": 8,
-            "is_decoder": False,
-            "num_buckets": 4,
-        },
-        11,
-        7 * SQUARE + 4 * UP,
-        refused=dict.fromkeys(("sst2", "squad"), "multiple of"),
+        "reformer", {**REFORMER, "attn_layers": ["local", "lsh"]}, 11, 7 * SQUARE + 4 * UP, lacks=("sst2", "squad")
+    ),
+    # in training it wants multiples of its chunks
+    "reformer-local": encoder(
+        "reformer", {**REFORMER, "attn_layers": ["local", "local"]}, refused={"squad": "multiple of"}
     ),
     "xlm": encoder(
         "xlm", {"emb_dim": HIDDEN, "n_layers": LAYERS, "n_heads": 2, "max_position_embeddings": 48}, 6, 12 * SQUARE
@@ -205,6 +209,14 @@ ZOO = {
     ),
     # query, key and value in one matrix; gate and up in one
     "modernbert": encoder("modernbert", {**ROOM, "global_attn_every_n_layers": 2}, 4, GATED),
+    # heads of width 16, with a gate behind the attention
+    "neomme": encoder(
+        "neomme",
+        {**ROOM, "num_key_value_heads": 2, "head_dim": 16, "embedding_rank": 8},
+        7,
+        10 * SQUARE + 2 * UP,
+        lacks=("sst2", "squad"),
+    ),
     "nomic_bert": gated("nomic_bert", lacks=NO_SQUAD),
     "gte": gated("gte", lacks=NO_SQUAD),
     "eurobert": gated("eurobert", {**ROOM, "num_key_value_heads": 2}, lacks=NO_SQUAD),
@@ -232,7 +244,7 @@ ZOO = {
     "markuplm": encoder("markuplm", {**ROOM, "max_depth": 2}, pooler={"sst2": SQUARE}, lacks=TEXT),
     "splinter": encoder("splinter", lacks=("sst2", "mlm")),
     # a layer of characters on either side of the stack, and convolutions between
-    "canine": refused("canine", CANINE, r"chars_to_molecules\.conv.*--ignore", ("sst2",), lacks=("mlm", "squad")),
+    "canine": refused("canine", CANINE, r"conv\.weight.*--ignore", ("sst2",), lacks=("mlm", "squad")),
     "canine-ignored": Family(
         "canine",
         CANINE,
@@ -244,22 +256,8 @@ ZOO = {
         tokenizer="characters",
         flags={"ignore": "conv"},
     ),
-    "perceiver": Family(
-        "perceiver",
-        {
-            "num_latents": 8,
-            "d_latents": HIDDEN,
-            "d_model": HIDDEN,
-            "num_blocks": 1,
-            "num_self_attends_per_block": 2,
-            "num_self_attention_heads": 2,
-            "num_cross_attention_heads": 2,
-            "max_position_embeddings": 40,
-        },
-        12,
-        2 * 6 * SQUARE,
-        lacks=NO_SQUAD,
-    ),
+    # another decoder for each head, with trained positions, inside what would be the encoder
+    "perceiver": refused("perceiver", PERCEIVER, "(?i)perceiver.*; give", ("sst2", "mlm"), lacks=NO_SQUAD),
     # decoders: what they read is to the left, but a ticket is a ticket
     "gpt2": encoder("gpt2", GPT, 4, 12 * SQUARE, lacks=TEXT),
     "openai-gpt": encoder("openai-gpt", GPT, 4, 12 * SQUARE, lacks=("mlm", "squad")),
@@ -331,5 +329,5 @@ LEFT_OUT = {
     **dict.fromkeys(
         ("bigbird_pegasus", "mt5", "plbart", "t5gemma", "t5gemma2"), "an encoder-decoder as bart and t5 are"
     ),
-    **dict.fromkeys(("gemma3", "qwen3_5", "modernvbert", "ultravbert", "layoutlmv2", "neomme"), "needs pictures"),
+    **dict.fromkeys(("gemma3", "qwen3_5", "modernvbert", "ultravbert", "layoutlmv2"), "needs pictures"),
 }
