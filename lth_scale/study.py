@@ -210,13 +210,13 @@ def refuse_other_weights(made: Plan) -> None:
 
 def base_sha256(model: str, revision: str | None) -> str:
     """The digest of a model's weights, by which a ticket knows its base; '' where it cannot be loaded here and now."""
-    from transformers import AutoModel  # imports torch
+    from transformers import AutoModelForSequenceClassification  # imports torch
 
     from lth_scale.tasks.task import load_model, load_tokenizer
 
-    args = Training(task="mlm", model_name_or_path=model, model_revision=revision)
+    args = Training(task="sst2", model_name_or_path=model, model_revision=revision)
     try:
-        return load_model(args, AutoModel, load_tokenizer(args)).base_sha256
+        return load_model(args, AutoModelForSequenceClassification, load_tokenizer(args)).base_sha256
     except BadInput:
         return ""  # as its job will say
 
