@@ -130,7 +130,8 @@ def test_tokens_and_spans_are_scored_as_the_task_itself_does(task, kind, data, t
         "max_seq_length": 32 if task == "mlm" else 64,
     }
     given, note = check.load_task(source, flags)
-    own = resolve({**flags, "model_name_or_path": str(tmp_path), "max_train_samples": 64}, Arguments)
+    kept = {"keep_head": task != "mlm", "max_train_samples": 64}
+    own = resolve({**flags, **kept, "model_name_or_path": str(tmp_path)}, Arguments)
     theirs = check.tasks.load(own)
     theirs.model.eval()
     batch = theirs.eval_collate([*theirs.validation])
