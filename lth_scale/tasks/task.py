@@ -235,7 +235,8 @@ def remark(args: Training, found: weights.Loaded) -> str:
     elif args.keep_head or found.renamed:
         parts.append(f"the head ({own}) is the checkpoint's{', where it has another name' if found.renamed else ''}")
     if pooler := _modules((name for name in found.drawn if name.startswith(base)), depth=3):
-        parts.append(f"{pooler} is not in the checkpoint: it is drawn from --seed and is not prunable")
+        pruned = "" if args.keep_head is None else " and is not prunable"
+        parts.append(f"{pooler} is not in the checkpoint: it is drawn from --seed{pruned}")
     return "; ".join(parts)
 
 
