@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from lth_scale.export import load_exported
     from lth_scale.ticket import Ticket
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Ticket", "__version__", "load_exported"]
 
 
