@@ -291,7 +291,8 @@ def check_checkpoint(args: Training, config: PreTrainedConfig) -> None:
     """
     names = tensor_kinds(args)
     for name, kind in names.items():
-        if re.search(r"(weight|bias)$", name) and not kind.startswith(("F", "BF")):
+        is_weight = re.search(r"(weight|bias)$", name) and not weights.CONSTANT.search(name)
+        if is_weight and not kind.startswith(("F", "BF")):
             raise ValueError(f"its {name} holds {kind}, and a weight is a floating-point number")
     for name, value in config.to_dict().items():
         if names and type(value) is int and re.search(rf"({COUNTS})$", name) and value > len(names):

@@ -23,6 +23,7 @@ CLASSIFIER = hf.AutoModelForSequenceClassification
 EXTRA = {
     "albert": (hf.AlbertConfig, FAMILIES["electra"][1]),
     "convbert": (hf.ConvBertConfig, {**FAMILIES["electra"][1], "conv_kernel_size": 3}),
+    "gpt2": (hf.GPT2Config, {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40}),
     "xlm-roberta": (hf.XLMRobertaConfig, FAMILIES["roberta"][1]),
     "bart": (
         hf.BartConfig,
@@ -94,6 +95,11 @@ SPELLINGS = {
     "DistributedDataParallel": lambda w: {f"module.{name}": each for name, each in w.items()},
     "torch.compile": lambda w: {f"_orig_mod.{name}": each for name, each in w.items()},
     "both": lambda w: {f"module._orig_mod.{name}": each for name, each in w.items()},
+    "the other way round": lambda w: {f"_orig_mod.module.{name}": each for name, each in w.items()},
+    "torch.compile of the encoder": lambda w: {
+        name.replace("bert.", "bert._orig_mod."): each for name, each in w.items()
+    },
+    "Lightning twice": lambda w: {f"model.model.{name}": each for name, each in w.items()},
     "Lightning": lambda w: {f"model.{name}": each for name, each in w.items()},
     "an encoder alone": lambda w: {n.removeprefix("bert."): each for n, each in w.items() if n.startswith("bert.")},
     "TensorFlow": lambda w: {
@@ -108,6 +114,22 @@ def test_an_encoder_under_other_names_is_the_same_encoder_with_the_same_head(spe
     plain = load(checkpoint("bert"))
     found = load(edit(checkpoint("bert"), SPELLINGS[spelling]))
     assert same(encoder(found.model), encoder(plain.model)) and found.fresh == plain.fresh
+    assert same(found.model.state_dict(), plain.model.state_dict())
+
+
+CONSTANTS = {
+    "a mask in Booleans": ("h.0.attn.bias", torch.ones(1, 1, 40, 40, dtype=torch.bool)),
+    "a mask in bytes": ("h.1.attn.bias", torch.ones(1, 1, 40, 40, dtype=torch.uint8)),
+    "what masked scores are": ("h.0.attn.masked_bias", torch.tensor(-1e4)),
+    "frequencies": ("h.1.attn.rotary_emb.inv_freq", torch.ones(4)),
+}
+
+
+@pytest.mark.parametrize("what", CONSTANTS)
+def test_constants_that_older_versions_stored_in_the_layers_are_no_weights(what, checkpoint):
+    directory = checkpoint("gpt2", hf.AutoModel)
+    plain = load(directory)
+    found = load(edit(directory, lambda weights: weights | dict([CONSTANTS[what]])))
     assert same(found.model.state_dict(), plain.model.state_dict())
 
 
