@@ -36,7 +36,7 @@ from lth_scale.arguments import (
 )
 from lth_scale.prunable import base_model
 from lth_scale.sharding import Piece, Shards
-from lth_scale.tasks import Task
+from lth_scale.tasks import Task, cautions
 
 log = logging.getLogger("lth_scale")
 
@@ -227,6 +227,12 @@ def check_forward(task: Task, args: Training) -> None:
     It is on the CPU still, and nothing is written yet. What a network decides once, at its first short batch (BigBird
     leaves its sparse attention then), is decided here, so that every round and every resumed run sees the same one.
     """
+    for split, rows in {"train": task.train, "validation": task.validation, **task.more}.items():
+        if 0 in (counts := token_counts(rows)):
+            raise BadInput(
+                f"{cautions.named(args, split)}: row {counts.index(0) + 1} is empty, and the tokenizer of "
+                f"{args.model_name_or_path} adds no token to it; fill it, or remove the row"
+            )
     (shortest, longest), (briefest, _) = extremes(task.train), extremes(task.validation)
     name = f"--model_name_or_path {args.model_name_or_path}: {type(task.model).__name__}"
     try:

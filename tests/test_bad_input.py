@@ -344,6 +344,16 @@ def configured(**odd: Any) -> Callable[[Path], object]:
     return change
 
 
+def tokenized(**odd: Any) -> Callable[[Path], object]:
+    """Change fields of a tokenizer's config."""
+
+    def change(directory: Path) -> None:
+        path = directory / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **odd}))
+
+    return change
+
+
 def without_pad_token(directory: Path) -> None:
     path = directory / "tokenizer_config.json"
     config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -453,6 +463,7 @@ MODELS = [
             "words.bin", tokenizer_class="HouseTokenizer", auto_map={"AutoTokenizer": ["x.Y", None]}),
          "auto_map in tokenizer_config.json"),
         ("no pad token", without_pad_token, "no pad token", "pad_token in tokenizer_config.json"),
+        ("a tokenizer that leaves no room", tokenized(model_max_length=0), "model_max_length 0", "take it out"),
         ("an id beyond the embeddings", with_a_high_id, "'zyx' is 99999", "resize_token_embeddings"),
         ("a SentencePiece model alone", only_a_tokenizer("spm.model", tokenizer_class="DebertaV2Tokenizer"),
          "tokenizer", "entence"),

@@ -2,6 +2,7 @@
 
 import platform
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,17 @@ def test_rows_that_a_network_cannot_read_in_training_are_found_before_it_is_prep
         training.check_forward(task, args)
     shortest = min(len(ids) for ids in task.train["input_ids"])
     assert seen[0] == (1, shortest)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "mismatched"])
+def test_a_row_without_a_token_is_named_by_its_split_and_number(split, loaded):
+    task, args = loaded
+    names = {"train": task.train, "validation": task.validation, "mismatched": task.validation}
+    empty = names[split].map(lambda row, i: {**row, "input_ids": row["input_ids"] if i != 2 else []}, with_indices=True)
+    more = {"mismatched": names["mismatched"]}
+    changed = {"more": {"mismatched": empty}} if split == "mismatched" else {split: empty, "more": more}
+    with pytest.raises(BadInput, match=rf"--dataset_path .*: {split}: row 3 is empty, .*; fill it, or remove the row"):
+        training.check_forward(replace(task, **changed), args)
 
 
 def test_a_batch_is_a_function_of_its_number(loaded):

@@ -27,7 +27,7 @@ def write(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> Non
     example = {name: tensor[:1].expand(2, -1).contiguous() for name, tensor in example.items()}  # 1 would become fixed
     large = sum(weight.nbytes for weight in model.parameters()) > LARGE
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), without_cache(model):
             outputs = [name for name, value in model(**example).items() if isinstance(value, Tensor)]
             torch.onnx.export(
                 model, (), str(path), kwargs=example, input_names=[*example], output_names=outputs, dynamo=True,
@@ -89,3 +89,16 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def without_cache(model: PreTrainedModel) -> Iterator[None]:
+    """Keep a decoder from giving keys and values for a next token, which are no tensors of an ONNX graph."""
+    before = getattr(model.config, "use_cache", False)
+    if before:
+        model.config.use_cache = False
+    try:
+        yield
+    finally:
+        if before:
+            model.config.use_cache = before

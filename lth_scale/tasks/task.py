@@ -33,6 +33,7 @@ from lth_scale.ticket import base_digest
 PLAIN: dict[str, Any] = {"return_dict": True, "output_attentions": False, "output_hidden_states": False,
                          "chunk_size_feed_forward": 0}  # fmt: skip
 MOST = 100_000  # labels, or layers
+LFS = b"version https://git-lfs"  # how a pointer begins that stands for a large file
 COUNTS = r"layers?|groups|group_num"  # how the names end of what a config wants many of
 Batch = dict[str, Tensor]
 
@@ -210,7 +211,7 @@ def check_labels(args: Training, labels: Sequence[str]) -> None:
     config, _ = PreTrainedConfig.get_config_dict(model_path(args), revision=args.model_revision)
     theirs = config.get("id2label") or {}
     names = [str(theirs[number]) for number in sorted(theirs, key=int)]
-    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+    unnamed = all(name in (f"LABEL_{number}", str(number)) for number, name in enumerate(names))
     if not unnamed and len(labels) > 1 and [*map(_plain, names)] != [*map(_plain, labels)]:
         raise BadInput(
             f"--keep_head: the checkpoint's labels are {', '.join(names):.200}, and those of --task {args.task} are "
@@ -256,8 +257,14 @@ def check_counts(path: str, revision: str | None = None) -> None:
             raise ValueError(f"config.json needs num_labels from 1 to {MOST:,}, and has {value!r}")
         if type(value) is int and re.search(rf"({COUNTS})$", name) and value > MOST:
             raise ValueError(f"config.json has {name} {value}, more than the tensors of any checkpoint")
+        if name == "id2label" and not _is_by_number(value):
+            raise ValueError(f"config.json has id2label {brief(repr(value))}, and labels have numbers there")
         if name == "id2label" and len(value or ()) > MOST:
             raise ValueError(f"config.json names {len(value):,} labels in id2label; {MOST:,} are the most")
+
+
+def _is_by_number(names: Any) -> bool:
+    return names is None or (isinstance(names, dict) and all(re.fullmatch(r"\d+", str(key)) for key in names))
 
 
 def _fields(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -292,7 +299,8 @@ def check_checkpoint(args: Training, config: PreTrainedConfig) -> None:
     """
     names = tensor_kinds(args)
     for name, kind in names.items():
-        if re.search(r"(weight|bias)$", name) and not kind.startswith(("F", "BF")):
+        is_weight = re.search(r"(weight|bias)$", name) and not weights.CONSTANT.search(name)
+        if is_weight and not kind.startswith(("F", "BF")):
             raise ValueError(f"its {name} holds {kind}, and a weight is a floating-point number")
     for name, value in config.to_dict().items():
         if names and type(value) is int and re.search(rf"({COUNTS})$", name) and value > len(names):
@@ -334,6 +342,9 @@ def tensor_kinds(args: Training) -> dict[str, str]:
 
 
 def _kinds(path: str) -> dict[str, str]:
+    with open(path, "rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise ValueError(f"its {Path(path).name} is a pointer of Git LFS and not the file; run git lfs pull there")
     with safe_open(path, framework="numpy") as file:
         return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
 

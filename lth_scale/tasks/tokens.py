@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from lth_scale.arguments import BadInput, Training, first_line
+from lth_scale.arguments import BadInput, Training, brief, first_line
 from lth_scale.prunable import base_model
 
 log = logging.getLogger("lth_scale")
 WORDS = "the cat sat on a mat and saw one good dog "
 PACKAGE = re.compile(r"install (?!the\b)([\w-]+)|The (\w+) (?:dictionary|library) is not|requires the (\w+) library")
+SHORTEST = 5  # tokens of a row: two texts of one token between CLS, SEP and SEP
 TRIED = 2048  # the most tokens that a model is run on to see whether it takes them
 COMPARES_SEGMENTS = ("funnel", "xlnet")  # without an embedding of each
 # What tokenizer_config.json says that decides no id where rows are cut to a length of ours and padded in batches.
@@ -116,13 +117,19 @@ def _has_code(path: Path) -> bool:
 
 
 def check(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise BadInput for a tokenizer without a vocabulary, or without a pad token."""
+    """Raise BadInput for a tokenizer without a vocabulary or a pad token, or which leaves no room for a text."""
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise BadInput(f"{name}: {NO_TOKENIZER}")
     if tokenizer.pad_token_id is None:
         raise BadInput(
             f"{name}: its tokenizer has no pad token; name one as pad_token in tokenizer_config.json, or set "
             "tokenizer.pad_token and save it again"
+        )
+    most = tokenizer.model_max_length
+    if not (isinstance(most, int | float) and most >= SHORTEST):
+        raise BadInput(
+            f"{name}: its tokenizer_config.json has model_max_length {brief(repr(most))}; set it to the most tokens "
+            "that the model takes, or take it out"
         )
 
 
@@ -171,7 +178,7 @@ def agree(args: Training, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     name = f"--model_name_or_path {args.model_name_or_path}"
     _attend(model, tokenizer)
     _warn_of_padding(name, model, tokenizer)
-    _warn_of_lost_tokens(name, model, tokenizer)
+    _warn_of_lost_tokens(name, model, tokenizer, texts)
     for part, settings in ((model, model.config.to_dict()), (tokenizer, tokenizer.init_kwargs)):
         if settings.get("auto_map"):
             warn(f"{name}: code of its own (auto_map) is not run; it is read as {type(part).__name__} of transformers")
@@ -219,7 +226,7 @@ def _warn_of_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedTok
         )
 
 
-def _warn_of_lost_tokens(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _warn_of_lost_tokens(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: int) -> None:
     before, after = around(tokenizer)
     of_encoder = not before + after and type(model.config) in MODEL_FOR_MASKED_LM_MAPPING
     if of_encoder or tokenizer.cls_token_id not in [None, *before, *after]:
@@ -228,8 +235,20 @@ def _warn_of_lost_tokens(name: str, model: PreTrainedModel, tokenizer: PreTraine
             f"{name}: its tokenizer adds no {lost} to a text, which encoders are pre-trained with and heads read; "
             "save the tokenizer with its post-processor"
         )
+    elif texts == 2 and not separates(tokenizer):
+        warn(
+            f"{name}: its tokenizer puts no token between two texts, so one runs on into the other; save it with a "
+            "post-processor that does"
+        )
     if getattr(tokenizer, "normalization", False) and getattr(tokenizer, "demojizer", True) is None:
         warn(f"{name}: its tokenizer leaves emoji as they are for want of a package; pip install emoji==0.6.0")
+
+
+def separates(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """True where the tokenizer puts a special token between two texts."""
+    bare, pair = tokenizer(WORDS, add_special_tokens=False)["input_ids"], tokenizer(WORDS, WORDS)["input_ids"]
+    both = [*bare, *bare]
+    return all(pair[i : i + len(both)] != both for i in range(len(pair)))
 
 
 def has_segments(model: PreTrainedModel) -> bool:
@@ -261,7 +280,7 @@ def longest(name: str, model: PreTrainedModel, row: Callable[[int], Mapping[str,
     """
     positions = getattr(model.config, "max_position_embeddings", None)
     high = min(
-        *limits,
+        *map(int, limits),
         *([positions] if isinstance(positions, int) and positions > 0 else []),
         *(table.num_embeddings - (1 + table.padding_idx if table.padding_idx is not None else 0)
           for table in position_tables(model)),
@@ -273,7 +292,7 @@ def longest(name: str, model: PreTrainedModel, row: Callable[[int], Mapping[str,
     low, high = 0, tried
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if middle < 5 or refusal(model, row(middle)) else (middle, high)
+        low, high = (low, middle) if middle < SHORTEST or refusal(model, row(middle)) else (middle, high)
     if low == 0:
         why = f"{type(problem).__name__}: {first_line(problem)}"
         raise BadInput(f"{name}: {type(model).__name__} does not run on what its tokenizer gives ({why}); give "

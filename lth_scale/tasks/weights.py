@@ -15,7 +15,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
-    AutoModelForSeq2SeqLM,
     PreTrainedModel,
 )
 
@@ -25,14 +24,15 @@ from lth_scale.prunable import base_model
 POOLER = "pooler."
 # Names that the classes do not know: of wrapped models, and of the MLM head in DeBERTa's releases.
 OTHER_NAMES = {
-    r"^module\.": "",
     r"_orig_mod\.": "",
-    r"^model\.": "",
+    r"^(?:(?:module|model)\.)+": "",
     r"^lm_predictions\.lm_head\.bias": "cls.predictions.bias",
     r"^lm_predictions\.lm_head\.": "cls.predictions.transform.",
 }
+# Constants of attention that older versions stored with the weights: masks and frequencies.
+CONSTANT = re.compile(r"(attn|attention)\.(masked_)?bias$|\.inv_freq$|\.position_ids$")
 # Classes in which a tensor of the base model may be tied to one of a head.
-TYING = (AutoModelForMaskedLM, AutoModelForPreTraining, AutoModelForCausalLM, AutoModelForSeq2SeqLM)
+TYING = (AutoModelForMaskedLM, AutoModelForPreTraining, AutoModelForCausalLM)
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,18 @@ class Found(NamedTuple):
         return None
 
     def unexpected_layers(self) -> set[str]:
-        """The names of tensors in the base model's stacks of layers that no parameter or buffer there has."""
+        """The names of weights in the base model's stacks of layers, or beside one, that no parameter there has."""
         base = base_model(self.model)
-        stacks = tuple(f"{name}." for name, module in base.named_modules() if isinstance(module, nn.ModuleList))
+        stacks = (name for name, module in base.named_modules() if isinstance(module, nn.ModuleList))
+        homes = tuple(f"{name.rpartition('.')[0] or name}." for name in stacks)
         buffers = {name for name, _ in base.named_buffers()}
         prefix = f"{self.model.base_model_prefix}."
         names = {name: name.removeprefix(prefix) for name in self.unexpected}
-        return {name for name, own in names.items() if own.startswith(stacks) and own not in buffers}
+        return {
+            name
+            for name, own in names.items()
+            if own.startswith(homes) and own not in buffers and not CONSTANT.search(own)
+        }
 
 
 class OwnHead(NamedTuple):

@@ -595,6 +595,15 @@ def test_other_matrices_are_exported_whole_or_refused_by_name(other, tmp_path):
 
 
 @pytest.mark.parametrize("other", ["gpt2"], indirect=True)
+def test_a_decoder_is_exported_to_onnx_without_its_cache(other, tmp_path):
+    pytest.importorskip("onnxruntime")
+    made, config = export(str(other), "onnx", tmp_path / "onnx"), hf.AutoConfig.from_pretrained(other)
+    assert made["difference"]["relative"] <= 1e-4 and made["sparsity"] == pytest.approx(0.7, abs=0.01)
+    saved = hf.AutoConfig.from_pretrained(tmp_path / "onnx")
+    assert getattr(saved, "use_cache", None) == getattr(config, "use_cache", None)
+
+
+@pytest.mark.parametrize("other", ["gpt2"], indirect=True)
 def test_the_engines_that_cannot_multiply_them_are_skipped_with_the_reason(other):
     from lth_scale.speed.backends import BACKENDS, Setup, missing
 

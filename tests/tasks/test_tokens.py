@@ -237,6 +237,47 @@ def test_lost_special_tokens_are_said_in_one_line(template, lost, checkpoint, sm
     assert len([record for record in caplog.records if "adds no [CLS]" in record.message]) == lost
 
 
+@pytest.mark.parametrize(
+    ("template", "kind", "said"),
+    [(None, hf.GPT2Config, True), (["[CLS]", "$A", "[SEP]"], hf.GPT2Config, False), (["$A", "[SEP]"], bert, False)],
+)
+@pytest.mark.parametrize("texts", [1, 2])
+def test_texts_that_run_into_each_other_are_said_in_one_line(template, kind, said, texts, checkpoint, small, caplog):
+    tokenizer = of_words(template, cls_token=template and "[CLS]")
+    config = bert(tokenizer) if kind is bert else kind(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=40)
+    directory = checkpoint(config, tokenizer, hf.AutoModel)
+    args = parse(small(model_name_or_path=directory, max_seq_length=16), "t", "t")
+    model = hf.AutoModel.from_pretrained(directory)
+    tokens.agree(args, model, tokenizer, texts)
+    lines = [each.message for each in caplog.records if "no token between two texts" in each.message]
+    assert len(lines) == (said and texts == 2)
+
+
+@pytest.mark.parametrize("most", [0, -1, 3, "512", True, [8]], ids=str)
+def test_a_tokenizer_that_leaves_no_room_for_a_text_is_refused(most, tokenizer, checkpoint, small):
+    directory = checkpoint(bert(tokenizer), tokenizer)
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": most}))
+    with pytest.raises(BadInput, match=r"tokenizer_config\.json has model_max_length .*take it out"):
+        tasks.load(parse(small(model_name_or_path=directory), "t", "t"))
+
+
+def test_a_whole_number_that_json_writes_with_a_point_is_a_length(tokenizer, checkpoint, small):
+    directory = checkpoint(bert(tokenizer), tokenizer)
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 9.0}))
+    task = tasks.load(parse(small(model_name_or_path=directory), "t", "t"))
+    assert max(map(len, task.train["input_ids"])) == 9
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e6], ids=["NaN", "more than any score"])
+def test_a_network_of_no_usable_scores_is_not_called_neutral_to_padding(value, tokenizer, checkpoint):
+    model = hf.BertForSequenceClassification(bert(tokenizer))
+    torch.nn.init.constant_(model.classifier.bias, value)
+    row = tokenizer("the cat", return_tensors="pt")
+    assert not tokens.is_neutral(model, tokenizer, row, 16, "right")
+
+
 @pytest.mark.parametrize(("ids", "rows", "named"), [
     ({"zyx": 999}, 100, "'zyx' is 999"), ({"zyx": 100}, 100, "'zyx' is 100"), ({"zyx": 99}, 100, None),
     ({"zyx": 50}, 1000, None),

@@ -23,12 +23,8 @@ CLASSIFIER = hf.AutoModelForSequenceClassification
 EXTRA = {
     "albert": (hf.AlbertConfig, FAMILIES["electra"][1]),
     "convbert": (hf.ConvBertConfig, {**FAMILIES["electra"][1], "conv_kernel_size": 3}),
+    "gpt2": (hf.GPT2Config, {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40}),
     "xlm-roberta": (hf.XLMRobertaConfig, FAMILIES["roberta"][1]),
-    "bart": (
-        hf.BartConfig,
-        {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
-         "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 40},
-    ),
 }  # fmt: skip
 
 
@@ -94,6 +90,11 @@ SPELLINGS = {
     "DistributedDataParallel": lambda w: {f"module.{name}": each for name, each in w.items()},
     "torch.compile": lambda w: {f"_orig_mod.{name}": each for name, each in w.items()},
     "both": lambda w: {f"module._orig_mod.{name}": each for name, each in w.items()},
+    "the other way round": lambda w: {f"_orig_mod.module.{name}": each for name, each in w.items()},
+    "torch.compile of the encoder": lambda w: {
+        name.replace("bert.", "bert._orig_mod."): each for name, each in w.items()
+    },
+    "Lightning twice": lambda w: {f"model.model.{name}": each for name, each in w.items()},
     "Lightning": lambda w: {f"model.{name}": each for name, each in w.items()},
     "an encoder alone": lambda w: {n.removeprefix("bert."): each for n, each in w.items() if n.startswith("bert.")},
     "TensorFlow": lambda w: {
@@ -108,6 +109,22 @@ def test_an_encoder_under_other_names_is_the_same_encoder_with_the_same_head(spe
     plain = load(checkpoint("bert"))
     found = load(edit(checkpoint("bert"), SPELLINGS[spelling]))
     assert same(encoder(found.model), encoder(plain.model)) and found.fresh == plain.fresh
+    assert same(found.model.state_dict(), plain.model.state_dict())
+
+
+CONSTANTS = {
+    "a mask in Booleans": ("h.0.attn.bias", torch.ones(1, 1, 40, 40, dtype=torch.bool)),
+    "a mask in bytes": ("h.1.attn.bias", torch.ones(1, 1, 40, 40, dtype=torch.uint8)),
+    "what masked scores are": ("h.0.attn.masked_bias", torch.tensor(-1e4)),
+    "frequencies": ("h.1.attn.rotary_emb.inv_freq", torch.ones(4)),
+}
+
+
+@pytest.mark.parametrize("what", CONSTANTS)
+def test_constants_that_older_versions_stored_in_the_layers_are_no_weights(what, checkpoint):
+    directory = checkpoint("gpt2", hf.AutoModel)
+    plain = load(directory)
+    found = load(edit(directory, lambda weights: weights | dict([CONSTANTS[what]])))
     assert same(found.model.state_dict(), plain.model.state_dict())
 
 
@@ -128,14 +145,14 @@ TIED = {
     "deberta-v2": "cls.predictions.decoder.weight",
     "modernbert": "decoder.weight",
     "convbert": "generator_lm_head.weight",
-    "bart": "lm_head.weight",
+    "gpt2": "lm_head.weight",
 }
 
 
 def only_the_heads_name(family: str):
     def change(weights):
         shared = next(
-            name for name in weights if name.endswith(("d_embeddings.weight", "k_embeddings.weight", "shared.weight"))
+            name for name in weights if name.endswith(("d_embeddings.weight", "k_embeddings.weight", "wte.weight"))
         )
         return {TIED[family] if name == shared else name: each for name, each in weights.items()}
 
@@ -144,9 +161,11 @@ def only_the_heads_name(family: str):
 
 @pytest.mark.parametrize("family", TIED)
 def test_a_tied_tensor_stored_under_its_heads_name_is_the_embeddings(family, checkpoint):
-    tasks = ["mrpc", "squad"] if family == "bart" else ["mrpc", "squad", "mlm"]
-    plain = {task: load(checkpoint(family), task) for task in tasks}
-    directory = edit(checkpoint(family), only_the_heads_name(family))
+    tasks, auto = ["mrpc", "squad", "mlm"], hf.AutoModelForMaskedLM
+    if family == "gpt2":
+        tasks, auto = tasks[:2], hf.AutoModelForCausalLM
+    plain = {task: load(checkpoint(family, auto), task) for task in tasks}
+    directory = edit(checkpoint(family, auto), only_the_heads_name(family))
     for task in tasks:
         found = load(directory, task)
         assert same(found.model.state_dict(), plain[task].model.state_dict()), task
@@ -189,6 +208,10 @@ REFUSED = {
     "more layers than the config": (lambda w: w, {"num_hidden_layers": 1}, r"has bert\.encoder\.layer\.1\..*config"),
     "fewer layers than the config": (lambda w: w, {"num_hidden_layers": 3}, r"lacks bert\.encoder\.layer\.2\."),
     "adapters": (added(bert__encoder__layer__0__adapter__weight=torch.eye(2)), {}, r"adapter\.weight in its layers"),
+    "a norm behind the last layer": (added(bert__encoder__norm__weight=torch.ones(16)), {}, r"has bert\.encoder\.norm"),
+    "what another kind has there": (added(encoder__norm_after__bias=torch.ones(16)), {}, r"has encoder\.norm_after"),
+    "labels in a list": (lambda w: w, {"id2label": ["a", "b"]}, r"id2label \['a', 'b'\], and labels have numbers"),
+    "labels by name": (lambda w: w, {"id2label": {"a": 0}}, r"id2label \{'a': 0\}, and labels have numbers"),
     "another shape": (lambda w: w, {"type_vocab_size": 3}, r"token_type_embeddings\.weight of shape \(2, 16\)"),
     "two of one weight": (
         lambda w: w | {name.removeprefix("bert."): each + 1 for name, each in w.items()}, {}, r"has both bert\.\S+ and",
@@ -291,7 +314,7 @@ def test_a_fresh_mlm_head_is_said_in_every_output(checkpoint, search, text_data,
 
 
 TUNED = {"bert": {}, "roberta": {}, "distilbert": {}, "electra": {}, "mpnet": {}, "deberta-v2": {}, "modernbert": {},
-         "bart": {}, "albert": {}}  # fmt: skip
+         "gpt2": {}, "albert": {}}  # fmt: skip
 
 
 def tuned_elsewhere(checkpoint, family: str, auto=CLASSIFIER):
@@ -425,7 +448,22 @@ def test_keep_head_keeps_the_checkpoints_head_and_says_so(checkpoint, search, ca
     assert "a kept head" in json.loads((out / "results.json").read_text())[0]["note"]
 
 
+@pytest.mark.parametrize("names", [{0: "0", 1: "1"}, {0: "LABEL_0", 1: "LABEL_1"}, {0: "Negative", 1: "POSITIVE"}])
+def test_labels_without_names_of_their_own_are_in_the_tasks_order(names, checkpoint, small):
+    flags = small(model_name_or_path=checkpoint("bert", CLASSIFIER, id2label=names), keep_head=True)
+    assert tasks.load(parse(flags, "t", "t")).model.config.id2label == {0: "negative", 1: "positive"}
+
+
+def test_a_pointer_of_git_lfs_is_named_as_what_it_is(tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path / "model")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (tmp_path / "model/model.safetensors").write_text(pointer)
+    with pytest.raises(BadInput, match=r"its model\.safetensors is a pointer of Git LFS .*git lfs pull"):
+        load(tmp_path / "model")
+
+
 UNFIT = {
+    "their numbers swapped": ({"id2label": {0: "LABEL_1", 1: "LABEL_0"}}, "labels are LABEL_1, LABEL_0, and those of"),
     "another order": (
         {"id2label": {0: "positive", 1: "negative"}},
         "labels are positive, negative, and those of --task",
