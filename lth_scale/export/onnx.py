@@ -27,7 +27,7 @@ def write(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> Non
     example = {name: tensor[:1].expand(2, -1).contiguous() for name, tensor in example.items()}  # 1 would become fixed
     large = sum(weight.nbytes for weight in model.parameters()) > LARGE
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), uncached(model):
             outputs = [name for name, value in model(**example).items() if isinstance(value, Tensor)]
             torch.onnx.export(
                 model, (), str(path), kwargs=example, input_names=[*example], output_names=outputs, dynamo=True,
@@ -37,6 +37,19 @@ def write(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> Non
     except Exception as problem:  # the exporter raises many kinds
         why = first_line(problem.__cause__ or problem)
         raise BadInput(f"{type(model).__name__}: torch.onnx cannot export it ({why}); give another format") from problem
+
+
+@contextmanager
+def uncached(model: PreTrainedModel) -> Iterator[None]:
+    """Without the keys and values that a decoder such as GPT-2 returns beside its outputs: no file can hold them."""
+    before = getattr(model.config, "use_cache", None)
+    if before:
+        model.config.use_cache = False
+    try:
+        yield
+    finally:
+        if before:
+            model.config.use_cache = before
 
 
 def quantize(path: Path, out: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from lth_scale.arguments import BadInput, Training, first_line
+from lth_scale.arguments import BadInput, Training, brief, first_line
 from lth_scale.prunable import base_model
 
 log = logging.getLogger("lth_scale")
@@ -136,8 +136,9 @@ def check_ids(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     token = max(vocabulary, key=lambda token: vocabulary[token])
     if rows is not None and vocabulary[token] >= rows:
         raise BadInput(
-            f"{name}: its tokenizer has more tokens than its embeddings ({token!r:.40} is {vocabulary[token]}, and "
-            f"they end at {rows - 1}); give a model with its own tokenizer, or call its resize_token_embeddings"
+            f"{name}: its tokenizer has more tokens than its embeddings ({brief(repr(token), 40)} is "
+            f"{vocabulary[token]}, and they end at {rows - 1}); give a model with its own tokenizer, or call its "
+            "resize_token_embeddings"
         )
 
 

@@ -595,6 +595,14 @@ def test_other_matrices_are_exported_whole_or_refused_by_name(other, tmp_path):
 
 
 @pytest.mark.parametrize("other", ["gpt2"], indirect=True)
+def test_a_decoder_that_returns_keys_and_values_is_exported_to_onnx_without_them(other, tmp_path):
+    pytest.importorskip("onnxruntime")
+    made = export(str(other), "onnx", tmp_path / "out")
+    assert made["difference"]["relative"] <= 1e-4 and made["sparsity"] == pytest.approx(0.7, abs=0.01)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["use_cache"] is True
+
+
+@pytest.mark.parametrize("other", ["gpt2"], indirect=True)
 def test_the_engines_that_cannot_multiply_them_are_skipped_with_the_reason(other):
     from lth_scale.speed.backends import BACKENDS, Setup, missing
 
