@@ -25,7 +25,7 @@ REMEDIES = {
     r"readonly database|unable to open database|[Pp]ermission denied|Read-only file": "let this user write the "
     "database and its directory",
     r"No module named": "install that package",
-    r"MLFLOW_EXPERIMENT_ID|No Experiment with id": "correct or unset MLFLOW_EXPERIMENT_ID",
+    r"MLFLOW_EXPERIMENT_ID|No Experiment with id|Invalid experiment ID": "correct or unset MLFLOW_EXPERIMENT_ID",
     r"file is not a database|is malformed": "move the file away, and all is sent to a new one",
     r"(?i)certificate verify failed": "set MLFLOW_TRACKING_SERVER_CERT_PATH to the server's certificate",
     r"(?i)wrong_version_number|wrong version number|ENDPOINT_NOT_FOUND|error code (3\d\d|40[45]) |"
@@ -133,4 +133,4 @@ def remedy(problem: Exception, store: str) -> str:
     text = f"{getattr(problem, 'error_code', '')} {problem}"
     helps = next((helps for pattern, helps in REMEDIES.items() if re.search(pattern, text)), "")
     known = shlex.quote(without_secrets(store))
-    return f"{reason(problem)}; {helps.format(store=known)}, or give --report_to none" if helps else ""
+    return f"{reason(problem).rstrip('.')}; {helps.format(store=known)}, or give --report_to none" if helps else ""

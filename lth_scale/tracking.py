@@ -265,7 +265,7 @@ class Delivery:
         """The problem; where waiting does not help, as what does."""
         if stores.may_pass(problem):
             return problem
-        usual = f"{reason(problem)}. Correct MLFLOW_TRACKING_URI, or give --report_to none"
+        usual = f"{reason(problem).rstrip('.')}. Correct MLFLOW_TRACKING_URI, or give --report_to none"
         return Closed(stores.remedy(problem, self.store) or usual)
 
     def _go_back(self, experiment: str) -> bool:

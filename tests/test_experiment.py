@@ -121,6 +121,11 @@ def test_a_search_follows_the_variables_and_goes_on_in_the_experiment_in_which_i
     with pytest.raises(Exception, match="999") as problem:
         tracking.connect(store)
     assert "correct or unset MLFLOW_EXPERIMENT_ID" in tracking.stores.remedy(problem.value, store)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "of the team")
+    with pytest.raises(Exception, match="must be a valid integer") as problem:
+        tracking.connect(store)
+    assert "integer; correct or unset MLFLOW_EXPERIMENT_ID" in tracking.stores.remedy(problem.value, store)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "999")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
     with pytest.raises(ValueError, match="MLFLOW_EXPERIMENT_ID 999 is not that of the experiment") as problem:
         tracking.connect(store)

@@ -214,7 +214,7 @@ def check_labels(args: Training, labels: Sequence[str]) -> None:
     unnamed = all(name in (f"LABEL_{number}", str(number)) for number, name in enumerate(names))
     if not unnamed and len(labels) > 1 and [*map(_plain, names)] != [*map(_plain, labels)]:
         raise BadInput(
-            f"--keep_head: the checkpoint's labels are {', '.join(names):.200}, and those of --task {args.task} are "
+            f"--keep_head: the checkpoint's labels are {brief(', '.join(names))}, and those of --task {args.task} are "
             f"{', '.join(labels)}, in this order; leave --keep_head out, or if they mean the same name them so there"
         )
 

@@ -143,8 +143,9 @@ def check_ids(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     token = max(vocabulary, key=lambda token: vocabulary[token])
     if rows is not None and vocabulary[token] >= rows:
         raise BadInput(
-            f"{name}: its tokenizer has more tokens than its embeddings ({token!r:.40} is {vocabulary[token]}, and "
-            f"they end at {rows - 1}); give a model with its own tokenizer, or call its resize_token_embeddings"
+            f"{name}: its tokenizer has more tokens than its embeddings ({brief(repr(token), 40)} is "
+            f"{vocabulary[token]}, and they end at {rows - 1}); give a model with its own tokenizer, or call its "
+            "resize_token_embeddings"
         )
 
 

@@ -280,7 +280,7 @@ def test_a_network_of_no_usable_scores_is_not_called_neutral_to_padding(value, t
 
 @pytest.mark.parametrize(("ids", "rows", "named"), [
     ({"zyx": 999}, 100, "'zyx' is 999"), ({"zyx": 100}, 100, "'zyx' is 100"), ({"zyx": 99}, 100, None),
-    ({"zyx": 50}, 1000, None),
+    ({"z" * 50: 999}, 100, r"'z+… \(52 characters\) is 999"), ({"zyx": 50}, 1000, None),
 ])  # fmt: skip
 def test_an_id_beyond_the_embeddings_is_found_before_training(ids, rows, named, checkpoint, small):
     tokenizer = of_words(["[CLS]", "$A", "[SEP]"], ids)

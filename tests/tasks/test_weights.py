@@ -469,6 +469,7 @@ UNFIT = {
         "labels are positive, negative, and those of --task",
     ),
     "other labels": ({"id2label": {0: "ham", 1: "spam"}}, "labels are ham, spam, .* negative, positive, in this order"),
+    "long names": ({"id2label": {i: str(i) * 200 for i in range(2)}}, r"labels are (0{200}), …, and those of --task"),
     "another number": ({"num_labels": 3}, r"lacks classifier\.weight and 1 more weight of shape \(2, 16\) of the head"),
 }
 
