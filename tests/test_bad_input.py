@@ -466,7 +466,7 @@ MODELS = [
         ("a tokenizer that leaves no room", tokenized(model_max_length=0), "model_max_length 0", "take it out"),
         ("an id beyond the embeddings", with_a_high_id, "'zyx' is 99999", "resize_token_embeddings"),
         ("a SentencePiece model alone", only_a_tokenizer("spm.model", tokenizer_class="DebertaV2Tokenizer"),
-         "tokenizer", "entence"),
+         "entence", "piece"),
         ("a kind that transformers does not know", configured(model_type="x"), "that transformers", "newer"),
     )),
     case("imp", "--task squad and a tokenizer in Python", "--task squad: EsmTokenizer", "…/model", "tokenizer.json",
