@@ -486,7 +486,7 @@ def test_emoji_that_are_left_for_want_of_a_package_are_said(checkpoint, small, t
     ("file", "auto", "more", "kind"),
     [
         ("config.json", "AutoModel", {}, "BertForSequenceClassification"),
-        ("tokenizer_config.json", "AutoTokenizer", {"tokenizer_class": "HouseTokenizer"}, "TokenizersBackend"),
+        ("tokenizer_config.json", "AutoTokenizer", {"tokenizer_class": "PreTrainedTokenizerFast"}, "TokenizersBackend"),
     ],
 )
 def test_code_of_a_models_own_that_is_not_run_is_said(file, auto, more, kind, tiny_bert, small, tmp_path, caplog):
