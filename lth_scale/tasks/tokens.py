@@ -330,4 +330,6 @@ def is_neutral(model: Any, tokenizer: PreTrainedTokenizerBase, row: BatchEncodin
     if padded.shape != alone.shape:  # an output for each token
         padded = padded[:, :count] if side == "right" else padded[:, -count:]
     seen = alone.abs() < 1e4  # what is masked is no scale
-    return padded.shape == alone.shape and bool((padded - alone)[seen].abs().max() <= 1e-4 * alone[seen].abs().max())
+    if padded.shape != alone.shape or not seen.any():  # NaN and infinity are named where the whole network is tried
+        return padded.shape == alone.shape
+    return bool((padded - alone)[seen].abs().max() <= 1e-4 * alone[seen].abs().max())
