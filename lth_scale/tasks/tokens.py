@@ -100,7 +100,7 @@ def diagnosis(problem: Exception, directory: Path) -> str | None:
         if directory.is_dir() and not any(directory.glob("*.model")):
             return NO_TOKENIZER
         if importlib.util.find_spec("sentencepiece") is None:
-            return NO_PACKAGE.format("sentencepiece")
+            return f"its tokenizer {NO_PACKAGE.format('sentencepiece')}"
         return "its SentencePiece model cannot be read; give it whole, or save the tokenizer as tokenizer.json"
     if isinstance(problem, ImportError) and (found := PACKAGE.search(text)):
         return NO_PACKAGE.format(next(filter(None, found.groups())).lower().replace("_", "-"))
