@@ -319,8 +319,9 @@ DATA = [
          argv="--dataset_path …/data", lay=put("data/train.jsonl", json.dumps(ROW))),
     case("imp", "a cut .xz", "--dataset_path …/data/train.jsonl.xz", "cannot be read", argv="--dataset_path …/data",
          lay=only_an_archive),
-    case("imp", "text for less than one block", "--max_seq_length 32", argv="--task mlm --dataset_path …/data",
-         lay=both(put("data/train.jsonl", '{"text": "short"}'), put("data/validation.jsonl", '{"text": "short"}'))),
+    case("imp", "text for less than one block", "--max_seq_length 32", "give it more text",
+         argv="--task mlm --dataset_path …/data", lay=both(put("data/train.jsonl", '{"text": "short"}'),
+         put("data/validation.jsonl", '{"text": "short"}'))),
 ]  # fmt: skip
 
 

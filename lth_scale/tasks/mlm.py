@@ -98,7 +98,10 @@ def load_blocks(args: Training, tokenizer: PreTrainedTokenizerBase, length: int)
     for file, rows, limit in zip(files, texts, limits, strict=True):
         blocks = data.encode(rows, pack, tokenizer, length=length)
         if len(blocks) == 0:
-            raise BadInput(f"--max_seq_length {length}: {file} has not enough text for one block; give a smaller one")
+            raise BadInput(
+                f"--max_seq_length {length}: {file} has not enough text for one block; give it more text, or a smaller "
+                "length"
+            )
         splits.append(data.first(blocks, limit))
     cautions.texts(args, {"train": texts[0], "validation": texts[1]}, ("text",))
     return splits[0], splits[1]

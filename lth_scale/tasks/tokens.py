@@ -101,7 +101,7 @@ def diagnosis(problem: Exception, directory: Path) -> str | None:
         if directory.is_dir() and not any(directory.glob("*.model")):
             return NO_TOKENIZER
         if importlib.util.find_spec("sentencepiece") is None:
-            return NO_PACKAGE.format("sentencepiece")
+            return f"its tokenizer {NO_PACKAGE.format('sentencepiece')}"
         return "its SentencePiece model cannot be read; give it whole, or save the tokenizer as tokenizer.json"
     if isinstance(problem, ImportError) and (found := PACKAGE.search(text)):
         return NO_PACKAGE.format(next(filter(None, found.groups())).lower().replace("_", "-"))
@@ -349,6 +349,6 @@ def is_neutral(model: Any, tokenizer: PreTrainedTokenizerBase, row: BatchEncodin
     if padded.shape != alone.shape:  # an output for each token
         padded = padded[:, :count] if side == "right" else padded[:, -count:]
     seen = alone.abs() < 1e4  # what is masked is no scale
-    if padded.shape != alone.shape or not seen.any():
-        return False
+    if padded.shape != alone.shape or not seen.any():  # NaN and infinity are named where the whole network is tried
+        return padded.shape == alone.shape
     return bool((padded - alone)[seen].abs().max() <= 1e-4 * alone[seen].abs().max())
