@@ -166,7 +166,7 @@ def checkout(tmp_path):
 def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
     """All of a command, as the end of a terminal, a container or a batch job does."""
     os.killpg(process.pid, number)
-    process.wait(timeout=30)
+    process.wait(timeout=120)
 
 
 STEPS = ["venv", "pip", "torch", "torch: metadata", "torch: files", "sync"]

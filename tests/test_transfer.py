@@ -165,8 +165,8 @@ def test_theta_i_of_the_tickets_own_search_or_base_is_right_and_another_is_not(
     search, transfer, tiny_bert, other_bert, tmp_path, caplog
 ):
     own, again, other = (
-        search(max_steps=1, rewind_step=0, target_sparsity=0.1, output_dir=tmp_path / name, **more)
-        for name, more in (("own", {}), ("again", {"seed": 7}), ("other", {"model_name_or_path": other_bert}))
+        search(**{"max_steps": 2, "rewind_step": 0, "target_sparsity": 0.1, "output_dir": tmp_path / name, **more})
+        for name, more in (("own", {}), ("again", {"rewind_step": 1}), ("other", {"model_name_or_path": other_bert}))
     )
     assert (
         Ticket.load(own / "ticket.safetensors").theta_sha256 != Ticket.load(again / "ticket.safetensors").theta_sha256
@@ -176,7 +176,7 @@ def test_theta_i_of_the_tickets_own_search_or_base_is_right_and_another_is_not(
     kept = [Ticket.load(each / "ticket.safetensors").base_sha256 for each in (own, out / "seeds/01")]
     assert kept[0] == kept[1]  # of the weights that are trained
     assert caplog.text.count(f"--theta {own}/theta.safetensors: is the very θᵢ of the ticket") == 1
-    transfer(1, **given, theta=again / "theta.safetensors", output_dir=tmp_path / "again-1")  # its pooler is another
+    transfer(1, **given, theta=again / "theta.safetensors", output_dir=tmp_path / "again-1")  # θ₁ of the same base
     for theta in (again, other):
         with pytest.raises(
             BadInput, match=rf"--theta {theta}/theta\.safetensors: comes from other weights, base_sha256"

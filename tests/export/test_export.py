@@ -93,8 +93,15 @@ def farthest(path: Path, directory: Path) -> float:
     return max(apart)
 
 
-@pytest.mark.parametrize("kind", IN_FP32)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        (family, kind)
+        for family in FAMILIES
+        for kind in IN_FP32
+        if kind in ("dense", "compact") or family not in ("squeezebert", "convbert")  # whose convolutions are refused
+    ],
+)
 def test_an_export_of_every_family_answers_as_before(family, kind, checkpoint, tmp_path):
     needs_kernel(kind)
     path = checkpoint(family)
