@@ -349,6 +349,6 @@ def is_neutral(model: Any, tokenizer: PreTrainedTokenizerBase, row: BatchEncodin
     if padded.shape != alone.shape:  # an output for each token
         padded = padded[:, :count] if side == "right" else padded[:, -count:]
     seen = alone.abs() < 1e4  # what is masked is no scale
-    if padded.shape != alone.shape or not seen.any():  # NaN and infinity are named where the whole network is tried
-        return padded.shape == alone.shape
+    if padded.shape != alone.shape or not seen.any():  # NaN is named where the whole network is tried
+        return padded.shape == alone.shape and not alone.isfinite().any()
     return bool((padded - alone)[seen].abs().max() <= 1e-4 * alone[seen].abs().max())

@@ -270,12 +270,12 @@ def test_a_whole_number_that_json_writes_with_a_point_is_a_length(tokenizer, che
     assert max(map(len, task.train["input_ids"])) == 9
 
 
-@pytest.mark.parametrize("value", [float("nan"), 1e6], ids=["NaN", "more than any score"])
-def test_a_network_of_no_usable_scores_is_not_called_neutral_to_padding(value, tokenizer, checkpoint):
+@pytest.mark.parametrize(("value", "left_to_others"), [(float("nan"), True), (1e6, False)])
+def test_a_network_of_no_usable_scores_is_not_called_neutral_but_for_nan(value, left_to_others, tokenizer):
     model = hf.BertForSequenceClassification(bert(tokenizer))
     torch.nn.init.constant_(model.classifier.bias, value)
     row = tokenizer("the cat", return_tensors="pt")
-    assert not tokens.is_neutral(model, tokenizer, row, 16, "right")
+    assert tokens.is_neutral(model, tokenizer, row, 16, "right") == left_to_others
 
 
 @pytest.mark.parametrize(("ids", "rows", "named"), [
