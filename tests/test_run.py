@@ -128,6 +128,8 @@ class Checkout:
             stderr=subprocess.PIPE,
             text=True,
             process_group=0,
+            # a suite that runs in the background of a script ignores it, and so would all that it starts
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, *command: str, code: int = 0, **variables: object) -> str:
@@ -166,7 +168,7 @@ def checkout(tmp_path):
 def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
     """All of a command, as the end of a terminal, a container or a batch job does."""
     os.killpg(process.pid, number)
-    process.wait(timeout=120)
+    process.wait(timeout=60)
 
 
 STEPS = ["venv", "pip", "torch", "torch: metadata", "torch: files", "sync"]
