@@ -4,7 +4,6 @@ It is asked before those libraries are imported, which is when they read their v
 """
 
 import errno
-import logging
 import os
 import stat
 import tempfile
@@ -12,8 +11,8 @@ from functools import cache
 from pathlib import Path
 
 from lth_scale import files
+from lth_scale.notices import warn
 
-log = logging.getLogger("lth_scale")
 DATA = ("HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_METRICS_CACHE")
 COMPILERS = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
@@ -54,7 +53,7 @@ def settle(*names: str) -> None:
     for name in lost:
         os.environ[name] = str(spare() / name.lower())
     if lost:
-        _say(f"cannot be written: {', '.join(lost.values())}; {spare()} is used instead")
+        warn(f"cannot be written: {', '.join(lost.values())}; {spare()} is used instead")
 
 
 def spare() -> Path:
@@ -71,7 +70,7 @@ def _settle_temporary() -> None:
     given, place = os.environ.get("TMPDIR"), tempfile.gettempdir()
     if given and os.path.abspath(given) != place:
         os.environ["TMPDIR"] = place
-        _say(f"cannot be written: TMPDIR {given}; {place} is used instead")
+        warn(f"cannot be written: TMPDIR {given}; {place} is used instead")
 
 
 def _settle_home() -> None:
@@ -79,12 +78,7 @@ def _settle_home() -> None:
     if os.path.expanduser("~") == "~":
         os.environ["HOME"] = str(spare())
         os.environ.setdefault("LOGNAME", str(os.getuid()))  # else who asks for the user's name fails
-        _say(f"HOME is not set, and this user has none; {spare()} is used instead")
-
-
-def _say(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        log.warning("%s", line)
+        warn(f"HOME is not set, and this user has none; {spare()} is used instead")
 
 
 def refused_by_hub_cache(problem: BaseException) -> str:

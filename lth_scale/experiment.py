@@ -1,15 +1,14 @@
 """What MLflow's variables say of the runs: their experiment, and tags of the user's own. Does not import MLflow."""
 
 import json
-import logging
 import os
 import posixpath
 import re
 
 from lth_scale.arguments import BadInput, brief
+from lth_scale.notices import warn
 from lth_scale.redaction import redacted
 
-log = logging.getLogger("lth_scale")
 EXPERIMENT = "lth_scale"
 LONGEST_NAME, LONGEST_TAG = 500, 8000  # characters that MLflow takes
 # Tags that the runs have in any case, and those that stand for what MLflow is given otherwise.
@@ -73,5 +72,5 @@ def check() -> None:
             "give a shorter one"
         )
     tags()
-    if os.environ.get("MLFLOW_RUN_ID") and os.environ.get("RANK", "0") == "0":
-        log.warning("MLFLOW_RUN_ID is not followed: a command makes MLflow runs of its own")
+    if os.environ.get("MLFLOW_RUN_ID"):
+        warn("MLFLOW_RUN_ID is not followed: a command makes MLflow runs of its own")

@@ -34,6 +34,7 @@ from lth_scale.arguments import (
     launched_precision,
     parse_optim_args,
 )
+from lth_scale.notices import warn
 from lth_scale.prunable import base_model
 from lth_scale.sharding import Piece, Shards
 from lth_scale.tasks import Task, cautions
@@ -227,13 +228,15 @@ def check_forward(task: Task, args: Training) -> None:
     It is on the CPU still, and nothing is written yet. What a network decides once, at its first short batch (BigBird
     leaves its sparse attention then), is decided here, so that every round and every resumed run sees the same one.
     """
-    for split, rows in {"train": task.train, "validation": task.validation, **task.more}.items():
-        if 0 in (counts := token_counts(rows)):
+    splits = {"train": task.train, "validation": task.validation, **task.more}
+    counts = {split: token_counts(rows) for split, rows in splits.items()}
+    for split, lengths in counts.items():
+        if 0 in lengths:
             raise BadInput(
-                f"{cautions.named(args, split)}: row {counts.index(0) + 1} is empty, and the tokenizer of "
+                f"{cautions.named(args, split)}: row {lengths.index(0) + 1} is empty, and the tokenizer of "
                 f"{args.model_name_or_path} adds no token to it; fill it, or remove the row"
             )
-    (shortest, longest), (briefest, _) = extremes(task.train), extremes(task.validation)
+    (shortest, longest), (briefest, _) = extremes(counts["train"]), extremes(counts["validation"])
     name = f"--model_name_or_path {args.model_name_or_path}: {type(task.model).__name__}"
     try:
         batches = [task.collate(take(task.train, rows)) for rows in ([shortest], [shortest, longest])]
@@ -245,8 +248,8 @@ def check_forward(task: Task, args: Training) -> None:
         ) from problem
     if not all(bool(output.isfinite().all()) for output in outputs):
         raise BadInput(f"{name} gives NaN or infinity for rows of --task {args.task}; give another encoder")
-    if not torch.equal(outputs[0], outputs[-1]) and os.environ.get("RANK", "0") == "0":
-        log.warning("%s draws numbers that no seed decides: the same command gives other scores another time", name)
+    if not torch.equal(outputs[0], outputs[-1]):
+        warn("%s draws numbers that no seed decides: the same command gives other scores another time", name)
 
 
 @torch.no_grad()
@@ -257,9 +260,8 @@ def outputs_of(task: Task, batch: dict[str, Tensor]) -> Tensor:
         return task.loss(task.model, batch)[1]
 
 
-def extremes(rows: datasets.Dataset) -> tuple[int, int]:
+def extremes(lengths: list[int]) -> tuple[int, int]:
     """The numbers of the shortest and of the longest row."""
-    lengths = token_counts(rows)
     return lengths.index(min(lengths)), lengths.index(max(lengths))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lth_scale import checkpoint, files, prunable, tasks, terminal, training, watch
 from lth_scale.arguments import AGAIN, COSMETIC, BadInput, Stopped, Training, lasting
+from lth_scale.notices import warn
 from lth_scale.prunable import base_model
 from lth_scale.record import Record, Stage, a_round, starved_in
 from lth_scale.redaction import redacted
@@ -221,8 +222,7 @@ def checked_matrices(args: Training, task: tasks.Task) -> tuple[str, ...]:
     ignore = args.ignore or ()
     prunable.check(task.model, ignore, f"--model_name_or_path {args.model_name_or_path}")
     for line in filter(None, (prunable.kinds(task.model), prunable.passed_over(task.model, ignore))):
-        if os.environ.get("RANK", "0") == "0":
-            log.warning(line)
+        warn(line)
     return task.prunable
 
 

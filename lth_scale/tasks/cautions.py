@@ -1,6 +1,5 @@
 """One line of warning for each thing in the data that makes a score say little; none of them stops anything."""
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
@@ -8,24 +7,16 @@ from typing import Any
 
 import numpy
 import pyarrow
-from accelerate import PartialState
 from datasets import Dataset
 from pyarrow import compute
 
 from lth_scale.arguments import DATASETS, Training
+from lth_scale.notices import warn
 from lth_scale.tasks.data import shown
-
-log = logging.getLogger("lth_scale")
 
 MOST = 0.95  # a share of the rows that one answer gets right
 SHARED = 0.5  # a share of the validation rows that are in train too
 MASKED = 100  # masked tokens
-
-
-def warn(message: str, *values: Any) -> None:
-    """Log a warning, once for all processes."""
-    if PartialState().is_main_process:
-        log.warning(message, *values)
 
 
 def named(args: Training, split: str) -> str:

@@ -360,8 +360,6 @@ def _unusable(args: Training, problem: Exception) -> BadInput:
     name = args.model_name_or_path
     if diagnosis := tokens.diagnosis(problem, Path(model_path(args))):
         return BadInput(f"--model_name_or_path {name}: {diagnosis}")
-    if "ignore_mismatched_sizes" in str(problem):
-        problem = ValueError("its weights are of other shapes than its config.json says")
     if refused := caches.refused_by_hub_cache(problem):
         return BadInput(refused)
     if "Unrecognized configuration class" in str(problem) and (head := re.search(r"AutoModel\w+", str(problem))):

@@ -5,8 +5,6 @@ import hashlib
 import importlib.util
 import inspect
 import json
-import logging
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,9 +17,9 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from lth_scale.arguments import BadInput, Training, brief, first_line
+from lth_scale.notices import warn
 from lth_scale.prunable import base_model
 
-log = logging.getLogger("lth_scale")
 WORDS = "the cat sat on a mat and saw one good dog "
 PACKAGE = re.compile(r"install (?!the\b)([\w-]+)|The (\w+) (?:dictionary|library) is not|requires the (\w+) library")
 SHORTEST = 5  # tokens of a row: two texts of one token between CLS, SEP and SEP
@@ -182,7 +180,9 @@ def agree(args: Training, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     _warn_of_lost_tokens(name, model, tokenizer, texts)
     for part, settings in ((model, model.config.to_dict()), (tokenizer, tokenizer.init_kwargs)):
         if settings.get("auto_map"):
-            warn(f"{name}: code of its own (auto_map) is not run; it is read as {type(part).__name__} of transformers")
+            warn(
+                f"{name}: code of its own (auto_map) is not run; it is read as {type(part).__name__} of transformers",
+            )
     segments = has_segments(model)
     # The product with a whole vocabulary would cost more than the encoder.
     network: Any = base_model(model) if args.task == "mlm" else model
@@ -201,12 +201,6 @@ def agree(args: Training, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     return Inputs(length, segments, "longest" if side else "max_length")
 
 
-def warn(line: str) -> None:
-    """One line of warning, by the main process."""
-    if os.environ.get("RANK", "0") == "0":
-        log.warning("%s", line)
-
-
 def _attend(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Have the tokenizer give an attention mask where the model takes one, and none where it does not."""
     others = [name for name in tokenizer.model_input_names if name != "attention_mask"]
@@ -223,7 +217,7 @@ def _warn_of_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedTok
     if others:
         warn(
             f"{name}: its config.json or its positions take {others[0]} as the padding's id, and its tokenizer pads "
-            f"with {pad}: if text holds {others[0]}, positions may shift; give the model its own tokenizer"
+            f"with {pad}: if text holds {others[0]}, positions may shift; give the model its own tokenizer",
         )
 
 
@@ -234,12 +228,12 @@ def _warn_of_lost_tokens(name: str, model: PreTrainedModel, tokenizer: PreTraine
         lost = tokenizer.cls_token or "[CLS]"
         warn(
             f"{name}: its tokenizer adds no {lost} to a text, which encoders are pre-trained with and heads read; "
-            "save the tokenizer with its post-processor"
+            "save the tokenizer with its post-processor",
         )
     elif texts == 2 and not separates(tokenizer):
         warn(
             f"{name}: its tokenizer puts no token between two texts, so one runs on into the other; save it with a "
-            "post-processor that does"
+            "post-processor that does",
         )
     if getattr(tokenizer, "normalization", False) and getattr(tokenizer, "demojizer", True) is None:
         warn(f"{name}: its tokenizer leaves emoji as they are for want of a package; pip install emoji==0.6.0")
