@@ -10,9 +10,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from lth_scale import files
-from lth_scale.evidence import made
-from lth_scale.tracking import SCORES
+from lth_scale.science.evidence import made
+
+from lth_scale.config import files
+from lth_scale.tracking.mlflow.view import SCORES
 
 
 def learnt(run: Path) -> tuple[str, float]:
@@ -37,7 +38,9 @@ def main() -> None:
     for run in given.runs:
         how, score = learnt(run)
         found.setdefault(how, []).append(score)
-    rows = [{"what": how, "unit": "points", "values": scores} for how, scores in sorted(found.items())]
+    rows = [
+        {"what": how, "unit": "points", "values": scores} for how, scores in sorted(found.items())
+    ]
     for each in rows:
         print(f"{each['what']:<80} {' '.join(f'{value:.1f}' for value in each['values'])}")
     if given.save:

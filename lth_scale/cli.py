@@ -9,8 +9,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from lth_scale import __version__, arguments
-from lth_scale.arguments import Arguments, OneLineParser, Transfer, exit_on_bad_input
+from lth_scale.config import parsers
+from lth_scale.config.arguments import Arguments, Transfer
+from lth_scale.config.exit_codes import exit_on_bad_input
+from lth_scale.config.parsers import OneLineParser
+from lth_scale.config.version import __version__
 
 # The modules whose `main` is a verb, and what --help says of each.
 VERBS = {
@@ -29,26 +32,38 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 def build_parser(whole: bool = False) -> OneLineParser:
     """`lth` and its verbs by name alone, or with all their flags."""
-    parser = OneLineParser("lth", description="Lottery tickets in pre-trained encoders.", allow_abbrev=False)
+    parser = OneLineParser(
+        "lth", description="Lottery tickets in pre-trained encoders.", allow_abbrev=False
+    )
     parser.usage = "lth VERB [flags]   (lth VERB --help lists them)"
     parser.add_argument("--version", action="version", version=f"lth_scale {__version__}")
-    parser.add_argument("--print-completion", choices=SHELLS, help="print the script that completes lth in this shell")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=ArgumentParser)
+    parser.add_argument(
+        "--print-completion",
+        choices=SHELLS,
+        help="print the script that completes lth in this shell",
+    )
+    verbs = parser.add_subparsers(
+        title="verbs", metavar="VERB", dest="verb", parser_class=ArgumentParser
+    )
     for verb, about in VERBS.items():
-        verbs.add_parser(verb, help=about, add_help=False, parents=[parser_of(verb)] if whole else [])
+        verbs.add_parser(
+            verb, help=about, add_help=False, parents=[parser_of(verb)] if whole else []
+        )
     return parser
 
 
 def parser_of(verb: str) -> ArgumentParser:
     """A verb's own parser, made without torch."""
     if verb in KINDS:
-        return arguments.build_parser(f"lth_scale.{verb}", f"{VERBS[verb].capitalize()}.", KINDS[verb])
-    return arguments.ticket_parser() if verb == "ticket" else module_of(verb).build_parser()
+        return parsers.build_parser(
+            f"lth_scale.{verb}", f"{VERBS[verb].capitalize()}.", KINDS[verb]
+        )
+    return module_of(verb).build_parser()
 
 
 def module_of(verb: str) -> ModuleType:
     """The module whose `main` a verb is."""
-    return importlib.import_module(f"lth_scale.{verb}" + (".__main__" if verb in ("export", "speed") else ""))
+    return importlib.import_module(f"lth_scale.{verb}")
 
 
 def completion(shell: str) -> str:
@@ -71,7 +86,7 @@ def _actions(parser: ArgumentParser) -> Iterator[Action]:
 
 def run() -> None:
     """Do what the command line says. Raises BadInput."""
-    if sys.argv[1:2] == [arguments.VERBOSE]:
+    if sys.argv[1:2] == [parsers.VERBOSE]:
         sys.argv.append(sys.argv.pop(1))  # a flag of the verb's
     named = [each for each in sys.argv[1:2] if not each.startswith("-")]
     parser = build_parser()
@@ -80,7 +95,9 @@ def run() -> None:
         print(completion(given.print_completion))
     elif given.verb:
         del sys.argv[1]
-        parser_of(given.verb).parse_known_args()  # --help and wrong values do not wait for what the verb imports
+        parser_of(
+            given.verb
+        ).parse_known_args()  # --help and wrong values do not wait for what the verb imports
         module_of(given.verb).main()
     else:
         parser.print_help()

@@ -5,14 +5,17 @@
 
 from typing import TYPE_CHECKING
 
-from lth_scale import hub
-from lth_scale.arguments import Arguments, exit_on_bad_input, first_imports, parse
-from lth_scale.outbox import send_waiting
-from lth_scale.record import Record
-from lth_scale.terminal import show
+from lth_scale.config.arguments import Arguments
+from lth_scale.config.exit_codes import exit_on_bad_input
+from lth_scale.config.resolution import parse
+from lth_scale.config.startup import first_imports
+from lth_scale.science.summary import show
+from lth_scale.shipping import hub
+from lth_scale.tracking.outbox import send_waiting
+from lth_scale.tracking.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from lth_scale.search import Search
+    from lth_scale.training.search import Search
 
 
 def imp(search: "Search") -> None:
@@ -46,11 +49,11 @@ def compare(search: "Search") -> None:
 
 def run(args: Arguments) -> None:
     """Find a ticket and compare it, or go on where that stopped, or show what was found. Raises BadInput."""
-    record = Record.open(args)
+    record = RunDirectory.open(args)
     if not record.is_done():
         hub.check(args)
         with first_imports():  # of torch: bad input and finished searches do not wait for it
-            from lth_scale.search import Search
+            from lth_scale.training.search import Search
 
         search = Search.begin(args, record)
         imp(search)
@@ -63,7 +66,13 @@ def run(args: Arguments) -> None:
 
 def main() -> None:
     """The command line of `lth_scale.imp`."""
-    run(parse(None, prog="lth_scale.imp", description="Find a lottery ticket by iterative magnitude pruning."))
+    run(
+        parse(
+            None,
+            prog="lth_scale.imp",
+            description="Find a lottery ticket by iterative magnitude pruning.",
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -6,17 +6,22 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lth_scale import files, hub
-from lth_scale.arguments import BadInput, Transfer, exit_on_bad_input, first_imports, parse
-from lth_scale.outbox import send_waiting
-from lth_scale.record import Record
-from lth_scale.terminal import by_seed, show
+from lth_scale.config import files
+from lth_scale.config.arguments import Transfer
+from lth_scale.config.errors import BadInput
+from lth_scale.config.exit_codes import exit_on_bad_input
+from lth_scale.config.resolution import parse
+from lth_scale.config.startup import first_imports
+from lth_scale.science.summary import by_seed, show
+from lth_scale.shipping import hub
+from lth_scale.tracking.outbox import send_waiting
+from lth_scale.tracking.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from lth_scale.subnetwork import Subnetwork
+    from lth_scale.training.transfer import TransferRun
 
 
-def transfer(network: "Subnetwork") -> None:
+def transfer(network: "TransferRun") -> None:
     """Train the subnetwork with each seed; a seed that is complete is not trained again."""
     for seed in network.args.seeds:
         if network.is_done_with(seed):
@@ -31,15 +36,15 @@ def transfer(network: "Subnetwork") -> None:
 
 def run(args: Transfer) -> None:
     """Transfer, or go on where that stopped, or show what was found. Raises BadInput."""
-    record = Record.open(args)
+    record = RunDirectory.open(args)
     if args.compare_with:
         check_comparable(args, Path(args.compare_with))
     if not record.is_done():
         hub.check(args)
         with first_imports():  # of torch: bad input and finished work do not wait for it
-            from lth_scale.subnetwork import Subnetwork
+            from lth_scale.training.transfer import TransferRun
 
-        network = Subnetwork.begin(args, record)
+        network = TransferRun.begin(args, record)
         transfer(network)
         network.close({})
     send_waiting(record)
@@ -59,7 +64,14 @@ def check_comparable(args: Transfer, other: Path) -> None:
 
 def main() -> None:
     """The command line of `lth_scale.transfer`."""
-    run(parse(None, "lth_scale.transfer", "Train a subnetwork on a task, from a ticket of any task.", Transfer))
+    run(
+        parse(
+            None,
+            "lth_scale.transfer",
+            "Train a subnetwork on a task, from a ticket of any task.",
+            Transfer,
+        )
+    )
 
 
 if __name__ == "__main__":

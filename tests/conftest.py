@@ -15,33 +15,52 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny products are fastest on one thread
 
-from lth_scale.arguments import embedded_path
+from lth_scale.tasks.locations import embedded_path
 
 
 def pytest_configure(config):
     """What has to be compiled is compiled once a run, for all workers: they inherit the directory."""
     if "TORCH_EXTENSIONS_DIR" not in os.environ:
         os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="torch-extensions-")
-        config.add_cleanup(lambda: shutil.rmtree(os.environ["TORCH_EXTENSIONS_DIR"], ignore_errors=True))
+        config.add_cleanup(
+            lambda: shutil.rmtree(os.environ["TORCH_EXTENSIONS_DIR"], ignore_errors=True)
+        )
 
 
 def pytest_addoption(parser):
-    parser.addoption("--machine", action="store_true", help="also run what needs root, system packages or a minute")
+    parser.addoption(
+        "--machine",
+        action="store_true",
+        help="also run what needs root, system packages or a minute",
+    )
 
 
 # Of minutes, so that none ends alone; beside the sharded ranks' what often waits, and no other launches of many ranks.
-FIRST = ["test_sharding", "test_tracking", "test_hub", "test_commands", "test_launch", "test_mlflow_ui",
-         "test_checkpoint", "test_export", "test_watch"]  # fmt: skip
+FIRST = [
+    "test_sharding",
+    "test_tracking",
+    "test_hub",
+    "test_commands",
+    "test_launch",
+    "test_mlflow_ui",
+    "test_checkpoint",
+    "test_export",
+    "test_watch",
+]
 
 
 def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: [*FIRST, item.path.stem].index(item.path.stem))
     for item in items:
         if item.get_closest_marker("machine") and not config.getoption("--machine"):
-            item.add_marker(pytest.mark.skip(reason="needs root, system packages or a minute: give --machine"))
+            item.add_marker(
+                pytest.mark.skip(reason="needs root, system packages or a minute: give --machine")
+            )
 
 
-WORDS = "the cat sat on a mat and saw one good dog run far from its old bad house by the sea".split()  # noqa: SIM905
+WORDS = (
+    "the cat sat on a mat and saw one good dog run far from its old bad house by the sea".split()
+)  # noqa: SIM905
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +93,9 @@ def other_bert(tiny_bert, tmp_path_factory) -> Path:
     torch.manual_seed(1)
     directory = tmp_path_factory.mktemp("other_bert")
     shutil.copytree(tiny_bert, directory, dirs_exist_ok=True)
-    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(tiny_bert)).save_pretrained(directory)
+    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(tiny_bert)).save_pretrained(
+        directory
+    )
     return directory
 
 
@@ -104,7 +125,10 @@ def sst2_data(tmp_path_factory) -> Path:
     """train.jsonl (64 rows) and validation.jsonl (20 rows) in SST-2's columns."""
     directory = tmp_path_factory.mktemp("sst2")
     for split, count in (("train", 64), ("validation", 20)):
-        rows = [{"idx": i, "sentence": sentence(i), "label": int("good" in sentence(i))} for i in range(count)]
+        rows = [
+            {"idx": i, "sentence": sentence(i), "label": int("good" in sentence(i))}
+            for i in range(count)
+        ]
         write_jsonl(directory / f"{split}.jsonl", rows)
     return directory
 
@@ -140,7 +164,10 @@ def small(tiny_bert, sst2_data, tmp_path):
             part
             for name, value in values.items()
             if value is not None
-            for part in (f"--{name}", *map(str, [] if value is True else value if isinstance(value, list) else [value]))
+            for part in (
+                f"--{name}",
+                *map(str, [] if value is True else value if isinstance(value, list) else [value]),
+            )
         ]
 
     return flags
@@ -151,7 +178,7 @@ def undrawn(monkeypatch):
     """Pictures of nothing, where a test does not look at them: to draw two takes as long as a small search."""
     from PIL import Image
 
-    from lth_scale import figures
+    from lth_scale.science import figures
 
     Image.new("L", (8, 8)).save(buffer := io.BytesIO(), "png")
     monkeypatch.setattr(figures, "_png", lambda figure: buffer.getvalue())
@@ -163,7 +190,7 @@ def search(small, undrawn):
     from accelerate.state import AcceleratorState
 
     from lth_scale import imp
-    from lth_scale.arguments import parse
+    from lth_scale.config.resolution import parse
 
     def go(**overrides) -> Path:
         AcceleratorState._reset_state(reset_partial_state=True)  # one process, many searches
@@ -180,7 +207,8 @@ def transfer(small, tmp_path):
     from accelerate.state import AcceleratorState
 
     from lth_scale import transfer
-    from lth_scale.arguments import Transfer, parse
+    from lth_scale.config.arguments import Transfer
+    from lth_scale.config.resolution import parse
 
     def go(*seeds: int, **overrides) -> Path:
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -16,14 +16,19 @@ LTH = Path(sys.executable).with_name("lth")
 
 
 def lth(*argv: str) -> subprocess.CompletedProcess:
-    return subprocess.run([LTH, *argv], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [LTH, *argv], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
+    )
 
 
 def test_every_command_of_the_package_is_a_verb():
     """A command is a module that ends in `exit_on_bad_input(main)`."""
     package = Path(lth_scale.__file__).parent
-    found = {path.relative_to(package) for path in package.rglob("*.py") if "\n    exit_on_bad_input(main)" in
-             path.read_text()} - {Path("embedded/pretrain.py")}  # fmt: skip
+    found = {
+        path.relative_to(package)
+        for path in package.rglob("*.py")
+        if "\n    exit_on_bad_input(main)" in path.read_text()
+    } - {Path("embedded/pretrain.py")}
     assert {path.parts[0].removesuffix(".py") for path in found} - {"cli"} == set(cli.VERBS)
 
 
@@ -35,7 +40,9 @@ def test_lth_lists_its_verbs_a_line_each_and_says_its_version():
     assert lth("--version").stdout == f"lth_scale {lth_scale.__version__}\n"
 
 
-@pytest.mark.parametrize("argv", [["impp"], ["--versio"], ["--print-completion", "ksh"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "argv", [["impp"], ["--versio"], ["--print-completion", "ksh"]], ids=" ".join
+)
 def test_what_is_no_verb_is_refused_in_one_line(argv):
     done = lth(*argv)
     assert done.returncode == 2 and done.stdout == ""
@@ -44,7 +51,9 @@ def test_what_is_no_verb_is_refused_in_one_line(argv):
 
 def test_a_reader_that_leaves_as_head_does_is_no_error_to_be_told_of():
     argv = [LTH, "study", "studies/demo.yaml", "--dry_run"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ("", 128 + signal.SIGPIPE)
 
@@ -74,9 +83,15 @@ def test_lth_does_what_the_module_does(command, tmp_path):
 
     from lth_scale import Ticket
 
-    Ticket({"encoder.layer.0": torch.eye(4).bool()}, task="sst2").save(tmp_path / "ticket.safetensors")
+    Ticket({"encoder.layer.0": torch.eye(4).bool()}, task="sst2").save(
+        tmp_path / "ticket.safetensors"
+    )
     done, module = lth("ticket", str(tmp_path)), command("lth_scale.ticket", str(tmp_path))
-    assert done.returncode == 0 and "75.0000% (12 of 16" in done.stdout and done.stdout == module.stdout
+    assert (
+        done.returncode == 0
+        and "75.0000% (12 of 16" in done.stdout
+        and done.stdout == module.stdout
+    )
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
@@ -108,7 +123,9 @@ COMPLETED = {
 
 def test_bash_completes_verbs_flags_choices_and_files(tmp_path):
     (tmp_path / "runs/first").mkdir(parents=True)
-    tab = 'COMP_WORDS=($1); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); $function; echo "${COMPREPLY[*]}"'
+    tab = (
+        'COMP_WORDS=($1); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); $function; echo "${COMPREPLY[*]}"'
+    )
     script = [
         'eval "$(lth --print-completion bash)"',
         'function=$(complete -p lth | sed "s/.*-F \\([^ ]*\\) lth/\\1/")',
@@ -116,8 +133,14 @@ def test_bash_completes_verbs_flags_choices_and_files(tmp_path):
         *(f'tab "{words}"' for words in COMPLETED),
     ]
     path = f"{LTH.parent}:{os.environ['PATH']}"
-    done = subprocess.run(["bash", "--norc", "-c", "\n".join(script)], capture_output=True, text=True, timeout=60,
-                          cwd=tmp_path, env=os.environ | {"PATH": path})  # fmt: skip
+    done = subprocess.run(
+        ["bash", "--norc", "-c", "\n".join(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path},
+    )
     assert dict(zip(COMPLETED, done.stdout.splitlines(), strict=True)) == COMPLETED, done.stderr
 
 

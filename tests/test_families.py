@@ -8,10 +8,15 @@ import transformers as hf
 from transformers import AutoModelForMaskedLM
 
 from lth_scale import Ticket
-from lth_scale.arguments import BadInput
-from lth_scale.prunable import prunable
+from lth_scale.config.errors import BadInput
+from lth_scale.pruning.prunable_set import prunable
 
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
 ROOM = {**SIZES, "max_position_embeddings": 40}
 FAMILIES = {
     "bert": (hf.BertConfig, ROOM),
@@ -22,10 +27,22 @@ FAMILIES = {
     ),
     "mpnet": (hf.MPNetConfig, ROOM),
     "electra": (hf.ElectraConfig, {**ROOM, "embedding_size": 8}),
-    "deberta": (hf.DebertaConfig, {**ROOM, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
-    "deberta-v2": (hf.DebertaV2Config, {**ROOM, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
-    "squeezebert": (hf.SqueezeBertConfig, {**ROOM, "embedding_size": 16, "q_groups": 2, "intermediate_groups": 2}),
-    "convbert": (hf.ConvBertConfig, {**ROOM, "embedding_size": 16, "head_ratio": 1, "conv_kernel_size": 3}),
+    "deberta": (
+        hf.DebertaConfig,
+        {**ROOM, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    ),
+    "deberta-v2": (
+        hf.DebertaV2Config,
+        {**ROOM, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    ),
+    "squeezebert": (
+        hf.SqueezeBertConfig,
+        {**ROOM, "embedding_size": 16, "q_groups": 2, "intermediate_groups": 2},
+    ),
+    "convbert": (
+        hf.ConvBertConfig,
+        {**ROOM, "embedding_size": 16, "head_ratio": 1, "conv_kernel_size": 3},
+    ),
     "modernbert": (
         hf.ModernBertConfig,
         {**ROOM, "cls_token_id": 2, "sep_token_id": 3, "global_attn_every_n_layers": 1},
@@ -51,11 +68,16 @@ def test_a_search_runs_and_its_network_loads_back(task, directory, search, text_
     from conftest import sentence, write_jsonl
 
     for split in ("train", "validation"):
-        rows = [{"sentence1": sentence(i), "sentence2": sentence(i + 1), "label": i % 2} for i in range(16)]
+        rows = [
+            {"sentence1": sentence(i), "sentence2": sentence(i + 1), "label": i % 2}
+            for i in range(16)
+        ]
         write_jsonl(tmp_path / f"pairs/{split}.jsonl", rows)
     data = text_data if task == "mlm" else tmp_path / "pairs"
     # longer than any of them has positions for: it must be shortened, not crash
-    out = search(task=task, model_name_or_path=directory, dataset_path=data, max_steps=1, max_seq_length=64)
+    out = search(
+        task=task, model_name_or_path=directory, dataset_path=data, max_steps=1, max_seq_length=64
+    )
     ticket = Ticket.load(out / "ticket.safetensors")
     rows = json.loads((out / "results.json").read_text())
     assert rows[-1]["pruned"] == ticket.pruned == round(0.3 * ticket.prunable)
@@ -71,7 +93,9 @@ def saved(tokenizer, tmp_path):
 
     def save(kind, config, **sizes):
         torch.manual_seed(0)
-        network = kind(config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes))
+        network = kind(
+            config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+        )
         network.save_pretrained(tmp_path / "saved")
         tokenizer.save_pretrained(tmp_path / "saved")
         return tmp_path / "saved"
@@ -82,20 +106,30 @@ def saved(tokenizer, tmp_path):
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40}
 
 
-@pytest.mark.parametrize("how", [{}, {"scope": "layerwise"}, {"score": "movement"}, {"control": "one_shot"}])
+@pytest.mark.parametrize(
+    "how", [{}, {"scope": "layerwise"}, {"score": "movement"}, {"control": "one_shot"}]
+)
 def test_a_search_prunes_the_conv1d_of_gpt2(how, saved, search):
     model = saved(hf.GPT2ForSequenceClassification, hf.GPT2Config, **GPT2)
     out = search(model_name_or_path=model, max_steps=1, target_sparsity=0.5, prune_rate=0.25, **how)
     ticket = Ticket.load(out / "ticket.safetensors")
-    weights = prunable(hf.AutoModelForSequenceClassification.from_pretrained(out / "rounds/02/model"))
+    weights = prunable(
+        hf.AutoModelForSequenceClassification.from_pretrained(out / "rounds/02/model")
+    )
     assert {name: tuple(w.shape) for name, w in weights.items() if ".0." in name} == {
-        "h.0.attn.c_attn.weight": (16, 48), "h.0.attn.c_proj.weight": (16, 16),
-        "h.0.mlp.c_fc.weight": (16, 64), "h.0.mlp.c_proj.weight": (64, 16),
-    }  # fmt: skip
+        "h.0.attn.c_attn.weight": (16, 48),
+        "h.0.attn.c_proj.weight": (16, 16),
+        "h.0.mlp.c_fc.weight": (16, 64),
+        "h.0.mlp.c_proj.weight": (64, 16),
+    }
     total = 2 * 12 * 16 * 16
     zeros = sum(int((weight == 0).sum()) for weight in weights.values())
     assert zeros == ticket.pruned == round(0.5 * total) and ticket.prunable == total
-    assert ticket.arguments["ignore"] == [] == json.loads((out / "arguments.json").read_text())["ignore"]
+    assert (
+        ticket.arguments["ignore"]
+        == []
+        == json.loads((out / "arguments.json").read_text())["ignore"]
+    )
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "block:4x1"])
@@ -103,30 +137,49 @@ def test_a_search_prunes_the_conv1d_of_gpt2(how, saved, search):
 def test_patterns_of_a_conv1d_go_along_its_inputs(pattern, control, saved, search):
     model = saved(hf.GPT2ForSequenceClassification, hf.GPT2Config, **GPT2)
     out = search(
-        model_name_or_path=model, max_steps=1, target_sparsity=0.5, prune_rate=0.5, pattern=pattern, control=control
+        model_name_or_path=model,
+        max_steps=1,
+        target_sparsity=0.5,
+        prune_rate=0.5,
+        pattern=pattern,
+        control=control,
     )
     place = "rounds/01" if control == "none" else "controls/one_shot/01"
     for mask in Ticket.load(out / place / "ticket.safetensors").masks.values():
         turned = mask.T.contiguous()  # (outputs, inputs)
-        tiles = turned.view(-1, 4) if pattern == "2:4" else turned.view(turned.shape[0] // 4, 4, -1).transpose(1, 2)
+        tiles = (
+            turned.view(-1, 4)
+            if pattern == "2:4"
+            else turned.view(turned.shape[0] // 4, 4, -1).transpose(1, 2)
+        )
         assert set(tiles.reshape(-1, 4).sum(1).tolist()) <= ({2} if pattern == "2:4" else {0, 4})
 
 
-def test_a_wide_convolution_is_refused_and_then_left_dense_by_the_users_word(saved, search, transfer, tmp_path):
-    model = saved(hf.DebertaV2ForSequenceClassification, hf.DebertaV2Config, **ROOM, conv_kernel_size=3)
-    with pytest.raises(BadInput, match=r"encoder\.conv\.conv\.weight \(Conv1d, 16×16×3, 768 numbers\)"):
+def test_a_wide_convolution_is_refused_and_then_left_dense_by_the_users_word(
+    saved, search, transfer, tmp_path
+):
+    model = saved(
+        hf.DebertaV2ForSequenceClassification, hf.DebertaV2Config, **ROOM, conv_kernel_size=3
+    )
+    with pytest.raises(
+        BadInput, match=r"encoder\.conv\.conv\.weight \(Conv1d, 16×16×3, 768 numbers\)"
+    ):
         search(model_name_or_path=model)
     assert not (tmp_path / "out").exists()
     flags = {"model_name_or_path": model, "max_steps": 1}
     out = search(**flags, ignore=r"encoder\.conv\.")
     ticket = Ticket.load(out / "ticket.safetensors")
-    assert ticket.arguments["ignore"] == [r"encoder\.conv\."] and not any("conv" in name for name in ticket.masks)
+    assert ticket.arguments["ignore"] == [r"encoder\.conv\."] and not any(
+        "conv" in name for name in ticket.masks
+    )
     # a transfer takes over what its ticket left out, and may not leave out what that prunes
     moved = transfer(**flags, ticket=out)
     assert json.loads((moved / "arguments.json").read_text())["ignore"] == [r"encoder\.conv\."]
     row = json.loads((moved / "results.json").read_text())[0]
     assert (row["pruned"], row["prunable"]) == (ticket.pruned, ticket.prunable)
-    with pytest.raises(BadInput, match=r"prunes encoder\.layer\S+output\.dense\.weight, which --ignore conv output"):
+    with pytest.raises(
+        BadInput, match=r"prunes encoder\.layer\S+output\.dense\.weight, which --ignore conv output"
+    ):
         transfer(**flags, ticket=out, ignore=["conv", "output"], output_dir=tmp_path / "other")
 
 
@@ -139,9 +192,15 @@ def test_a_matrix_that_is_ignored_stays_as_it_was_trained(tiny_bert, search, tra
     assert Ticket.load(out / "ticket.safetensors").apply(model) is model
     for control in ("one_shot", "random_mask"):
         there = transfer(
-            ignore=["query"], max_steps=1, control=control, target_sparsity=0.5, output_dir=tmp_path / control
+            ignore=["query"],
+            max_steps=1,
+            control=control,
+            target_sparsity=0.5,
+            output_dir=tmp_path / control,
         )
-        assert json.loads((there / "results.json").read_text())[0]["pruned"] == round(0.5 * (ticket.prunable))
+        assert json.loads((there / "results.json").read_text())[0]["pruned"] == round(
+            0.5 * (ticket.prunable)
+        )
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart", "led"])
@@ -152,24 +211,37 @@ def test_an_encoder_decoder_is_refused_for_every_task(kind, task, saved, search)
         "bart": {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1},
         "led": {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "attention_window": 4},
     }[kind]
-    config, model = {"t5": (hf.T5Config, hf.T5Model), "bart": (hf.BartConfig, hf.BartModel),
-                     "led": (hf.LEDConfig, hf.LEDModel)}[kind]  # fmt: skip
-    with pytest.raises(BadInput, match=rf"is an encoder-decoder \({kind}\), and what is trained is an encoder"):
+    config, model = {
+        "t5": (hf.T5Config, hf.T5Model),
+        "bart": (hf.BartConfig, hf.BartModel),
+        "led": (hf.LEDConfig, hf.LEDModel),
+    }[kind]
+    with pytest.raises(
+        BadInput, match=rf"is an encoder-decoder \({kind}\), and what is trained is an encoder"
+    ):
         search(task=task, model_name_or_path=saved(model, config, **sizes))
 
 
 def test_a_decoder_has_no_masked_language_model(saved, search, text_data):
     model = saved(hf.GPT2LMHeadModel, hf.GPT2Config, **GPT2)
-    with pytest.raises(BadInput, match="--task mlm needs a network that AutoModelForMaskedLM knows"):
+    with pytest.raises(
+        BadInput, match="--task mlm needs a network that AutoModelForMaskedLM knows"
+    ):
         search(task="mlm", model_name_or_path=model, dataset_path=text_data)
 
 
-def test_a_fresh_pooler_is_not_pruned_and_one_of_the_checkpoint_is(tiny_bert, saved, search, transfer, tmp_path):
+def test_a_fresh_pooler_is_not_pruned_and_one_of_the_checkpoint_is(
+    tiny_bert, saved, search, transfer, tmp_path
+):
     fresh = Ticket.load(search(max_steps=1) / "ticket.safetensors")  # a masked LM has none
-    whole = saved(hf.BertForSequenceClassification, hf.BertConfig, **ROOM | {"intermediate_size": 32})
+    whole = saved(
+        hf.BertForSequenceClassification, hf.BertConfig, **ROOM | {"intermediate_size": 32}
+    )
     out = search(model_name_or_path=whole, max_steps=1, output_dir=tmp_path / "whole")
     with_pooler = Ticket.load(out / "ticket.safetensors")
     assert "pooler.dense.weight" not in fresh.masks and "pooler.dense.weight" in with_pooler.masks
-    moved = transfer(model_name_or_path=tiny_bert, ticket=out, max_steps=1, allow_other_weights=True)
+    moved = transfer(
+        model_name_or_path=tiny_bert, ticket=out, max_steps=1, allow_other_weights=True
+    )
     ticket = Ticket.load(moved / "seeds/42/ticket.safetensors")
     assert "pooler.dense.weight" not in ticket.masks  # it is fresh there

@@ -26,12 +26,29 @@ LIVES = "def test_it(): pass\ndef test_that(): pass\n"
 
 def test_a_worker_of_the_suite_that_dies_ends_it_with_the_test_s_name(tmp_path):
     """Else xdist starts another worker, and where the others have left already it waits for ever."""
-    flags = re.search(r'-m pytest (.*?) "\$@"', RUN.read_text(), re.DOTALL)[1].replace("\\\n", "").split()
+    flags = (
+        re.search(r'-m pytest (.*?) "\$@"', RUN.read_text(), re.DOTALL)[1]
+        .replace("\\\n", "")
+        .split()
+    )
     for name, content in {"a": LIVES, "b": LIVES, "dies": DIES}.items():
         (tmp_path / f"test_{name}.py").write_text(content)
-    command = [sys.executable, "-m", "pytest", *flags, "-n", "2", "-p", "no:cacheprovider", "--rootdir", tmp_path]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *flags,
+        "-n",
+        "2",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        tmp_path,
+    ]
     done = subprocess.run([*command, tmp_path], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and re.search(r"crashed while running '.*test_dies.py::test_it'", done.stdout)
+    assert done.returncode == 1 and re.search(
+        r"crashed while running '.*test_dies.py::test_it'", done.stdout
+    )
 
 
 PYTHON = """#!/bin/sh
@@ -93,24 +110,45 @@ class Checkout:
     """A directory with `run` and a package, and what `run` finds of Python, pip and the machine."""
 
     def __init__(self, root: Path):
-        self.root, self.venv, self.reached = root / "a checkout", root / "a checkout/.venv", root / "reached"
+        self.root, self.venv, self.reached = (
+            root / "a checkout",
+            root / "a checkout/.venv",
+            root / "reached",
+        )
         (self.root / "lth_scale").mkdir(parents=True)
         (self.root / "lth_scale/__init__.py").touch()
         for name in ("pyproject.toml", "constraints.txt"):
             (self.root / name).write_text(name)
         shutil.copy(RUN, self.root)
         stand_in = root / "stand in"
-        for name, content in {"pip/__init__.py": "", "pip/__main__.py": PIP, "pip-1.dist-info/METADATA": ""}.items():
+        for name, content in {
+            "pip/__init__.py": "",
+            "pip/__main__.py": PIP,
+            "pip-1.dist-info/METADATA": "",
+        }.items():
             (stand_in / "site" / name).parent.mkdir(parents=True, exist_ok=True)
             (stand_in / "site" / name).write_text(content)
-        (stand_in / "site/pip-1.dist-info/RECORD").write_text(f"pip/__init__.py,,0\npip/__main__.py,,{len(PIP)}\n")
+        (stand_in / "site/pip-1.dist-info/RECORD").write_text(
+            f"pip/__init__.py,,0\npip/__main__.py,,{len(PIP)}\n"
+        )
         self.program("pip", '#!/bin/sh\nexec "${0%/*}/python" -m pip "$@"\n', stand_in)
-        python = PYTHON.format(python=shlex.quote(sys.executable), stand_in=shlex.quote(str(stand_in)))
+        python = PYTHON.format(
+            python=shlex.quote(sys.executable), stand_in=shlex.quote(str(stand_in))
+        )
         self.program("python3", python)
-        self.program("sync", '#!/bin/sh\n[ "${STOP_AT:-}" != sync ] || { touch "$REACHED"; exec sleep 60; }\n')
+        self.program(
+            "sync",
+            '#!/bin/sh\n[ "${STOP_AT:-}" != sync ] || { touch "$REACHED"; exec sleep 60; }\n',
+        )
         self.calls = root / "calls"
-        self.environment = {"PATH": f"{root / 'bin'}:/usr/bin:/bin", "REACHED": self.reached, "CALLS": self.calls}
-        self.environment["PIP_REQUIRE_VIRTUALENV"] = "1"  # whatever `run` does wrong, this machine's Python stays
+        self.environment = {
+            "PATH": f"{root / 'bin'}:/usr/bin:/bin",
+            "REACHED": self.reached,
+            "CALLS": self.calls,
+        }
+        self.environment["PIP_REQUIRE_VIRTUALENV"] = (
+            "1"  # whatever `run` does wrong, this machine's Python stays
+        )
 
     def program(self, name: str, content: str, folder: Path | None = None) -> None:
         """An executable, by default one that `run` finds first."""
@@ -172,7 +210,11 @@ def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
 
 
 STEPS = ["venv", "pip", "torch", "torch: metadata", "torch: files", "sync"]
-KILLS = [*((step, signal.SIGKILL) for step in STEPS), ("torch", signal.SIGINT), ("torch: files", signal.SIGTERM)]
+KILLS = [
+    *((step, signal.SIGKILL) for step in STEPS),
+    ("torch", signal.SIGINT),
+    ("torch: files", signal.SIGTERM),
+]
 
 
 @pytest.mark.parametrize(("step", "number"), KILLS)
@@ -264,8 +306,15 @@ def test_a_checkout_that_was_moved_has_an_environment_of_its_own(checkout):
     checkout.venv = checkout.root / ".venv"
     shutil.copytree(checkout.root, old, symlinks=True)
     assert "was moved" in checkout.run("docs")
-    found = [checkout.venv / "bin/python", "-I", "-c", "import lth_scale; print(lth_scale.__file__)"]
-    assert subprocess.check_output(found, text=True).strip() == str(checkout.root / "lth_scale/__init__.py")
+    found = [
+        checkout.venv / "bin/python",
+        "-I",
+        "-c",
+        "import lth_scale; print(lth_scale.__file__)",
+    ]
+    assert subprocess.check_output(found, text=True).strip() == str(
+        checkout.root / "lth_scale/__init__.py"
+    )
 
 
 def test_an_environment_behind_a_link_is_never_cleared(checkout):
@@ -293,7 +342,10 @@ def test_an_interpreter_of_another_version_is_refused(checkout):
     checkout.run("setup")
     checkout.program("python4", "#!/bin/sh\necho 4.0\n")
     said = checkout.run("setup", code=1, PYTHON="python4")
-    assert re.fullmatch(r"run: .venv has Python 3\.\d+ and PYTHON=python4 is another version; remove .venv, .*\n", said)
+    assert re.fullmatch(
+        r"run: .venv has Python 3\.\d+ and PYTHON=python4 is another version; remove .venv, .*\n",
+        said,
+    )
     assert "python5 is not here" in checkout.run("setup", code=1, PYTHON="python5")
     assert checkout.run("setup", PYTHON="python3") == ""
 
@@ -310,7 +362,9 @@ def test_any_shell_runs_it_from_anywhere_also_by_a_link(checkout, shell):
         pytest.skip(f"{program} is not here")
     link = checkout.root.parent / "link"
     link.symlink_to(checkout.root / "run")
-    assert checkout.run(shutil.which(program), *flags, str(link), "docs", CDPATH="/").startswith("built\n")
+    assert checkout.run(shutil.which(program), *flags, str(link), "docs", CDPATH="/").startswith(
+        "built\n"
+    )
     assert checkout.works() and not (link.parent / ".venv").exists()
     assert checkout.run("docs") == "built\n"
 

@@ -6,21 +6,17 @@ import numpy
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerBase
-
-from lth_scale import metrics
-from lth_scale.arguments import DATASETS, Training
-from lth_scale.tasks import cautions, data, tokens
-from lth_scale.tasks.task import (
-    Batch,
-    Task,
-    check_labels,
-    labelled,
-    load_model,
-    load_tokenizer,
-    prediction_rows,
-    prediction_scores,
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
 )
+
+from lth_scale.config.arguments import Training
+from lth_scale.config.defaults import DATASETS
+from lth_scale.tasks import data, data_warnings, metrics, tokenization
+from lth_scale.tasks.base import Batch, Task, labelled, prediction_rows, prediction_scores
+from lth_scale.tasks.loading import check_labels, load_model, load_tokenizer
 
 NAMES = {"spearmanr": "spearman"}  # the metric's name → ours
 CORRELATIONS = ("cola", "stsb")  # tasks, of which the first metric is one
@@ -64,11 +60,17 @@ FAMILIES = {
 
 
 def tokenize(
-    batch: dict, tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...], length: int, segments: bool
+    batch: dict,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: tuple[str, ...],
+    length: int,
+    segments: bool,
 ) -> dict:
     """Token ids of the texts, cut to `length`, and `labels`; `segments` says whether the model tells them apart."""
     options = {} if segments else {"return_token_type_ids": False}
-    encoded = tokenizer(*(batch[text] for text in texts), truncation=True, max_length=length, **options)
+    encoded = tokenizer(
+        *(batch[text] for text in texts), truncation=True, max_length=length, **options
+    )
     return {**encoded, "labels": batch["label"]}
 
 
@@ -79,20 +81,22 @@ def load_rows(args: Training, family: Family) -> dict[str, Dataset]:
     validation = (family.validation, *family.more.values())
     limits = {"train": args.max_train_samples, **dict.fromkeys(validation, args.max_eval_samples)}
     bounds = SCORES if family.classes == 1 else (0, family.classes - 1)
-    return data.load_splits(args, DATASETS[args.task], columns, bounds, limits, optional=tuple(family.more.values()))
+    return data.load_splits(
+        args, DATASETS[args.task], columns, bounds, limits, optional=tuple(family.more.values())
+    )
 
 
 def caution(args: Training, family: Family, splits: dict[str, Dataset]) -> None:
     """Warn of texts, classes without a row, and labels or scores that are nearly all the same."""
-    cautions.texts(args, splits, family.texts, filled=family.texts)
+    data_warnings.texts(args, splits, family.texts, filled=family.texts)
     for split, rows in splits.items():
         if family.classes == 1:
-            cautions.answers(args, split, rows["label"][:], len(rows), "score")
+            data_warnings.answers(args, split, rows["label"][:], len(rows), "score")
         else:
-            cautions.labels(args, split, rows["label"][:], family.classes)
+            data_warnings.labels(args, split, rows["label"][:], family.classes)
 
 
-def load(args: Training) -> Task:
+def load_glue(args: Training) -> Task:
     """The task that --task names, with its model. Raises BadInput."""
     family = FAMILIES[args.task]
     tokenizer = load_tokenizer(args)
@@ -100,14 +104,18 @@ def load(args: Training) -> Task:
     kind = "regression" if family.classes == 1 else "single_label_classification"
     if args.keep_head:
         check_labels(args, family.labels)
-    loaded = load_model(args, AutoModelForSequenceClassification, tokenizer, **labelled(family.labels, kind))
+    loaded = load_model(
+        args, AutoModelForSequenceClassification, tokenizer, **labelled(family.labels, kind)
+    )
     model = loaded.model
-    inputs = tokens.agree(args, model, tokenizer, len(family.texts))
+    inputs = tokenization.agree(args, model, tokenizer, len(family.texts))
     options = {"texts": family.texts, "length": inputs.length, "segments": inputs.segments}
-    encoded = {split: data.encode(rows, tokenize, tokenizer, **options) for split, rows in splits.items()}
+    encoded = {
+        split: data.encode(rows, tokenize, tokenizer, **options) for split, rows in splits.items()
+    }
     caution(args, family, splits)
     collate = DataCollatorWithPadding(tokenizer, inputs.padding, inputs.length)
-    metric = metrics.load("glue", args.task)
+    metric = metrics.load_metric("glue", args.task)
 
     def loss(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         output = model(**batch)
@@ -118,14 +126,25 @@ def load(args: Training) -> Task:
 
     def score(rows: numpy.ndarray) -> dict[str, float]:
         if args.task in CORRELATIONS:
-            cautions.correlation(*rows.T[:2])
-        return {NAMES.get(name, name): value for name, value in prediction_scores(rows, metric).items()}
+            data_warnings.correlation(*rows.T[:2])
+        return {
+            NAMES.get(name, name): value for name, value in prediction_scores(rows, metric).items()
+        }
 
     return Task(
-        model=model, prunable=loaded.prunable, base_sha256=loaded.base_sha256, remark=loaded.remark,
+        model=model,
+        prunable=loaded.prunable,
+        base_sha256=loaded.base_sha256,
+        remark=loaded.remark,
         tokenizer=tokenizer,
         revision=getattr(model.config, "_commit_hash", None) or "",
-        train=encoded["train"], validation=encoded[family.validation], collate=collate, eval_collate=collate,
-        loss=loss, rows=rows, score=score, grouped=True,
+        train=encoded["train"],
+        validation=encoded[family.validation],
+        collate=collate,
+        eval_collate=collate,
+        loss=loss,
+        rows=rows,
+        score=score,
+        grouped=True,
         more={suffix: encoded[split] for suffix, split in family.more.items() if split in encoded},
-    )  # fmt: skip
+    )

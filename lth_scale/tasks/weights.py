@@ -18,8 +18,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from lth_scale.arguments import BadInput
-from lth_scale.prunable import base_model
+from lth_scale.config.errors import BadInput
+from lth_scale.distributed.encoder import base_model
 
 POOLER = "pooler."
 # Names that the classes do not know: of wrapped models, and of the MLM head in DeBERTa's releases.
@@ -65,7 +65,8 @@ class Source:
     def _read(self, kind: Any, **more: Any) -> "Found":
         model, info = kind.from_pretrained(
             self.path,
-            revision=self.revision or "main",  # by name, or transformers looks for no converted safetensors
+            revision=self.revision
+            or "main",  # by name, or transformers looks for no converted safetensors
             dtype="float32",
             use_safetensors=True,
             trust_remote_code=False,
@@ -73,8 +74,12 @@ class Source:
             **self.options,
             **more,
         )
-        shapes = {name: (tuple(there), tuple(here)) for name, there, here in info["mismatched_keys"]}
-        return Found(model, frozenset(info["missing_keys"]), shapes, frozenset(info["unexpected_keys"]))
+        shapes = {
+            name: (tuple(there), tuple(here)) for name, there, here in info["mismatched_keys"]
+        }
+        return Found(
+            model, frozenset(info["missing_keys"]), shapes, frozenset(info["unexpected_keys"])
+        )
 
 
 class Found(NamedTuple):
@@ -94,7 +99,11 @@ class Found(NamedTuple):
     def prefix(self) -> str:
         """Of the base model's names; "" where the class does not hold it in a module of its own."""
         base = base_model(self.model)
-        return next(f"{name}." if name else "" for name, module in self.model.named_modules() if module is base)
+        return next(
+            f"{name}." if name else ""
+            for name, module in self.model.named_modules()
+            if module is base
+        )
 
     @property
     def head(self) -> set[str]:
@@ -107,7 +116,11 @@ class Found(NamedTuple):
         """The names that a checkpoint has to have: all, or the base model's without a pooler that is nowhere there."""
         names = {*self.model.state_dict()}
         pooler = {name for name in names if name.startswith(self.prefix + POOLER)}
-        return names if with_head else names - self.head - (pooler if pooler <= self.missing else set())
+        return (
+            names
+            if with_head
+            else names - self.head - (pooler if pooler <= self.missing else set())
+        )
 
     def ordered(self, names: set[str]) -> list[str]:
         """Names in the order of the model."""
@@ -127,7 +140,9 @@ class Found(NamedTuple):
     def unexpected_layers(self) -> set[str]:
         """The names of weights in the base model's stacks of layers, or beside one, that no parameter there has."""
         base = base_model(self.model)
-        stacks = (name for name, module in base.named_modules() if isinstance(module, nn.ModuleList))
+        stacks = (
+            name for name, module in base.named_modules() if isinstance(module, nn.ModuleList)
+        )
         homes = tuple(f"{name.rpartition('.')[0] or name}." for name in stacks)
         buffers = {name for name, _ in base.named_buffers()}
         prefix = f"{self.model.base_model_prefix}."
@@ -146,7 +161,7 @@ class OwnHead(NamedTuple):
     remedy: str
 
 
-class Loaded(NamedTuple):
+class LoadedWeights(NamedTuple):
     """A model, the names in it that were drawn, and those outside the base model that the checkpoint has.
 
     renamed: the checkpoint has some weights by other names.
@@ -158,7 +173,7 @@ class Loaded(NamedTuple):
     renamed: bool = False
 
 
-def load(source: Source, kind: Any, seed: int, head: OwnHead | None) -> Loaded:
+def load_weights(source: Source, kind: Any, seed: int, head: OwnHead | None) -> LoadedWeights:
     """The checkpoint in a model of this class, with its own head, or where that is None with one drawn from `seed`.
 
     A base model's pooler that the checkpoint lacks is drawn too. What is drawn is what `from_pretrained` would draw
@@ -178,16 +193,16 @@ def load(source: Source, kind: Any, seed: int, head: OwnHead | None) -> Loaded:
         set_seed(seed)
         model = _made_of(known | state, model)
     check_finite(source.flag, model)
-    return Loaded(model, frozenset(drawn), frozenset(found.head - found.missing), renamed)
+    return LoadedWeights(model, frozenset(drawn), frozenset(found.head - found.missing), renamed)
 
 
-def load_as_found(source: Source, kind: Any, seed: int) -> Loaded:
+def load_as_found(source: Source, kind: Any, seed: int) -> LoadedWeights:
     """The checkpoint in a model of this class, with what it has of a head; the rest is drawn (version 0.1.0)."""
     set_seed(seed)
     found = source.read(kind)
     check(source, found, {}, None)
     check_finite(source.flag, found.model)
-    return Loaded(found.model, frozenset(found.lost), frozenset(found.head - found.lost))
+    return LoadedWeights(found.model, frozenset(found.lost), frozenset(found.head - found.lost))
 
 
 def _tied_elsewhere(source: Source, found: Found) -> dict[str, Tensor]:
@@ -216,9 +231,13 @@ def check(source: Source, found: Found, given: Mapping[str, Tensor], head: OwnHe
     """Raise BadInput unless the checkpoint and `given` have the base model and the head, and no other layers."""
     flag, kind = source.flag, type(found.model).__name__
     if not found.prefix:
-        raise BadInput(f"{flag}: {kind} does not hold its encoder apart from its head; give an encoder like BERT")
+        raise BadInput(
+            f"{flag}: {kind} does not hold its encoder apart from its head; give an encoder like BERT"
+        )
     if pair := found.twice(source.names):
-        raise BadInput(f"{flag}: the checkpoint has both {pair[0]} and {pair[1]}, which are one weight; take one out")
+        raise BadInput(
+            f"{flag}: the checkpoint has both {pair[0]} and {pair[1]}, which are one weight; take one out"
+        )
     check_shapes(flag, found)
     if names := found.ordered(found.wanted(False) & found.missing - given.keys()):
         beside = sorted(found.unexpected)
@@ -227,7 +246,9 @@ def check(source: Source, found: Found, given: Mapping[str, Tensor], head: OwnHe
     check_layers(flag, found)
     if head and (names := found.ordered(found.lost - given.keys())):
         shape = f" of shape {found.shapes[names[0]][1]}" if names[0] in found.shapes else ""
-        raise BadInput(f"{flag}: the checkpoint lacks {some(names)}{shape} of {head.words}; {head.remedy}")
+        raise BadInput(
+            f"{flag}: the checkpoint lacks {some(names)}{shape} of {head.words}; {head.remedy}"
+        )
 
 
 def check_shapes(flag: str, found: Found) -> None:
@@ -258,7 +279,11 @@ def some(names: list[str]) -> str:
 def check_finite(flag: str, model: nn.Module) -> None:
     """Raise BadInput where a weight is NaN or infinite. A tenth of a second for BERT-base."""
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
+        if (
+            tensor.is_floating_point()
+            and tensor.numel()
+            and not all(map(torch.isfinite, tensor.aminmax()))
+        ):
             count = int((~tensor.isfinite()).sum())
             raise BadInput(
                 f"{flag}: {count:,} of {tensor.numel():,} values of {name} are NaN or infinite; give a checkpoint "

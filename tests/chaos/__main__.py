@@ -57,24 +57,39 @@ def kinds(hub: Hub, launched: bool) -> list[Kind]:
     return [
         search,
         Search("imp, 2 gloo ranks", "lth_scale.imp", processes=2, parts=6, ranks=True),
-        *([Search(under, "lth_scale.imp", processes=2, parts=6, launched=True)] if launched else []),
+        *(
+            [Search(under, "lth_scale.imp", processes=2, parts=6, launched=True)]
+            if launched
+            else []
+        ),
         Transfer("transfer, 2 seeds", "lth_scale.transfer", parts=3, needs=search),
         study,
         Report("report", "lth_scale.report", needs=study),
-        Export("export, csr", "lth_scale.export.__main__", needs=search),
-        Export("export, compact", "lth_scale.export.__main__", needs=search, format="compact"),
-        Speed("speed", "lth_scale.speed.__main__", needs=search),
+        Export("export, csr", "lth_scale.export", needs=search),
+        Export("export, compact", "lth_scale.export", needs=search, format="compact"),
+        Speed("speed", "lth_scale.speed", needs=search),
         Push("hub push", "lth_scale.hub", needs=search, hub=hub),
     ]
 
 
-def variables(kind: Kind, home: Path, trap: str, clock: float, rank: int | None, port: int) -> dict[str, str]:
-    found = {"CHAOS": trap, "CHAOS_CLOCK": str(clock), "CHAOS_HOME": str(home), "ACCELERATE_USE_CPU": "true"}
+def variables(
+    kind: Kind, home: Path, trap: str, clock: float, rank: int | None, port: int
+) -> dict[str, str]:
+    found = {
+        "CHAOS": trap,
+        "CHAOS_CLOCK": str(clock),
+        "CHAOS_HOME": str(home),
+        "ACCELERATE_USE_CPU": "true",
+    }
     found |= {"MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}"}
     found |= {"HF_HUB_OFFLINE": "0" if isinstance(kind, Push) else "1"}
     if rank is not None:
         found |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(kind.processes)}
-        found |= {"LOCAL_WORLD_SIZE": str(kind.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        found |= {
+            "LOCAL_WORLD_SIZE": str(kind.processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
     return found
 
 
@@ -86,12 +101,36 @@ def start(kind: Kind, home: Path, moment: str, n: int, which: int, clock: float 
     log = os.open(home / "out.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     if kind.launched:
         accelerate = Path(sys.executable).with_name("accelerate")
-        command = [accelerate, "launch", "--multi_gpu", "--num_processes", str(kind.processes), "--num_machines", "1",
-                   "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port),
-                   "-m", "tests.chaos.victim", kind.module, *kind.flags(home, 0)]  # fmt: skip
+        command = [
+            accelerate,
+            "launch",
+            "--multi_gpu",
+            "--num_processes",
+            str(kind.processes),
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            str(port),
+            "-m",
+            "tests.chaos.victim",
+            kind.module,
+            *kind.flags(home, 0),
+        ]
         own = os.environ | variables(kind, home, f"{moment}:{n}:{which}", clock, None, port)
-        return [subprocess.Popen(command, env=own, stdout=log, stderr=log,
-                                 stdin=subprocess.DEVNULL, start_new_session=True).pid]  # fmt: skip
+        return [
+            subprocess.Popen(
+                command,
+                env=own,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            ).pid
+        ]
     children: list[int] = []
     for index in range(kind.processes):
         trap = f"{moment if index == which else ''}:{n}:{index if kind.ranks else 0}"
@@ -99,7 +138,9 @@ def start(kind: Kind, home: Path, moment: str, n: int, which: int, clock: float 
         if child == 0:
             os.setsid()
             os.dup2(log, 1), os.dup2(log, 2)
-            os.environ.update(variables(kind, home, trap, clock, index if kind.ranks else None, port))
+            os.environ.update(
+                variables(kind, home, trap, clock, index if kind.ranks else None, port)
+            )
             sys.argv = ["victim", kind.module, *kind.flags(home, index)]
             importlib.import_module(f"{__package__}.victim").main()
         children.append(child)
@@ -141,7 +182,10 @@ def kill(processes: list[psutil.Process]) -> None:
 def attempt(kind: Kind, home: Path, moment: str, rng: random.Random) -> bool:
     """Run the command until it ends or dies; True where it was killed."""
     step_times(home, rng.uniform(-DAY, DAY))
-    n, which = rng.randint(1, max(1, kind.counts[moment] // kind.parts)), rng.randrange(kind.processes)
+    n, which = (
+        rng.randint(1, max(1, kind.counts[moment] // kind.parts)),
+        rng.randrange(kind.processes),
+    )
     children = start(kind, home, moment, n, which, rng.uniform(-DAY, DAY))
     limit = rng.uniform(0.1, 1) * kind.seconds if moment == ANY else 300
     codes = wait(kind, children, time.monotonic() + limit)
@@ -161,7 +205,10 @@ def attempt(kind: Kind, home: Path, moment: str, rng: random.Random) -> bool:
 def plant(home: Path) -> set[Path]:
     """Put files of others into every directory but those that are still being filled; returns them."""
     planted = set()
-    for directory in [home, *(path for path in home.rglob("*") if path.is_dir() and ".tmp" not in str(path))]:
+    for directory in [
+        home,
+        *(path for path in home.rglob("*") if path.is_dir() and ".tmp" not in str(path)),
+    ]:
         for name, text in PLANTED.items():
             if directory.is_dir():  # and has not just been deleted by a job that goes on
                 (directory / name).write_text(text)
@@ -242,9 +289,13 @@ def table(kills: list[Kill]) -> str:
     lines = ["| command | killed | kills | resumed | identical |", "|---|---|--:|--:|--:|"]
     for key in sorted({(each.kind, each.moment) for each in kills}):
         these = [each for each in kills if (each.kind, each.moment) == key]
-        lines.append(f"| {key[0]} | {key[1]} | {len(these)} | {sum(each.resumed for each in these)} "
-                     f"| {sum(each.identical for each in these)} |")  # fmt: skip
-    lines.append(f"| all | | {len(kills)} | {sum(k.resumed for k in kills)} | {sum(k.identical for k in kills)} |")
+        lines.append(
+            f"| {key[0]} | {key[1]} | {len(these)} | {sum(each.resumed for each in these)} "
+            f"| {sum(each.identical for each in these)} |"
+        )
+    lines.append(
+        f"| all | | {len(kills)} | {sum(k.resumed for k in kills)} | {sum(k.identical for k in kills)} |"
+    )
     return "\n".join(lines)
 
 
@@ -257,21 +308,34 @@ def main() -> None:
     given = parser.parse_args()
     rng, base, hub = random.Random(given.seed), Path(tempfile.mkdtemp(prefix="chaos-")), Hub()
     threading.Thread(target=hub.serve_forever, daemon=True).start()
-    os.environ.update({**environment(hub, base / "hf"), "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"})
+    os.environ.update(
+        {**environment(hub, base / "hf"), "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    )
     subprocess.run(
-        [sys.executable, "-c", "import sys; from lth_scale.tracking import connect; connect(sys.argv[1])",
-         f"sqlite:///{base / 'mlflow.db'}"], check=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import sys; from lth_scale.tracking.mlflow.connection import connect; connect(sys.argv[1])",
+            f"sqlite:///{base / 'mlflow.db'}",
+        ],
+        check=True,
+    )
     every = kinds(hub, given.launched)
     wanted = [each for each in every if re.split("[, ]", each.name)[0] in given.only.split(",")]
-    for number, kind in enumerate(each for each in every if each in wanted or any(w.needs is each for w in wanted)):
+    for number, kind in enumerate(
+        each for each in every if each in wanted or any(w.needs is each for w in wanted)
+    ):
         baseline(kind, base, number)
         print(f"{kind.name}: {kind.seconds:.0f} s uninterrupted, {dict(kind.counts)}", flush=True)
     kills: list[Kill] = []
     for number, kind in enumerate(itertools.cycle(wanted)):
         reached = [each for each in MOMENTS if kind.counts[each]]
-        most = min(6 if kind.parts > 1 else 3, max(1, given.kills // len(wanted)), given.kills - len(kills))
-        kills += run(kind, new_home(kind, base, 100 + number), rng.sample([*reached, ANY, ANY], most), rng)
+        most = min(
+            6 if kind.parts > 1 else 3, max(1, given.kills // len(wanted)), given.kills - len(kills)
+        )
+        kills += run(
+            kind, new_home(kind, base, 100 + number), rng.sample([*reached, ANY, ANY], most), rng
+        )
         if len(kills) == given.kills:
             break
     print(table(kills))

@@ -15,9 +15,25 @@ from tests.hub_server import Hub
 
 TRAINED = [
     *("--preset", "demo", "--max_steps", "6", "--save_steps", "2", "--logging_steps", "1"),
-    *("--max_train_samples", "256", "--per_device_train_batch_size", "8", "--max_eval_samples", "16"),
+    *(
+        "--max_train_samples",
+        "256",
+        "--per_device_train_batch_size",
+        "8",
+        "--max_eval_samples",
+        "16",
+    ),
 ]
-SEARCHED = ["--task", "sst2", "--target_sparsity", "0.3", "--rewind_step", "1", "--control", "random_mask"]
+SEARCHED = [
+    "--task",
+    "sst2",
+    "--target_sparsity",
+    "0.3",
+    "--rewind_step",
+    "1",
+    "--control",
+    "random_mask",
+]
 GRID = """\
 launcher: "{python} -m tests.chaos.victim"
 flags: {{preset: demo, save_steps: 2, logging_steps: 1, max_train_samples: 256, max_eval_samples: 16, prune_rate: 0.2}}
@@ -78,7 +94,16 @@ class Transfer(Kind):
     """Two seeds, and the network of the first."""
 
     def flags(self, home: Path, index: int) -> list[str]:
-        what = ["--task", "sst2", "--ticket", str(self.source), "--seeds", "1", "2", "--keep_network"]
+        what = [
+            "--task",
+            "sst2",
+            "--ticket",
+            str(self.source),
+            "--seeds",
+            "1",
+            "2",
+            "--keep_network",
+        ]
         return [*what, *TRAINED, "--output_dir", str(home / "out")]
 
 
@@ -89,7 +114,15 @@ class Study(Kind):
         (home / "grid.yaml").write_text(GRID.format(python=sys.executable))
 
     def flags(self, home: Path, index: int) -> list[str]:
-        return [str(home / "grid.yaml"), "--output_dir", str(home / "out"), "--index", str(index), "--of", "2"]
+        return [
+            str(home / "grid.yaml"),
+            "--output_dir",
+            str(home / "out"),
+            "--index",
+            str(index),
+            "--of",
+            "2",
+        ]
 
 
 class Report(Kind):
@@ -117,7 +150,16 @@ class Speed(Kind):
     """The engine of torch, and sparse CSR, at the smallest shape."""
 
     def flags(self, home: Path, index: int) -> list[str]:
-        small = ["--batch_size", "1", "--sequence_length", "8", "--repeats", "4", "--max_eval_samples", "4"]
+        small = [
+            "--batch_size",
+            "1",
+            "--sequence_length",
+            "8",
+            "--repeats",
+            "4",
+            "--max_eval_samples",
+            "4",
+        ]
         return [str(self.source), "--backends", "csr", *small, "--output_dir", str(home / "out")]
 
     def outcome(self, home: Path) -> dict:
@@ -143,7 +185,9 @@ class Push(Kind):
 
     def outcome(self, home: Path) -> dict:
         commits = self.hub.repos[REPOSITORY].commits
-        uploaded = [{name: digest(content) for name, content in commit.items()} for commit in commits]
+        uploaded = [
+            {name: digest(content) for name, content in commit.items()} for commit in commits
+        ]
         return {"files": names(home), "commits": uploaded}
 
 
@@ -178,7 +222,9 @@ def contents(directory: Path) -> dict:
 def scrubbed(value, home: Path):
     """A JSON value without times and the commit, and with another name for the home."""
     if isinstance(value, dict):
-        return {key: scrubbed(each, home) for key, each in value.items() if not VARIABLE.fullmatch(key)}
+        return {
+            key: scrubbed(each, home) for key, each in value.items() if not VARIABLE.fullmatch(key)
+        }
     if isinstance(value, list):
         return [scrubbed(each, home) for each in value]
     return value.replace(str(home), "HOME") if isinstance(value, str) else value
@@ -188,7 +234,8 @@ def tracked(home: Path) -> list:
     """What MLflow has of every run: metrics but for times, parameters, tags and artifacts."""
     store = sqlite3.connect(home / "mlflow.db")
     measured = " or ".join(
-        f"m.key like '{each}'" for each in ("seconds", "peak_memory", "system/%", "%ms", "%/times_%")
+        f"m.key like '{each}'"
+        for each in ("seconds", "peak_memory", "system/%", "%ms", "%/times_%")
     )
     tables = {
         "metrics": f"m.key, m.step, case when {measured} then 0 else m.value end",
@@ -198,12 +245,22 @@ def tracked(home: Path) -> list:
     kept = "from {} m join runs r using (run_uuid) where r.lifecycle_stage = 'active' and {} order by 1, 2, 3, 4"
     which = "m.key in ('task', 'seed', 'round', 'control', 'curve', 'report')"
     found = [
-        store.execute(f"select r.name, {what} {kept.format(name, which if name == 'tags' else 'true')}").fetchall()
+        store.execute(
+            f"select r.name, {what} {kept.format(name, which if name == 'tags' else 'true')}"
+        ).fetchall()
         for name, what in tables.items()
     ]
-    runs = "select name, status, artifact_uri from runs where lifecycle_stage = 'active' order by name"
+    runs = (
+        "select name, status, artifact_uri from runs where lifecycle_stage = 'active' order by name"
+    )
     for name, status, uri in store.execute(runs):
-        artifacts = [path.name for path in sorted(Path(uri.removeprefix("file://")).rglob("*")) if path.is_file()]
-        whole = [each for each in artifacts if not each.startswith(".artifact.uploading")]  # MLflow's, killed in a copy
+        artifacts = [
+            path.name
+            for path in sorted(Path(uri.removeprefix("file://")).rglob("*"))
+            if path.is_file()
+        ]
+        whole = [
+            each for each in artifacts if not each.startswith(".artifact.uploading")
+        ]  # MLflow's, killed in a copy
         found.append([name, status, whole])
     return found

@@ -17,8 +17,18 @@ from pathlib import Path
 TERMINATED = "asked to stop in a step"
 MOMENTS = (
     *("in a step", TERMINATED, "between threshold and rewind", "in a measurement", "in a deletion"),
-    *("with half a file written", "with half a checkpoint written", "before a rename", "after a rename"),
-    *("before an MLflow call", "after an MLflow call", "before a Hub request", "after a Hub request"),
+    *(
+        "with half a file written",
+        "with half a checkpoint written",
+        "before a rename",
+        "after a rename",
+    ),
+    *(
+        "before an MLflow call",
+        "after an MLflow call",
+        "before a Hub request",
+        "after a Hub request",
+    ),
 )
 
 
@@ -42,7 +52,9 @@ class Trap:
         self.seen[moment] += 1
         return moment == self.moment and self.seen[moment] == self.n
 
-    def around(self, owner, name: str, before: str, after: str = "", end: Callable[[], None] = die) -> None:
+    def around(
+        self, owner, name: str, before: str, after: str = "", end: Callable[[], None] = die
+    ) -> None:
         inner = getattr(owner, name)
 
         @functools.wraps(inner)
@@ -62,7 +74,9 @@ class Trap:
 
         def watched(*args, **options):
             given, path = inner(*args, **options), os.path.realpath(path_of(*args))
-            if os.path.isfile(path) and ".tmp" in path and self.at(moment):  # no kill shortens what is in its place
+            if (
+                os.path.isfile(path) and ".tmp" in path and self.at(moment)
+            ):  # no kill shortens what is in its place
                 os.truncate(path, os.stat(path).st_size // 2)
                 die()
             return given
@@ -87,17 +101,21 @@ def arm(moment: str, n: int, home: str) -> Trap:
     from huggingface_hub import get_session
     from mlflow import MlflowClient
 
-    from lth_scale import checkpoint, search, training
-    from lth_scale.speed import check
+    from lth_scale.shipping.speed import check
+    from lth_scale.training import checkpoints, loop, search
 
     trap = Trap(moment, n)
-    trap.around(training, "step_optimizer", TERMINATED, end=terminate)
-    trap.around(training, "step_optimizer", "in a step")
+    trap.around(loop, "step_optimizer", TERMINATED, end=terminate)
+    trap.around(loop, "step_optimizer", "in a step")
     trap.around(check, "difference", "in a measurement")
-    trap.half_written(os, "fsync", "with half a file written", lambda handle: f"/proc/self/fd/{handle}")
+    trap.half_written(
+        os, "fsync", "with half a file written", lambda handle: f"/proc/self/fd/{handle}"
+    )
     trap.around(os, "replace", "before a rename", "after a rename")
     trap.around(os, "rename", "before a rename", "after a rename")
-    trap.half_written(checkpoint, "save_file", "with half a checkpoint written", lambda tensors, path, *_: path)
+    trap.half_written(
+        checkpoints, "save_file", "with half a checkpoint written", lambda tensors, path, *_: path
+    )
     trap.around(search.Search, "complete", "between threshold and rewind")
     trap.half_deleted(home)
     for call in (
@@ -120,7 +138,7 @@ def main() -> None:
 
     CHAOS_COUNTS: a directory for what was counted, where that is given.
     """
-    from lth_scale.arguments import exit_on_bad_input
+    from lth_scale.config.exit_codes import exit_on_bad_input
 
     command = importlib.import_module(sys.argv.pop(1))
     moment, n, rank = os.environ["CHAOS"].split(":")

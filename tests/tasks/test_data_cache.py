@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from lth_scale.arguments import BadInput
+from lth_scale.config.errors import BadInput
 from lth_scale.tasks import data
 
 COLUMNS = {"sentence": "string", "label": "int64"}
@@ -30,8 +30,12 @@ def load(directory: Path, tokenizer) -> tuple[list, list]:
 
 
 @pytest.mark.parametrize("pattern", ["*.arrow", "cache-*.arrow"])
-@pytest.mark.parametrize("left", [0, 0.5, -8, None], ids=["empty", "half", "all but the end", "other bytes"])
-def test_a_damaged_entry_is_made_anew_and_is_not_deleted(left, pattern, cache, sst2_data, tokenizer, caplog):
+@pytest.mark.parametrize(
+    "left", [0, 0.5, -8, None], ids=["empty", "half", "all but the end", "other bytes"]
+)
+def test_a_damaged_entry_is_made_anew_and_is_not_deleted(
+    left, pattern, cache, sst2_data, tokenizer, caplog
+):
     whole = load(sst2_data, tokenizer)
     damaged = {}
     for path in cache.rglob(pattern):
@@ -45,12 +49,20 @@ def test_a_damaged_entry_is_made_anew_and_is_not_deleted(left, pattern, cache, s
     assert "is damaged" in caplog.text
 
 
-@pytest.mark.parametrize("lay", [
-    lambda path: path.write_text(""), lambda path: path.symlink_to("gone/away"), lambda path: path.symlink_to(path),
-    os.mkfifo,
-], ids=["a file", "a link to nothing", "a link to itself", "a pipe"])  # fmt: skip
+@pytest.mark.parametrize(
+    "lay",
+    [
+        lambda path: path.write_text(""),
+        lambda path: path.symlink_to("gone/away"),
+        lambda path: path.symlink_to(path),
+        os.mkfifo,
+    ],
+    ids=["a file", "a link to nothing", "a link to itself", "a pipe"],
+)
 def test_a_cache_that_cannot_be_written_is_one_line(lay, cache, sst2_data, tokenizer):
     lay(cache)
-    with pytest.raises(BadInput, match=rf"HF_DATASETS_CACHE {cache}: cannot be used \(.*\); set it to") as said:
+    with pytest.raises(
+        BadInput, match=rf"HF_DATASETS_CACHE {cache}: cannot be used \(.*\); set it to"
+    ) as said:
         load(sst2_data, tokenizer)
     assert "\n" not in str(said.value)

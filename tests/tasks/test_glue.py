@@ -9,8 +9,9 @@ from conftest import sentence, write_jsonl
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from lth_scale import tasks
-from lth_scale.arguments import GLUE_TASKS, parse
+from lth_scale.config.defaults import GLUE_TASKS
+from lth_scale.config.resolution import parse
+from lth_scale.tasks import base, registry
 from lth_scale.tasks.glue import FAMILIES
 
 METRICS = {task: ["accuracy"] for task in GLUE_TASKS} | {
@@ -25,16 +26,26 @@ METRICS = {task: ["accuracy"] for task in GLUE_TASKS} | {
 def load(small, tmp_path):
     """The task on ten rows in the Hub's columns."""
 
-    def go(name: str, **overrides) -> tasks.Task:
+    def go(name: str, **overrides) -> base.Task:
         family = FAMILIES[name]
-        labels = [i * 0.5 for i in range(10)] if family.classes == 1 else [i % family.classes for i in range(10)]
+        labels = (
+            [i * 0.5 for i in range(10)]
+            if family.classes == 1
+            else [i % family.classes for i in range(10)]
+        )
         rows = [
-            {**{text: sentence(3 * i + j) for j, text in enumerate(family.texts)}, "label": label, "idx": i}
+            {
+                **{text: sentence(3 * i + j) for j, text in enumerate(family.texts)},
+                "label": label,
+                "idx": i,
+            }
             for i, label in enumerate(labels)
         ]
         for split in ("train", family.validation, *family.more.values()):
             write_jsonl(tmp_path / name / f"{split}.jsonl", rows)
-        return tasks.load(parse(small(task=name, dataset_path=tmp_path / name, **overrides), "t", "t"))
+        return registry.load_task(
+            parse(small(task=name, dataset_path=tmp_path / name, **overrides), "t", "t")
+        )
 
     return go
 
@@ -53,10 +64,16 @@ def test_every_task_loads_its_columns_and_trains(name, load):
 
 def test_mnli_has_mismatched_rows_too_where_they_are(load, small, tmp_path):
     task = load("mnli", max_eval_samples=4)
-    assert list(task.more) == ["mismatched"] and len(task.more["mismatched"]) == len(task.validation) == 4
+    assert (
+        list(task.more) == ["mismatched"]
+        and len(task.more["mismatched"]) == len(task.validation) == 4
+    )
     assert task.more["mismatched"].column_names == task.validation.column_names
     (tmp_path / "mnli/validation_mismatched.jsonl").unlink()
-    assert tasks.load(parse(small(task="mnli", dataset_path=tmp_path / "mnli"), "t", "t")).more == {}
+    assert (
+        registry.load_task(parse(small(task="mnli", dataset_path=tmp_path / "mnli"), "t", "t")).more
+        == {}
+    )
     assert load("sst2").more == {}
 
 
@@ -100,7 +117,7 @@ def test_a_changed_file_is_read_again(small, tmp_path):
     for split in ("train", "validation"):
         write_jsonl(tmp_path / f"d/{split}.jsonl", rows)
     args = parse(small(dataset_path=tmp_path / "d"), "t", "t")
-    assert len(tasks.load(args).train) == 8
+    assert len(registry.load_task(args).train) == 8
     write_jsonl(tmp_path / "d/train.jsonl", [*rows, *rows])
-    assert len(tasks.load(args).train) == 16
+    assert len(registry.load_task(args).train) == 16
     assert json.loads((tmp_path / "d/train.jsonl").read_text().splitlines()[0]) == rows[0]

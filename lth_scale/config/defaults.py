@@ -1,0 +1,93 @@
+"""Defaults: the paper's, those of the official code, and the presets."""
+
+from typing import Any
+
+EMBEDDED = "embedded"
+GLUE_TASKS = ("mnli", "qqp", "stsb", "wnli", "qnli", "mrpc", "rte", "sst2", "cola")
+TASKS = (*GLUE_TASKS, "squad", "mlm")
+# The Hub's data of each task: name and configuration.
+DATASETS = {task: ("nyu-mll/glue", task) for task in GLUE_TASKS} | {
+    "squad": ("rajpurkar/squad", "plain_text"),
+    "mlm": ("wikimedia/wikipedia", "20231101.en"),
+}
+SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
+# What --optim_args may set: the least and the greatest number, or the words for yes and no.
+# With an eps that fp32 rounds to 0, a weight without a gradient becomes NaN.
+ADAM: dict[str, Any] = {"eps": (1e-30, 1.0), "amsgrad": ("true", "false")}
+OPTIM_ARGS: dict[str, dict[str, Any]] = {
+    "adamw_torch": ADAM,
+    "adamw_torch_fused": ADAM,
+    "sgd": {"momentum": (0.0, 1.0), "dampening": (0.0, 1.0), "nesterov": ("true", "false")},
+    "adamw_bnb_8bit": {"eps": ADAM["eps"]},
+}
+OPTIMIZERS = tuple(OPTIM_ARGS)
+ELSEWHERE = {
+    "lr": "--learning_rate",
+    "weight_decay": "--weight_decay",
+    "fused": "--optim adamw_torch_fused",
+}
+CONTROLS = (
+    "random_mask",
+    "random_layerwise",
+    "reinit",
+    "shuffle_layers",
+    "shuffle_within",
+    "one_shot",
+)
+# Chen et al. 2020, Table 1 and the README of VITA-Group/BERT-Tickets@4d8e035: batch, rate, length.
+GLUE_DEFAULTS: dict[str, Any] = {
+    "model_name_or_path": "google-bert/bert-base-uncased",
+    "per_device_train_batch_size": 32,
+    "learning_rate": 2e-5,
+    "num_train_epochs": 3.0,
+    "max_steps": -1,
+    "max_seq_length": 128,
+}
+# The same sources; a round of the MLM search is 10,000 steps (`--save_steps 10000` there).
+DEFAULTS: dict[str, dict[str, Any]] = dict.fromkeys(GLUE_TASKS, GLUE_DEFAULTS) | {
+    "squad": GLUE_DEFAULTS
+    | {
+        "per_device_train_batch_size": 16,
+        "learning_rate": 3e-5,
+        "num_train_epochs": 2.0,
+        "max_seq_length": 384,
+    },
+    "mlm": GLUE_DEFAULTS
+    | {
+        "per_device_train_batch_size": 16,
+        "learning_rate": 5e-5,
+        "num_train_epochs": 1.0,
+        "max_steps": 10_000,
+        "max_seq_length": 512,
+    },
+}
+DEMO: dict[str, dict[str, Any]] = {
+    task: {
+        "model_name_or_path": EMBEDDED,
+        "dataset_path": EMBEDDED,
+        "target_sparsity": 0.8,
+        "max_seq_length": 128,
+        "control": "random_mask",
+        **sizes,
+    }
+    for task, sizes in {
+        "mlm": {
+            "per_device_train_batch_size": 16,
+            "learning_rate": 5e-4,
+            "max_steps": 50,
+            "max_eval_samples": 300,
+        },
+        "sst2": {"per_device_train_batch_size": 32, "learning_rate": 1e-3, "max_steps": 150},
+    }.items()
+}
+# BERT-mini of Turc et al. 2019 (arXiv:1908.08962) on a slice of the real data.
+QUICK: dict[str, Any] = {
+    "model_name_or_path": "google/bert_uncased_L-4_H-256_A-4",
+    "max_train_samples": 2_000,
+    "max_eval_samples": 500,
+    "max_steps": 60,
+    "learning_rate": 2e-4,
+    "max_seq_length": 128,
+    "prune_rate": 0.2,
+    "target_sparsity": 0.8,
+}

@@ -1,0 +1,129 @@
+"""Directories that may hold files of others: a list in `.files` names our own."""
+
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lth_scale.config.files import (
+    move_into,
+    read_json,
+    sync_tree,
+    temporary_directory,
+    write_bytes,
+    write_json,
+)
+
+LISTING, LISTED = (
+    ".files",
+    "lth_scale.files/1",
+)  # in a directory: which names there are ours; and its format
+# What a tokenizer is made of, of all classes of transformers that this package takes.
+TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "entity_vocab.json", "merges.txt", "bpe.codes", "dict.txt"),
+    *("tokenizer.model", "spiece.model", "spm.model", "spm_char.model", "sentencepiece.model"),
+    *("sentencepiece.bpe.model", "word_shape.json", "word_pronunciation.json"),
+)
+# What `save_pretrained` writes, for networks that were saved without a listing.
+NETWORK = re.compile(
+    r"((generation_)?config|model\.safetensors\.index)\.json|model(-\d+-of-\d+)?\.safetensors|chat_template\.jinja|"
+    + "|".join(map(re.escape, TOKENIZER))
+)
+
+
+@contextmanager
+def listed_directory(path: Path) -> Iterator[Path]:
+    """Like `new_directory`, but it takes the place of what was written there in the same way before.
+
+    Files of others in `path` stay.
+    """
+    with temporary_directory(path) as unfinished:
+        yield unfinished
+        names = sorted(
+            file.relative_to(unfinished).as_posix()
+            for file in unfinished.rglob("*")
+            if file.is_file()
+        )
+        if not is_foreign(path / LISTING):
+            write_listing(unfinished, names)
+        sync_tree(unfinished)
+        remove_listed(path)
+        move_into(unfinished, path)
+
+
+def remove_listed(directory: Path) -> None:
+    """Delete what `listed_directory` wrote, and the directory unless something else lies in it."""
+    if directory.is_symlink() or not directory.is_dir():
+        return
+    names = listed(directory) or [
+        entry.name for entry in os.scandir(directory) if NETWORK.fullmatch(entry.name)
+    ]
+    remove_files(directory, [*names, LISTING])
+
+
+def remove_files(directory: Path, names: Iterable[str]) -> None:
+    """Delete the files of these names in a directory, and then each directory in which nothing else lies."""
+    paths = [
+        directory / name
+        for name in names
+        if ".." not in Path(name).parts and not Path(name).is_absolute()
+    ]
+    for path in paths:
+        if path.is_file() or path.is_symlink():
+            path.unlink(missing_ok=True)
+    for parent in sorted({path.parent for path in paths} | {directory}, reverse=True):
+        with suppress(OSError):  # others have files there
+            parent.rmdir()
+
+
+def listed(directory: Path) -> list[str]:
+    """The names in a directory that its list says are ours; none where there is no list, or none of ours."""
+    try:
+        listing = read_json(directory / LISTING)
+        return [str(name) for name in listing["files"]] if listing["format"] == LISTED else []
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+
+
+def is_foreign(listing: Path) -> bool:
+    """True where a file of the name of our lists is somebody else's."""
+    return os.path.lexists(listing) and not listed(listing.parent)
+
+
+def write_listing(directory: Path, names: Iterable[str]) -> None:
+    """Say in a directory which names there are ours."""
+    write_json(directory / LISTING, {"format": LISTED, "files": sorted(names)})
+
+
+def check_listed(directory: Path, names: Iterable[str], sign: tuple[str, bytes]) -> None:
+    """Raise FileExistsError where one of `names` is in a directory and its list does not have it as ours.
+
+    sign: a name, and how its content begins where it is ours: the directory was then written before there were lists.
+    """
+    if not os.path.lexists(directory / LISTING) and _begins_with(directory / sign[0], sign[1]):
+        return
+    for other in sorted({*names, LISTING} - {*listed(directory)}):
+        if (
+            os.path.lexists(directory / other)
+            if other != LISTING
+            else is_foreign(directory / LISTING)
+        ):
+            why = f"{other} is there already, and was not written by this command"
+            raise FileExistsError(errno.EEXIST, why, str(directory / other))
+
+
+def _begins_with(path: Path, mark: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(mark)) == mark
+
+
+def write_listed(directory: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files into a directory that may hold others, with a list of them. Call `check_listed` before."""
+    write_listing(directory, {*listed(directory), *contents})
+    for name, content in contents.items():
+        write_bytes(directory / name, content)

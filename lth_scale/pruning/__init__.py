@@ -1,0 +1,1 @@
+"""The exact threshold, masks, patterns, scores, schedules, controls and the ticket. Knows nothing of data, tracking or launchers."""

@@ -1,0 +1,1 @@
+"""Timing every engine on this machine."""

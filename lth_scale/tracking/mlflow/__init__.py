@@ -1,0 +1,1 @@
+"""MLflow: what is journaled, sent and shown."""
