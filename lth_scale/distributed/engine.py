@@ -258,7 +258,7 @@ class Engine:
             self.meta_model.save_pretrained(directory, state_dict={**self.buffers, **weights})
 
 
-def prepare(
+def prepare_engine(
     accelerator: Accelerator,
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,

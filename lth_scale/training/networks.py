@@ -19,7 +19,7 @@ from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput
 from lth_scale.config.notices import warn
 from lth_scale.config.texts import first_line
-from lth_scale.distributed import engine
+from lth_scale.distributed.engine import prepare_engine
 from lth_scale.distributed.encoder import base_model
 from lth_scale.distributed.engine import Engine
 from lth_scale.distributed.pieces import Piece
@@ -90,7 +90,7 @@ def prepare(accelerator: Accelerator, task: Task, args: Training) -> Network:
             *(batches.whole, len(task.train)),
         )
     optimizer = make_optimizer(args, model, accelerator.device)
-    engine = engine.prepare(
+    engine = prepare_engine(
         accelerator, model, optimizer, args.per_device_train_batch_size, args.max_grad_norm
     )
     if steps:
