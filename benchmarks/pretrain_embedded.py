@@ -27,7 +27,9 @@ from transformers import (
     set_seed,
 )
 
-HERE = Path(__file__).parent
+from lth_scale.tasks.locations import embedded_path
+
+HERE = embedded_path("bert").parent
 BLOCK = 128
 SHORT = 32
 EVAL_SEED = 1234

@@ -13,14 +13,14 @@ from pathlib import Path
 from lth_scale.science.evidence import made
 
 from lth_scale.config import files
-from lth_scale.tracking.mlflow.view import SCORES
+from lth_scale.tasks.registry import TASKS
 
 
 def learnt(run: Path) -> tuple[str, float]:
     """How a search trained its full network, and the score of it, in points."""
     said = json.loads((run / "arguments.json").read_text())
     first = json.loads((run / "results.json").read_text())[0]
-    metric = SCORES[said["task"]]
+    metric = TASKS[said["task"]].metric
     model, batch, rate = (
         Path(said["model_name_or_path"]).name,
         said["per_device_train_batch_size"],

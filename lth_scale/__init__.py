@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lth_scale.config.version import __version__
 from lth_scale.pruning import registries
+from lth_scale.tasks import registry
 
 if TYPE_CHECKING:
     from lth_scale.pruning.ticket import Ticket
@@ -31,7 +32,7 @@ MODULES = {
     "masking": "lth_scale.pruning.masking",
     "matching": "lth_scale.science.matching",
 }
-__all__ = ["Ticket", "__version__", "load_exported", "registries"]
+__all__ = ["Ticket", "__version__", "load_exported", "registries", "registry"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale.config import files, listing, parsers
-from lth_scale.config.defaults import TASKS
 from lth_scale.config.errors import BadInput
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.parsers import Range, flag
@@ -48,7 +47,7 @@ class Speed:
     warmup: int = flag("calls of each engine before them", 3)
     seed: int = flag("seed of the order in which engines are called", 0)
     task: str | None = flag(
-        "score the networks on this task (default: that of a target's run)", choices=TASKS
+        "score the networks on this task (default: that of a target's run)", registry="task"
     )
     dataset_path: str | None = flag(
         "directory of its train.jsonl and validation.jsonl (default: the run's)"

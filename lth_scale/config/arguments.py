@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lth_scale.config.defaults import CONTROLS, EMBEDDED, OPTIMIZERS, SCHEDULERS, TASKS
+from lth_scale.config.defaults import EMBEDDED, OPTIMIZERS, SCHEDULERS
 from lth_scale.config.parsers import PATHS, flag
 
 QUICK_LOOK = "a quick look: few examples, a small encoder, no finding"
@@ -25,7 +25,7 @@ KEPT_HEAD = "a kept head: the checkpoint's own, not drawn from --seed"
 class Training:
     """What one training of a subnetwork is told. Every field is a flag of the same name."""
 
-    task: str = flag("what to train on", MISSING, choices=TASKS)
+    task: str = flag("what to train on", MISSING, registry="task")
     preset: str | None = flag(
         "demo: small model and data inside the package, no network; quick: a small encoder, a slice of the real data",
         choices=("demo", "quick"),
@@ -132,9 +132,7 @@ class Arguments(Training):
     prune_rate: float = flag(
         "fraction pruned each round: of all (linear) or of the rest (geometric)", 0.1
     )
-    schedule: str = flag(
-        "sparsities of the rounds", "linear", choices=("linear", "geometric", "one_shot", "cubic")
-    )
+    schedule: str = flag("sparsities of the rounds", "linear", registry="schedule")
     scope: str = flag(
         "one threshold for all matrices, or one for each", "global", choices=("global", "layerwise")
     )
@@ -155,7 +153,7 @@ class Arguments(Training):
     keep_theta: str | None = flag(
         "keep θᵢ at these further points too, for searches that take --dense (0.05,0.1)"
     )
-    control: str = flag("compare the last two tickets with", "none", choices=("none", *CONTROLS))
+    control: str = flag("compare the last two tickets with", "none", registry="control")
     distill: bool = flag("learn from the dense network's outputs too, from round 1 on", False)
     early_bird: bool = flag(
         "end a round's training when the mask it would give stops moving", False
@@ -177,7 +175,7 @@ class Transfer(Training):
     theta: str | None = flag(
         "θᵢ instead of θ₀ for the encoder, and compared with --ticket instead: a theta.safetensors of lth_scale.imp"
     )
-    control: str = flag("take in the ticket's place", "none", choices=("none", *CONTROLS))
+    control: str = flag("take in the ticket's place", "none", registry="control")
     compare_with: str | None = flag(
         "a finished transfer of the same task; prints whether this one matches it"
     )

@@ -4,12 +4,6 @@ from typing import Any
 
 EMBEDDED = "embedded"
 GLUE_TASKS = ("mnli", "qqp", "stsb", "wnli", "qnli", "mrpc", "rte", "sst2", "cola")
-TASKS = (*GLUE_TASKS, "squad", "mlm")
-# The Hub's data of each task: name and configuration.
-DATASETS = {task: ("nyu-mll/glue", task) for task in GLUE_TASKS} | {
-    "squad": ("rajpurkar/squad", "plain_text"),
-    "mlm": ("wikimedia/wikipedia", "20231101.en"),
-}
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 # What --optim_args may set: the least and the greatest number, or the words for yes and no.
 # With an eps that fp32 rounds to 0, a weight without a gradient becomes NaN.
@@ -26,14 +20,6 @@ ELSEWHERE = {
     "weight_decay": "--weight_decay",
     "fused": "--optim adamw_torch_fused",
 }
-CONTROLS = (
-    "random_mask",
-    "random_layerwise",
-    "reinit",
-    "shuffle_layers",
-    "shuffle_within",
-    "one_shot",
-)
 # Chen et al. 2020, Table 1 and the README of VITA-Group/BERT-Tickets@4d8e035: batch, rate, length.
 GLUE_DEFAULTS: dict[str, Any] = {
     "model_name_or_path": "google-bert/bert-base-uncased",

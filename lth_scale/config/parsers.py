@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn, get_args, get_type_hints
 
 from lth_scale.config.defaults import DEFAULTS, GLUE_DEFAULTS
 from lth_scale.config.errors import BadInput
+from lth_scale.config.registry import REGISTRIES
 from lth_scale.config.texts import is_text
 
 # What --help shows together: the flags of imp and transfer by the title of their group.
@@ -210,7 +211,7 @@ def add_flag(to: argparse._ActionsContainer, spec: Field, hint: Any) -> None:
         if isinstance(hint, UnionType)
         else hint
     )
-    of, choices = spec.metadata.get("of", of), spec.metadata.get("choices") or ()
+    of, choices = spec.metadata.get("of", of), choices_of(spec)
     listed = len(",".join(choices)) > 24  # too long to stand for the value
     others = [choice for choice in choices if choice != spec.default]
     text = spec.metadata["help"] + (f": {', '.join(others)}" if listed else "") + default_of(spec)
@@ -227,6 +228,12 @@ def add_flag(to: argparse._ActionsContainer, spec: Field, hint: Any) -> None:
     to.add_argument(
         f"--{spec.name}", required=required, default=argparse.SUPPRESS, help=text, **options
     )
+
+
+def choices_of(spec: Field) -> tuple[str, ...]:
+    """What a flag may be: its choices, or the names in its registry; () where it takes anything."""
+    registry = spec.metadata.get("registry")
+    return (*REGISTRIES[registry],) if registry else spec.metadata.get("choices") or ()
 
 
 def default_of(spec: Field) -> str:

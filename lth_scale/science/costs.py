@@ -8,28 +8,18 @@ from lth_scale.config.arguments import Arguments, Training
 from lth_scale.config.errors import BadInput
 from lth_scale.science.plans import Job
 from lth_scale.science.runner import Runner
-
-# Training examples, as in Table 1 of Chen et al. 2020 (squad: windows of 384 tokens); a round of mlm is in steps.
-ROWS = {
-    "mnli": 392_702,
-    "qqp": 363_846,
-    "stsb": 5_749,
-    "wnli": 635,
-    "qnli": 104_743,
-    "mrpc": 3_668,
-    "rte": 2_490,
-    "sst2": 67_349,
-    "cola": 8_551,
-    "squad": 88_641,
-}
+from lth_scale.tasks.registry import TASKS
 
 
 def steps_a_round(args: Training) -> float:
     """Optimizer steps of one training on one device, or nan where that cannot be known before it starts."""
     if args.max_steps >= 0:
         return args.max_steps
-    rows, file = ROWS.get(args.task, math.inf), Path(args.dataset_path or "", "train.jsonl")
-    if args.dataset_path and args.task in ROWS:  # a line of mlm is not an example
+    rows, file = (
+        TASKS[args.task].training_rows or math.inf,
+        Path(args.dataset_path or "", "train.jsonl"),
+    )
+    if args.dataset_path and TASKS[args.task].training_rows:  # a line of mlm is not an example
         rows = file.read_bytes().count(b"\n") if file.is_file() else math.inf
     rows = min(rows, args.max_train_samples or math.inf)
     whole = args.per_device_train_batch_size * args.gradient_accumulation_steps

@@ -16,6 +16,7 @@ from unittest import mock
 
 from lth_scale.config import caches, files
 from lth_scale.config.texts import first_line, printable
+from lth_scale.pruning.registries import CONTROLS
 from lth_scale.tracking.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -24,19 +25,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lth_scale")
 P = ParamSpec("P")
-LABELS = {
-    "none": "IMP ticket",
-    "random_mask": "random mask",
-    "random_layerwise": "random mask, the ticket's sparsity by matrix",
-    "reinit": "ticket on θ₀′ (re-initialised)",
-    "shuffle_layers": "ticket on θ₀″ (layers shuffled)",
-    "shuffle_within": "ticket on θ₀″ (shuffled within matrices)",
-    "one_shot": "θ₀ pruned in one shot",
-}
-# Okabe & Ito's palette; line style and marker say the same again. In the order of LABELS.
+# Okabe & Ito's palette; line style and marker say the same again. In the order of CONTROLS.
 COLORS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 2, 1, 2)), (0, (1, 1)), (0, (5, 5)))
-STYLES = {name: style for name, *style in zip(LABELS, COLORS, LINES, "osD^vPX", strict=True)}
+STYLES = {name: style for name, *style in zip(CONTROLS, COLORS, LINES, "osD^vPX", strict=True)}
 SPARSITY = "sparsity of the prunable weights (%)"
 WHITE_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 Lines = Mapping[
@@ -146,7 +138,7 @@ def _plot(ax: Any, lines: Lines, full: Sequence[float]) -> None:
         mean = [statistics.fmean(scores) for scores in known]
         down = [m - min(scores) for m, scores in zip(mean, known, strict=True)]
         up = [max(scores) - m for m, scores in zip(mean, known, strict=True)]
-        label = LABELS[control] if any(points.values()) else None
+        label = CONTROLS[control].label if any(points.values()) else None
         style = {"color": color, "linestyle": line, "marker": marker, "label": label}
         ax.errorbar([places[x] for x in points], mean, [down, up], capsize=3, **style)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from lth_scale.config import arguments, checks, parsers, resolution
 from lth_scale.config.arguments import OTHER_ALLOWED, QUICK_LOOK
-from lth_scale.config.defaults import TASKS
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import as_words
 from lth_scale.pruning.schedules import sparsities
 from lth_scale.science.study_file import KINDS, MOST_TRAININGS, WITHOUT_TICKET, Flags, StudySpec
+from lth_scale.tasks.registry import TASKS
 
 
 @dataclass(frozen=True)

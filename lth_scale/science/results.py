@@ -8,11 +8,11 @@ from typing import Any
 
 from lth_scale.config import files
 from lth_scale.config.checks import parse_rewind_step
-from lth_scale.config.defaults import CONTROLS, TASKS
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief
-from lth_scale.science import figures
+from lth_scale.pruning.registries import CONTROLS
 from lth_scale.science.matching import summary
+from lth_scale.tasks.registry import TASKS
 from lth_scale.tracking.stages import starved_in
 
 UNSCALED = ("loss", "perplexity")  # metrics that are no fractions
@@ -51,7 +51,7 @@ class ConditionResult:
         if self.rewind != "0":
             return "rewinding and standard pruning"
         if self.control != "none":
-            return figures.LABELS[self.control]
+            return CONTROLS[self.control].label
         return OWN if self.source == self.task else OTHER
 
 
@@ -183,7 +183,7 @@ def check_plan(plan: Mapping[str, Any]) -> None:
         *((job["flags"]["task"], TASKS) for job in plan["jobs"] if job["kind"] == "imp"),
         *((cell["task"], plan["tasks"]) for cell in plan["cells"]),
         *((cell["source"], (None, *TASKS)) for cell in plan["cells"]),
-        *((cell["control"], ("none", *CONTROLS)) for cell in plan["cells"]),
+        *((cell["control"], CONTROLS) for cell in plan["cells"]),
     ]
     fractions = [cell["sparsity"] for cell in plan["cells"]]
     fractions += [job["flags"]["target_sparsity"] for job in plan["jobs"] if job["kind"] == "imp"]

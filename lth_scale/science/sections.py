@@ -12,8 +12,8 @@ from itertools import combinations, pairwise, product
 from statistics import fmean
 from typing import Any
 
-from lth_scale.config.defaults import CONTROLS, TASKS
 from lth_scale.config.markdown import Section, Table
+from lth_scale.pruning.registries import CONTROLS
 from lth_scale.science import figures
 from lth_scale.science.matching import (
     RULES,
@@ -36,6 +36,7 @@ from lth_scale.science.results import (
     StudyResults,
     percent,
 )
+from lth_scale.tasks.registry import TASKS
 
 log = logging.getLogger("lth_scale")
 SHADES = (0.0, 1.0)  # dark and light, in the figures of transfer
@@ -103,7 +104,7 @@ def summarise(study: StudyResults) -> Section:
 def table2(study: StudyResults, tasks: Sequence[str], delta: float) -> Section:
     """The paper's Table 2 and the verdicts on its tickets."""
     planned = {c.control for c in study.cells} | set(COLUMNS)
-    controls = [control for control in CONTROLS if control in planned]
+    controls = [control for control in CONTROLS if control != "none" and control in planned]
     rows, entries, orders = [], [], []
     for task in tasks:
         sparsity, words = at_paper(task, study.compared(task))
@@ -117,7 +118,7 @@ def table2(study: StudyResults, tasks: Sequence[str], delta: float) -> Section:
         ]
         entries.append(([task, percent(sparsity)], ours[0], full))
         orders.append([task, words, *order(task, controls, [full, *ours])])
-    names = [COLUMNS[c][0] if c in COLUMNS else figures.LABELS[c] for c in controls]
+    names = [COLUMNS[c][0] if c in COLUMNS else CONTROLS[c].label for c in controls]
     tables = [
         Table(
             "Scores", ["task", "", "metric", "sparsity", "full f(θ₀)", "f(m_IMP, θ₀)", *names], rows
@@ -168,7 +169,7 @@ def beside_ticket(study: StudyResults, task: str) -> list[Any]:
     pairs = sorted(mine, key=lambda pair: (pair[0], [*CONTROLS].index(pair[1])))
     return [
         (
-            [task, percent(s), figures.LABELS[control]],
+            [task, percent(s), CONTROLS[control].label],
             study.group(task, s, control),
             study.group(task, s),
         )
@@ -313,9 +314,7 @@ def curves(study: StudyResults, tasks: Sequence[str]) -> Section:
     text, panels, rows = [CURVES], {}, []
     columns = sorted({round(100 * s, 6) for task in tasks for s in (0.0, *study.own(task))})
     for task in tasks:
-        lines: dict[str, dict[float, list[float]]] = {
-            control: {} for control in ("none", *CONTROLS)
-        }
+        lines: dict[str, dict[float, list[float]]] = {control: {} for control in CONTROLS}
         mine = [
             cell for cell in study.cells if cell.task == cell.source == task and cell.rewind == "0"
         ]
@@ -324,7 +323,7 @@ def curves(study: StudyResults, tasks: Sequence[str]) -> Section:
                 study.group(task, sparsity, control).scores.values()
             )
         missing = [
-            f"{figures.LABELS[c]} {x:.4g} %"
+            f"{CONTROLS[c].label} {x:.4g} %"
             for c, line in lines.items()
             for x in line
             if not line[x]
@@ -346,7 +345,7 @@ def by_sparsity(
     return [
         [
             task,
-            figures.LABELS[control],
+            CONTROLS[control].label,
             *(str(study.group(task, x / 100, control if x else "none")) for x in columns),
         ]
         for control, line in lines.items()

@@ -13,21 +13,18 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 
 from lth_scale.config import files, markdown
 from lth_scale.config.arguments import COSMETIC, Arguments, Training, Transfer
-from lth_scale.config.defaults import DATASETS, EMBEDDED
+from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.resolution import resolve
 from lth_scale.config.texts import as_words, printable
+from lth_scale.pruning.registries import CONTROLS
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import summary
 from lth_scale.shipping.publication import Publication
+from lth_scale.tasks.registry import TASKS
 from lth_scale.tracking import console
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.stages import starved_in
 
-HEADS = {
-    "squad": ("question-answering", "AutoModelForQuestionAnswering"),
-    "mlm": ("fill-mask", "AutoModelForMaskedLM"),
-}
-GLUE_HEAD = ("text-classification", "AutoModelForSequenceClassification")
 METRICS = {"spearman": "spearmanr"}  # ours → the name in `evaluate`
 TAGS = [
     "lottery-ticket",
@@ -37,11 +34,6 @@ TAGS = [
     "iterative-magnitude-pruning",
     "lth_scale",
 ]
-OTHER_WEIGHTS = (
-    "reinit",
-    "shuffle_layers",
-    "shuffle_within",
-)  # controls that do not train the base model's
 PICTURE = "figures/score_against_sparsity.png"
 
 
@@ -126,7 +118,7 @@ def command(run: Run) -> str:
 
 def evaluated_on(args: Training) -> str:
     """What the scores are about: the Hub's dataset, or local files, and how much of it."""
-    name, config = DATASETS[args.task]
+    name, config = TASKS[args.task].dataset
     what = f"the validation split of `{name}`, `{config}`"
     if args.task == "mlm":
         what = f"text held out of `{name}`, `{config}`"
@@ -147,10 +139,10 @@ def base_of(run: Run) -> str:
 
 def metadata(run: Run, repo: str, licence: Licence) -> ModelCardData:
     """The front matter: base model, task, data, and the scores as `model-index`."""
-    args, (data, config) = run.args, DATASETS[run.args.task]
+    args, (data, config) = run.args, TASKS[run.args.task].dataset
     local, more = args.dataset_path is not None, dict[str, Any](licence.more)
     pattern = run.ticket.arguments.get("pattern", "unstructured")
-    pipeline = HEADS.get(args.task, GLUE_HEAD)[0]
+    pipeline = TASKS[args.task].pipeline
     scores = [
         EvalResult(
             task_type=pipeline,
@@ -185,7 +177,7 @@ def metadata(run: Run, repo: str, licence: Licence) -> ModelCardData:
 
 def evaluation(run: Run) -> str:
     """The Hub's evaluation-result file (`.eval_results/*.yaml`); nothing where the data is the demo's own."""
-    args, (data, config) = run.args, DATASETS[run.args.task]
+    args, (data, config) = run.args, TASKS[run.args.task].dataset
     if args.dataset_path == EMBEDDED:
         return ""
     metric, value = next(iter(run.row["eval"].items()))
@@ -212,7 +204,7 @@ def readme(run: Run, repo: str, licence: Licence, speed: str) -> str:
         else f"A control of a lottery ticket (`{run.control}`)"
     )
     base = markdown.code(base_of(run))
-    head = HEADS.get(args.task, GLUE_HEAD)[1]
+    head = TASKS[args.task].auto_class
     parts = [
         f"---\n{metadata(run, repo, licence).to_yaml()}\n---",
         f"# {repo.split('/')[-1]}",
@@ -255,11 +247,7 @@ def alone(run: Run, repo: str) -> str:
     )
     size = (run.stage / "ticket.safetensors").stat().st_size / 1e6
     text = f"`ticket.safetensors` ({size:.1f} MB) is the mask alone, a bit a weight. "
-    if (
-        start in ("0", "0.0")
-        and not getattr(args, "theta", None)
-        and run.control not in OTHER_WEIGHTS
-    ):
+    if start in ("0", "0.0") and not getattr(args, "theta", None) and CONTROLS[run.control].of_base:
         text += "Applied to the base model it gives m ⊙ θ₀, bit for bit, to be trained again:"
     else:
         text += "What it was trained from is not the base model's weights (see the command below); its mask fits those:"

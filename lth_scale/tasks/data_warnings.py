@@ -11,9 +11,9 @@ from datasets import Dataset
 from pyarrow import compute
 
 from lth_scale.config.arguments import Training
-from lth_scale.config.defaults import DATASETS
 from lth_scale.config.notices import warn
 from lth_scale.tasks.jsonl import shown
+from lth_scale.tasks.registry import TASKS
 
 MOST = 0.95  # a share of the rows that one answer gets right
 SHARED = 0.5  # a share of the validation rows that are in train too
@@ -25,7 +25,7 @@ def named(args: Training, split: str) -> str:
     home = (
         f"--dataset_path {args.dataset_path}"
         if args.dataset_path
-        else f"dataset {DATASETS[args.task][0]}"
+        else f"dataset {TASKS[args.task].dataset[0]}"
     )
     return f"{home}: {split}"
 

@@ -13,10 +13,10 @@ from transformers import (
 )
 
 from lth_scale.config.arguments import Training
-from lth_scale.config.defaults import DATASETS
 from lth_scale.tasks import data, data_warnings, metrics, tokenization
 from lth_scale.tasks.base import Batch, Task, labelled, prediction_rows, prediction_scores
 from lth_scale.tasks.loading import check_labels, load_model, load_tokenizer
+from lth_scale.tasks.registry import TASKS
 
 NAMES = {"spearmanr": "spearman"}  # the metric's name → ours
 CORRELATIONS = ("cola", "stsb")  # tasks, of which the first metric is one
@@ -82,7 +82,12 @@ def load_rows(args: Training, family: Family) -> dict[str, Dataset]:
     limits = {"train": args.max_train_samples, **dict.fromkeys(validation, args.max_eval_samples)}
     bounds = SCORES if family.classes == 1 else (0, family.classes - 1)
     return data.load_splits(
-        args, DATASETS[args.task], columns, bounds, limits, optional=tuple(family.more.values())
+        args,
+        TASKS[args.task].dataset,
+        columns,
+        bounds,
+        limits,
+        optional=tuple(family.more.values()),
     )
 
 

@@ -13,12 +13,12 @@ from transformers import (
 )
 
 from lth_scale.config.arguments import Training
-from lth_scale.config.defaults import DATASETS
 from lth_scale.config.errors import BadInput
 from lth_scale.distributed.encoder import base_model
 from lth_scale.tasks import cache, data, data_warnings, locations, metrics, tokenization
 from lth_scale.tasks.base import Batch, Task, labelled, prediction_rows, prediction_scores
 from lth_scale.tasks.loading import load_model, load_tokenizer
+from lth_scale.tasks.registry import TASKS
 
 HELD_OUT_ARTICLES = 2_000  # of the stream; they are the validation split
 HELD_OUT_BLOCKS = 1_000
@@ -115,7 +115,7 @@ def stream_blocks(
     args: Training, tokenizer: PreTrainedTokenizerBase, length: int
 ) -> tuple[Dataset, Dataset]:
     """Blocks of English Wikipedia, streamed once and kept on disk: every round sees the same ones in the same order."""
-    articles = data.load_hub(*DATASETS["mlm"], streaming=True)["train"]
+    articles = data.load_hub(*TASKS["mlm"].dataset, streaming=True)["train"]
     step = (
         args.per_device_train_batch_size
         * args.gradient_accumulation_steps
@@ -139,7 +139,7 @@ def stream_blocks(
             pack, batched=True, fn_kwargs=options, remove_columns=["id", "url", "title", "text"]
         )
         key = cache.fingerprint(
-            DATASETS["mlm"], args.seed, count, length, len(splits), tokenization.key(tokenizer)
+            TASKS["mlm"].dataset, args.seed, count, length, len(splits), tokenization.key(tokenizer)
         )
         splits.append(cache.materialize(blocks.take(count).__iter__, key))
     return splits[0], splits[1]

@@ -116,6 +116,9 @@ class ProgressBars:
         blind = " but for evaluation" if left and self.pace.evaluation is None else ""
         say(f"{self.label}: step {step:,} of {self.pace.total:,}{self.loss}{times}{blind}")
 
+    def usage(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Not shown."""
+
     def end(self, stage: Stage, row: Mapping[str, Any]) -> None:
         """A stage is done."""
         self.pace.end(row["steps"], time.monotonic())

@@ -27,6 +27,7 @@ from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import summary
 from lth_scale.tasks import base, data, registry, tokenization
 from lth_scale.tracking import console
+from lth_scale.tracking.listeners import Listener
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.stages import Stage, a_round, starved_in
 from lth_scale.training import checkpoints, environment, evaluation, loop, networks
@@ -43,7 +44,7 @@ class Run:
     args: Training
     record: RunDirectory
     net: Network
-    listeners: list[Any]
+    listeners: list[Listener]
     stage: Stage = field(default_factory=lambda: a_round(0))
     started: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
@@ -126,8 +127,8 @@ class Run:
         self.tell("step", step, loss)
         if loss is not None and self.args.report_to == "mlflow":
             figures = usage.usage(self.net.engine.ranks)
-            for tracker in [listener for listener in self.listeners if hasattr(listener, "usage")]:
-                tracker.usage(step, figures)
+            for listener in self.listeners:
+                listener.usage(step, figures)
         self.heed(due=bool(self.args.save_steps) and step % self.args.save_steps == 0)
 
     def heed(self, due: bool = False) -> None:
@@ -256,14 +257,14 @@ def as_begun(args: Flags, record: RunDirectory) -> Flags:
     )
 
 
-def begin(args: Training, record: RunDirectory, net: Network, **more: Any) -> list[Any]:
+def begin(args: Training, record: RunDirectory, net: Network, **more: Any) -> list[Listener]:
     """Write the first file, once everything has been found usable; the tracker of --report_to, on the main process.
 
     more: facts that the run depends on, beside those of `depends_on`. Raises BadInput where it began with others.
     """
     facts = depends_on(args, net) | more
     record.refuse_other(facts)
-    listeners: list[Any] = []
+    listeners: list[Listener] = []
     if net.accelerator.is_main_process:
         for line in filter(None, [*record.remarks(facts), net.task.remark]):
             console.say(line)

@@ -18,6 +18,7 @@ from lth_scale.config.redaction import redacted
 from lth_scale.config.resolution import launched_precision
 from lth_scale.pruning import controls, patterns, prunable_set, scores
 from lth_scale.pruning.early_bird import CHECKS, EarlyBird
+from lth_scale.pruning.registries import CONTROLS
 from lth_scale.pruning.schedules import sparsities
 from lth_scale.pruning.ticket import Ticket, digest
 from lth_scale.science import figures
@@ -166,7 +167,7 @@ class Search(Run):
         start = controls.Start(
             self._theta(found), found.masks, self.net.names, self.net.engine.meta_model, *how
         )
-        made = controls.CONTROLS[self.args.control](start, self.args.seed)
+        made = CONTROLS[self.args.control].make(start, self.args.seed)
         arguments = {**found.arguments, "found_by": self.args.control}
         ticket = replace(found, masks=made.masks, threshold=0.0, arguments=arguments)
         self._learn_from_dense()

@@ -15,6 +15,7 @@ from lth_scale.config.errors import BadInput
 from lth_scale.distributed.encoder import base_model
 from lth_scale.pruning import controls, patterns, threshold
 from lth_scale.pruning.prunable_set import transposed
+from lth_scale.pruning.registries import CONTROLS
 from lth_scale.pruning.ticket import Ticket, digest
 from lth_scale.science import summary
 from lth_scale.tasks.loading import load_model
@@ -91,7 +92,7 @@ class TransferRun(Run):
         start = controls.Start(
             weights, self.ticket.masks, self.net.names, self.net.engine.meta_model, *how
         )
-        return controls.CONTROLS[self.args.control](start, seed)
+        return CONTROLS[self.args.control].make(start, seed)
 
     def _track(self, seed: int, directory: Path) -> None:
         """One MLflow run for each seed."""

@@ -2,11 +2,12 @@
 
 import json
 
+import evidence_page
 import pytest
-from tests.test_findings import LOSS, Plan
+from test_results import LOSS, Plan
 
 from lth_scale.config.errors import BadInput
-from lth_scale.science import evidence, results, sections
+from lth_scale.science import results, saved, sections
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def folder(tmp_path_factory):
             plan.search(task, seed, missing=(task, seed) == ("mrpc", 3))
         plan.transfer(task, 0.5, "random_mask", task, missing=(3,) if task == "mrpc" else ())
         plan.plan["command"] = f"python -m lth_scale.study {task}.yaml"
-        evidence.save(plan.write(), made / f"small-{task}.json")
+        saved.save(plan.write(), made / f"small-{task}.json")
     rows = [
         {"what": "a step", "unit": "s", "values": [3.0, 1.0, 8.0]},
         {"what": "a file", "unit": "MB", "values": [5]},
@@ -35,7 +36,7 @@ def filled(folder):
 
     def fill(text: str) -> str:
         (folder / "page.in").write_text(text, encoding="utf-8")
-        return evidence.write(folder).read_text(encoding="utf-8")
+        return evidence_page.write(folder).read_text(encoding="utf-8")
 
     return fill
 
@@ -45,10 +46,10 @@ def test_a_kept_study_gives_the_tables_and_pictures_of_the_study_itself(tmp_path
     for task in plan.tasks:
         for seed in plan.seeds:
             plan.search(task, seed, missing=(task, seed) == ("mlm", 2))
-    evidence.save(plan.write(), tmp_path / "small.json")
+    saved.save(plan.write(), tmp_path / "small.json")
     itself, kept = (
         sections.sections(results.load_results(tmp_path / "run"), 1.0),
-        evidence._sections(tmp_path / "small.json"),
+        evidence_page._sections(tmp_path / "small.json"),
     )
     assert [section.tables for section in itself] == [section.tables for section in kept]
     pictures = [
@@ -71,9 +72,9 @@ def part(directory, there, lr="1e-4"):
 
 
 def test_a_study_that_was_run_in_parts_is_kept_as_if_it_had_been_run_whole(tmp_path):
-    whole, file = evidence.keep(part(tmp_path / "whole", (1, 2, 3))), tmp_path / "small.json"
+    whole, file = saved.keep(part(tmp_path / "whole", (1, 2, 3))), tmp_path / "small.json"
     for name, there in (("a", (2,)), ("b", (1, 3)), ("a", (2,))):
-        evidence.save(part(tmp_path / name, there), file)
+        saved.save(part(tmp_path / name, there), file)
     together = json.loads(file.read_text())
     assert together["rows"] == whole["rows"] and together["masks"] == whole["masks"]
     assert sorted(together["finished"]) == sorted(whole["finished"])
@@ -84,26 +85,26 @@ def test_the_machines_and_versions_of_both_parts_are_told():
     before = {"command": "old", "machine": "a CPU", "versions": "torch 2/3, git 1"}
     now = {"command": "new", "machine": "a GPU", "versions": "torch 3, git 2"}
     said = {"command": "new", "machine": "a CPU and a GPU", "versions": "torch 2/3, git 1/2"}
-    assert evidence.both_made(before, now) == said
-    assert evidence.both_made(said, now) == said, "a machine that took part twice is told of once"
+    assert saved.both_made(before, now) == said
+    assert saved.both_made(said, now) == said, "a machine that took part twice is told of once"
 
 
 def test_a_machine_on_which_nothing_was_run_is_not_told_of(tmp_path, monkeypatch):
     file, how = tmp_path / "small.json", {"machine": "a CPU", "versions": "torch 2"}
-    monkeypatch.setattr(evidence, "made", lambda directory, command: {"command": command, **how})
-    evidence.save(part(tmp_path / "a", (1, 2)), file)
+    monkeypatch.setattr(saved, "made", lambda directory, command: {"command": command, **how})
+    saved.save(part(tmp_path / "a", (1, 2)), file)
     how["machine"] = "a GPU"
-    evidence.save(part(tmp_path / "b", ()), file)
+    saved.save(part(tmp_path / "b", ()), file)
     assert json.loads(file.read_text())["made"]["machine"] == "a CPU"
-    evidence.save(part(tmp_path / "c", (3,)), file)
+    saved.save(part(tmp_path / "c", (3,)), file)
     assert json.loads(file.read_text())["made"]["machine"] == "a CPU and a GPU"
 
 
 def test_of_jobs_that_were_kept_before_only_those_of_the_same_flags_stay(tmp_path):
     file = tmp_path / "small.json"
-    evidence.save(part(tmp_path / "a", (1, 2), lr="3e-4"), file)
-    evidence.save(part(tmp_path / "b", (3,)), file)
-    assert json.loads(file.read_text()) == evidence.keep(tmp_path / "b")
+    saved.save(part(tmp_path / "a", (1, 2), lr="3e-4"), file)
+    saved.save(part(tmp_path / "b", (3,)), file)
+    assert json.loads(file.read_text()) == saved.keep(tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_a_file_that_save_did_not_write_is_not_overwritten(tmp_path, text):
         BadInput,
         match=r"mine\.json: is there, and is no file of --save; give another, or delete it",
     ):
-        evidence.save(run, file)
+        saved.save(run, file)
     assert file.read_text() == text
 
 
@@ -140,7 +141,7 @@ def test_a_study_that_has_not_begun_is_planned_and_missing(filled, folder, tmp_p
     plan = Plan(tmp_path, tasks=["mlm"], seeds=(1, 2))
     for seed in plan.seeds:
         plan.search("mlm", seed, missing=True)
-    evidence.save(plan.write(), folder / "later-mlm.json")
+    saved.save(plan.write(), folder / "later-mlm.json")
     said = filled("{{table later-* Scores by sparsity}}")
     assert said.count("missing") == len(LOSS) + 1 and said.endswith(
         "\n\n<small>Not begun: later-mlm.</small>"
@@ -150,7 +151,7 @@ def test_a_study_that_has_not_begun_is_planned_and_missing(filled, folder, tmp_p
 def test_a_study_whose_first_search_is_not_done_has_begun_and_says_how(filled, folder, tmp_path):
     plan = Plan(tmp_path, tasks=["mlm"], seeds=(1,))
     plan.search("mlm", 1)
-    evidence.save(plan.write(), folder / "begun-mlm.json")
+    saved.save(plan.write(), folder / "begun-mlm.json")
     kept = json.loads((folder / "begun-mlm.json").read_text())
     (folder / "begun-mlm.json").write_text(json.dumps({**kept, "finished": []}))
     assert "Made by `" in filled("{{table begun-* Scores by sparsity}}")

@@ -6,8 +6,9 @@ import pytest
 import torch
 import transformers as hf
 
-from lth_scale.pruning.controls import CONTROLS, Start, pruned
+from lth_scale.pruning.controls import Start, pruned
 from lth_scale.pruning.prunable_set import prunable
+from lth_scale.pruning.registries import CONTROLS
 
 
 def network(layers: int = 4) -> hf.PreTrainedModel:
@@ -49,7 +50,7 @@ def equal(first: dict, second: dict) -> bool:
 def test_a_control_repeats_with_its_seed_and_leaves_what_it_was_given(control, start):
     weights = {name: weight.clone() for name, weight in start.weights.items()}
     masks = {name: mask.clone() for name, mask in start.masks.items()}
-    first, again, other = (CONTROLS[control](start, seed) for seed in (1, 1, 2))
+    first, again, other = (CONTROLS[control].make(start, seed) for seed in (1, 1, 2))
     assert equal(first.weights, again.weights) and equal(first.masks, again.masks)
     moves = control not in ("none", "one_shot")
     assert moves != (equal(first.weights, other.weights) and equal(first.masks, other.masks))
@@ -59,21 +60,21 @@ def test_a_control_repeats_with_its_seed_and_leaves_what_it_was_given(control, s
 
 @pytest.mark.parametrize("control", ["random_mask", "random_layerwise", "one_shot"])
 def test_another_mask_has_the_exact_count_and_the_weights_stay(control, start):
-    made = CONTROLS[control](start, 3)
+    made = CONTROLS[control].make(start, 3)
     assert pruned(made.masks.values()) == pruned(start.masks.values())
     assert equal(made.weights, start.weights) and not equal(made.masks, start.masks)
 
 
 def test_a_layerwise_random_mask_has_the_count_of_every_matrix(start):
-    made = CONTROLS["random_layerwise"](start, 3)
+    made = CONTROLS["random_layerwise"].make(start, 3)
     assert all(pruned([made.masks[name]]) == pruned([mask]) for name, mask in start.masks.items())
-    spread = CONTROLS["random_mask"](start, 3)
+    spread = CONTROLS["random_mask"].make(start, 3)
     shares = [pruned([mask]) / mask.numel() for mask in spread.masks.values()]
     assert max(shares) - min(shares) < 0.2 < 0.6  # the ticket's go from 0.2 to 0.8
 
 
 def test_one_shot_prunes_the_smallest_of_theta_zero(start):
-    made = CONTROLS["one_shot"](start, 3)
+    made = CONTROLS["one_shot"].make(start, 3)
     kept = torch.cat([start.matrix(name)[mask].abs() for name, mask in made.masks.items()])
     gone = torch.cat([start.matrix(name)[~mask].abs() for name, mask in made.masks.items()])
     assert gone.max() <= kept.min()
@@ -85,7 +86,7 @@ def test_one_shot_prunes_each_matrix_alike_where_the_ticket_s_search_did(start):
     }
     start = replace(start, weights=small)
     spread, alike = (
-        CONTROLS["one_shot"](replace(start, scope=scope), 3).masks
+        CONTROLS["one_shot"].make(replace(start, scope=scope), 3).masks
         for scope in ("global", "layerwise")
     )
     total = [pruned(masks.values()) for masks in (start.masks, spread, alike)]
@@ -98,7 +99,7 @@ def test_one_shot_prunes_each_matrix_alike_where_the_ticket_s_search_did(start):
 
 
 def test_reinit_is_what_the_models_own_initializer_draws(start):
-    made = CONTROLS["reinit"](start, 3)
+    made = CONTROLS["reinit"].make(start, 3)
     assert equal(made.masks, start.masks)
     drawn = torch.cat(
         [weight.flatten() for name, weight in made.weights.items() if weight.ndim == 2]
@@ -115,7 +116,7 @@ def test_reinit_is_what_the_models_own_initializer_draws(start):
 
 
 def test_shuffled_layers_move_as_a_whole_and_nothing_else_moves(start):
-    made = CONTROLS["shuffle_layers"](start, 3)
+    made = CONTROLS["shuffle_layers"].make(start, 3)
     moved = {}
     for layer in range(4):
         kinds = [
@@ -149,7 +150,7 @@ def test_shuffled_layers_are_never_in_their_old_order(seed):
         name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in prunable(model).items()
     }
     start = Start(weights, masks, {name: f"bert.{name}" for name in masks}, model)
-    made = CONTROLS["shuffle_layers"](start, seed)
+    made = CONTROLS["shuffle_layers"].make(start, seed)
     name = "encoder.layer.{}.output.dense.weight"
     assert torch.equal(made.matrix(name.format(0)), start.matrix(name.format(1)))
 
@@ -162,11 +163,11 @@ def test_one_layer_cannot_be_shuffled():
     }
     start = Start(weights, masks, {name: f"bert.{name}" for name in masks}, model)
     with pytest.raises(ValueError, match="--control shuffle_layers"):
-        CONTROLS["shuffle_layers"](start, 1)
+        CONTROLS["shuffle_layers"].make(start, 1)
 
 
 def test_weights_shuffled_within_a_matrix_are_the_same_multiset(start):
-    made = CONTROLS["shuffle_within"](start, 3)
+    made = CONTROLS["shuffle_within"].make(start, 3)
     inside = {start.names[name] for name in start.masks}
     for name, weight in start.weights.items():
         assert torch.equal(made.weights[name].flatten().sort()[0], weight.flatten().sort()[0])
@@ -191,4 +192,4 @@ def test_layers_are_found_in_other_families(family):
         name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in prunable(model).items()
     }
     start = Start(weights, masks, {name: name for name in masks}, model)
-    assert not equal(CONTROLS["shuffle_layers"](start, 1).weights, weights)
+    assert not equal(CONTROLS["shuffle_layers"].make(start, 1).weights, weights)

@@ -53,7 +53,7 @@ def test_the_rounds_can_be_counted_before_they_are_made(schedule, start, target,
     assert rounds <= math.ceil(SCHEDULES[schedule].count(target, rate, start)) <= 1.1 * rounds + 1
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES.keys() - {"one_shot"}])
+@pytest.mark.parametrize("schedule", ["linear", "geometric", "cubic"])
 def test_rates_next_to_nothing_make_rounds_past_counting(schedule):
     assert SCHEDULES[schedule].count(0.9, 1e-9) > 1e8
     assert SCHEDULES[schedule].count(0.9, math.ulp(0)) == math.inf

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from markdown_it import MarkdownIt
-from tests.test_findings import Plan
+from test_results import Plan
 
 from lth_scale import report
 from lth_scale.config import listing

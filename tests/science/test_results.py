@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lth_scale.pruning.ticket import Ticket
-from lth_scale.science import evidence, figures, paper, report, results, sections
+from lth_scale.science import figures, paper, report, results, saved, sections
 
 TASKS = ["sst2", "mrpc", "wnli", "mlm"]
 FULL = {"sst2": 0.92, "mrpc": 0.85, "wnli": 0.55, "mlm": 0.63}
@@ -401,7 +401,7 @@ def test_a_ticket_that_keeps_nothing_has_no_overlap(tmp_path):
     }
     report.write(found, tmp_path / "report", 1.0)
     assert "Shared kept weights" in (tmp_path / "report/report.md").read_text()
-    evidence.save(tmp_path, tmp_path / "kept.json")
+    saved.save(tmp_path, tmp_path / "kept.json")
     json.loads((tmp_path / "kept.json").read_text(), parse_constant=pytest.fail)
 
 
@@ -499,4 +499,4 @@ def test_starved_matrices_are_a_table_of_the_report(tmp_path):
             "encoder.layer.0.attention.self.key.weight keeps 7 weights, fewer than it has outputs",
         ]
     ]
-    assert evidence.keep(tmp_path)["rows"]["search-sst2-0-seed1"][-1]["starved"]
+    assert saved.keep(tmp_path)["rows"]["search-sst2-0-seed1"][-1]["starved"]

@@ -3,9 +3,9 @@
 import json
 import lzma
 
+import pretrain_embedded as pretrain
 import pytest
 import torch
-from lth_scale.embedded import pretrain
 from transformers import AutoModelForMaskedLM
 
 from lth_scale.tasks.locations import embedded_path

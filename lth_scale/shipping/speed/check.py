@@ -22,12 +22,12 @@ from lth_scale.tasks import registry
 from lth_scale.tasks.base import Batch, Task
 from lth_scale.tasks.loading import quiet
 from lth_scale.tasks.mlm import CHOSEN, pack
+from lth_scale.tasks.registry import TASKS
 from lth_scale.tasks.tokenization import has_segments
 from lth_scale.tracking.console import say
 
 EVAL_BATCH, CALIBRATION = 32, 64  # examples
 LENGTH = 128  # tokens
-HEADS = {"mlm": "ForMaskedLM", "squad": "ForQuestionAnswering"}
 Row = dict[str, Any]
 
 
@@ -100,7 +100,10 @@ def _load_task(source: Source, values: dict[str, Any]) -> Task:
         raise BadInput(
             f"--task {values['task']}: {source.path} has no tokenizer; save one beside the model"
         )
-    kind, head = type(source.model).__name__, HEADS.get(values["task"], "ForSequenceClassification")
+    kind, head = (
+        type(source.model).__name__,
+        TASKS[values["task"]].auto_class.removeprefix("AutoModel"),
+    )
     if not kind.endswith(head):
         raise BadInput(
             f"--task {values['task']}: {source.path} is a {kind}; give a network trained on it, a …{head}"

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lth_scale.config.arguments import COSMETIC, Arguments, Training, Transfer
-from lth_scale.config.defaults import DATASETS
 from lth_scale.config.redaction import redacted, without_secrets
 from lth_scale.config.resolution import source_name
+from lth_scale.tasks.registry import TASKS
 from lth_scale.tracking.console import say
 from lth_scale.tracking.journal import is_event
 from lth_scale.tracking.mlflow import stores, variables
@@ -225,7 +225,7 @@ def describe_data(task: "Task", args: Training) -> list[dict[str, str]]:
                 "source": json.dumps(
                     {
                         "uri" if args.dataset_path else "path": args.dataset_path
-                        or DATASETS[args.task][0]
+                        or TASKS[args.task].dataset[0]
                     }
                 ),
             }

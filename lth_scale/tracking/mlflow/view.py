@@ -4,18 +4,13 @@ import base64
 import json
 import zlib
 
-from lth_scale.config.defaults import CONTROLS, TASKS
-
-SCORES = dict.fromkeys(TASKS, "accuracy") | {
-    "stsb": "pearson",
-    "cola": "matthews_correlation",
-    "squad": "f1",
-}
+from lth_scale.pruning.registries import CONTROLS
+from lth_scale.tasks.registry import TASKS
 
 
 def by_percent(task: str) -> str:
     """The metric that makes a curve: a task's score, whose step is the sparsity in percent. It titles the chart."""
-    return f"{task} {SCORES[task]} by percent pruned"
+    return f"{task} {TASKS[task].metric} by percent pruned"
 
 
 def view() -> str:
@@ -57,7 +52,7 @@ def view() -> str:
     ]
     sections += [
         {"uuid": name, "name": name, "display": False}
-        for name in ("eval", *CONTROLS, "Model metrics")
+        for name in ("eval", *(name for name in CONTROLS if name != "none"), "Model metrics")
     ]
     state = {
         "compareRunCharts": charts,
