@@ -39,7 +39,7 @@ def references(name: str) -> set[str]:
     """The modules that a file names in a string, such as "lth_scale.tasks.glue:load_glue"."""
     texts = (node.value for node in ast.walk(TREES[name]) if isinstance(node, ast.Constant))
     named = (text.partition(":") for text in texts if isinstance(text, str))
-    return {module for module, colon, _ in named if colon} & {*MODULES} - {name}
+    return {module for module, colon, _ in named if colon} & {*MODULES} - {name, "lth_scale"}
 
 
 def floor(name: str) -> int:
