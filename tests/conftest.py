@@ -58,9 +58,8 @@ def pytest_collection_modifyitems(config, items):
             )
 
 
-WORDS = (
-    "the cat sat on a mat and saw one good dog run far from its old bad house by the sea".split()
-)  # noqa: SIM905
+SENTENCE = "the cat sat on a mat and saw one good dog run far from its old bad house by the sea"
+WORDS = SENTENCE.split()
 
 
 @pytest.fixture(scope="session")
