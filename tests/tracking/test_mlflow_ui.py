@@ -22,7 +22,7 @@ from lth_scale.config import files
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.resolution import parse
 from lth_scale.science import plans, study_file, summary
-from lth_scale.tracking import outbox
+from lth_scale.tracking.mlflow import sender
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -94,7 +94,7 @@ def study(tmp_path_factory, tokenizer):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.chdir(home)  # so that the pictures show no path of this machine
-        patch.setattr(outbox, "PAUSE", 0.05)
+        patch.setattr(sender, "PAUSE", 0.05)
         made = plans.plan(study_file.load_study(home / "toy.yaml", {}))
         files.write_json(home / "study.json", plans.summary(made))
         for job in made.jobs.values():

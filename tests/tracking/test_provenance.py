@@ -98,7 +98,7 @@ def test_other_content_is_refused_and_touched_or_unread_files_are_not(
         RunDirectory.open(args)  # what was put back is the same
     (tmp_path / "model/vocab.txt").write_text("new")
     with pytest.raises(
-        BadInput, match=r"--model_name_or_path: vocab\.txt was not there, is sha256"
+        BadInput, match=r"--model_name_or_path: vocab\.txt was missing, is sha256"
     ):
         RunDirectory.open(args)
     assert (out / "arguments.json").read_bytes() == before
@@ -173,7 +173,7 @@ def test_other_versions_and_threads_are_said_in_one_line_and_the_run_goes_on(
     )
     capfd.readouterr()
     out = begun()
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("goes on with")]
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("continues with")]
     assert len(said) == 1 and "threads (was 99)" in said[0] and "(was 2.0.0)" in said[0]
     assert (out / "complete").exists()
 
@@ -254,7 +254,7 @@ def test_a_flag_that_a_run_has_never_heard_of_is_not_different(search, small, ow
         json.dumps({k: v for k, v in written.items() if k not in ("score", "distill")})
     )
     record = RunDirectory.open(parse(small(**own), "t", "t"))
-    assert "score, distill" in record.remarks({"threads": written["threads"]})[-1]
+    assert "score, distill" in record.notices({"threads": written["threads"]})[-1]
 
 
 def test_a_dense_network_of_other_data_is_refused(search, own, tmp_path):
@@ -403,7 +403,7 @@ def test_of_weights_that_which_is_read_counts(whole, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     for name in (names[0], "c.safetensors", *(["model.safetensors"] if whole else [])):
         (tmp_path / name).write_text(name)
-    found = provenance.content("sst2", str(tmp_path), None)["model"]
+    found = provenance.input_digests("sst2", str(tmp_path), None)["model"]
     assert [*found] == (
         ["model.safetensors"] if whole else ["a.safetensors", "model.safetensors.index.json"]
     )

@@ -84,7 +84,7 @@ def test_a_directory_that_another_process_works_in_is_refused_and_one_whose_proc
     assert other.stdout.readline() == "held\n"
     monkeypatch.setattr(run_directory, "PATIENCE", 0.1)
     with pytest.raises(
-        BadInput, match=rf"--output_dir .*: process {other.pid} on .* works there; wait for it"
+        BadInput, match=rf"--output_dir .*: process {other.pid} on .* is running there; wait for it"
     ):
         search()
     other.kill()
