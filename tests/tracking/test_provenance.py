@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import sentence, write_jsonl
-from transformers import AutoModel
+from mlflow import MlflowClient
+from transformers import AutoModel, AutoModelForSequenceClassification
 
-from lth_scale import Ticket
+from lth_scale import Ticket, load_exported
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
@@ -21,9 +23,10 @@ from lth_scale.tracking import provenance
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.training.search import check_dense
 
-OLD = Path(__file__).with_name(
-    "begun_by_0.1.0.tar.xz"
-)  # model, data, and a search that died in round 1 of 2
+# Model, data, and a search that died in round 1 of 2.
+OLD = Path(__file__).with_name("begun_by_0.1.0.tar.xz")
+# The same with a checkpoint and MLflow's journal, a finished search, and its compact export.
+RECENT = Path(__file__).with_name("begun_by_0.2.0.tar.xz")
 
 
 @pytest.fixture
@@ -245,6 +248,33 @@ def test_what_takes_its_dense_network_or_ticket_from_version_0_1_0(
     )
     transfer(**flags, ticket=out, output_dir="moved")
     assert json.loads((moved / "results.json").read_text())[0]["prunable"] == 576
+
+
+def test_runs_tickets_and_exports_of_version_0_2_0_go_on_working(
+    search, small, tmp_path, monkeypatch, capfd
+):
+    shutil.unpack_archive(RECENT, tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    flags = dict(
+        model_name_or_path="model", dataset_path="data", max_seq_length=16, target_sparsity=0.2
+    )
+    finished = RunDirectory.open(parse(small(**flags, output_dir="finished"), "t", "t"))
+    assert finished.is_done()
+    assert [row["pruned"] for row in finished.round_rows()] == [0, 51, 102]
+    out = search(**flags, output_dir="begun", report_to="mlflow")
+    assert "step 2 of 4" in capfd.readouterr().err  # from the checkpoint in round 1
+    tickets = [Ticket.load(run / "ticket.safetensors") for run in (out, finished.directory)]
+    assert [ticket.pruned for ticket in tickets] == [102, 102]
+    assert tickets[0].base_sha256 == tickets[1].base_sha256 != ""
+    tickets[1].apply(AutoModel.from_pretrained("model"))
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
+    assert len(runs) == 1 + 3  # the journal is sent to the store that is here
+    network = AutoModelForSequenceClassification.from_pretrained("finished/rounds/02/model")
+    exported = dict(load_exported("exported").named_parameters())
+    for name, weight in network.named_parameters():
+        assert torch.equal(exported[name], weight), name
 
 
 def test_a_flag_that_a_run_has_never_heard_of_is_not_different(search, small, own):
