@@ -1,4 +1,4 @@
-"""Progress: bars on a terminal, lines in a log file, the time left in both, on rank 0 alone; and the last table."""
+"""Progress bars on a terminal, lines in a log file, both with the time left; the final table."""
 
 import os
 import pty
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lth_scale.science import summary
+from lth_scale.tracking import console
 from lth_scale.tracking.console import ProgressBars, Timer, format_duration
 from lth_scale.tracking.stages import Stage
 
@@ -34,7 +35,8 @@ TINY = [
     "none",
 ]
 LINE = re.compile(
-    r"round 0\d · \d+ %: step [12] of 2(; (\d+:\d\d left|evaluating), \d+:\d\d left in all( without evaluation)?)?"
+    r"round 0\d · \d+ %: step [12] of 2"
+    r"(; (\d+:\d\d left|evaluating), \d+:\d\d left in all( without evaluation)?)?"
 )
 END = re.compile(r"round 0\d · \d+ %: accuracy [\d.]+, loss [\d.]+, [\d.]+ s")
 
@@ -42,7 +44,7 @@ END = re.compile(r"round 0\d · \d+ %: accuracy [\d.]+, loss [\d.]+, [\d.]+ s")
 def drive(
     timer: Timer, now: float, *, first: int, total: int, step: float, evaluation: float
 ) -> float:
-    """Train a stage from step `first` on and evaluate it; returns when that is over. The first step takes a minute."""
+    """Train a stage from step `first` on, which takes a minute, and evaluate it; return the end."""
     timer.start(total)
     now += 60
     for number in range(first, total + 1):
@@ -98,7 +100,7 @@ def test_later_rounds_are_as_long_as_the_last_one():
 def test_a_log_file_has_ten_lines_a_round_or_six_an_hour(seconds, least, most, monkeypatch, capsys):
     """A round of 1,000 steps that takes ten seconds, an hour, or 17 hours."""
     now = [0.0]
-    monkeypatch.setattr(summary.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     bars = ProgressBars(rounds=4, done=1)
     bars.start(Stage.round(1), 0.1, 1000, resumed=False)
     for step in range(1, 1001):
@@ -127,10 +129,13 @@ def test_times_are_hours_minutes_and_seconds():
 
 
 def test_two_ranks_write_one_log_without_control_characters(tmp_path):
-    """Even with FORCE_COLOR, and with lines as often as can be; a table on stdout; a warning once."""
+    """Even with FORCE_COLOR and a line per step; the table is on stdout, a warning appears once."""
     script = tmp_path / "often.py"
     script.write_text(
-        "from lth_scale import cli\nfrom lth_scale.tracking import console\nconsole.MIN_INTERVAL = console.MAX_INTERVAL = 0.0\ncli.main()\n"
+        "from lth_scale import cli\n"
+        "from lth_scale.tracking import console\n"
+        "console.MIN_INTERVAL = console.MAX_INTERVAL = 0.0\n"
+        "cli.main()\n"
     )
     launch = [
         Path(sys.executable).with_name("accelerate"),
@@ -172,7 +177,7 @@ def test_two_ranks_write_one_log_without_control_characters(tmp_path):
 
 
 def on_a_terminal(*command: str) -> tuple[int, str, str]:
-    """Run a command with stderr on a terminal of 80 columns: its exit code, stdout (a pipe), and stderr."""
+    """Run a command with stderr on a terminal of 80 columns; return exit code, stdout, stderr."""
     ours, theirs = pty.openpty()
     size = {"COLUMNS": "80", "LINES": "24", "TERM": "xterm-256color"}
     child = subprocess.Popen(
@@ -212,13 +217,17 @@ def test_a_terminal_has_two_bars_with_the_time_left_and_gets_its_cursor_back(tmp
 
 
 def test_an_error_gives_the_cursor_back():
-    code = "from lth_scale.tracking.console import ProgressBars; bars = ProgressBars(2, 0); raise SystemExit(3)"
+    code = (
+        "from lth_scale.tracking.console import ProgressBars\n"
+        "bars = ProgressBars(2, 0)\n"
+        "raise SystemExit(3)"
+    )
     returned, _, err = on_a_terminal(sys.executable, "-c", code)
     assert returned == 3 and err.rfind("\x1b[?25h") > err.rfind("\x1b[?25l") >= 0
 
 
 def test_the_table_is_markdown_whatever_the_width_of_its_cells(monkeypatch):
-    """In a terminal of 40 columns too: nothing is cut or wrapped, and the columns stand below each other."""
+    """Nothing is cut or wrapped, even in a terminal of 40 columns, and the columns are aligned."""
     monkeypatch.setenv("COLUMNS", "40")
     scores = {"accuracy": 0.84, "accuracy_mismatched": 0.85, "f1": 0.9, "loss": 123456.789}
     row = {

@@ -1,4 +1,4 @@
-"""journal.py, and what sender.py and tracking.py make of it: a small search's records in a real store, no training."""
+"""The journal, its sender and the delivery: records of a search in a real store, no training."""
 
 import json
 import os
@@ -70,7 +70,7 @@ class Tracked:
         self.train(self.begin(), *rounds)
 
     def check(self, *rounds: int) -> None:
-        """Each round is there once, with every step once, below one parent with the curve and the picture."""
+        """Each round and step is there once, below one parent with the curve and the picture."""
         client = MlflowClient(self.store)
         runs = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
         (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]

@@ -1,4 +1,4 @@
-"""tracking.py: what a reviewer finds in a real MLflow store."""
+"""What a user finds in a real MLflow store."""
 
 import json
 import os
@@ -27,7 +27,7 @@ VARYING = ("seconds", "peak_memory")
 
 @pytest.fixture
 def runs(search, tmp_path, monkeypatch):
-    """A search with a control, tracked beside its directory: (client, parent, children by name, output directory)."""
+    """A tracked search with a control: (client, parent, children by name, output directory)."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     out = search(report_to="mlflow", control="random_mask", logging_steps=1)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -162,7 +162,7 @@ def test_processes_that_make_one_store_at_once_share_one_experiment(tmp_path):
 
 
 def contents(store, out):
-    """What the store holds of the search in `out`, by the runs' names: all that does not depend on the time."""
+    """Return what a store holds of the search in `out`, but for times, sorted by run name."""
     client = MlflowClient(store)
     runs = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
     (parent,) = [run for run in runs if run.data.params.get("output_dir") == str(out)]
@@ -353,14 +353,17 @@ def die_after(write):
     return call
 
 def live(out, mortal, resumed):
-    # The events of a small search, in a process that is killed after its first write and before it can note it.
+    # The events of a small search, in a process that is killed after its first write and before
+    # its progress is saved.
     if mortal:
         params = MlflowClient.log_batch  # the same params are written again
-        for name in ("create_experiment", "create_run", "log_batch", "delete_run", "log_inputs", "log_outputs",
-                     "create_logged_model", "finalize_logged_model"):
+        for name in ("create_experiment", "create_run", "log_batch", "delete_run", "log_inputs",
+                     "log_outputs", "create_logged_model", "finalize_logged_model"):
             setattr(MlflowClient, name, die_after(getattr(MlflowClient, name)))
         metrics = MlflowClient.log_batch
-        MlflowClient.log_batch = lambda *args, **values: (metrics if "metrics" in values else params)(*args, **values)
+        MlflowClient.log_batch = lambda *args, **values: (
+            (metrics if "metrics" in values else params)(*args, **values)
+        )
     args = parse(["--task", "sst2", "--preset", "demo", "--output_dir", str(out)], "t", "t")
     rows = datasets.Dataset.from_dict({"input_ids": [[1, 2], [3]]})
     tracker = MlflowTracker(args, out, SimpleNamespace(train=rows, validation=rows, more={}))
@@ -382,7 +385,8 @@ def in_a_process(*given):
 killed, undisturbed = map(Path, sys.argv[1:])
 for out in (killed, undisturbed):
     out.mkdir(parents=True)
-    Ticket({"a": torch.ones(2, 2, dtype=torch.bool)}, task="sst2").save(out / "rounds/01/ticket.safetensors")
+    ticket = Ticket({"a": torch.ones(2, 2, dtype=torch.bool)}, task="sst2")
+    ticket.save(out / "rounds/01/ticket.safetensors")
 assert in_a_process(undisturbed, False, False) == 0
 deaths = 0
 while deaths < 40 and in_a_process(killed, True, deaths not in (0, 7)) == -signal.SIGKILL:

@@ -1,4 +1,4 @@
-"""MLflow's variables: the experiment and the tags of the runs, for new ones and for those that go on."""
+"""MLflow's variables: experiment and tags, of new runs and of those that continue."""
 
 import json
 
@@ -124,8 +124,8 @@ def test_a_search_follows_the_variables_and_goes_on_in_the_experiment_in_which_i
     said = capfd.readouterr()
     assert len(runs_of(client, name)) == 3 and runs_of(client, "another") == []
     assert (
-        f"MLflow: the runs of {out}/mlflow.jsonl started in the experiment {name!r} and continue there"
-        in said.err
+        f"MLflow: the runs of {out}/mlflow.jsonl started in the experiment {name!r} and continue "
+        "there" in said.err
     )
     assert f"#/experiments/{number}/runs" in said.out
 

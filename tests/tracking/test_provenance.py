@@ -1,4 +1,4 @@
-"""A run goes on with what it began with, told by content; what it did not write down is said, and never different."""
+"""A run continues with the content it began with; what was not recorded is never different."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def own(tiny_bert, sst2_data, tmp_path):
 
 @pytest.fixture
 def begun(search, own, tmp_path):
-    """Begin a search that is not finished; returns the flags that begin it and a way to go on with more of them."""
+    """Begin a search and leave it unfinished; return a function that continues it."""
     out = search(**own)
     for path in (out / "complete", out / "rounds/03/complete"):
         path.unlink()
@@ -100,9 +100,7 @@ def test_other_content_is_refused_and_touched_or_unread_files_are_not(
         (tmp_path / name).write_bytes(content)
         RunDirectory.open(args)  # what was put back is the same
     (tmp_path / "model/vocab.txt").write_text("new")
-    with pytest.raises(
-        BadInput, match=r"--model_name_or_path: vocab\.txt was missing, is sha256"
-    ):
+    with pytest.raises(BadInput, match=r"--model_name_or_path: vocab\.txt was missing, is sha256"):
         RunDirectory.open(args)
     assert (out / "arguments.json").read_bytes() == before
 
@@ -176,7 +174,8 @@ def test_other_versions_and_threads_are_said_in_one_line_and_the_run_goes_on(
     )
     capfd.readouterr()
     out = begun()
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("continues with")]
+    lines = capfd.readouterr().err.splitlines()
+    said = [line for line in lines if line.startswith("continues with")]
     assert len(said) == 1 and "threads (was 99)" in said[0] and "(was 2.0.0)" in said[0]
     assert (out / "complete").exists()
 
