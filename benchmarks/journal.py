@@ -15,9 +15,9 @@ from pathlib import Path
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
-from lth_scale.tracking import outbox
 from lth_scale.tracking.mlflow.connection import connect
 from lth_scale.tracking.mlflow.delivery import start_sending
+from lth_scale.tracking.mlflow.sender import SENDERS
 
 
 def write(path: Path, lines: int) -> None:
@@ -48,11 +48,11 @@ def write(path: Path, lines: int) -> None:
 def send(path: Path, store: str) -> float:
     """Seconds until the whole journal is sent."""
     began = time.perf_counter()
-    box = start_sending(path, store)
-    while not box.is_sent():
+    sender = start_sending(path, store)
+    while not sender.is_sent():
         time.sleep(0.01)
     seconds = time.perf_counter() - began
-    outbox._open.pop(path).stop()
+    SENDERS.pop(path).stop()
     return seconds
 
 

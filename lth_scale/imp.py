@@ -11,7 +11,7 @@ from lth_scale.config.resolution import parse
 from lth_scale.config.startup import first_imports
 from lth_scale.science.summary import show
 from lth_scale.shipping import hub
-from lth_scale.tracking.outbox import send_waiting
+from lth_scale.tracking.trackers import TRACKERS
 from lth_scale.tracking.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run(args: Arguments) -> None:
         imp(search)
         compare(search)
         search.finish()
-    send_waiting(record)
+    TRACKERS[args.report_to].flush(record.directory)
     show(record)
     hub.push_when_done(record)
 

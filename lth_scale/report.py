@@ -81,7 +81,7 @@ def main() -> None:
         store = os.environ.get("MLFLOW_TRACKING_URI") or beside
         try:
             reports.log_report(
-                store, study.name, written, verdicts=sections.registered(study, args.delta)
+                store, study.name, written, registrations=sections.registered(study, args.delta)
             )
             print(f"MLflow   logged to {printable(without_secrets(store))}")
         except Exception as problem:  # MLflow raises many kinds, and the report is written

@@ -14,7 +14,7 @@ from lth_scale.config.resolution import parse
 from lth_scale.config.startup import first_imports
 from lth_scale.science.summary import by_seed, show
 from lth_scale.shipping import hub
-from lth_scale.tracking.outbox import send_waiting
+from lth_scale.tracking.trackers import TRACKERS
 from lth_scale.tracking.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def run(args: Transfer) -> None:
         network = TransferRun.begin(args, record)
         transfer(network)
         network.close({})
-    send_waiting(record)
+    TRACKERS[args.report_to].flush(record.directory)
     show(record)
     hub.push_when_done(record)
 

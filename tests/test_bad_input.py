@@ -1106,7 +1106,7 @@ RUNS = [
                 "transfer",
                 "with another tokenizer",
                 lambda w: w["digests"]["tokenizer"].update(old="0" * 64),
-                "--model_name_or_path: old was sha256 000000000000…, is not there",
+                "--model_name_or_path: old was sha256 000000000000…, is missing",
             ),
             (
                 "imp",
@@ -2209,7 +2209,7 @@ OTHERS = [
         case(
             "imp",
             f"going on: .lock {what}",
-            "--output_dir …/out: its .lock",
+            "--output_dir …/out: .lock was not",
             "move it away",
             lay=both(
                 damage("search", "x", None), lambda here, made: (here / "out/.lock").unlink(), lay

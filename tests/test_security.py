@@ -224,9 +224,9 @@ def test_a_password_in_a_store_that_is_refused_or_away_is_not_told(
     store, run, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.setattr("lth_scale.tracking.outbox.PATIENCE", 0.5)
+    monkeypatch.setattr("lth_scale.tracking.mlflow.sender.PATIENCE", 0.5)
     code, out, err = run(report_to="mlflow", max_steps=0, run_name=f"{store} at token={SECRET}")
-    assert (code, "takes no records" in err) in ((0, True), (2, False)), err
+    assert (code, "accepts no records" in err) in ((0, True), (2, False)), err
     assert not leaks(tmp_path, out, err)
 
 
@@ -247,9 +247,10 @@ def test_a_password_in_a_traceback_or_a_librarys_log_is_not_told(run, monkeypatc
 
 TWICE = """
 import os, sys
-from lth_scale import imp, outbox
-from lth_scale.arguments import exit_on_bad_input
-outbox.PATIENCE = 1.0
+from lth_scale import imp
+from lth_scale.config.exit_codes import exit_on_bad_input
+from lth_scale.tracking.mlflow import sender
+sender.PATIENCE = 1.0
 for store in sys.argv.pop().split():
     os.environ["MLFLOW_TRACKING_URI"] = store
     try:
@@ -281,7 +282,7 @@ def test_secrets_of_the_environment_are_in_nothing_that_is_written(small, tmp_pa
     )
     assert done.returncode == 0, done.stderr
     assert len([*tmp_path.rglob("results.json")]) == 2 and (tmp_path / "mlflow.db").is_file()
-    assert "records wait in" in done.stderr, done.stderr
+    assert "records are waiting in" in done.stderr, done.stderr
     assert not leaks(tmp_path, done.stdout, done.stderr)
 
 

@@ -82,7 +82,7 @@ class Training:
     )
     save_total_limit: int = flag("checkpoints of the round in training that are kept", 2)
     ddp_timeout: int = flag("seconds after which ranks that wait for another give up", 1800)
-    report_to: str = flag("where runs are tracked", "mlflow", choices=("mlflow", "none"))
+    report_to: str = flag("where runs are tracked", "mlflow", registry="tracker")
     run_name: str | None = flag("name of the run in MLflow")
     push_to_hub: bool = flag("upload model, ticket and card to the Hub when all is done", False)
     hub_model_id: str | None = flag(

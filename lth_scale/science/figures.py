@@ -290,9 +290,9 @@ def speed_ups(
 def draw(record: RunDirectory, layers: Mapping[str, float]) -> dict[str, bytes]:
     """Draw a search's pictures into its directory; returns those that are there, by file name."""
     args = record.arguments
-    rows = {"none": record.rows()}
+    rows = {"none": record.round_rows()}
     if record.control != "none":
-        rows[record.control] = record.rows(f"controls/{record.control}")
+        rows[record.control] = record.control_rows()
     metric = next(iter(rows["none"][0]["eval"]))
     dense = [rows["none"][0]["eval"][metric]]
     lines = {

@@ -13,7 +13,7 @@ from lth_scale.config.texts import brief
 from lth_scale.pruning.registries import CONTROLS
 from lth_scale.science.matching import summary
 from lth_scale.tasks.registry import TASKS
-from lth_scale.tracking.stages import starved_in
+from lth_scale.tracking.rows import describe_starved
 
 UNSCALED = ("loss", "perplexity")  # metrics that are no fractions
 
@@ -230,7 +230,9 @@ def starved(rows: Mapping[str, list[dict[str, Any]]]) -> list[tuple[str, str, st
         if key in row
     ]
     return [
-        (job, f"{key} {row[key]}", words) for job, key, row in named if (words := starved_in(row))
+        (job, f"{key} {row[key]}", words)
+        for job, key, row in named
+        if (words := describe_starved(row))
     ]
 
 

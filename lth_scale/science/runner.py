@@ -20,7 +20,7 @@ from lth_scale.config.texts import printable, quoted
 from lth_scale.science.plans import Job, Plan, as_argv, difference
 from lth_scale.science.study_file import Flags
 from lth_scale.tracking import provenance
-from lth_scale.tracking.stages import starved_in
+from lth_scale.tracking.rows import describe_starved
 
 PARTS = ("name", "cells", "jobs")  # of study.json
 
@@ -159,7 +159,7 @@ class Runner:
                 for row in self._rows(self.path(job, f"/{name}.json"))
             ]
             lines += [
-                f"starved  {job.id}: {words}" for words in filter(None, map(starved_in, rows))
+                f"starved  {job.id}: {words}" for words in filter(None, map(describe_starved, rows))
             ][:1]
         return lines
 
@@ -199,10 +199,10 @@ def refuse_other_flags(made: Plan, directory: Path) -> None:
         home, now = directory / "jobs" / job.id, redacted(job.flags)
         differ = difference(before.get(job.id, now), now, but=arguments.COSMETIC)
         if differ and (then := begun(home)):
-            digests = provenance.content(
+            digests = provenance.input_digests(
                 job.args.task, job.args.model_name_or_path, job.args.dataset_path
             )
-            told = provenance.told_by_content(then, digests)
+            told = provenance.flags_with_digests(then, digests)
             differ = difference(before.get(job.id, now), now, but={*arguments.COSMETIC, *told})
         if differ and home.exists():
             raise BadInput(
@@ -213,7 +213,7 @@ def refuse_other_flags(made: Plan, directory: Path) -> None:
 
 def refuse_other_content(made: Plan, directory: Path) -> None:
     """Refuse to mix jobs that were begun with other data or another model. Raises BadInput."""
-    content = functools.cache(provenance.content)  # many jobs, few files
+    content = functools.cache(provenance.input_digests)  # many jobs, few files
     for job in made.jobs.values():
         home, args = directory / "jobs" / job.id, job.args
         if not (before := begun(home)):
@@ -231,7 +231,7 @@ def begun(home: Path) -> dict[str, Any]:
     """arguments.json of a job; {} where it was not begun, or where that is damaged, as its command will say."""
     try:
         before = {**files.read_json(home / "arguments.json")}
-        provenance.check_kinds(before)
+        provenance.check_types(before)
         return before
     except (OSError, ValueError, TypeError, RecursionError):
         return {}

@@ -37,6 +37,7 @@ from lth_scale.science.results import (
     percent,
 )
 from lth_scale.tasks.registry import TASKS
+from lth_scale.tracking.mlflow.registration import Registration
 
 log = logging.getLogger("lth_scale")
 SHADES = (0.0, 1.0)  # dark and light, in the figures of transfer
@@ -268,7 +269,7 @@ def _range(told: Mapping[float, bool | None]) -> str:
     )
 
 
-def registered(study: StudyResults, delta: float) -> list[dict[str, Any]]:
+def registered(study: StudyResults, delta: float) -> list[Registration]:
     """Per task and rule, the verdict in words and the ticket of the highest sparsity that matches, or None.
 
     It is the ticket of the first seed: all of them were compared, and none is picked by its score.
@@ -304,8 +305,7 @@ def registered(study: StudyResults, delta: float) -> list[dict[str, Any]]:
                 (s.seed, p) for s in mine for at, p in s.tickets.items() if abs(at - best) <= CLOSE
             ]
         seed, ticket = next(((seed, path) for seed, path in tickets if path.is_file()), (0, None))
-        same = {"task": task, "base": study.model, "rule": rule}
-        made.append({**same, "text": text, "ticket": ticket, "seed": seed})
+        made.append(Registration(task, study.model, rule, text, ticket, seed))
     return made
 
 

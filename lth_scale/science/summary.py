@@ -15,9 +15,9 @@ from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.config.markdown import literal
 from lth_scale.config.texts import printable, quoted
-from lth_scale.tracking.journal import read_notes
+from lth_scale.tracking.mlflow.progress import Progress
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import starved_in
+from lth_scale.tracking.rows import describe_starved
 
 DELTA = (
     0.01  # a point: how much worse still passes for no worse, in the test of `matching.verdicts`
@@ -74,12 +74,12 @@ def report(record: RunDirectory) -> str:
     """What a search or a transfer found: its table, and how that compares. The note of a quick look stands first."""
     parts = [f"**{record.arguments.note}**"] if record.arguments.note else []
     if isinstance(record.arguments, Transfer):
-        rows = record.rows("seeds")
+        rows = record.seed_rows()
         return "\n\n".join(
             [*parts, table(rows), *starved(rows), *over_seeds(record, record.arguments)]
         )
-    rows, control = record.rows(), record.control
-    controls = record.rows(f"controls/{control}")
+    rows, control = record.round_rows(), record.control
+    controls = record.control_rows()
     parts += [table(rows), *([comparison(rows, controls, control)] if controls else [])]
     return "\n\n".join([*parts, *starved(rows), *starved(controls, f"{control} ")])
 
@@ -90,7 +90,7 @@ def starved(rows: list[dict[str, Any]], of: str = "") -> list[str]:
     lines = [
         f"- {of}{key} {row[key]:02d}: {literal(words)}"
         for key, row in named
-        if (words := starved_in(row))
+        if (words := describe_starved(row))
     ]
     return ["Little or nothing passes through some matrices:", "\n".join(lines)] if lines else []
 
@@ -100,7 +100,7 @@ def over_seeds(record: RunDirectory, args: Transfer) -> list[str]:
     from lth_scale.science import matching  # imports scipy: bad input does not wait for it
 
     found = by_seed(record.directory)
-    metric = next(iter(record.rows("seeds")[0]["eval"]))
+    metric = next(iter(record.seed_rows()[0]["eval"]))
     parts = [f"{literal(metric)}: {matching.summary([*found.values()]):.4f}"]
     if args.compare_with:
         verdicts = matching.verdicts(found, by_seed(Path(args.compare_with)), DELTA)
@@ -144,10 +144,10 @@ def show(record: RunDirectory) -> None:
 
 def how_to_open_mlflow(path: Path) -> list[str]:
     """The command that serves the store, and the page that shows the curves of the runs in `path` (mlflow.json)."""
-    notes = read_notes(path) or {}
-    if "experiment" not in notes:
+    progress = Progress.read(path)
+    if not progress or not progress.experiment:
         return []  # nothing was sent yet, or the file is damaged: what it would lead to is in the journal too
-    store, experiment = printable(notes["store"]), printable(notes["experiment"])
+    store, experiment = printable(progress.store), printable(progress.experiment)
     page = f"#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
     page += "&viewStateShareKey=curves"
     if store.startswith("http"):

@@ -23,7 +23,7 @@ from lth_scale.shipping.publication import Publication
 from lth_scale.tasks.registry import TASKS
 from lth_scale.tracking import console
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import starved_in
+from lth_scale.tracking.rows import describe_starved
 
 METRICS = {"spearman": "spearmanr"}  # ours → the name in `evaluate`
 TAGS = [
@@ -284,7 +284,7 @@ def made(run: Run) -> str:
 
 def cautions(run: Run) -> str:
     """What the ticket is no evidence for."""
-    seeds = len(run.record.rows("seeds")) or 1
+    seeds = len(run.record.seed_rows()) or 1
     lines = [
         "that it *matches* the full network: that takes a comparison over several seeds under a named rule "
         f"(`lth_scale.report`); here n = {seeds} seed{'s' if seeds > 1 else ''}"
@@ -296,7 +296,7 @@ def cautions(run: Run) -> str:
     ]
     if run.control != "none":
         lines.insert(0, f"what a found ticket does: `{run.control}` is a control")
-    if words := starved_in(run.row):
+    if words := describe_starved(run.row):
         lines.insert(0, f"that every layer is in use: {markdown.literal(words)}")
     if run.args.note:
         lines.insert(0, f"anything, without saying: {run.args.note}")
@@ -313,7 +313,7 @@ def speed_section(run: Run) -> str:
             ):
                 return found
         except Exception:  # anybody's file may have this name, and hold anything
-            console.say(
+            console.print_line(
                 printable(
                     f"{path}: is not a whole report of a speed check, and the card leaves it out"
                 )

@@ -131,9 +131,9 @@ def check(args: Training) -> None:
         with polite():
             _answered(lambda: full_name(repo), repo, delays=())
     except Stopped as problem:
-        from lth_scale.tracking.console import say
+        from lth_scale.tracking.console import print_line
 
-        say(f"{problem}; training goes on")
+        print_line(f"{problem}; training goes on")
 
 
 def push_when_done(record: "RunDirectory") -> None:
@@ -193,11 +193,11 @@ def leave_out(folder: Path) -> None:
         path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()
     ]
     if foreign := [name for name in names if not re.fullmatch(PUSHED, name, re.ASCII)]:
-        from lth_scale.tracking.console import say
+        from lth_scale.tracking.console import print_line
 
         for name in foreign:
             (folder / name).unlink()
-        say(
+        print_line(
             printable(
                 f"not uploaded, as no pull takes files of such names: {', '.join(map(repr, foreign))}"
             )
@@ -214,7 +214,7 @@ def draw(run: Any, folder: Path) -> None:
         from lth_scale.science import figures
 
         metric, points = next(iter(run.row["eval"])), dict[float, list[float]]()
-        for row in run.record.rows("seeds") or run.record.rows():
+        for row in run.record.seed_rows() or run.record.round_rows():
             points.setdefault(100 * row["sparsity"], []).append(row["eval"][metric])
         lines = {"none": {}, run.control: points}
         png = figures.scores(

@@ -1,1 +1,4 @@
-"""The run directory, the console and MLflow. Knows nothing of what a ticket is for."""
+"""Recording runs: the run directory, the console, MLflow and other trackers.
+
+Knows what a stage writes, not what a ticket is for.
+"""

@@ -1,7 +1,8 @@
-"""What a run depends on beside its flags: written down when it begins, compared when it goes on.
+"""Facts that a run depends on beside its flags: recorded at its start, compared later.
 
-Content is told by SHA-256, so a file that is touched, copied or moved is the same. What a run did not write down is not
-known, and never counts as different. Nothing here imports torch: other content is refused as soon as other flags are.
+Files are identified by SHA-256, so a file that was touched, copied or moved is the same. A fact
+that a run did not record never counts as different. Does not import torch, so that other content
+is refused as early as other flags.
 """
 
 import os
@@ -16,94 +17,93 @@ from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
 from lth_scale.tasks.locations import SPLITS, data_file, embedded_path, local_directory
 
-Digests = dict[str, dict[str, str]]  # what it is about → name of a file → SHA-256
-# What `from_pretrained` reads of a model beside its config.
+Digests = dict[str, dict[str, str]]  # SHA-256 by input (a key of FLAGS) and file name
+# What `from_pretrained` reads beside config.json.
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# The flag behind each key of `digests`.
+# The flag of each input, if its name differs.
 FLAGS = {"model": "model_name_or_path", "tokenizer": "model_name_or_path", "data": "dataset_path"}
-MOVED = {"ticket", "theta"}  # each a single file, of any name
-# What round 0 of a search with --dense comes from; the ticket holds the digest of θᵢ.
+SINGLE_FILES = {"ticket", "theta"}  # may have any name
+# What --dense starts from; the ticket holds the digest of θᵢ.
 DENSE = ("rounds/00/ticket.safetensors", "rounds/00/metrics.json")
+MAY_CHANGE = {"threads", "versions"}
 
 
 def digests(args: Training) -> Digests:
-    """The content of every file on this machine that a run of these flags reads. Raises BadInput."""
-    found = content(args.task, args.model_name_or_path, args.dataset_path)
+    """Return the digests of all local files that a run reads. Raises BadInput."""
+    inputs = input_digests(args.task, args.model_name_or_path, args.dataset_path)
     for name in ("ticket", "theta"):
         if path := getattr(args, name, None):
-            found[name] = _digests(name, [Path(path)])
+            inputs[name] = _digests(name, [Path(path)])
     if dense := getattr(args, "dense", None):
-        found["dense"] = _digests("dense", [Path(dense) / part for part in DENSE])
-    return found
+        inputs["dense"] = _digests("dense", [Path(dense) / part for part in DENSE])
+    return inputs
 
 
-def content(task: str, model: str, dataset: str | None) -> Digests:
-    """The content of a model, its tokenizer and the task's data, of those that are no names on the Hub.
+def input_digests(task: str, model: str, dataset: str | None) -> Digests:
+    """Return the digests of a local model, its tokenizer and local data; none of those on the Hub.
 
-    Raises BadInput where a file cannot be read.
+    Raises BadInput if a file cannot be read.
     """
-    found: Digests = {}
+    inputs: Digests = {}
     if is_local(model):
         home = embedded_path("bert") if model == EMBEDDED else Path(model)
-        for what, names in (
-            ("model", ("config.json", *_weights(home))),
-            ("tokenizer", listing.TOKENIZER),
-        ):
-            paths = (home / name for name in names)
-            found[what] = _digests(
-                what, (path for path in paths if os.path.lexists(path) and not path.is_dir())
-            )
+        names = {"model": ("config.json", *_weights(home)), "tokenizer": listing.TOKENIZER}
+        for name, candidates in names.items():
+            paths = (home / file for file in candidates)
+            present = [path for path in paths if os.path.lexists(path) and not path.is_dir()]
+            inputs[name] = _digests(name, present)
     if directory := local_directory(task, dataset):
         splits = SPLITS.get(task, ("train", "validation"))
-        found["data"] = _digests(
-            "data", filter(None, (data_file(directory, split) for split in splits))
-        )
-    return found
+        data = (data_file(directory, split) for split in splits)
+        inputs["data"] = _digests("data", filter(None, data))
+    return inputs
 
 
 def _weights(home: Path) -> set[str]:
-    """The names of a model's weights: one whole file, or else an index and the parts beside it that it names."""
+    """Return the names of a model's weights: one file, or an index and the shards it lists."""
     if os.path.lexists(home / WEIGHTS):
         return {WEIGHTS}
     try:
-        parts = files.read_json(home / INDEX)["weight_map"].values()
-        return {INDEX, *(part for part in parts if Path(part).name == part)}
+        shards = files.read_json(home / INDEX)["weight_map"].values()
+        return {INDEX, *(shard for shard in shards if Path(shard).name == shard)}
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        return {INDEX}  # none, or a damaged one, as loading it will say
+        return {INDEX}  # missing or damaged, as loading it will report
 
 
-def _digests(what: str, paths: Iterable[Path]) -> dict[str, str]:
+def _digests(name: str, paths: Iterable[Path]) -> dict[str, str]:
     try:
         return {path.name: files.sha256(path) for path in sorted(paths)}
-    except OSError as problem:
-        flag = FLAGS.get(what, what)
+    except OSError as error:
+        flag = FLAGS.get(name, name)
         raise BadInput(
-            f"--{flag} {problem.filename}: cannot be read ({problem.strerror}); mend it"
+            f"--{flag} {error.filename}: cannot be read ({error.strerror}); use a readable file"
         ) from None
 
 
-def check_kinds(before: Mapping[str, Any]) -> None:
-    """Raise TypeError where a fact in arguments.json is of another kind than was written."""
-    for name, is_right in KINDS.items():
-        if name in before and not is_right(before[name]):
-            raise TypeError(f"{name} is of another kind")
+def check_types(saved: Mapping[str, Any]) -> None:
+    """Raise TypeError if a fact in arguments.json has a type that is never written."""
+    for name, is_valid in VALID.items():
+        if name in saved and not is_valid(saved[name]):
+            raise TypeError(f"{name} has an unexpected type")
 
 
-def _is_map(value: Any, is_right: Callable[[Any], bool]) -> bool:
-    return isinstance(value, dict) and all(is_right(each) for each in value.values())
+def _is_map(value: Any, is_valid: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(map(is_valid, value.values()))
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-KINDS: dict[str, Callable[[Any], bool]] = {
-    "digests": lambda value: _is_map(value, lambda each: _is_map(each, _is_text)),
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+VALID: dict[str, Callable[[Any], bool]] = {
+    "digests": lambda value: _is_map(value, lambda names: _is_map(names, _is_text)),
     "revisions": lambda value: _is_map(value, _is_text),
-    "versions": lambda value: _is_map(value, lambda each: each is None or _is_text(each)),
-    "ladder": lambda value: (
-        isinstance(value, list) and all(type(each) in (int, float) for each in value)
-    ),
+    "versions": lambda value: _is_map(value, lambda version: isinstance(version, str | None)),
+    "ladder": lambda value: isinstance(value, list) and all(map(_is_number, value)),
     "threads": lambda value: type(value) is int,
     "precision": _is_text,
     "base_sha256": _is_text,
@@ -112,85 +112,85 @@ KINDS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def told_by_content(before: Mapping[str, Any], now: Digests) -> set[str]:
-    """The flags of which both know the content: how the path to it is spelled makes no difference."""
-    was = before.get("digests", {})
-    return {FLAGS.get(what, what) for what in now if now[what] and was.get(what)}
+def flags_with_digests(saved: Mapping[str, Any], current: Digests) -> set[str]:
+    """Return the flags whose content is known then and now: their paths need not be the same."""
+    known = saved.get("digests", {})
+    return {FLAGS.get(name, name) for name in current if current[name] and known.get(name)}
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In words, each fact that both know and that is not the same. Threads and versions are not among them."""
-    found: list[str] = []
-    for name in now.keys() & before.keys() - SAID:
-        tell = WORDS.get(name, _value)
-        found += tell(name, before[name], now[name])
-    return sorted(found)
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Describe each fact that is known then and now and differs, but for MAY_CHANGE."""
+    lines: list[str] = []
+    for name in current.keys() & saved.keys() - MAY_CHANGE:
+        compare = COMPARISONS.get(name, _compare_values)
+        lines += compare(name, saved[name], current[name])
+    return sorted(lines)
 
 
-def _value(name: str, was: Any, now: Any) -> Iterator[str]:
-    if was != now:
-        yield f"{name.replace('_', ' ')} was {was}, is {now}"
+def _compare_values(name: str, then: Any, now: Any) -> Iterator[str]:
+    if then != now:
+        yield f"{name.replace('_', ' ')} was {then}, is {now}"
 
 
-def _contents(name: str, was: Digests, now: Digests) -> Iterator[str]:
-    for what in was.keys() & now.keys():
-        if what in MOVED and sorted(was[what].values()) == sorted(now[what].values()):
+def _compare_digests(_: str, then: Digests, now: Digests) -> Iterator[str]:
+    for name in then.keys() & now.keys():
+        old, new = then[name], now[name]
+        if name in SINGLE_FILES and sorted(old.values()) == sorted(new.values()):
             continue
-        for file in was[what].keys() | now[what].keys():
-            then, here = (_short(each[what].get(file)) for each in (was, now))
-            if was[what].get(file) != now[what].get(file):
-                yield f"--{FLAGS.get(what, what)}: {file} was {then}, is {here}"
+        for file in old.keys() | new.keys():
+            if old.get(file) != new.get(file):
+                flag = FLAGS.get(name, name)
+                yield f"--{flag}: {file} was {_short(old.get(file))}, is {_short(new.get(file))}"
 
 
 def _short(digest: str | None) -> str:
-    return f"sha256 {digest[:12]}…" if digest else "not there"
+    return f"sha256 {digest[:12]}…" if digest else "missing"
 
 
-def _base(name: str, was: str, now: str) -> Iterator[str]:
-    yield from _value("the sha256 of the base model's weights", f"{was[:12]}…", f"{now[:12]}…")
+def _compare_bases(_: str, then: str, now: str) -> Iterator[str]:
+    name = "the sha256 of the base model's weights"
+    yield from _compare_values(name, f"{then[:12]}…", f"{now[:12]}…")
 
 
-def _revisions(name: str, was: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
-    for what in was.keys() & now.keys():
-        yield from _value(f"--{FLAGS[what]}: the Hub's commit", was[what], now[what])
+def _compare_revisions(_: str, then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for name in then.keys() & now.keys():
+        yield from _compare_values(f"--{FLAGS[name]}: the commit on the Hub", then[name], now[name])
 
 
-def _ladder(name: str, was: list[float], now: list[float]) -> Iterator[str]:
-    for k, (then, here) in enumerate(zip_longest(was, now)):
-        if then != here:
-            yield f"the sparsity of round {k} was {then}, is {here}"
+def _compare_ladders(_: str, then: list[float], now: list[float]) -> Iterator[str]:
+    for k, (old, new) in enumerate(zip_longest(then, now)):
+        if old != new:
+            yield f"the sparsity of round {k} was {old}, is {new}"
             return
 
 
-# How the facts that are no plain values are told.
-WORDS: dict[str, Callable[[str, Any, Any], Iterator[str]]] = {
-    "digests": _contents,
-    "revisions": _revisions,
-    "ladder": _ladder,
-    "base_sha256": _base,
+# How facts that are no plain values are compared.
+COMPARISONS: dict[str, Callable[[str, Any, Any], Iterator[str]]] = {
+    "digests": _compare_digests,
+    "revisions": _compare_revisions,
+    "ladder": _compare_ladders,
+    "base_sha256": _compare_bases,
 }
-SAID = {"threads", "versions"}
 
 
-def news(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line on the versions and threads that a run goes on with, where they are others; else nothing."""
-    was, here = before.get("versions", {}), now["versions"]
-    others = [
-        f"{name} {here[name]} (was {was[name]})"
-        for name in was.keys() & here.keys()
-        if was[name] and here[name] and was[name] != here[name]
+def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Describe versions and threads that changed, in one line or none."""
+    then, now = saved.get("versions", {}), current["versions"]
+    lines = [
+        f"{name} {now[name]} (was {then[name]})"
+        for name in then.keys() & now.keys()
+        if then[name] and now[name] and then[name] != now[name]
     ]
-    if before.get("threads", now["threads"]) != now["threads"]:
-        others.append(f"{now['threads']} threads (was {before['threads']})")
-    return [f"goes on with {', '.join(sorted(others))}: the last bits may differ"] if others else []
+    threads = current["threads"]
+    if saved.get("threads", threads) != threads:
+        lines.append(f"{threads} threads (was {saved['threads']})")
+    return [f"continues with {', '.join(sorted(lines))}: last bits may differ"] if lines else []
 
 
-def unknown(before: Mapping[str, Any], now: Iterable[str]) -> list[str]:
-    """A line on those facts that a run did not write down when it began; nothing where it wrote all of them."""
-    names = [name.replace("_", " ") for name in now if name not in before]
-    version = before.get("versions", {}).get("lth_scale")
-    return (
-        [f"not compared, as version {version} did not write them down: {', '.join(names)}"]
-        if names
-        else []
-    )
+def not_recorded(saved: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Describe the facts that a run did not record when it began, in one line or none."""
+    missing = [name.replace("_", " ") for name in names if name not in saved]
+    version = saved.get("versions", {}).get("lth_scale")
+    if not missing:
+        return []
+    return [f"not compared, because version {version} did not record it: {', '.join(missing)}"]

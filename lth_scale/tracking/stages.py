@@ -1,46 +1,49 @@
-"""The units that are recorded: a round, a control, or a seed."""
+"""Stages: the trainings that a run records one by one."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training that is recorded: a round of a search, a control at its sparsity, or a transfer with one seed.
+    """A round of a search, a control at the sparsity of a round, or one seed of a transfer.
 
-    room: the directory of its kind; control: `none`, or what was not found about it. Round 0 is the dense network.
+    key: the field of metrics.json that holds `number`. Round 0 is the dense network.
+    control: the control in place of the ticket, or `none`.
     """
 
-    room: str
+    key: Literal["round", "seed"]
     number: int
     control: str = "none"
 
+    @classmethod
+    def round(cls, number: int, control: str = "none") -> "Stage":
+        """A round of a search, or a control at the sparsity of that round."""
+        return cls("round", number, control)
+
+    @classmethod
+    def seed(cls, seed: int, control: str = "none") -> "Stage":
+        """One seed of a transfer."""
+        return cls("seed", seed, control)
+
+    @property
+    def is_control(self) -> bool:
+        """True for the control of a search, which is recorded beside the rounds."""
+        return self.key == "round" and self.control != "none"
+
     @property
     def name(self) -> str:
-        """`round 03`, `random_mask 03` or `seed 01`."""
-        kind = (
-            "seed" if self.room == "seeds" else "round" if self.control == "none" else self.control
-        )
-        return f"{kind} {self.number:02d}"
+        """The stage in logs and in MLflow: `round 03`, `random_mask 03` or `seed 01`."""
+        return f"{self.control if self.is_control else self.key} {self.number:02d}"
 
+    @property
+    def path(self) -> Path:
+        """The directory of the stage, relative to the run's."""
+        group = f"controls/{self.control}" if self.is_control else f"{self.key}s"
+        return Path(group, f"{self.number:02d}")
 
-def a_round(number: int, control: str = "none") -> Stage:
-    """A round of a search, or the control trained at that round's sparsity."""
-    return Stage("rounds" if control == "none" else f"controls/{control}", number, control)
-
-
-def starved_in(row: Mapping[str, Any]) -> str:
-    """What a row says of matrices that keep fewer weights than they have outputs, in words; empty where none does."""
-    kept = row.get("starved")
-    if (
-        not isinstance(kept, dict)
-        or not kept
-        or any(type(count) is not int for count in kept.values())
-    ):
-        return ""
-    worst = min(kept, key=kept.__getitem__)
-    others = {1: "", 2: ", and so does 1 other matrix"}.get(
-        len(kept), f", and so do {len(kept) - 1} other matrices"
-    )
-    return f"{worst} keeps {kept[worst]:,} weights, fewer than it has outputs{others}"
+    @property
+    def table(self) -> str:
+        """The file in the run's directory that lists all stages of this kind."""
+        return "controls.json" if self.is_control else "results.json"

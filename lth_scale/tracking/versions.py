@@ -7,37 +7,31 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = (
-    "lth_scale",
-    "torch",
-    "transformers",
-    "accelerate",
-    "deepspeed",
-    "datasets",
-    "mlflow",
-    "safetensors",
+    *("lth_scale", "torch", "transformers", "accelerate"),
+    *("deepspeed", "datasets", "mlflow", "safetensors"),
 )
 
 
 @cache
 def versions() -> dict[str, str | None]:
-    """Installed versions of what decides a result."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    """Return the installed versions of what results depend on; None for missing packages."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:
-    """The commit of this package's checkout, or None where it is installed from a wheel."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here.parent), "rev-parse", "--show-toplevel", "HEAD"]
+    """Return the commit of this package's checkout; None if it is installed from a wheel."""
+    package = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(package.parent), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        top, commit = subprocess.run(
-            command, capture_output=True, text=True, check=True
-        ).stdout.split()
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        top, commit = output.split()
     except (OSError, subprocess.CalledProcessError, ValueError):
         return None
-    return commit if Path(top).resolve() == here.parent else None
+    return commit if Path(top).resolve() == package.parent else None

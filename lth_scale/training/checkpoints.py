@@ -153,9 +153,11 @@ def resume(net: Network, home: Path) -> tuple[dict[str, Tensor], float] | None:
         if not problem:
             return _take(net, home / name)
         if net.accelerator.is_main_process:
-            console.say(f"{home / name} is left out: {problem}")
+            console.print_line(f"{home / name} is left out: {problem}")
     if names[0] and net.accelerator.is_main_process:
-        console.say(f"{home}: goes on from step {net.step}, where it starts on any number of ranks")
+        console.print_line(
+            f"{home}: goes on from step {net.step}, where it starts on any number of ranks"
+        )
     return None
 
 

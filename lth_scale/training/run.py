@@ -29,7 +29,9 @@ from lth_scale.tasks import base, data, registry, tokenization
 from lth_scale.tracking import console
 from lth_scale.tracking.listeners import Listener
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import Stage, a_round, starved_in
+from lth_scale.tracking.rows import describe_starved
+from lth_scale.tracking.stages import Stage
+from lth_scale.tracking.trackers import TRACKERS
 from lth_scale.training import checkpoints, environment, evaluation, loop, networks
 from lth_scale.training.networks import Network
 
@@ -45,7 +47,7 @@ class Run:
     record: RunDirectory
     net: Network
     listeners: list[Listener]
-    stage: Stage = field(default_factory=lambda: a_round(0))
+    stage: Stage = field(default_factory=lambda: Stage.round(0))
     started: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
     requests: signals.Requests = field(default_factory=signals.Requests)
@@ -63,11 +65,11 @@ class Run:
     @property
     def ticket_file(self) -> Path:
         """Where the ticket of this stage lies."""
-        return self.record.at(self.stage) / "ticket.safetensors"
+        return self.record.path(self.stage) / "ticket.safetensors"
 
     def is_complete(self, number: int, control: str = "none") -> bool:
         """True where a round, or the control at its sparsity, needs no more work."""
-        return self.record.is_complete(a_round(number, control))
+        return self.record.is_complete(Stage.round(number, control))
 
     def start(
         self,
@@ -83,7 +85,9 @@ class Run:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         networks.restart(self.net, weights, ticket.masks, step, seed, consumed)
-        resumed = checkpoints.resume(self.net, self.record.at(stage)) if step < self.steps else None
+        resumed = (
+            checkpoints.resume(self.net, self.record.path(stage)) if step < self.steps else None
+        )
         if resumed:
             extras, seconds = resumed
             self.started -= seconds
@@ -94,11 +98,11 @@ class Run:
             self._warn_of_starved(ticket)
         self.tell("start", stage, ticket.sparsity, self.steps, resumed is not None)
         if resumed and self.is_main:
-            console.say(f"{stage.name}: goes on from step {self.net.step} of {self.steps}")
+            console.print_line(f"{stage.name}: goes on from step {self.net.step} of {self.steps}")
 
     def _warn_of_starved(self, ticket: Ticket) -> None:
         """Say that a mask has all but emptied a matrix: there may be hours of training a dead network from here on."""
-        if words := starved_in(self._starved(ticket)):
+        if words := describe_starved(self._starved(ticket)):
             log.warning(
                 "%s: %s; little or nothing passes through it: look at this score before you wait for more; a search "
                 "with --scope layerwise, in another --output_dir, prunes every matrix alike",
@@ -125,7 +129,7 @@ class Run:
 
     def _after_step(self, step: int, loss: float | None) -> None:
         self.tell("step", step, loss)
-        if loss is not None and self.args.report_to == "mlflow":
+        if loss is not None and self.args.report_to != "none":
             figures = usage.usage(self.net.engine.ranks)
             for listener in self.listeners:
                 listener.usage(step, figures)
@@ -134,7 +138,7 @@ class Run:
     def heed(self, due: bool = False) -> None:
         """Write a checkpoint where one is due or asked for, and raise Stopped where that is asked for."""
         asked = self.requests.agreed(self.net.engine.ranks)
-        home = self.record.at(self.stage)
+        home = self.record.path(self.stage)
         if due or asked:
             seconds = time.monotonic() - self.started
             checkpoints.save(self.net, home, self.extras(), seconds, self.args.save_total_limit)
@@ -154,7 +158,7 @@ class Run:
             row = self.row(Ticket.load(self.ticket_file), loss)
             self.tell("end", self.stage, row)
             self.record.complete(self.stage, row)
-            self._drop_checkpoints(self.record.at(self.stage))
+            self._drop_checkpoints(self.record.path(self.stage))
         self.net.accelerator.wait_for_everyone()
 
     def _drop_checkpoints(self, home: Path) -> None:
@@ -164,7 +168,7 @@ class Run:
     def row(self, ticket: Ticket, loss: float) -> dict[str, Any]:
         """metrics.json of this stage."""
         return {
-            "seed" if self.stage.room == "seeds" else "round": self.stage.number,
+            self.stage.key: self.stage.number,
             "sparsity": ticket.sparsity,
             "pruned": ticket.pruned,
             "prunable": ticket.prunable,
@@ -183,7 +187,7 @@ class Run:
         engine = self.net.engine
         weights = engine.full_weights()
         if self.is_main:
-            with listing.listed_directory(self.record.at(self.stage) / "model") as folder:
+            with listing.listed_directory(self.record.path(self.stage) / "model") as folder:
                 engine.save_pretrained(folder, weights)
                 tokenization.forget_truncation(self.net.task.tokenizer)
                 self.net.task.tokenizer.save_pretrained(folder)
@@ -249,7 +253,7 @@ def checked_matrices(args: Training, task: base.Task) -> tuple[str, ...]:
 
 def as_begun(args: Flags, record: RunDirectory) -> Flags:
     """The flags; where a run began before there was --keep_head, so that what the checkpoint has of a head is taken."""
-    before = record.begun()
+    before = record.saved_arguments()
     return (
         replace(args, keep_head=None)
         if before and "keep_head" not in before and not args.keep_head
@@ -263,18 +267,14 @@ def begin(args: Training, record: RunDirectory, net: Network, **more: Any) -> li
     more: facts that the run depends on, beside those of `depends_on`. Raises BadInput where it began with others.
     """
     facts = depends_on(args, net) | more
-    record.refuse_other(facts)
+    record.check_facts(facts)
     listeners: list[Listener] = []
     if net.accelerator.is_main_process:
-        for line in filter(None, [*record.remarks(facts), net.task.remark]):
-            console.say(line)
+        for line in filter(None, [*record.notices(facts), net.task.remark]):
+            console.print_line(line)
         record.begin(facts)
-        if args.report_to == "mlflow":
-            from lth_scale.tracking.mlflow.tracker import (
-                MlflowTracker,  # imports mlflow, which takes its time
-            )
-
-            listeners.append(MlflowTracker(args, record, task=net.task))
+        if listener := TRACKERS[args.report_to].listener:
+            listeners.append(listener(args, record.directory, net.task))
     net.accelerator.wait_for_everyone()
     return listeners
 

@@ -24,7 +24,7 @@ from lth_scale.pruning.ticket import Ticket, digest
 from lth_scale.science import figures
 from lth_scale.tracking import provenance
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import a_round
+from lth_scale.tracking.stages import Stage
 from lth_scale.training import networks, optimizers, run
 from lth_scale.training.run import Run, check_base, first_ticket, of_base
 
@@ -105,7 +105,7 @@ class Search(Run):
         ticket, weights = first_ticket(self.args, self.net), self.net.initial
         self.net.initial = {}
         if k > 0:
-            ticket = Ticket.load(self.record.at(a_round(k)) / "ticket.safetensors")
+            ticket = Ticket.load(self.record.path(Stage.round(k)) / "ticket.safetensors")
             weights = load_file(self.weights_file(k - 1)) if keeps_weights else self._theta(ticket)
             self._learn_from_dense()
         if self._moves:
@@ -117,7 +117,7 @@ class Search(Run):
             )
         self.bird = None
         self.start(
-            a_round(k),
+            Stage.round(k),
             weights,
             ticket,
             step=0 if k == 0 or keeps_weights else self.rewind_step,
@@ -157,12 +157,12 @@ class Search(Run):
     def _learn_from_dense(self) -> None:
         if self.args.distill and not self.net.taught:
             networks.teach(
-                self.net, load_file(self.record.at(a_round(0)) / "model/model.safetensors")
+                self.net, load_file(self.record.path(Stage.round(0)) / "model/model.safetensors")
             )
 
     def restart_control(self, k: int) -> None:
         """Put the network at the control of round k: θᵢ with a mask, or under the mask with weights, not found."""
-        found = Ticket.load(self.record.at(a_round(k)) / "ticket.safetensors")
+        found = Ticket.load(self.record.path(Stage.round(k)) / "ticket.safetensors")
         how = (self.args.pattern, self.args.scope)
         start = controls.Start(
             self._theta(found), found.masks, self.net.names, self.net.engine.meta_model, *how
@@ -171,7 +171,7 @@ class Search(Run):
         arguments = {**found.arguments, "found_by": self.args.control}
         ticket = replace(found, masks=made.masks, threshold=0.0, arguments=arguments)
         self._learn_from_dense()
-        stage, self.bird = a_round(k, self.args.control), None
+        stage, self.bird = Stage.round(k, self.args.control), None
         self.start(stage, made.weights, ticket, step=self.rewind_step, seed=self.args.seed)
 
     @property
@@ -182,16 +182,16 @@ class Search(Run):
     def adopt(self, k: int) -> None:
         """Take round 0 and θᵢ from the search of --dense, which has trained the same network."""
         dense = RunDirectory(Path(str(self.args.dense)), self.args)
-        weights = load_file(dense.at(a_round(0)) / "model/model.safetensors")
-        ticket = Ticket.load(dense.at(a_round(0)) / "ticket.safetensors")
+        weights = load_file(dense.path(Stage.round(0)) / "model/model.safetensors")
+        ticket = Ticket.load(dense.path(Stage.round(0)) / "ticket.safetensors")
         self.start(
-            a_round(k),
+            Stage.round(k),
             weights,
             replace(ticket, arguments=first_ticket(self.args, self.net).arguments),
             step=self.steps,
             seed=self.args.seed,
         )
-        row = files.read_json(dense.at(a_round(0)) / "metrics.json")
+        row = files.read_json(dense.path(Stage.round(0)) / "metrics.json")
         self.scores, self.net.began = row["eval"], self.steps - row["steps"]
         self.net.losses += row["train_loss"] * row["steps"] * self.args.gradient_accumulation_steps
         self._keep_theta(load_file(theta_of(dense.directory, self.rewind_step)), self.rewind_step)
@@ -245,7 +245,7 @@ class Search(Run):
         found = Ticket.load(self.ticket_file)
         if not self.is_last:
             found = replace(found, masks=masks, threshold=cut)
-            found.save(self.record.at(a_round(self.stage.number + 1)) / "ticket.safetensors")
+            found.save(self.record.path(Stage.round(self.stage.number + 1)) / "ticket.safetensors")
         found.save(self.record.directory / "ticket.safetensors")
 
     def _prune(self, masks: dict[str, Any]) -> float:
@@ -271,7 +271,7 @@ class Search(Run):
             self._save_network()
         super().complete()
         if self.is_main and searched and k > self._kept_networks:
-            self.record.drop_networks(a_round(k - 1))
+            self.record.delete_network(Stage.round(k - 1))
 
     @property
     def _kept_networks(self) -> int:
@@ -289,8 +289,8 @@ class Search(Run):
         pictures = {}
         if self.is_main:
             for k in self.rounds[self._kept_networks : -1]:  # a kill may have left some
-                if (self.record.at(a_round(k)) / "model" / listing.LISTING).is_file():
-                    self.record.drop_networks(a_round(k))
+                if (self.record.path(Stage.round(k)) / "model" / listing.LISTING).is_file():
+                    self.record.delete_network(Stage.round(k))
             last = Ticket.load(self.record.directory / "ticket.safetensors")
             pictures = figures.draw(self.record, last.layer_sparsity())
         self.close(pictures)
@@ -306,7 +306,7 @@ class Search(Run):
 
     def weights_file(self, k: int) -> Path:
         """Where the trained weights of round k lie, under --rewind none and lr."""
-        return self.record.at(a_round(k)) / "weights.safetensors"
+        return self.record.path(Stage.round(k)) / "weights.safetensors"
 
 
 def theta_of(directory: Path, step: int) -> Path:
@@ -325,7 +325,7 @@ def check_dense(args: Arguments, step: int, facts: dict[str, Any]) -> None:
     directory = Path(str(args.dense))
     try:
         before = {**files.read_json(directory / "arguments.json")}
-        provenance.check_kinds(before)
+        provenance.check_types(before)
         theta = theta_of(directory, step)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise BadInput(
@@ -334,7 +334,7 @@ def check_dense(args: Arguments, step: int, facts: dict[str, Any]) -> None:
     now = redacted(args.as_dict())
     shared = SHARED & before.keys() - ({} if "precision" in before else launched_precision()).keys()
     digests = provenance.digests(replace(args, dense=None))
-    shared -= provenance.told_by_content(before, digests)
+    shared -= provenance.flags_with_digests(before, digests)
     differ = [
         f"--{name} was {before[name]}, is {now[name]}"
         for name in sorted(shared)
@@ -351,5 +351,5 @@ def check_dense(args: Arguments, step: int, facts: dict[str, Any]) -> None:
             f"--dense {directory}: has not kept its round 0 and θᵢ at step {step}; search there with --keep_theta "
             f"{args.rewind_step}"
         )
-    for line in provenance.unknown(before, facts):
+    for line in provenance.not_recorded(before, facts):
         log.warning("--dense %s: %s", directory, line)

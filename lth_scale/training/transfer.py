@@ -19,8 +19,10 @@ from lth_scale.pruning.registries import CONTROLS
 from lth_scale.pruning.ticket import Ticket, digest
 from lth_scale.science import summary
 from lth_scale.tasks.loading import load_model
+from lth_scale.tracking.listeners import Listener
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.stages import Stage
+from lth_scale.tracking.trackers import TRACKERS
 from lth_scale.training import evaluation, loop, networks, optimizers, run
 from lth_scale.training.run import Run, first_ticket
 
@@ -34,6 +36,7 @@ class TransferRun(Run):
 
     args: Transfer
     ticket: Ticket = field(default_factory=lambda: Ticket({}))
+    tracker: Listener | None = None
 
     @classmethod
     def begin(cls, args: Transfer, record: RunDirectory) -> "TransferRun":
@@ -63,9 +66,7 @@ class TransferRun(Run):
     def is_done_with(self, seed: int) -> bool:
         """True where the seed needs no more work."""
         lacks_network = seed == self.args.seed and self.record.lacks_network()
-        return (
-            self.record.is_complete(Stage("seeds", seed, self.args.control)) and not lacks_network
-        )
+        return self.record.is_complete(Stage.seed(seed, self.args.control)) and not lacks_network
 
     def restart(self, seed: int) -> None:
         """Put the network at m ⊙ θ of this seed: a new head, the control's mask or weights, its own data order."""
@@ -78,8 +79,8 @@ class TransferRun(Run):
             arguments={**self.ticket.arguments, "seed": seed, "found_by": self.args.control},
         )
         self.net = networks.with_seed(self.net, seed)
-        stage = Stage("seeds", seed, self.args.control)
-        self._track(seed, self.record.at(stage))
+        stage = Stage.seed(seed, self.args.control)
+        self._track(seed, self.record.path(stage))
         self.start(stage, made.weights, ticket, step=0, seed=seed)
 
     def _made(self, seed: int) -> controls.Start:
@@ -95,21 +96,16 @@ class TransferRun(Run):
         return CONTROLS[self.args.control].make(start, seed)
 
     def _track(self, seed: int, directory: Path) -> None:
-        """One MLflow run for each seed."""
-        if self.is_main and self.args.report_to == "mlflow":
-            from lth_scale.tracking.mlflow.tracker import (
-                MlflowTracker,  # imports mlflow, which takes its time
-            )
-
-            for listener in [
-                listener for listener in self.listeners if isinstance(listener, MlflowTracker)
-            ]:
-                listener.finish({}, summary.report(self.record))
-                self.listeners.remove(listener)
-            directory.mkdir(parents=True, exist_ok=True)
-            self.listeners.append(
-                MlflowTracker(replace(self.args, seed=seed), self.record, directory, self.net.task)
-            )
+        """Report each seed as a run of its own."""
+        listener = TRACKERS[self.args.report_to].listener
+        if not (self.is_main and listener):
+            return
+        if self.tracker:
+            self.tracker.finish({}, summary.report(self.record))
+            self.listeners.remove(self.tracker)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.tracker = listener(replace(self.args, seed=seed), directory, self.net.task)
+        self.listeners.append(self.tracker)
 
     def train(self) -> None:
         """Train to the end of the schedule."""

@@ -203,7 +203,7 @@ def test_a_directory_that_holds_a_name_which_a_run_would_write_is_refused(name, 
 def test_a_link_of_such_a_name_is_refused_too_wherever_it_leads(name, small, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).symlink_to(tmp_path / "nowhere")
-    with pytest.raises(BadInput, match=rf"holds {name}, which a run writes"):
+    with pytest.raises(BadInput, match=rf"holds {name}, which was not written by this run"):
         RunDirectory.open(parse(small(), "t", "t"))
 
 

@@ -1,4 +1,4 @@
-"""Progress: bars on a terminal, lines in a log file, the time left in both, on rank 0 alone; and the last table."""
+"""Progress bars on a terminal, lines in a log file, both with the time left; the final table."""
 
 import os
 import pty
@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from lth_scale.science import summary
-from lth_scale.tracking.console import Pace, ProgressBars, clock
-from lth_scale.tracking.stages import a_round
+from lth_scale.tracking import console
+from lth_scale.tracking.console import ProgressBars, Timer, format_duration
+from lth_scale.tracking.stages import Stage
 
 TINY = [
     "--task",
@@ -34,62 +35,63 @@ TINY = [
     "none",
 ]
 LINE = re.compile(
-    r"round 0\d · \d+ %: step [12] of 2(; (\d+:\d\d left|evaluating), \d+:\d\d left in all( but for evaluation)?)?"
+    r"round 0\d · \d+ %: step [12] of 2"
+    r"(; (\d+:\d\d left|evaluating), \d+:\d\d left in all( without evaluation)?)?"
 )
 END = re.compile(r"round 0\d · \d+ %: accuracy [\d.]+, loss [\d.]+, [\d.]+ s")
 
 
 def drive(
-    pace: Pace, now: float, *, first: int, total: int, step: float, evaluation: float
+    timer: Timer, now: float, *, first: int, total: int, step: float, evaluation: float
 ) -> float:
-    """Train a stage from step `first` on and evaluate it; returns when that is over. The first step takes a minute."""
-    pace.start(total)
+    """Train a stage from step `first` on, which takes a minute, and evaluate it; return the end."""
+    timer.start(total)
     now += 60
     for number in range(first, total + 1):
-        pace.go(number, now)
+        timer.record(number, now)
         now += step if number < total else evaluation
-    pace.end(total, now)
+    timer.end(total, now)
     return now
 
 
 def test_the_time_left_counts_the_steps_and_evaluations_of_all_rounds_to_come():
-    pace = Pace(stages=4)
-    now = drive(pace, 0.0, first=1, total=10, step=2, evaluation=30)
-    pace.start(10)
+    timer = Timer(stages=4)
+    now = drive(timer, 0.0, first=1, total=10, step=2, evaluation=30)
+    timer.start(10)
     for number in range(1, 11):
-        pace.go(number, now + 2 * number)
+        timer.record(number, now + 2 * number)
         stage = (10 - number) * 2 + 30
-        assert pace.left() == pytest.approx((stage, stage + 2 * (10 * 2 + 30)))
+        assert timer.remaining() == pytest.approx((stage, stage + 2 * (10 * 2 + 30)))
 
 
 def test_nothing_is_claimed_before_a_step_was_timed():
-    pace = Pace(stages=2)
-    pace.start(100)
-    assert pace.left() is None
-    pace.go(1, 60.0)
-    assert pace.left() is None  # what came before it was loading
-    pace.go(2, 61.0)
-    assert pace.left() == pytest.approx((98, 198))
+    timer = Timer(stages=2)
+    timer.start(100)
+    assert timer.remaining() is None
+    timer.record(1, 60.0)
+    assert timer.remaining() is None  # what came before it was loading
+    timer.record(2, 61.0)
+    assert timer.remaining() == pytest.approx((98, 198))
 
 
 def test_steps_done_before_a_stop_do_not_make_the_rest_look_fast():
     """A search of 10 rounds goes on in its ninth, at step 500 of 1,000."""
-    pace = Pace(stages=2)
-    pace.start(1000)
+    timer = Timer(stages=2)
+    timer.start(1000)
     for number in range(501, 511):
-        pace.go(number, 100.0 + number)
-    assert pace.left() == pytest.approx((490, 490 + 1000))
+        timer.record(number, 100.0 + number)
+    assert timer.remaining() == pytest.approx((490, 490 + 1000))
 
 
 def test_later_rounds_are_as_long_as_the_last_one():
     """Which is shorter than round 0 with a rewind point, or with --early_bird."""
-    pace = Pace(stages=3)
-    now = drive(pace, 0.0, first=1, total=100, step=1, evaluation=0)
-    pace.end(90, drive(pace, now, first=11, total=100, step=1, evaluation=0))
-    pace.stages = 3
-    pace.start(100)
-    pace.go(11, 0.0)
-    assert pace.left() == pytest.approx((89, 89 + 2 * 90))
+    timer = Timer(stages=3)
+    now = drive(timer, 0.0, first=1, total=100, step=1, evaluation=0)
+    timer.end(90, drive(timer, now, first=11, total=100, step=1, evaluation=0))
+    timer.stages = 3
+    timer.start(100)
+    timer.record(11, 0.0)
+    assert timer.remaining() == pytest.approx((89, 89 + 2 * 90))
 
 
 @pytest.mark.parametrize(
@@ -98,9 +100,9 @@ def test_later_rounds_are_as_long_as_the_last_one():
 def test_a_log_file_has_ten_lines_a_round_or_six_an_hour(seconds, least, most, monkeypatch, capsys):
     """A round of 1,000 steps that takes ten seconds, an hour, or 17 hours."""
     now = [0.0]
-    monkeypatch.setattr(summary.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     bars = ProgressBars(rounds=4, done=1)
-    bars.start(a_round(1), 0.1, 1000, resumed=False)
+    bars.start(Stage.round(1), 0.1, 1000, resumed=False)
     for step in range(1, 1001):
         now[0] += seconds
         bars.step(step, 0.4118 if step % 10 == 0 else None)
@@ -109,7 +111,7 @@ def test_a_log_file_has_ten_lines_a_round_or_six_an_hour(seconds, least, most, m
     if seconds == 3.6:
         assert lines[2] == (
             "round 01 · 10 %: step 300 of 1,000, loss 0.4118; 42:00 left, 2:42:00 left in all "
-            "but for evaluation"
+            "without evaluation"
         )
         assert lines[-1].startswith(
             "round 01 · 10 %: step 1,000 of 1,000, loss 0.4118; evaluating, 2:00:00 left in"
@@ -117,7 +119,7 @@ def test_a_log_file_has_ten_lines_a_round_or_six_an_hour(seconds, least, most, m
 
 
 def test_times_are_hours_minutes_and_seconds():
-    assert [clock(each) for each in (0.4, 59.6, 750, 6000, 360_000)] == [
+    assert [format_duration(each) for each in (0.4, 59.6, 750, 6000, 360_000)] == [
         "0:00",
         "1:00",
         "12:30",
@@ -127,10 +129,13 @@ def test_times_are_hours_minutes_and_seconds():
 
 
 def test_two_ranks_write_one_log_without_control_characters(tmp_path):
-    """Even with FORCE_COLOR, and with lines as often as can be; a table on stdout; a warning once."""
+    """Even with FORCE_COLOR and a line per step; the table is on stdout, a warning appears once."""
     script = tmp_path / "often.py"
     script.write_text(
-        "from lth_scale import cli\nfrom lth_scale.tracking import console\nconsole.OFTEN = console.SELDOM = 0.0\ncli.main()\n"
+        "from lth_scale import cli\n"
+        "from lth_scale.tracking import console\n"
+        "console.MIN_INTERVAL = console.MAX_INTERVAL = 0.0\n"
+        "cli.main()\n"
     )
     launch = [
         Path(sys.executable).with_name("accelerate"),
@@ -172,7 +177,7 @@ def test_two_ranks_write_one_log_without_control_characters(tmp_path):
 
 
 def on_a_terminal(*command: str) -> tuple[int, str, str]:
-    """Run a command with stderr on a terminal of 80 columns: its exit code, stdout (a pipe), and stderr."""
+    """Run a command with stderr on a terminal of 80 columns; return exit code, stdout, stderr."""
     ours, theirs = pty.openpty()
     size = {"COLUMNS": "80", "LINES": "24", "TERM": "xterm-256color"}
     child = subprocess.Popen(
@@ -212,13 +217,17 @@ def test_a_terminal_has_two_bars_with_the_time_left_and_gets_its_cursor_back(tmp
 
 
 def test_an_error_gives_the_cursor_back():
-    code = "from lth_scale.tracking.console import ProgressBars; bars = ProgressBars(2, 0); raise SystemExit(3)"
+    code = (
+        "from lth_scale.tracking.console import ProgressBars\n"
+        "bars = ProgressBars(2, 0)\n"
+        "raise SystemExit(3)"
+    )
     returned, _, err = on_a_terminal(sys.executable, "-c", code)
     assert returned == 3 and err.rfind("\x1b[?25h") > err.rfind("\x1b[?25l") >= 0
 
 
 def test_the_table_is_markdown_whatever_the_width_of_its_cells(monkeypatch):
-    """In a terminal of 40 columns too: nothing is cut or wrapped, and the columns stand below each other."""
+    """Nothing is cut or wrapped, even in a terminal of 40 columns, and the columns are aligned."""
     monkeypatch.setenv("COLUMNS", "40")
     scores = {"accuracy": 0.84, "accuracy_mismatched": 0.85, "f1": 0.9, "loss": 123456.789}
     row = {

@@ -1,4 +1,4 @@
-"""journal.py, and what outbox.py and tracking.py make of it: a small search's records in a real store, no training."""
+"""The journal, its sender and the delivery: records of a search in a real store, no training."""
 
 import json
 import os
@@ -16,10 +16,10 @@ from mlflow import MlflowClient
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
 from lth_scale.science import summary
-from lth_scale.tracking import outbox
-from lth_scale.tracking.mlflow import stores
-from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import a_round
+from lth_scale.tracking.mlflow import sender, stores
+from lth_scale.tracking.mlflow.checks import check
+from lth_scale.tracking.mlflow.flush import flush
+from lth_scale.tracking.stages import Stage
 
 LOSSES = 3
 SEARCH = "sst2 · seed 42 · embedded"
@@ -38,38 +38,39 @@ class Tracked:
 
     def __init__(self, out: Path):
         self.out, self.file = out, out.parent / "mlflow.db"
-        args = parse(["--task", "sst2", "--preset", "demo", "--output_dir", str(out)], "t", "t")
-        self.record = RunDirectory(out, args)
+        flags = ["--task", "sst2", "--preset", "demo", "--output_dir", str(out)]
+        self.args = parse(flags, "t", "t")
 
     @property
     def store(self) -> str:
-        return self.record.mlflow_store()
+        return stores.tracking_uri(self.out)
 
     def begin(self):
         """The tracker of the search, which begins or goes on."""
         from lth_scale.tracking.mlflow.tracker import MlflowTracker
 
-        self.record._refuse_unusable_store()
-        self.record._refuse_unusable_journals()
-        return MlflowTracker(self.record.arguments, self.record)
+        check(self.out)
+        return MlflowTracker(self.args, self.out)
 
     def train(self, tracker, *rounds: int) -> None:
         """Train these rounds, finish, and send."""
         for k in rounds:
-            tracker.start(a_round(k), k / 10, LOSSES)
+            tracker.start(Stage.round(k), k / 10, LOSSES)
             for step in range(1, LOSSES + 1):
                 tracker.step(step, 1 / step)
                 tracker.usage(step, {"system/host/cpu": 1.0})
-            tracker.end(a_round(k), {"round": k, "sparsity": k / 10, "eval": {"accuracy": k / 3}})
+            tracker.end(
+                Stage.round(k), {"round": k, "sparsity": k / 10, "eval": {"accuracy": k / 3}}
+            )
         tracker.finish({"a.png": b"a"}, "table")
-        outbox.send_waiting(self.record)
+        flush(self.out)
 
     def go(self, *rounds: int) -> None:
         """One command from its beginning to its end."""
         self.train(self.begin(), *rounds)
 
     def check(self, *rounds: int) -> None:
-        """Each round is there once, with every step once, below one parent with the curve and the picture."""
+        """Each round and step is there once, below one parent with the curve and the picture."""
         client = MlflowClient(self.store)
         runs = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
         (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
@@ -104,7 +105,7 @@ class Tracked:
 def tracked(tmp_path, empty, monkeypatch):
     """Make a search in a directory of `tmp_path`, with an empty store beside it."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(outbox, "PAUSE", 0.02)
+    monkeypatch.setattr(sender, "PAUSE", 0.02)
 
     def make(name: str = "runs") -> Tracked:
         made = Tracked(tmp_path / name / "run")
@@ -113,7 +114,7 @@ def tracked(tmp_path, empty, monkeypatch):
         return made
 
     yield make
-    outbox._open.clear()
+    sender.SENDERS.clear()
 
 
 ODD = ["john's", "100%", "a%20b", "why?", "a?uri=true", "#1", "a & b", 'say "so"', "ü ☃", "x" * 250]
@@ -185,7 +186,7 @@ def test_a_database_that_was_deleted_is_made_anew_from_the_journal(finished, tra
     search.go(0, 1)
     search.file.unlink()
     if finished:
-        outbox.send_waiting(search.record)
+        flush(search.out)
     else:
         shutil.copy(empty, search.file)
         search.go(2)
@@ -331,7 +332,7 @@ def test_damaged_and_refused_lines_are_left_out_and_cost_no_others(tracked, empt
         len(said) == 2
         and "damaged" in said[0]
         and "b@d!" in said[1]
-        and all("left out" in line for line in said)
+        and all("is skipped" in line for line in said)
     )
     assert path.read_bytes().startswith(b"".join(lines))
 
@@ -372,7 +373,7 @@ def test_a_journal_is_sent_again_with_one_question_a_metric_and_a_thousand_point
     [counted(name) for name in calls]
     for history, batches in ((0, 7), (2, 0)):
         calls.update(dict.fromkeys(calls, 0))
-        outbox.send_waiting(search.record)
+        flush(search.out)
         assert calls == {"get_metric_history": history, "log_batch": batches}
         path.with_suffix(".json").unlink()
 
@@ -393,7 +394,7 @@ def test_what_is_no_database_is_refused_with_one_line(make, tracked):
     search.file.unlink()
     make(search.file)
     with pytest.raises(
-        BadInput, match=r"mlflow\.db: .*MLFLOW_TRACKING_URI=.*--report_to none$"
+        BadInput, match=r"mlflow\.db: .*MLFLOW_TRACKING_URI.*--report_to none$"
     ) as refused:
         search.go(0)
     assert "\n" not in str(refused.value)
@@ -494,8 +495,8 @@ def test_a_store_that_waiting_does_not_open_is_said_once_with_a_remedy_and_not_w
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(wrong))
     began = time.monotonic()
     search.go(0)
-    outbox.send_waiting(search.record)  # the same command again
-    assert time.monotonic() - began < outbox.PATIENCE / 2
+    flush(search.out)  # the same command again
+    assert time.monotonic() - began < sender.PATIENCE / 2
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("MLflow:")]
     assert (
         len(said) == 2
@@ -504,7 +505,7 @@ def test_a_store_that_waiting_does_not_open_is_said_once_with_a_remedy_and_not_w
         and "pl4nted" not in said[0]
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", home)
-    outbox.send_waiting(search.record)
+    flush(search.out)
     search.check(0)
 
 
@@ -514,7 +515,7 @@ def test_a_database_of_another_version_of_mlflow_is_not_waited_for(tracked, capf
         database.execute("UPDATE alembic_version SET version_num = '0'")
     before = time.monotonic()
     search.go(0)
-    assert time.monotonic() - before < outbox.PATIENCE / 2
+    assert time.monotonic() - before < sender.PATIENCE / 2
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("MLflow:")]
     assert f"mlflow db upgrade {search.store}" in line
 
@@ -523,7 +524,7 @@ def test_a_database_of_another_version_of_mlflow_is_not_waited_for(tracked, capf
 def test_what_is_deleted_while_the_command_works_is_made_anew(delete, tracked, empty, capfd):
     search = tracked()
     tracker = search.begin()
-    while not tracker.box.is_sent():
+    while not tracker.sender.is_sent():
         time.sleep(0.01)
     if delete == "the database":
         search.file.unlink()
@@ -546,7 +547,7 @@ def test_a_database_that_cannot_be_written_is_said_once_without_a_traceback(
     )
     search.go(0)
     said = capfd.readouterr().err.splitlines()
-    assert len(said) == 1 and "let this user write" in said[0]
+    assert len(said) == 1 and "writable for this user" in said[0]
 
 
 def test_the_command_that_serves_the_store_can_be_pasted_into_a_shell(tracked):

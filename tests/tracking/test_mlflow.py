@@ -1,4 +1,4 @@
-"""tracking.py: what a reviewer finds in a real MLflow store."""
+"""What a user finds in a real MLflow store."""
 
 import json
 import os
@@ -16,18 +16,18 @@ from mlflow import MlflowClient
 from lth_scale import Ticket
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
-from lth_scale.tracking import outbox
-from lth_scale.tracking.mlflow.models import describe_ticket
-from lth_scale.tracking.outbox import JournalSender
-from lth_scale.tracking.run_directory import STORES, RunDirectory
-from lth_scale.tracking.stages import a_round
+from lth_scale.tracking.mlflow import sender
+from lth_scale.tracking.mlflow.checks import SCHEMES
+from lth_scale.tracking.mlflow.sender import JournalSender
+from lth_scale.tracking.mlflow.tickets import describe_ticket
+from lth_scale.tracking.stages import Stage
 
 VARYING = ("seconds", "peak_memory")
 
 
 @pytest.fixture
 def runs(search, tmp_path, monkeypatch):
-    """A search with a control, tracked beside its directory: (client, parent, children by name, output directory)."""
+    """A tracked search with a control: (client, parent, children by name, output directory)."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     out = search(report_to="mlflow", control="random_mask", logging_steps=1)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -125,7 +125,7 @@ def test_each_seed_of_a_transfer_is_a_run_that_says_where_its_ticket_comes_from(
         max_steps=1,
     )
     with monkeypatch.context() as away:
-        away.setattr(outbox, "PATIENCE", 0.1)
+        away.setattr(sender, "PATIENCE", 0.1)
         away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
         transfer(1, **flags)
     transfer(1, 2, **flags)  # the first seed's records wait, the second's are new
@@ -162,7 +162,7 @@ def test_processes_that_make_one_store_at_once_share_one_experiment(tmp_path):
 
 
 def contents(store, out):
-    """What the store holds of the search in `out`, by the runs' names: all that does not depend on the time."""
+    """Return what a store holds of the search in `out`, but for times, sorted by run name."""
     client = MlflowClient(store)
     runs = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
     (parent,) = [run for run in runs if run.data.params.get("output_dir") == str(out)]
@@ -264,7 +264,7 @@ def impatient(monkeypatch, server):
     """Searches track to the server and give it up at once."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.with_password)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-    monkeypatch.setattr(outbox, "PATIENCE", 1.0)
+    monkeypatch.setattr(sender, "PATIENCE", 1.0)
     return {"report_to": "mlflow", "target_sparsity": 0.2, "logging_steps": 1}
 
 
@@ -279,12 +279,12 @@ def test_a_server_that_is_down_gets_everything_once_it_is_up_and_the_command_is_
     assert (
         len(lines) == 2
         and str(out / "mlflow.jsonl") in lines[0]
-        and f"{server.url} takes no records" in lines[0]
+        and f"{server.url} accepts no records" in lines[0]
     )
-    assert "records wait in" in lines[1] and "run the same command again" in lines[1]
+    assert "records are waiting in" in lines[1] and "run the same command again" in lines[1]
     assert (out / "ticket.safetensors").is_file() and not (out / "mlflow.json").exists()
     server.start()
-    monkeypatch.setattr(outbox, "PATIENCE", 20.0)
+    monkeypatch.setattr(sender, "PATIENCE", 20.0)
     assert search(**impatient) == out
     undisturbed = search(**impatient, output_dir=tmp_path / "undisturbed")
     found = contents(server.url, out)
@@ -313,10 +313,10 @@ def test_a_server_that_hangs_does_not_hold_up_training_and_gets_each_record_once
     if not server.process:
         server.start()
     undisturbed = search(**impatient, output_dir=tmp_path / "undisturbed", max_steps=5)
-    monkeypatch.setattr(outbox, "PAUSE", 0.05)
+    monkeypatch.setattr(sender, "PAUSE", 0.05)
     monkeypatch.setattr(evaluation, "evaluate", hang_in_round_one)
     monkeypatch.setattr(
-        outbox, "PATIENCE", 4.0
+        sender, "PATIENCE", 4.0
     )  # long enough for a request to time out and be sent again
     out = search(**impatient, max_steps=5)
     assert len(calls) == 3 and (out / "complete").is_file()
@@ -325,7 +325,7 @@ def test_a_server_that_hangs_does_not_hold_up_training_and_gets_each_record_once
         server.start()
     else:
         server.signal(signal.SIGCONT)
-    monkeypatch.setattr(outbox, "PATIENCE", 20.0)
+    monkeypatch.setattr(sender, "PATIENCE", 20.0)
     search(**impatient, max_steps=5)
     assert contents(server.url, out) == contents(server.url, undisturbed)
 
@@ -338,12 +338,12 @@ import datasets, torch
 from mlflow import MlflowClient
 from lth_scale.config.resolution import parse
 from lth_scale.pruning.ticket import Ticket
-from lth_scale.tracking import outbox
-from lth_scale.tracking.mlflow import tracker as trackers
-from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import a_round
+from lth_scale.tracking.mlflow import sender
+from lth_scale.tracking.mlflow.flush import flush
+from lth_scale.tracking.mlflow.tracker import MlflowTracker
+from lth_scale.tracking.stages import Stage
 
-outbox.PAUSE = 0.05
+sender.PAUSE = 0.05
 import mlflow.store.tracking.sqlalchemy_workspace_store
 
 def die_after(write):
@@ -353,25 +353,27 @@ def die_after(write):
     return call
 
 def live(out, mortal, resumed):
-    # The events of a small search, in a process that is killed after its first write and before it can note it.
+    # The events of a small search, in a process that is killed after its first write and before
+    # its progress is saved.
     if mortal:
         params = MlflowClient.log_batch  # the same params are written again
-        for name in ("create_experiment", "create_run", "log_batch", "delete_run", "log_inputs", "log_outputs",
-                     "create_logged_model", "finalize_logged_model"):
+        for name in ("create_experiment", "create_run", "log_batch", "delete_run", "log_inputs",
+                     "log_outputs", "create_logged_model", "finalize_logged_model"):
             setattr(MlflowClient, name, die_after(getattr(MlflowClient, name)))
         metrics = MlflowClient.log_batch
-        MlflowClient.log_batch = lambda *args, **values: (metrics if "metrics" in values else params)(*args, **values)
+        MlflowClient.log_batch = lambda *args, **values: (
+            (metrics if "metrics" in values else params)(*args, **values)
+        )
     args = parse(["--task", "sst2", "--preset", "demo", "--output_dir", str(out)], "t", "t")
-    record = RunDirectory(out, args)
     rows = datasets.Dataset.from_dict({"input_ids": [[1, 2], [3]]})
-    tracker = trackers.MlflowTracker(args, record, task=SimpleNamespace(train=rows, validation=rows, more={}))
+    tracker = MlflowTracker(args, out, SimpleNamespace(train=rows, validation=rows, more={}))
     for k in (0, 1):
-        tracker.start(a_round(k), k / 10, 3, resumed or (mortal and k == 0))
+        tracker.start(Stage.round(k), k / 10, 3, resumed or (mortal and k == 0))
         for step in (1, 2, 3):
             tracker.step(step, 1 / (k + step))
-        tracker.end(a_round(k), {"round": k, "sparsity": k / 10, "eval": {"accuracy": k / 3}})
+        tracker.end(Stage.round(k), {"round": k, "sparsity": k / 10, "eval": {"accuracy": k / 3}})
     tracker.finish({"a.png": b"a"}, "table")
-    outbox.send_waiting(record)
+    flush(out)
 
 def in_a_process(*given):
     child = os.fork()
@@ -383,7 +385,8 @@ def in_a_process(*given):
 killed, undisturbed = map(Path, sys.argv[1:])
 for out in (killed, undisturbed):
     out.mkdir(parents=True)
-    Ticket({"a": torch.ones(2, 2, dtype=torch.bool)}, task="sst2").save(out / "rounds/01/ticket.safetensors")
+    ticket = Ticket({"a": torch.ones(2, 2, dtype=torch.bool)}, task="sst2")
+    ticket.save(out / "rounds/01/ticket.safetensors")
 assert in_a_process(undisturbed, False, False) == 0
 deaths = 0
 while deaths < 40 and in_a_process(killed, True, deaths not in (0, 7)) == -signal.SIGKILL:
@@ -420,13 +423,13 @@ def journal(tmp_path, monkeypatch):
     def make():
         from lth_scale.tracking.mlflow.tracker import MlflowTracker
 
-        return MlflowTracker(args, RunDirectory(out, args))
+        return MlflowTracker(args, out)
 
     yield (
         make,
         lambda: [json.loads(line) for line in (out / "mlflow.jsonl").read_text().splitlines()],
     )
-    outbox._open.pop(out / "mlflow.jsonl").stop()
+    sender.SENDERS.pop(out / "mlflow.jsonl").stop()
 
 
 def test_a_stage_that_is_resumed_writes_no_step_twice_and_one_begun_anew_writes_all(journal):
@@ -434,12 +437,12 @@ def test_a_stage_that_is_resumed_writes_no_step_twice_and_one_begun_anew_writes_
     row = {"round": 0, "sparsity": 0.0, "eval": {"accuracy": 0.5}}
     for resumed, until in ((False, 5), (True, 7), (True, 9), (False, 4)):
         tracker = make()
-        tracker.start(a_round(0), 0.0, 9, resumed)
+        tracker.start(Stage.round(0), 0.0, 9, resumed)
         for step in range(4 if resumed else 1, until + 1):
             tracker.step(step, 1 / step)
         if until == 9:
-            tracker.end(a_round(0), row)
-    tracker.end(a_round(0), row)
+            tracker.end(Stage.round(0), row)
+    tracker.end(Stage.round(0), row)
     starts = [i for i, line in enumerate(lines()) if line["event"] == "start"]
     steps = [
         [line["step"] for line in part if line["event"] == "loss"]
@@ -469,10 +472,10 @@ def test_a_torn_last_line_of_the_journal_is_cut_and_the_others_are_sent(torn, tm
             yield line.end
 
     path.write_bytes(b'{"a": 1}\n{"a": 2}\n' + torn)
-    box = outbox.start(path, "http://me:pl4nted@host", deliver)
+    box = sender.start(path, "http://me:pl4nted@host", deliver)
     box.append({"a": 3})
-    outbox.wait([box])
-    outbox._open.clear()
+    sender.wait([box])
+    sender.SENDERS.clear()
     assert sent == [1, 2, 3] and path.read_bytes() == b'{"a": 1}\n{"a": 2}\n{"a": 3}\n'
     notes = json.loads((tmp_path / "mlflow.json").read_text())
     assert notes == {"store": "http://host", "sent": path.stat().st_size}
@@ -488,7 +491,7 @@ def test_what_a_full_disk_refuses_is_written_with_the_next_record(tmp_path, monk
     ):
         monkeypatch.setattr(os, "write", some)
         box.append({"a": 1})
-    assert [line.record for line in box.read(0)] == [{"a": 1}] * 3 and box.unwritten == b""
+    assert [line.record for line in box.read(0)] == [{"a": 1}] * 3 and box.buffer == b""
 
 
 @pytest.mark.parametrize(
@@ -506,14 +509,14 @@ def test_a_store_that_mlflow_does_not_know_is_refused_before_anything_is_written
 def test_the_stores_that_are_accepted_are_those_that_mlflow_knows():
     from mlflow.tracking._tracking_service.utils import _tracking_store_registry as known
 
-    assert set(known._registry) - {"", "file", "databricks-uc", "uc"} == set(STORES)
+    assert set(known._registry) - {"", "file", "databricks-uc", "uc"} == set(SCHEMES)
 
 
 def test_what_waits_of_a_finished_search_is_sent_without_torch(
     search, small, command, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setattr(outbox, "PATIENCE", 0.1)
+    monkeypatch.setattr(sender, "PATIENCE", 0.1)
     out = search(report_to="mlflow", max_steps=1, target_sparsity=0.1)
     (tmp_path / "torch.py").write_text("raise ImportError('torch is imported')")
     flags = small(report_to="mlflow", max_steps=1, target_sparsity=0.1)

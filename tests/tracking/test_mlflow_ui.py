@@ -1,6 +1,6 @@
-"""What a reviewer sees: a finished study on a real MLflow server, in a real browser without a screen.
+"""What a user sees of a finished study: a real MLflow server in a real, headless browser.
 
-`UPDATE_DOCS=1 pytest tests/test_mlflow_ui.py` writes the pictures of docs/mlflow.md anew.
+`UPDATE_DOCS=1 pytest tests/tracking/test_mlflow_ui.py` updates the pictures of docs/mlflow.md.
 """
 
 import os
@@ -22,7 +22,7 @@ from lth_scale.config import files
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.resolution import parse
 from lth_scale.science import plans, study_file, summary
-from lth_scale.tracking import outbox
+from lth_scale.tracking.mlflow import sender
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -35,7 +35,10 @@ pytestmark = pytest.mark.skipif(
 )
 SEEDS, CONTROLS, SPARSITIES = [1, 2], ["random_mask", "reinit"], [0.3, 0.6, 0.9]
 SLOW = 60_000  # milliseconds that a page may take on a busy machine
-WORDS = "good fine great nice fresh bad poor awful stale dull the film was and its plot very so quite".split()  # noqa: SIM905
+WORDS = (
+    *("good", "fine", "great", "nice", "fresh", "bad", "poor", "awful", "stale", "dull"),
+    *("the", "film", "was", "and", "its", "plot", "very", "so", "quite"),
+)
 
 
 def toy_data(directory: Path) -> Path:
@@ -58,7 +61,7 @@ def toy_data(directory: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, tokenizer):
-    """A finished study of two seeds, two controls and three sparsities, whose jobs ran here, and its report."""
+    """A finished study of two seeds, two controls and three sparsities, with its report."""
     import torch
     from accelerate.state import AcceleratorState
     from transformers import BertConfig, BertForMaskedLM
@@ -94,7 +97,7 @@ def study(tmp_path_factory, tokenizer):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.chdir(home)  # so that the pictures show no path of this machine
-        patch.setattr(outbox, "PAUSE", 0.05)
+        patch.setattr(sender, "PAUSE", 0.05)
         made = plans.plan(study_file.load_study(home / "toy.yaml", {}))
         files.write_json(home / "study.json", plans.summary(made))
         for job in made.jobs.values():
@@ -112,7 +115,7 @@ def study(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def server(study):
-    """The URL of `mlflow server` over the study's store, started as the last lines of a command say."""
+    """The URL of `mlflow server` for the study's store, started as a command suggests."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -162,7 +165,7 @@ def browser():
 
 @pytest.fixture
 def keep(browser, tmp_path):
-    """Write what the browser shows to a file of docs/images/ where UPDATE_DOCS asks for it, else to a scratch one."""
+    """Save a screenshot, in docs/images/ if UPDATE_DOCS is set."""
 
     def go(name: str) -> None:
         where = (
@@ -243,7 +246,8 @@ def test_a_rounds_page_shows_what_its_node_used(browser, server, store):
     (child,) = client.search_runs(
         [experiment], f"tags.mlflow.parentRunId = '{parent}' AND tags.round = '3'"
     )
-    page = f"{server}/#/experiments/{experiment}/runs/{child.info.run_id}/system-metrics?workflowType=machine_learning"
+    run = f"{server}/#/experiments/{experiment}/runs/{child.info.run_id}"
+    page = f"{run}/system-metrics?workflowType=machine_learning"
     browser.goto(page)
     browser.get_by_text(f"system/{socket.gethostname()}").first.wait_for()
     for name in ("cpu_utilization_percentage", "system_memory_usage_percentage"):

@@ -1,4 +1,4 @@
-"""MLflow's variables: the experiment and the tags of the runs, for new ones and for those that go on."""
+"""MLflow's variables: experiment and tags, of new runs and of those that continue."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 
 from lth_scale.config.errors import BadInput
-from lth_scale.tracking.mlflow import connection, reports, stores, variables
+from lth_scale.tracking.mlflow import connection, failures, reports, variables
 
 
 @pytest.fixture(autouse=True)
@@ -18,14 +18,14 @@ def unset(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "no JSON object"),
+        ("{", "not a JSON object"),
         ("team=nlp", "team=nlp"),
-        ('["a"]', "no JSON object"),
-        ("null", "no JSON object"),
+        ('["a"]', "not a JSON object"),
+        ("null", "not a JSON object"),
         ("[" * 100_000, "(100,000 characters)"),
-        ('{"seed": 1}', "'seed' is one that every run here has already"),
+        ('{"seed": 1}', "'seed' is set by lth_scale on every run"),
         ('{"mlflow.runName": "x"}', "mlflow.runName"),
-        ('{"a,b": "x"}', "'a,b' has a name that MLflow does not take"),
+        ('{"a,b": "x"}', "'a,b' has a name that MLflow does not accept"),
         ('{"../a": "x"}', "'../a'"),
         ('{"": "x"}', "''"),
         (json.dumps({"a" * 251: "x"}), "has a name"),
@@ -53,7 +53,7 @@ def test_other_commands_refuse_them_too(flags, monkeypatch):
 
     monkeypatch.setenv("MLFLOW_TAGS", "{")
     monkeypatch.setattr("sys.argv", flags)
-    with pytest.raises(BadInput, match=r"^MLFLOW_TAGS {: is no JSON object"):
+    with pytest.raises(BadInput, match=r"^MLFLOW_TAGS {: not a JSON object"):
         {"report": report, "speed": speed}[flags[0]].parse()
     monkeypatch.setattr("sys.argv", [*flags, "--report_to", "none"])
     {"report": report, "speed": speed}[flags[0]].parse()
@@ -83,10 +83,10 @@ def test_names_that_are_too_long_are_refused_and_a_run_id_is_said_not_to_be_foll
     monkeypatch.setenv("MLFLOW_RUN_ID", "0123")
     variables.check()
     assert [*caplog.messages] == [
-        "MLFLOW_RUN_ID is not followed: a command makes MLflow runs of its own"
+        "MLFLOW_RUN_ID is ignored: each command creates its own MLflow runs"
     ]
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "n" * 501)
-    with pytest.raises(BadInput, match=r"^MLFLOW_EXPERIMENT_NAME n+… .501 characters.: is longer"):
+    with pytest.raises(BadInput, match=r"^MLFLOW_EXPERIMENT_NAME n+… .501 characters.: longer"):
         variables.check()
 
 
@@ -124,8 +124,8 @@ def test_a_search_follows_the_variables_and_goes_on_in_the_experiment_in_which_i
     said = capfd.readouterr()
     assert len(runs_of(client, name)) == 3 and runs_of(client, "another") == []
     assert (
-        f"MLflow: the runs of {out}/mlflow.jsonl began in the experiment {name!r} and go on there"
-        in said.err
+        f"MLflow: the runs of {out}/mlflow.jsonl started in the experiment {name!r} and continue "
+        "there" in said.err
     )
     assert f"#/experiments/{number}/runs" in said.out
 
@@ -147,15 +147,15 @@ def test_a_search_follows_the_variables_and_goes_on_in_the_experiment_in_which_i
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "999")
     with pytest.raises(Exception, match="999") as problem:
         connection.connect(store)
-    assert "correct or unset MLFLOW_EXPERIMENT_ID" in stores.remedy(problem.value, store)
+    assert "correct or unset MLFLOW_EXPERIMENT_ID" in failures.remedy(problem.value, store)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "of the team")
     with pytest.raises(Exception, match="must be a valid integer") as problem:
         connection.connect(store)
-    assert "integer; correct or unset MLFLOW_EXPERIMENT_ID" in stores.remedy(problem.value, store)
+    assert "integer; correct or unset MLFLOW_EXPERIMENT_ID" in failures.remedy(problem.value, store)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "999")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
     with pytest.raises(
-        ValueError, match="MLFLOW_EXPERIMENT_ID 999 is not that of the experiment"
+        ValueError, match="MLFLOW_EXPERIMENT_ID 999 is not the id of the experiment"
     ) as problem:
         connection.connect(store)
-    assert "correct or unset MLFLOW_EXPERIMENT_ID" in stores.remedy(problem.value, store)
+    assert "correct or unset MLFLOW_EXPERIMENT_ID" in failures.remedy(problem.value, store)

@@ -1,4 +1,4 @@
-"""A run goes on with what it began with, told by content; what it did not write down is said, and never different."""
+"""A run continues with the content it began with; what was not recorded is never different."""
 
 import json
 import os
@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import sentence, write_jsonl
-from transformers import AutoModel
+from mlflow import MlflowClient
+from transformers import AutoModel, AutoModelForSequenceClassification
 
-from lth_scale import Ticket
+from lth_scale import Ticket, load_exported
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
@@ -21,9 +23,10 @@ from lth_scale.tracking import provenance
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.training.search import check_dense
 
-OLD = Path(__file__).with_name(
-    "begun_by_0.1.0.tar.xz"
-)  # model, data, and a search that died in round 1 of 2
+# Model, data, and a search that died in round 1 of 2.
+OLD = Path(__file__).with_name("begun_by_0.1.0.tar.xz")
+# The same with a checkpoint and MLflow's journal, a finished search, and its compact export.
+RECENT = Path(__file__).with_name("begun_by_0.2.0.tar.xz")
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def own(tiny_bert, sst2_data, tmp_path):
 
 @pytest.fixture
 def begun(search, own, tmp_path):
-    """Begin a search that is not finished; returns the flags that begin it and a way to go on with more of them."""
+    """Begin a search and leave it unfinished; return a function that continues it."""
     out = search(**own)
     for path in (out / "complete", out / "rounds/03/complete"):
         path.unlink()
@@ -97,9 +100,7 @@ def test_other_content_is_refused_and_touched_or_unread_files_are_not(
         (tmp_path / name).write_bytes(content)
         RunDirectory.open(args)  # what was put back is the same
     (tmp_path / "model/vocab.txt").write_text("new")
-    with pytest.raises(
-        BadInput, match=r"--model_name_or_path: vocab\.txt was not there, is sha256"
-    ):
+    with pytest.raises(BadInput, match=r"--model_name_or_path: vocab\.txt was missing, is sha256"):
         RunDirectory.open(args)
     assert (out / "arguments.json").read_bytes() == before
 
@@ -173,7 +174,8 @@ def test_other_versions_and_threads_are_said_in_one_line_and_the_run_goes_on(
     )
     capfd.readouterr()
     out = begun()
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("goes on with")]
+    lines = capfd.readouterr().err.splitlines()
+    said = [line for line in lines if line.startswith("continues with")]
     assert len(said) == 1 and "threads (was 99)" in said[0] and "(was 2.0.0)" in said[0]
     assert (out / "complete").exists()
 
@@ -247,6 +249,33 @@ def test_what_takes_its_dense_network_or_ticket_from_version_0_1_0(
     assert json.loads((moved / "results.json").read_text())[0]["prunable"] == 576
 
 
+def test_runs_tickets_and_exports_of_version_0_2_0_go_on_working(
+    search, small, tmp_path, monkeypatch, capfd
+):
+    shutil.unpack_archive(RECENT, tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    flags = dict(
+        model_name_or_path="model", dataset_path="data", max_seq_length=16, target_sparsity=0.2
+    )
+    finished = RunDirectory.open(parse(small(**flags, output_dir="finished"), "t", "t"))
+    assert finished.is_done()
+    assert [row["pruned"] for row in finished.round_rows()] == [0, 51, 102]
+    out = search(**flags, output_dir="begun", report_to="mlflow")
+    assert "step 2 of 4" in capfd.readouterr().err  # from the checkpoint in round 1
+    tickets = [Ticket.load(run / "ticket.safetensors") for run in (out, finished.directory)]
+    assert [ticket.pruned for ticket in tickets] == [102, 102]
+    assert tickets[0].base_sha256 == tickets[1].base_sha256 != ""
+    tickets[1].apply(AutoModel.from_pretrained("model"))
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
+    assert len(runs) == 1 + 3  # the journal is sent to the store that is here
+    network = AutoModelForSequenceClassification.from_pretrained("finished/rounds/02/model")
+    exported = dict(load_exported("exported").named_parameters())
+    for name, weight in network.named_parameters():
+        assert torch.equal(exported[name], weight), name
+
+
 def test_a_flag_that_a_run_has_never_heard_of_is_not_different(search, small, own):
     out = search(**own)
     written = json.loads((out / "arguments.json").read_text())
@@ -254,7 +283,7 @@ def test_a_flag_that_a_run_has_never_heard_of_is_not_different(search, small, ow
         json.dumps({k: v for k, v in written.items() if k not in ("score", "distill")})
     )
     record = RunDirectory.open(parse(small(**own), "t", "t"))
-    assert "score, distill" in record.remarks({"threads": written["threads"]})[-1]
+    assert "score, distill" in record.notices({"threads": written["threads"]})[-1]
 
 
 def test_a_dense_network_of_other_data_is_refused(search, own, tmp_path):
@@ -403,7 +432,7 @@ def test_of_weights_that_which_is_read_counts(whole, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     for name in (names[0], "c.safetensors", *(["model.safetensors"] if whole else [])):
         (tmp_path / name).write_text(name)
-    found = provenance.content("sst2", str(tmp_path), None)["model"]
+    found = provenance.input_digests("sst2", str(tmp_path), None)["model"]
     assert [*found] == (
         ["model.safetensors"] if whole else ["a.safetensors", "model.safetensors.index.json"]
     )

@@ -1,4 +1,4 @@
-"""record.py and files.py: what is on disk is whole, and known."""
+"""The run directory: what is on disk is whole, and what is there is known."""
 
 import json
 import os
@@ -21,7 +21,9 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         "import sys; from pathlib import Path; from lth_scale.config import files\n"
         "n = 0\n"
         "while True:\n"
-        "    n += 1; files.write_json(Path(sys.argv[1]), {'n': n, 'filling': 'x' * 100_000, 'again': n})\n"
+        "    n += 1\n"
+        "    value = {'n': n, 'filling': 'x' * 100_000, 'again': n}\n"
+        "    files.write_json(Path(sys.argv[1]), value)\n"
     )
     writer = subprocess.Popen([sys.executable, "-c", script, str(path)])
     for _ in range(5):
@@ -73,7 +75,10 @@ def test_a_directory_that_another_process_works_in_is_refused_and_one_whose_proc
 ):
     from lth_scale.tracking import run_directory
 
-    hold = "import sys; from lth_scale.config.locks import Path, claim; claim(Path(sys.argv[1])); print('held'); input()"
+    hold = (
+        "import sys; from lth_scale.config.locks import Path, claim\n"
+        "claim(Path(sys.argv[1])); print('held'); input()"
+    )
     pipes = dict(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -84,7 +89,7 @@ def test_a_directory_that_another_process_works_in_is_refused_and_one_whose_proc
     assert other.stdout.readline() == "held\n"
     monkeypatch.setattr(run_directory, "PATIENCE", 0.1)
     with pytest.raises(
-        BadInput, match=rf"--output_dir .*: process {other.pid} on .* works there; wait for it"
+        BadInput, match=rf"--output_dir .*: process {other.pid} on .* is running there; wait for it"
     ):
         search()
     other.kill()

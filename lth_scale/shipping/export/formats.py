@@ -175,7 +175,7 @@ def _install(model: PreTrainedModel, packed: dict[str, Parts]) -> PreTrainedMode
         sparse = sum(int((each == 0).sum()) for each in weights) >= DENSER * sum(
             each.numel() for each in weights
         )
-        console.say(
+        console.print_line(
             f"the native kernel cannot run here ({why}); using {'csr' if sparse else 'dense'} products"
         )
         return to_csr(model) if sparse else model

@@ -24,7 +24,7 @@ from lth_scale.tasks.loading import quiet
 from lth_scale.tasks.mlm import CHOSEN, pack
 from lth_scale.tasks.registry import TASKS
 from lth_scale.tasks.tokenization import has_segments
-from lth_scale.tracking.console import say
+from lth_scale.tracking.console import print_line
 
 EVAL_BATCH, CALIBRATION = 32, 64  # examples
 LENGTH = 128  # tokens
@@ -152,13 +152,13 @@ def time_target(source: Source, task: Task | None, args: Any, device: str) -> li
     cells, scores = [], dict[str, Row]()
     with tempfile.TemporaryDirectory() as folder:
         for threads in args.threads:
-            say(f"{source.path}: building {len(names)} engines, threads: {threads}")
+            print_line(f"{source.path}: building {len(names)} engines, threads: {threads}")
             with pinned(threads):
                 runs, rows = build(
                     names, Setup(source.model, examples, threads, Path(folder), device)
                 )
                 for batch, length in shapes:
-                    say(f"{source.path}: timing {batch} × {length} tokens")
+                    print_line(f"{source.path}: timing {batch} × {length} tokens")
                     found = time_cell(runs, text_inputs(source, batch, length), args, device)
                     shape = {
                         "batch_size": batch,
@@ -267,7 +267,7 @@ def score(source: Source, task: Task | None, runs: Mapping[str, Run]) -> dict[st
     if task is None:
         return rows
     for name, run in runs.items():
-        say(f"{source.path}: scoring {name}")
+        print_line(f"{source.path}: scoring {name}")
         try:
             rows[name] = {"accuracy": _score(source, task, run)}
         except Exception as problem:

@@ -17,75 +17,90 @@ from lth_scale.tracking.mlflow.view import view
 
 NOTE = "mlflow.note.content"  # Markdown that MLflow shows with a run or an experiment
 VIEW = "mlflow.sharedViewState.curves"
-ABOUT = """**Score against sparsity. Each curve is a mean over seeds; its step is the percentage of weights pruned.**
+ABOUT = """**Score against sparsity. Each curve is a mean over seeds; its step is the percentage \
+of weights pruned.**
 
-- `IMP`: the subnetwork that iterative magnitude pruning found, trained from the pre-trained weights; at 0 % the full \
-network. `IMP of mlm`: the ticket of that other task.
-- `random_mask`, `reinit`, `one_shot` and so on: controls, a mask or weights that were not found. `dense`: no mask.
+- `IMP`: the subnetwork that iterative magnitude pruning found, trained from the pre-trained \
+weights; at 0 % the full network. `IMP of mlm`: the ticket of that other task.
+- `random_mask`, `reinit`, `one_shot` and so on: controls, with a mask or weights that were not \
+found. `dense`: no mask.
 
-A curve's name goes on with its task and its model, and ends in a digest of the flags: only runs that differ in \
-nothing but the seed share one. Open a run for its table and figure, its data and its rounds; *Models* for the \
-tickets; *Model registry* for those that match the full network, under the rule that the alias names."""
+The rest of a curve's name is its task, its model and a digest of the flags: only runs that differ \
+in nothing but the seed share a curve. Open a run for its table, figure, data and rounds; *Models* \
+for the tickets; *Model registry* for those that match the full network, under the rule that the \
+alias names."""
 
 
 def link(run: str, path: str) -> str:
-    """Where the server that shows a run's page has an artifact of it."""
+    """Return the address of a run's artifact, relative to the run's page."""
     return f"get-artifact?run_uuid={run}&path={path}"
 
 
 def connect(store: str) -> tuple[MlflowClient, str]:
-    """A client of the store, and the id of our experiment there. A local store is made by one process alone.
+    """Return a client of the store and the id of the experiment there, which is created if needed.
 
-    An experiment that was deleted is restored: MLflow keeps its name. Raises ValueError where a local database is
-    another program's, and what MLflow raises.
+    Only one process at a time creates a local store. A deleted experiment is restored, because
+    MLflow reserves its name. Raises ValueError if a local database belongs to another program,
+    and what MLflow raises.
     """
     path = stores.database(store)
     local = Path(os.path.realpath(path)) if path else None
-    db_utils.MAX_RETRY_COUNT = 1  # no attempts of its own here either, each with a line of log
-    db_utils._logger.setLevel(logging.CRITICAL)  # nor tracebacks: what went wrong is said once
+    db_utils.MAX_RETRY_COUNT = 1  # the sender retries, and logs the failure once
+    db_utils._logger.setLevel(logging.CRITICAL)  # no tracebacks
     with locks.exclusive(local) if local else nullcontext():
         client = open_database(store, path) if path else MlflowClient(tracking_uri=store)
-        found = find_experiment(client)
-        if found and found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        artifacts = (
-            (local.parent / "mlartifacts").as_uri() if local else None
-        )  # a server knows where its own go
-        experiment = (
-            found.experiment_id
-            if found
-            else client.create_experiment(variables.name(), artifact_location=artifacts)
+        # A server decides itself where artifacts go.
+        artifacts = (local.parent / "mlartifacts").as_uri() if local else None
+        return client, open_experiment(client, artifacts)
+
+
+def open_experiment(client: MlflowClient, artifacts: str | None) -> str:
+    """Return the id of the experiment. It gets our view and, if it is ours, our description."""
+    name, tags = variables.experiment_name(), {VIEW: view()}
+    experiment = find_experiment(client)
+    if not experiment:
+        experiment = client.get_experiment(
+            client.create_experiment(name, artifact_location=artifacts)
         )
-        of_others = found and (NOTE in found.tags or found.name != variables.EXPERIMENT)
-        for name, value in {VIEW: view(), **({} if of_others else {NOTE: ABOUT})}.items():
-            if not found or found.tags.get(name) != value:
-                client.set_experiment_tag(experiment, name, value)
-        return client, experiment
+        tags[NOTE] = ABOUT
+    elif experiment.name == variables.EXPERIMENT and NOTE not in experiment.tags:
+        tags[NOTE] = ABOUT
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    for key, value in tags.items():
+        if experiment.tags.get(key) != value:
+            client.set_experiment_tag(experiment.experiment_id, key, value)
+    return experiment.experiment_id
 
 
 def find_experiment(client: MlflowClient) -> Experiment | None:
-    """The experiment that MLflow's variables name; None where it is to be made. Raises ValueError for an unknown id."""
-    number = variables.number()
-    if variables.is_named() or not number:
-        found = client.get_experiment_by_name(variables.name())
+    """Return the experiment that the variables name; None if it does not exist yet.
+
+    Raises ValueError for an unknown id.
+    """
+    number = variables.experiment_id()
+    if variables.has_experiment_name() or not number:
+        experiment = client.get_experiment_by_name(variables.experiment_name())
     else:
-        found = client.get_experiment(number)
-    if number and (not found or found.experiment_id != number):
+        experiment = client.get_experiment(number)
+    if number and (not experiment or experiment.experiment_id != number):
         raise ValueError(
-            f"MLFLOW_EXPERIMENT_ID {number} is not that of the experiment {variables.name()!r}"
+            f"MLFLOW_EXPERIMENT_ID {number} is not the id of the experiment "
+            f"{variables.experiment_name()!r}"
         )
-    return found
+    return experiment
 
 
 def open_database(store: str, path: Path) -> MlflowClient:
-    """A client of a local database, whose tables are made where there are none. Raises ValueError where it is foreign.
+    """Return a client of a local database, whose tables are created if needed.
 
-    MLflow keeps connections to a file for as long as the process lives, also once it was deleted.
+    Raises ValueError if it belongs to another program. MLflow keeps connections to a file for the
+    life of the process, even after the file was deleted; they are closed here.
     """
     try:
         stores.check(path)
-    except ValueError as problem:
-        raise ValueError(f"{path}: {problem}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     client = MlflowClient(tracking_uri=store)
     engine = client._tracking_client.store.engine
     engine.dispose()
@@ -94,11 +109,11 @@ def open_database(store: str, path: Path) -> MlflowClient:
     return client
 
 
-def all_pages(search: Callable[..., Any], *given: Any) -> list[Any]:
-    """Everything that one of the client's searches finds."""
-    page = search(*given)
-    found = list(page)
+def all_pages(search: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Return the results of a client's search from all pages."""
+    page = search(*arguments)
+    results = list(page)
     while page.token:
-        page = search(*given, page_token=page.token)
-        found += page
-    return found
+        page = search(*arguments, page_token=page.token)
+        results += page
+    return results

@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mlflow.entities import Metric
 
@@ -13,6 +12,8 @@ from lth_scale.config.redaction import without_secrets
 from lth_scale.tracking.mlflow import variables
 from lth_scale.tracking.mlflow.connection import NOTE, connect, link
 from lth_scale.tracking.mlflow.models import register
+from lth_scale.tracking.mlflow.registration import Registration
+from lth_scale.tracking.mlflow.runs import MOST_POINTS
 
 NOTE_LENGTH = 7500  # of the 8,000 characters that a tag may have
 
@@ -23,39 +24,44 @@ def log_report(
     paths: Sequence[Path],
     kind: str = "study",
     metrics: Mapping[str, float] | None = None,
-    verdicts: Sequence[Mapping[str, Any]] = (),
+    registrations: Sequence[Registration] = (),
 ) -> None:
-    """Keep a report's files as artifacts of the run `report · NAME`, the same one every time, and its numbers there.
+    """Log a report's files and metrics to the run `report · NAME`, which is reused.
 
-    verdicts: what `register` takes, one a task and rule.
+    kind: `study` or `speed`. registrations: for the model registry.
     """
     client, experiment = connect(store)
     name = clean(without_secrets(name))
     title = f"report · {name}"
-    runs = client.search_runs([experiment], f"tags.report = '{kind}'")
-    same = [run.info.run_id for run in runs if run.info.run_name == title]
-    tags = variables.tags() | {"report": kind}
-    run = same[0] if same else client.create_run(experiment, tags=tags, run_name=title).info.run_id
+    known = client.search_runs([experiment], f"tags.report = '{kind}'")
+    runs = [run for run in known if run.info.run_name == title]
+    if not runs:
+        tags = variables.tags() | {"report": kind}
+        runs = [client.create_run(experiment, tags=tags, run_name=title)]
+    run = runs[0].info.run_id
     for path in paths:
         client.log_artifact(run, str(path))
         if path.suffix == ".md":
             client.set_tag(run, NOTE, as_note(path.read_text(), run))
     client.set_tag(run, "curve", title)
-    for verdict in verdicts:
-        register(client, experiment, name, **verdict)
+    for registration in registrations:
+        register(client, experiment, name, registration)
     now = int(time.time() * 1000)
     points = [Metric(key, value, now, 0) for key, value in (metrics or {}).items()]
-    for start in range(0, len(points), 1000):
-        client.log_batch(run, metrics=points[start : start + 1000])
+    for start in range(0, len(points), MOST_POINTS):
+        client.log_batch(run, metrics=points[start : start + MOST_POINTS])
     client.set_terminated(run)
 
 
 def as_note(text: str, run: str) -> str:
-    """Markdown for the page of a run that has its pictures as artifacts: as many sections as MLflow takes."""
-    text = re.sub(r"(?<!\\)\]\((?!http)([^)]+)\)", lambda found: f"]({link(run, found[1])})", text)
-    kept, rest = "", "\n\n… the rest is in report.html, under Artifacts."
-    for part in re.split(r"(?m)^(?=#{1,3} )", text):
-        if len(kept) + len(part) + len(rest) > NOTE_LENGTH:
-            return kept + rest
-        kept += part
-    return kept
+    """Return a report as the note of its run: as many sections as MLflow stores.
+
+    Pictures are linked to the run's artifacts.
+    """
+    text = re.sub(r"(?<!\\)\]\((?!http)([^)]+)\)", lambda path: f"]({link(run, path[1])})", text)
+    note, rest = "", "\n\n… the rest is in report.html, under Artifacts."
+    for section in re.split(r"(?m)^(?=#{1,3} )", text):
+        if len(note) + len(section) + len(rest) > NOTE_LENGTH:
+            return note + rest
+        note += section
+    return note

@@ -1,4 +1,4 @@
-"""What MLflow's variables say of the runs: their experiment, and tags of the user's own. Does not import MLflow."""
+"""MLflow's environment variables: the experiment and tags of runs. Does not import MLflow."""
 
 import json
 import os
@@ -11,79 +11,74 @@ from lth_scale.config.redaction import redacted
 from lth_scale.config.texts import brief
 
 EXPERIMENT = "lth_scale"
-LONGEST_NAME, LONGEST_TAG = 500, 8000  # characters that MLflow takes
-# Tags that the runs have in any case, and those that stand for what MLflow is given otherwise.
-OURS = {
-    "task",
-    "base_model",
-    "seed",
-    "note",
-    "control",
-    "curve",
-    "round",
-    "report",
-    "lth_scale.key",
+LONGEST_NAME, LONGEST_TAG = 500, 8000  # characters that MLflow stores
+# Tags that runs have anyway, and those that MLflow sets from other arguments.
+RESERVED = {
+    *("task", "base_model", "seed", "note", "control", "curve", "round", "report"),
+    *("lth_scale.key", "mlflow.runName", "mlflow.note.content"),
 }
-OURS |= {"mlflow.runName", "mlflow.note.content"}
 
 
-def name() -> str:
-    """MLFLOW_EXPERIMENT_NAME, or `lth_scale`."""
+def experiment_name() -> str:
+    """Return MLFLOW_EXPERIMENT_NAME, or `lth_scale`."""
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
 
 
-def number() -> str:
-    """MLFLOW_EXPERIMENT_ID, or nothing."""
+def experiment_id() -> str:
+    """Return MLFLOW_EXPERIMENT_ID; empty if it is not set."""
     return os.environ.get("MLFLOW_EXPERIMENT_ID", "")
 
 
-def is_named() -> bool:
-    """True where MLFLOW_EXPERIMENT_NAME says something."""
+def has_experiment_name() -> bool:
+    """True if MLFLOW_EXPERIMENT_NAME is set."""
     return bool(os.environ.get("MLFLOW_EXPERIMENT_NAME"))
 
 
-def is_given() -> bool:
-    """True where a variable names an experiment."""
-    return is_named() or bool(number())
+def has_experiment() -> bool:
+    """True if a variable names an experiment."""
+    return has_experiment_name() or bool(experiment_id())
 
 
 def tags() -> dict[str, str]:
-    """MLFLOW_TAGS, a JSON object, as tags of a run; without secrets. Raises BadInput."""
+    """Return MLFLOW_TAGS, a JSON object, as tags without secrets. Raises BadInput."""
     text = os.environ.get("MLFLOW_TAGS") or "{}"
     try:
-        given = json.loads(text)
+        values = json.loads(text)
     except (ValueError, RecursionError):
-        given = None
-    if not isinstance(given, dict):
+        values = None
+    if not isinstance(values, dict):
         raise BadInput(
-            f"""MLFLOW_TAGS {brief(text)}: is no JSON object; give such as '{{"team": "nlp"}}', or unset it"""
+            f"MLFLOW_TAGS {brief(text)}: not a JSON object; use an object such as "
+            """'{"team": "nlp"}', or unset it"""
         )
-    found = redacted({key: str(value) for key, value in given.items()})
-    for key, value in found.items():
+    clean = redacted({key: str(value) for key, value in values.items()})
+    for key, value in clean.items():
         _check_tag(key, value)
-    return found
+    return clean
 
 
 def _check_tag(key: str, value: str) -> None:
-    what = f"MLFLOW_TAGS: the tag {brief(key)!r}"
-    if key in OURS:
-        raise BadInput(f"{what} is one that every run here has already; give another name")
-    outside = posixpath.normpath(key) != key or key.startswith(("/", ".."))
-    if outside or key == "." or not re.fullmatch(r"[\w./: -]{1,250}", key):
+    name = f"MLFLOW_TAGS: the tag {brief(key)!r}"
+    if key in RESERVED:
+        raise BadInput(f"{name} is set by lth_scale on every run; use another name")
+    is_outside = posixpath.normpath(key) != key or key.startswith(("/", ".."))
+    if is_outside or key == "." or not re.fullmatch(r"[\w./: -]{1,250}", key):
         raise BadInput(
-            f"{what} has a name that MLflow does not take; give letters, digits, '_', '-', '.', ':' and ' '"
+            f"{name} has a name that MLflow does not accept; use at most 250 letters, digits and "
+            "characters of '_-./: '"
         )
     if len(value) > LONGEST_TAG:
-        raise BadInput(f"{what} has {len(value):,} characters; give {LONGEST_TAG:,} or fewer")
+        raise BadInput(f"{name} has {len(value):,} characters; use at most {LONGEST_TAG:,}")
 
 
 def check() -> None:
-    """Raise BadInput where a variable holds what MLflow would not take; warn of one that is not followed."""
-    if len(name()) > LONGEST_NAME:
+    """Raise BadInput for values that MLflow does not accept; warn of a variable that is ignored."""
+    name = experiment_name()
+    if len(name) > LONGEST_NAME:
         raise BadInput(
-            f"MLFLOW_EXPERIMENT_NAME {brief(name())}: is longer than the {LONGEST_NAME} characters that MLflow takes; "
-            "give a shorter one"
+            f"MLFLOW_EXPERIMENT_NAME {brief(name)}: longer than the {LONGEST_NAME} characters "
+            "that MLflow accepts; use a shorter name"
         )
     tags()
     if os.environ.get("MLFLOW_RUN_ID"):
-        warn("MLFLOW_RUN_ID is not followed: a command makes MLflow runs of its own")
+        warn("MLFLOW_RUN_ID is ignored: each command creates its own MLflow runs")
