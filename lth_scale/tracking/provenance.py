@@ -14,7 +14,8 @@ from lth_scale.config import files, listing
 from lth_scale.config.arguments import Training, is_local
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
-from lth_scale.tasks.locations import SPLITS, data_file, embedded_path, local_directory
+from lth_scale.tasks.locations import data_file, embedded_path, local_directory
+from lth_scale.tasks.registry import TASKS
 
 Digests = dict[str, dict[str, str]]  # what it is about → name of a file → SHA-256
 # What `from_pretrained` reads of a model beside its config.
@@ -54,7 +55,7 @@ def content(task: str, model: str, dataset: str | None) -> Digests:
                 what, (path for path in paths if os.path.lexists(path) and not path.is_dir())
             )
     if directory := local_directory(task, dataset):
-        splits = SPLITS.get(task, ("train", "validation"))
+        splits = TASKS[task].splits
         found["data"] = _digests(
             "data", filter(None, (data_file(directory, split) for split in splits))
         )

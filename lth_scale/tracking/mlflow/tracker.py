@@ -29,7 +29,7 @@ from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.stages import Stage, starved_in
 
 if TYPE_CHECKING:
-    from lth_scale.tasks.base import Task
+    from lth_scale.tasks.task import Task
 
 
 os.environ.setdefault(
