@@ -257,12 +257,12 @@ def base_sha256(model: str, revision: str | None) -> str:
     """The digest of a model's weights, by which a ticket knows its base; '' where it cannot be loaded here and now."""
     from transformers import AutoModelForSequenceClassification  # imports torch
 
+    from lth_scale.pruning.ticket import base_digest
     from lth_scale.tasks.loading import load_model, load_tokenizer
 
     args = Training(task="sst2", model_name_or_path=model, model_revision=revision)
     try:
-        return load_model(
-            args, AutoModelForSequenceClassification, load_tokenizer(args)
-        ).base_sha256
+        loaded = load_model(args, AutoModelForSequenceClassification, load_tokenizer(args))
+        return base_digest(loaded.model, loaded.fresh)
     except BadInput:
         return ""  # as its job will say

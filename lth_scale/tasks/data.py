@@ -1,155 +1,169 @@
-"""Rows of a task: from JSON lines in the Hub's own columns, from the package, or from the Hub."""
+"""Rows of a task: from local JSON Lines files, from the package, or from the Hub."""
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 from accelerate import PartialState
-from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, Value
+from datasets import Dataset, DatasetDict, IterableDatasetDict
 from pyarrow import compute
+from transformers import PreTrainedTokenizerBase
 
 from lth_scale.config import files
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import first_line
-from lth_scale.tasks import tokenization
-from lth_scale.tasks.cache import cached, fingerprint, materialize, settle_for_cache
-from lth_scale.tasks.jsonl import ANSWERS, Bounds, Columns, read_rows, shown
+from lth_scale.tasks.dataset_cache import cached, fingerprint, materialize
 from lth_scale.tasks.locations import data_file, local_directory
-
-log = logging.getLogger("lth_scale")
+from lth_scale.tasks.offline import NO_NETWORK, go_offline_unless_reachable
+from lth_scale.tasks.registry import TASKS
+from lth_scale.tasks.rows import Bounds, Columns, features, read_rows, shown
+from lth_scale.tasks.tokenizer_digest import tokenizer_digest
 
 
 def local_file(directory: Path, split: str) -> Path:
-    """`directory/split.jsonl`, or its .xz. Raises BadInput where neither is, or one is no file."""
+    """`directory/split.jsonl` or its .xz. Raises BadInput if neither is a regular file."""
     path = data_file(directory, split)
     if path is None:
         others = ", ".join(sorted(other.name for other in directory.glob(f"{split}.*"))[:3])
-        there = f", and there is {others}" if others else ""
+        hint = f" (found {others})" if others else ""
         raise BadInput(
-            f"--dataset_path {directory}: {split}.jsonl is missing{there}; put it there, one JSON object a line"
+            f"--dataset_path {directory}: {split}.jsonl is missing{hint}; "
+            "add it, with one JSON object per line"
         )
     try:
         files.check_regular(path)
-    except OSError as problem:
+    except OSError as error:
         raise BadInput(
-            f"--dataset_path {path}: {problem.strerror}; put a file of JSON lines there"
+            f"--dataset_path {path}: {error.strerror}; replace it with a JSON Lines file"
         ) from None
     return path
 
 
-def first(rows: Dataset, limit: int | None) -> Dataset:
-    """The first `limit` rows, or all."""
+def limit_rows(rows: Dataset, limit: int | None) -> Dataset:
+    """The first `limit` rows, or all of them if it is None."""
     return rows.select(range(min(limit or len(rows), len(rows))))
 
 
-def load_splits(
-    args: Training,
-    hub: tuple[str, str | None],
-    columns: Columns,
-    labels: Bounds | None,
-    limits: Mapping[str, int | None],
-    optional: tuple[str, ...] = (),
-) -> dict[str, Dataset]:
-    """`columns` of the splits that `limits` names, each cut to its limit: of --dataset_path, or of the Hub's `hub`.
+def row_limit(args: Training, split: str) -> int | None:
+    """--max_train_samples or --max_eval_samples, whichever applies to the split."""
+    return args.max_train_samples if split == "train" else args.max_eval_samples
 
-    labels: what `label` lies within, or None. A local file of an `optional` split may be missing; its split is
-    then left out. Raises BadInput.
+
+def load_splits(
+    args: Training, columns: Columns, bounds: Bounds | None = None
+) -> dict[str, Dataset]:
+    """Load the `columns` of the splits of --task from --dataset_path or the Hub.
+
+    bounds: of the column `label`, or None. --max_train_samples and --max_eval_samples apply. An
+    additional validation split without a local file is left out. Raises BadInput.
     """
+    kind = TASKS[args.task]
     directory = local_directory(args.task, args.dataset_path)
     if directory is None:
-        whole = load_hub(*hub)
-        splits = {
-            split: first(whole[split].select_columns([*columns]), limit)
-            for split, limit in limits.items()
-        }
-        for split, rows in splits.items():
-            check_labels(f"dataset {hub[0]}: {split}", rows, labels)
-        return splits
-    wanted = [
-        split for split in limits if split not in optional or any(directory.glob(f"{split}.jsonl*"))
+        return _load_hub_splits(args, columns, bounds)
+    optional = kind.more.values()
+    splits = [
+        split
+        for split in kind.splits
+        if split not in optional or any(directory.glob(f"{split}.jsonl*"))
     ]
     return {
-        split: load_local(local_file(directory, split), columns, labels, limits[split])
-        for split in wanted
+        split: load_local(local_file(directory, split), columns, bounds, row_limit(args, split))
+        for split in splits
     }
 
 
-def check_labels(name: str, rows: Dataset, labels: Bounds | None) -> None:
-    """Raise BadInput where a label of the Hub's rows is missing, or is not within `labels`."""
-    if labels is None:
+def _load_hub_splits(args: Training, columns: Columns, bounds: Bounds | None) -> dict[str, Dataset]:
+    kind = TASKS[args.task]
+    dataset = load_hub(*kind.dataset)
+    splits = {
+        split: limit_rows(dataset[split].select_columns([*columns]), row_limit(args, split))
+        for split in kind.splits
+    }
+    for split, rows in splits.items():
+        check_labels(f"dataset {kind.dataset[0]}: {split}", rows, bounds)
+    return splits
+
+
+def check_labels(name: str, rows: Dataset, bounds: Bounds | None) -> None:
+    """Raise BadInput if a label of the Hub's rows is missing or out of `bounds`."""
+    if bounds is None:
         return
-    low, high = labels
-    column = rows.with_format("arrow")[:]["label"]
-    within = compute.and_(compute.greater_equal(column, low), compute.less_equal(column, high))
-    wrong = compute.index(within.fill_null(False), False).as_py()
-    if wrong >= 0:
+    low, high = bounds
+    labels = rows.with_format("arrow")[:]["label"]
+    valid = compute.and_(compute.greater_equal(labels, low), compute.less_equal(labels, high))
+    invalid = compute.index(valid.fill_null(False), False).as_py()
+    if invalid >= 0:
         raise BadInput(
-            f"{name}: label {shown(column[wrong].as_py())} of row {wrong + 1} is not within {low} … {high}; "
-            "mend a copy of it, and give that as --dataset_path DIR"
+            f"{name}: label {shown(labels[invalid].as_py())} of row {invalid + 1} is out of range "
+            f"{low} … {high}; correct a copy, and use it as --dataset_path DIR"
         )
 
 
-def load_local(path: Path, columns: Columns, labels: Bounds | None, limit: int | None) -> Dataset:
-    """The file's rows as an Arrow dataset in the `datasets` cache, the first `limit` of them. Raises BadInput."""
-    if next(read_rows(path, columns, labels), None) is None:
-        raise BadInput(f"--dataset_path {path}: holds no rows; write one JSON object a line")
-    rows = materialize(
-        lambda: read_rows(path, columns, labels),
-        fingerprint(files.sha256(path), columns, labels),
-        Features(
-            {name: ANSWERS if kind == "answers" else Value(kind) for name, kind in columns.items()}
-        ),
-    )
-    return first(rows, limit)
+def load_local(
+    path: Path, columns: Columns, bounds: Bounds | None = None, limit: int | None = None
+) -> Dataset:
+    """Load the first `limit` rows of a file through the `datasets` cache. Raises BadInput."""
+    if next(read_rows(path, columns, bounds), None) is None:
+        raise BadInput(f"--dataset_path {path}: no rows; write one JSON object per line")
+    key = fingerprint(files.sha256(path), columns, bounds)
+    rows = materialize(lambda: read_rows(path, columns, bounds), key, features(columns))
+    return limit_rows(rows, limit)
 
 
 def load_hub(
     path: str, name: str | None, streaming: bool = False
 ) -> DatasetDict | IterableDatasetDict:
-    """`datasets.load_dataset`, failing in seconds where there is no network and nothing is cached. Raises BadInput."""
-    settle_for_cache(path, "dataset")
+    """`datasets.load_dataset`, failing within seconds if there is neither a network nor a cache.
+
+    Raises BadInput.
+    """
+    go_offline_unless_reachable(path, "dataset")
     try:
         return datasets.load_dataset(path, name, streaming=streaming)
-    except Exception as problem:
+    except Exception as error:
         raise BadInput(
-            f"dataset {path}: cannot be had from the Hub ({first_line(problem)}); {NO_NETWORK}"
-        ) from problem
-
-
-NO_NETWORK = "check the network, or use --preset demo, or local files with --model_name_or_path DIR and --dataset_path DIR"
+            f"dataset {path}: cannot be downloaded from the Hub ({first_line(error)}); {NO_NETWORK}"
+        ) from error
 
 
 def hub_revision(rows: Dataset) -> str:
-    """What `datasets` calls the Hub's data that these rows were made of: a commit, or a digest that depends on it.
+    """The revision of the Hub's data behind these rows: a commit, or a digest that depends on it.
 
-    "" where that is not known: of a stream.
+    Returns "" if it is unknown, as for a stream.
     """
     known = rows.cache_files and rows.builder_name != "generator"
     return Path(rows.cache_files[0]["filename"]).parent.name if known else ""
 
 
-def encode(rows: Dataset, function: Callable, tokenizer: Any, **arguments: Any) -> Dataset:
-    """`rows.map(function)` in batches, cached under a fingerprint of rows, tokenizer, function and arguments.
+def encode(
+    rows: Dataset,
+    function: Callable[..., dict],
+    tokenizer: PreTrainedTokenizerBase,
+    **arguments: Any,
+) -> Dataset:
+    """`rows.map(function)` in batches, cached by rows, function, tokenizer and arguments.
 
-    function(batch, tokenizer=…, **arguments) returns the encoded columns; the old ones are dropped.
-    (A tokenizer's own hash changes as it is used, so `datasets` cannot key on it.)
+    function(batch, tokenizer=…, **arguments) returns the columns that replace the old ones. The
+    cache key is ours because a tokenizer's own hash changes as it is used.
     """
     key = fingerprint(
         rows._fingerprint,
         function.__qualname__,
-        tokenization.key(tokenizer),
+        tokenizer_digest(tokenizer),
         sorted(arguments.items()),
     )
 
     def make(key: str) -> Dataset:
-        options = {
-            "fn_kwargs": {"tokenizer": tokenizer, **arguments},
-            "remove_columns": rows.column_names,
-        }
-        return rows.map(function, batched=True, new_fingerprint=key, **options)
+        return rows.map(
+            function,
+            batched=True,
+            new_fingerprint=key,
+            fn_kwargs={"tokenizer": tokenizer, **arguments},
+            remove_columns=rows.column_names,
+        )
 
     with PartialState().main_process_first():
         return cached(make, key)

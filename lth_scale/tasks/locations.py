@@ -1,4 +1,4 @@
-"""Where local data and models lie."""
+"""Where local data and models are. Does not import torch."""
 
 import os
 from pathlib import Path
@@ -11,17 +11,14 @@ def embedded_path(kind: str) -> Path:
     return Path(__file__).parent / "embedded" / kind
 
 
-SPLITS = {"mnli": ("train", "validation_matched", "validation_mismatched")}
-
-
 def local_directory(task: str, dataset: str | None) -> Path | None:
-    """The directory of --dataset_path, or None for the Hub."""
+    """The directory of --dataset_path, or None if the data is on the Hub."""
     if dataset == EMBEDDED:
         return embedded_path(task)
     return Path(dataset) if dataset else None
 
 
 def data_file(directory: Path, split: str) -> Path | None:
-    """`directory/split.jsonl`, or its .xz, or None where neither is."""
+    """`directory/split.jsonl` or `directory/split.jsonl.xz`, or None if neither exists."""
     paths = (directory / f"{split}.jsonl", directory / f"{split}.jsonl.xz")
     return next(filter(os.path.lexists, paths), None)

@@ -1,75 +1,126 @@
-"""Tasks, one line an entry, with the facts that other rooms need. Does not import torch."""
+"""The tasks that --task may name, one line an entry. Does not import torch."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from lth_scale.config.arguments import Training
 from lth_scale.config.registry import Registry, lazy
 
 if TYPE_CHECKING:
-    from lth_scale.tasks.base import Task
+    from lth_scale.tasks.task import Task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskKind:
     """A value of --task.
 
-    load: flags → the task with its model, data and metric. dataset: its data on the Hub, name and
-    configuration. metric: the first of its metrics, by which networks are compared.
-    training_rows: as in Table 1 of Chen et al. 2020 (squad: windows of 384 tokens); None where a
-    round is counted in steps. pipeline, auto_class: transformers' names for a network of its kind.
+    load: resolved flags → `Task`. dataset: name and configuration on the Hub. metrics: the first
+    one compares networks. training_rows: as in Table 1 of Chen et al. 2020 (squad: windows of 384
+    tokens), or None if rounds are counted in steps. texts: the text columns. labels: the names of
+    the classes, in order; a single one means regression. validation: the validation split. more:
+    additional ones, by the suffix of their metrics; their local files are optional. pipeline,
+    auto_class: transformers' names for a network with this head. own_head: the task trains the head
+    that the encoder was pre-trained with.
     """
 
     load: Callable[[Training], "Task"]
     dataset: tuple[str, str]
-    metric: str
-    training_rows: int | None
+    metrics: tuple[str, ...]
+    training_rows: int | None = None
+    texts: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    validation: str = "validation"
+    more: Mapping[str, str] = field(default_factory=dict)
     pipeline: str = "text-classification"
     auto_class: str = "AutoModelForSequenceClassification"
+    own_head: bool = False
+
+    @property
+    def metric(self) -> str:
+        """The metric by which networks are compared."""
+        return self.metrics[0]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The training split and all validation splits."""
+        return ("train", self.validation, *self.more.values())
 
 
 TASKS: Registry[TaskKind] = Registry("task")
 
 
-def _add_glue(name: str, metric: str, rows: int) -> None:
-    load = lazy("lth_scale.tasks.glue:load_glue")
-    TASKS.register(name, TaskKind(load, ("nyu-mll/glue", name), metric, rows))
+def register_task(name: str, kind: TaskKind) -> None:
+    """Make `name` a value of --task. Its flags default to those of GLUE.
+
+    Raises ValueError if the name is taken.
+    """
+    TASKS.register(name, kind)
 
 
-_add_glue("mnli", "accuracy", 392_702)
-_add_glue("qqp", "accuracy", 363_846)
-_add_glue("stsb", "pearson", 5_749)
-_add_glue("wnli", "accuracy", 635)
-_add_glue("qnli", "accuracy", 104_743)
-_add_glue("mrpc", "accuracy", 3_668)
-_add_glue("rte", "accuracy", 2_490)
-_add_glue("sst2", "accuracy", 67_349)
-_add_glue("cola", "matthews_correlation", 8_551)
-TASKS.register(
+def load_task(args: Training) -> "Task":
+    """Load the model, the encoded data and the metric of --task. Raises BadInput."""
+    return TASKS[args.task].load(args)
+
+
+def _register_glue(
+    name: str,
+    training_rows: int,
+    texts: str,
+    labels: str,
+    metrics: tuple[str, ...] = ("accuracy",),
+    **options: Any,
+) -> None:
+    kind = TaskKind(
+        load=lazy("lth_scale.tasks.glue:load_glue"),
+        dataset=("nyu-mll/glue", name),
+        metrics=metrics,
+        training_rows=training_rows,
+        texts=tuple(texts.split()),
+        labels=tuple(labels.split()),
+        **options,
+    )
+    register_task(name, kind)
+
+
+_PAIR = "sentence1 sentence2"
+_register_glue(
+    "mnli",
+    392_702,
+    "premise hypothesis",
+    "entailment neutral contradiction",
+    validation="validation_matched",
+    more={"mismatched": "validation_mismatched"},
+)
+_register_glue("qqp", 363_846, "question1 question2", "not_duplicate duplicate", ("accuracy", "f1"))
+_register_glue("stsb", 5_749, _PAIR, "similarity", ("pearson", "spearman"))
+_register_glue("wnli", 635, _PAIR, "not_entailment entailment")
+_register_glue("qnli", 104_743, "question sentence", "entailment not_entailment")
+_register_glue("mrpc", 3_668, _PAIR, "not_equivalent equivalent", ("accuracy", "f1"))
+_register_glue("rte", 2_490, _PAIR, "entailment not_entailment")
+_register_glue("sst2", 67_349, "sentence", "negative positive")
+_register_glue("cola", 8_551, "sentence", "unacceptable acceptable", ("matthews_correlation",))
+register_task(
     "squad",
     TaskKind(
-        lazy("lth_scale.tasks.squad:load_squad"),
-        ("rajpurkar/squad", "plain_text"),
-        "f1",
-        88_641,
+        load=lazy("lth_scale.tasks.squad:load_squad"),
+        dataset=("rajpurkar/squad", "plain_text"),
+        metrics=("f1", "exact_match"),
+        training_rows=88_641,
+        texts=("question", "context"),
         pipeline="question-answering",
         auto_class="AutoModelForQuestionAnswering",
     ),
 )
-TASKS.register(
+register_task(
     "mlm",
     TaskKind(
-        lazy("lth_scale.tasks.mlm:load_mlm"),
-        ("wikimedia/wikipedia", "20231101.en"),
-        "accuracy",
-        None,
+        load=lazy("lth_scale.tasks.mlm:load_mlm"),
+        dataset=("wikimedia/wikipedia", "20231101.en"),
+        metrics=("accuracy",),
+        texts=("text",),
         pipeline="fill-mask",
         auto_class="AutoModelForMaskedLM",
+        own_head=True,
     ),
 )
-
-
-def load_task(args: Training) -> "Task":
-    """The task of --task with its model, tokenised data and metric. Raises BadInput."""
-    return TASKS[args.task].load(args)

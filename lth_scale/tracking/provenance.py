@@ -15,7 +15,8 @@ from lth_scale.config import files, listing
 from lth_scale.config.arguments import Training, is_local
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
-from lth_scale.tasks.locations import SPLITS, data_file, embedded_path, local_directory
+from lth_scale.tasks.locations import data_file, embedded_path, local_directory
+from lth_scale.tasks.registry import TASKS
 
 Digests = dict[str, dict[str, str]]  # SHA-256 by input (a key of FLAGS) and file name
 # What `from_pretrained` reads beside config.json.

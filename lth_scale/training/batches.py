@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lth_scale.config.arguments import Training
-from lth_scale.tasks.base import Task
+from lth_scale.tasks.task import Task
 
 
 class Batches(Dataset):

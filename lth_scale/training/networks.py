@@ -7,7 +7,7 @@ because a second `prepare` would leave `backward` driving the first engine. Wher
 import copy
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,9 +22,10 @@ from lth_scale.config.texts import first_line
 from lth_scale.distributed.encoder import base_model
 from lth_scale.distributed.engine import Engine, prepare_engine
 from lth_scale.distributed.pieces import Piece
-from lth_scale.pruning import masking
+from lth_scale.pruning import masking, prunable_set
+from lth_scale.pruning.ticket import base_digest
 from lth_scale.tasks import data_warnings
-from lth_scale.tasks.base import Task
+from lth_scale.tasks.task import Task
 from lth_scale.training.batches import Batches, extremes, take, token_counts
 from lth_scale.training.optimizers import make_optimizer
 
@@ -52,6 +53,7 @@ class Network:
     masks: dict[str, Tensor]
     initial: Weights
     steps: int  # optimizer steps from θ₀ to the end of a round
+    base_sha256: str  # of the encoder's weights, see `base_digest`
     step: int = 0
     consumed: int = 0  # optimizer steps of data before this round's step 0
     began: int = 0  # the step of the last restart
@@ -63,8 +65,18 @@ class Network:
     taught: bool = False
 
 
-def prepare(accelerator: Accelerator, task: Task, args: Training) -> Network:
-    """The task's network, ready for its first restart. Raises BadInput."""
+def prunable_names(task: Task, args: Training) -> tuple[str, ...]:
+    """The prunable set of a task's network, by names in the base model, without --ignore."""
+    return tuple(prunable_set.prunable(task.model, args.ignore or (), task.fresh))
+
+
+def prepare(
+    accelerator: Accelerator, task: Task, args: Training, matrices: Sequence[str] | None = None
+) -> Network:
+    """Prepare the task's network for its first restart. Raises BadInput.
+
+    matrices: names of the prunable weights in the base model; by default `prunable_names`.
+    """
     check_forward(task, args)
     model = task.model
     teacher = (
@@ -75,7 +87,10 @@ def prepare(accelerator: Accelerator, task: Task, args: Training) -> Network:
     }
     full = {weight: name for name, weight in model.named_parameters()}
     own = dict(base_model(model).named_parameters())
-    names = {name: full[own[name]] for name in task.prunable}
+    if matrices is None:
+        matrices = prunable_names(task, args)
+    names = {name: full[own[name]] for name in matrices}
+    base_sha256 = base_digest(model, task.fresh)
     batches = Batches(task, args, accelerator.process_index, accelerator.num_processes)
     steps = (
         args.max_steps
@@ -107,6 +122,7 @@ def prepare(accelerator: Accelerator, task: Task, args: Training) -> Network:
         masks={},
         initial=initial,
         steps=steps,
+        base_sha256=base_sha256,
         teacher=teacher,
     )
 
@@ -122,7 +138,7 @@ def check_forward(task: Task, args: Training) -> None:
     for split, lengths in counts.items():
         if 0 in lengths:
             raise BadInput(
-                f"{data_warnings.named(args, split)}: row {lengths.index(0) + 1} is empty, and the tokenizer of "
+                f"{data_warnings.split_name(args, split)}: row {lengths.index(0) + 1} is empty, and the tokenizer of "
                 f"{args.model_name_or_path} adds no token to it; fill it, or remove the row"
             )
     (shortest, longest), (briefest, _) = extremes(counts["train"]), extremes(counts["validation"])

@@ -25,7 +25,9 @@ from lth_scale.distributed.encoder import base_model
 from lth_scale.pruning import prunable_set
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import summary
-from lth_scale.tasks import base, data, registry, tokenization
+from lth_scale.tasks import data, registry
+from lth_scale.tasks.task import Task
+from lth_scale.tasks.tokenizer_digest import forget_truncation
 from lth_scale.tracking import console
 from lth_scale.tracking.listeners import Listener
 from lth_scale.tracking.run_directory import RunDirectory
@@ -189,7 +191,7 @@ class Run:
         if self.is_main:
             with listing.listed_directory(self.record.path(self.stage) / "model") as folder:
                 engine.save_pretrained(folder, weights)
-                tokenization.forget_truncation(self.net.task.tokenizer)
+                forget_truncation(self.net.task.tokenizer)
                 self.net.task.tokenizer.save_pretrained(folder)
         return weights
 
@@ -216,11 +218,11 @@ def prepare(args: Training) -> Network:
     accelerator = environment.make_accelerator(args)
     watchdog.begin(accelerator, args.ddp_timeout)
     task = registry.load_task(args)
-    task.prunable = matrices_begun_with(args, task) or checked_matrices(args, task)
-    return networks.prepare(accelerator, task, args)
+    matrices = matrices_begun_with(args, task) or checked_matrices(args, task)
+    return networks.prepare(accelerator, task, args, matrices)
 
 
-def matrices_begun_with(args: Training, task: base.Task) -> tuple[str, ...]:
+def matrices_begun_with(args: Training, task: Task) -> tuple[str, ...]:
     """The prunable set of the tickets in --output_dir, or else in --dense; () where there are none.
 
     Another version may have begun there, and have counted other matrices. Raises BadInput for those of another network.
@@ -240,7 +242,7 @@ def matrices_begun_with(args: Training, task: base.Task) -> tuple[str, ...]:
     return ()
 
 
-def checked_matrices(args: Training, task: base.Task) -> tuple[str, ...]:
+def checked_matrices(args: Training, task: Task) -> tuple[str, ...]:
     """The prunable set of a new run. Raises BadInput where the network holds what is neither pruned nor passed over."""
     ignore = args.ignore or ()
     prunable_set.check(task.model, ignore, f"--model_name_or_path {args.model_name_or_path}")
@@ -248,7 +250,7 @@ def checked_matrices(args: Training, task: base.Task) -> tuple[str, ...]:
         None, (prunable_set.kinds(task.model), prunable_set.passed_over(task.model, ignore))
     ):
         warn(line)
-    return task.prunable
+    return networks.prunable_names(task, args)
 
 
 def as_begun(args: Flags, record: RunDirectory) -> Flags:
@@ -287,7 +289,7 @@ def depends_on(args: Training, net: Network) -> dict[str, Any]:
     }
     return {
         **environment.in_force(net.accelerator),
-        "base_sha256": net.task.base_sha256,
+        "base_sha256": net.base_sha256,
         "revisions": {name: sha for name, sha in revisions.items() if sha},
     }
 
@@ -334,7 +336,7 @@ def of_base(args: Training, net: Network) -> dict[str, str]:
     """The base model, as tickets and files of θᵢ name it."""
     return {
         "base_model": redacted(lasting("model_name_or_path", args.model_name_or_path)),
-        "base_sha256": net.task.base_sha256,
+        "base_sha256": net.base_sha256,
     }
 
 
@@ -355,7 +357,7 @@ def refuse_other_weights(
     name: what it is, as in `--ticket FILE`. Raises BadInput. Where --allow_other_weights permits it, and where it is
     not known, a line says so.
     """
-    ours, model = net.task.base_sha256, args.model_name_or_path
+    ours, model = net.base_sha256, args.model_name_or_path
     if base_sha256 == ours:
         return
     said = f"comes from other weights, base_sha256 {base_sha256[:12]}… of {base!r}, and {model!r} has {ours[:12]}…"

@@ -183,9 +183,9 @@ def base_of(args: Transfer, net: networks.Network) -> str:
     """
     if not args.theta:
         run.check_base(args, net)
-        return net.task.base_sha256
+        return net.base_sha256
     if args.ticket and is_theta_of(found := Ticket.load(args.ticket), args.theta, net):
-        if found.is_of_other_weights(net.task.base_sha256) and net.accelerator.is_main_process:
+        if found.is_of_other_weights(net.base_sha256) and net.accelerator.is_main_process:
             log.warning(
                 "--theta %s: is the very θᵢ of the ticket, and takes the place of the other weights of %r",
                 args.theta,
@@ -198,7 +198,7 @@ def base_of(args: Transfer, net: networks.Network) -> str:
         f"--theta {args.theta}", known["base_sha256"], known["base_model"], args, net
     )
     run.check_base(args, net)
-    return known["base_sha256"] or net.task.base_sha256
+    return known["base_sha256"] or net.base_sha256
 
 
 def is_theta_of(ticket: Ticket, path: str, net: networks.Network) -> bool:

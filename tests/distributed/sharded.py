@@ -213,7 +213,7 @@ def train_cases(kind: str, precision: str, directory: Path, world: int) -> dict:
         masks = half_mask({name: piece.shape for name, piece in net.targets.items()})
         home = directory / f"checkpoints-{kind}-{precision}-{world}-{optimizer}"
         found[optimizer] = train(net, theta, masks, home)
-    found["base"] = net.task.base_sha256
+    found["base"] = net.base_sha256
     found["masks"] = masks_at(net, theta, [0.1, 0.5, 0.9])
     found["tied"] = masks_at(net, tied(theta), [0.0, 0.1, 0.3, 0.5, 1.0])
     found["patterns"] = pattern_masks(net, theta)

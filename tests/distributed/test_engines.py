@@ -144,6 +144,7 @@ def plain(left) -> dict:
     """The same training in one process of plain torch: forward, g ⊙ m, clip, step."""
     from lth_scale.pruning.prunable_set import prunable
     from lth_scale.tasks import registry
+    from lth_scale.training import networks
     from lth_scale.training.batches import Batches
 
     found: dict = {}
@@ -151,7 +152,7 @@ def plain(left) -> dict:
         args = arguments(left, name, 1)
         task = registry.load_task(args)
         model, batches, known = task.model, Batches(task, args, 0, 1), prunable(task.model)
-        weights = {key: known[key] for key in task.prunable}
+        weights = {key: known[key] for key in networks.prunable_names(task, args)}
         found["theta"] = {key: weight.detach().clone() for key, weight in weights.items()}
         masks = half_mask({key: weight.shape for key, weight in weights.items()})
         for key, weight in weights.items():

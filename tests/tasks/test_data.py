@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from hypothesis import strategies as st
 
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
-from lth_scale.tasks import data, jsonl, loading
+from lth_scale.tasks import data, loading
 from lth_scale.tasks.glue import tokenize
+from lth_scale.tasks.rows import read_rows
 
 COLUMNS = {"sentence": "string", "label": "int64"}
 GOOD = [{"sentence": "a good film", "label": 1}, {"sentence": "caf\u00e9 \U0001f408", "label": 0}]
@@ -28,7 +30,7 @@ LINES = [json.dumps(row, ensure_ascii=False) for row in GOOD]
 
 def read(path: Path, content: bytes | str, columns=COLUMNS, labels=(0, 1)) -> list[dict]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return [*jsonl.read_rows(path, columns, labels)]
+    return [*read_rows(path, columns, labels)]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,7 @@ def test_a_label_of_the_hub_that_is_none_is_named_with_its_row(label):
     rows = Dataset.from_dict({"label": [0, 1, label, 0]})
     with pytest.raises(
         BadInput,
-        match=r"glue: train: label (-1|2|null) of row 3 is not within 0 … 1; .*--dataset_path",
+        match=r"glue: train: label (-1|2|null) of row 3 is out of range 0 … 1; .*--dataset_path",
     ):
         data.check_labels("dataset glue: train", rows, (0, 1))
     data.check_labels("dataset glue: train", rows.select([0, 1, 3]), (0, 1))
@@ -183,15 +185,13 @@ def test_labels_from_the_hub_are_checked_as_far_as_they_are_used(small, monkeypa
     monkeypatch.setattr(data, "load_hub", lambda *name: {"train": rows, "validation": rows})
     args = parse(small(dataset_path=None), "t", "t")
     found = data.load_splits(
-        args, ("nyu-mll/glue", "sst2"), COLUMNS, (0, 1), {"train": 2, "validation": 1}
+        replace(args, max_train_samples=2, max_eval_samples=1), COLUMNS, (0, 1)
     )
     assert found["train"][:] == {"sentence": ["a", "b"], "label": [0, 1]}
     with pytest.raises(
-        BadInput, match="dataset nyu-mll/glue: validation: label -1 of row 3 is not within 0 … 1"
+        BadInput, match="dataset nyu-mll/glue: validation: label -1 of row 3 is out of range 0 … 1"
     ):
-        data.load_splits(
-            args, ("nyu-mll/glue", "sst2"), COLUMNS, (0, 1), {"train": 2, "validation": None}
-        )
+        data.load_splits(replace(args, max_train_samples=2, max_eval_samples=None), COLUMNS, (0, 1))
 
 
 def test_whole_numbers_are_scores_too(tmp_path):
@@ -219,7 +219,7 @@ def test_half_an_emoji_becomes_one_replacement_character(text, wanted, tmp_path)
 
 def test_a_file_of_another_name_is_named(tmp_path):
     write_jsonl(tmp_path / "train.json", GOOD)
-    with pytest.raises(BadInput, match=r"train.jsonl is missing, and there is train.json; "):
+    with pytest.raises(BadInput, match=r"train.jsonl is missing \(found train.json\); "):
         data.local_file(tmp_path, "train")
 
 

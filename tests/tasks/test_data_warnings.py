@@ -8,7 +8,7 @@ from conftest import sentence, write_jsonl
 from lth_scale.config.defaults import GLUE_TASKS
 from lth_scale.config.resolution import parse
 from lth_scale.tasks import registry
-from lth_scale.tasks.glue import FAMILIES
+from lth_scale.tasks.registry import TASKS
 
 
 @pytest.fixture
@@ -16,8 +16,7 @@ def said(small, tmp_path, caplog):
     """What loading a task warns of, given a row for each number; `change` is given a split's rows."""
 
     def go(task, row, change=lambda split, rows: rows, **flags) -> list[str]:
-        validation = FAMILIES[task].validation if task in FAMILIES else "validation"
-        for split, numbers in (("train", range(40)), (validation, range(40, 70))):
+        for split, numbers in (("train", range(40)), (TASKS[task].validation, range(40, 70))):
             write_jsonl(tmp_path / f"data/{split}.jsonl", change(split, [row(i) for i in numbers]))
         caplog.clear()
         registry.load_task(
@@ -61,11 +60,12 @@ def test_of_data_as_it_should_be_nothing_is_said(task, row, said):
 
 @pytest.mark.parametrize("task", GLUE_TASKS)
 def test_a_split_without_a_class_is_told_of(task, said):
-    family = FAMILIES[task]
+    kind = TASKS[task]
+    classes = len(kind.labels)
 
     def row(i: int) -> dict:
-        label = 2.5 if family.classes == 1 else i * family.classes // 70  # sorted by class
-        return {text: f"{sentence(i + n)} {i}" for n, text in enumerate(family.texts)} | {
+        label = 2.5 if classes == 1 else i * classes // 70  # sorted by class
+        return {text: f"{sentence(i + n)} {i}" for n, text in enumerate(kind.texts)} | {
             "label": label
         }
 
@@ -80,12 +80,12 @@ def test_a_split_without_a_class_is_told_of(task, said):
         ]
         return
     train, validation = lines
-    missing = "1, 2" if family.classes == 3 else "1"
+    missing = "1, 2" if classes == 3 else "1"
     assert train == (
         f"train: none of its 20 rows has label {missing}, so label 0 is always right; "
         "shuffle the file, or raise --max_train_samples"
     )
-    assert validation.startswith(f"{family.validation}: none of its 30 rows has label 0")
+    assert validation.startswith(f"{kind.validation}: none of its 30 rows has label 0")
 
 
 @pytest.mark.parametrize(("rare", "told"), [(1, True), (2, False)])

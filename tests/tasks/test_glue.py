@@ -11,37 +11,28 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from lth_scale.config.defaults import GLUE_TASKS
 from lth_scale.config.resolution import parse
-from lth_scale.tasks import base, registry
-from lth_scale.tasks.glue import FAMILIES
-
-METRICS = {task: ["accuracy"] for task in GLUE_TASKS} | {
-    "qqp": ["accuracy", "f1"],
-    "mrpc": ["accuracy", "f1"],
-    "stsb": ["pearson", "spearman"],
-    "cola": ["matthews_correlation"],
-}
+from lth_scale.tasks import registry
+from lth_scale.tasks.registry import TASKS
+from lth_scale.tasks.task import Task
 
 
 @pytest.fixture
 def load(small, tmp_path):
     """The task on ten rows in the Hub's columns."""
 
-    def go(name: str, **overrides) -> base.Task:
-        family = FAMILIES[name]
-        labels = (
-            [i * 0.5 for i in range(10)]
-            if family.classes == 1
-            else [i % family.classes for i in range(10)]
-        )
+    def go(name: str, **overrides) -> Task:
+        kind = TASKS[name]
+        classes = len(kind.labels)
+        labels = [i * 0.5 if classes == 1 else i % classes for i in range(10)]
         rows = [
             {
-                **{text: sentence(3 * i + j) for j, text in enumerate(family.texts)},
+                **{text: sentence(3 * i + j) for j, text in enumerate(kind.texts)},
                 "label": label,
                 "idx": i,
             }
             for i, label in enumerate(labels)
         ]
-        for split in ("train", family.validation, *family.more.values()):
+        for split in kind.splits:
             write_jsonl(tmp_path / name / f"{split}.jsonl", rows)
         return registry.load_task(
             parse(small(task=name, dataset_path=tmp_path / name, **overrides), "t", "t")
@@ -56,10 +47,10 @@ def test_every_task_loads_its_columns_and_trains(name, load):
     batch = task.collate([task.train[i] for i in range(4)])
     loss, logits = task.loss(task.model, batch)
     loss.backward()
-    assert logits.shape == (4, FAMILIES[name].classes) and torch.isfinite(loss)
+    assert logits.shape == (4, len(TASKS[name].labels)) and torch.isfinite(loss)
     assert len(task.train) == len(task.validation) == 10
     scores = task.score(task.rows(logits, batch))
-    assert list(scores) == [*METRICS[name], "loss"]
+    assert list(scores) == [*TASKS[name].metrics, "loss"]
 
 
 def test_mnli_has_mismatched_rows_too_where_they_are(load, small, tmp_path):

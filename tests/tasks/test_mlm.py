@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
 from lth_scale.tasks import mlm, registry
-from lth_scale.tasks.mlm import choose_positions, chosen_loss, pack
+from lth_scale.tasks.mlm import choose_positions, chosen_loss
+from lth_scale.tasks.mlm_blocks import pack
 
 SIZES = dict(
     vocab_size=90, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24

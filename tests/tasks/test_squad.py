@@ -13,12 +13,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import RobertaProcessing, TemplateProcessing
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
-from lth_scale.tasks import base, registry, squad
-from lth_scale.tasks.jsonl import read_rows
+from lth_scale.tasks import registry, squad
+from lth_scale.tasks.rows import read_rows
+from lth_scale.tasks.squad_windows import INPUTS, cut_windows, max_context
+from lth_scale.tasks.task import Task
 
 QUESTION = "what did the cat see ?"
 LONG = " ".join(sentence(i) for i in range(12))  # some windows of 32 tokens
@@ -36,14 +38,14 @@ def example(context: str, answer: str, question: str = QUESTION, start: int | No
 
 def make(tokenizer, rows: list[dict], length=32, stride=8, segments=True) -> tuple[dict, dict]:
     """(columns of the windows of some rows, their batch)."""
-    columns = squad.windows(
+    columns = cut_windows(
         {name: [row[name] for row in rows] for name in rows[0]}, tokenizer, length, stride, segments
     )
     listed = [
         dict(zip(columns, values, strict=True), window=i)
-        for i, values in enumerate(zip(*columns.values(), strict=True))
-    ]
-    return columns, squad.collate(listed, tokenizer)
+        for i, values in enumerate(zip(*columns.values()))
+    ]  # noqa: B905
+    return columns, squad.collate(listed, DataCollatorWithPadding(tokenizer))
 
 
 def pointing(batch: dict, starts=None, stops=None, high: float = 9.0) -> torch.Tensor:
@@ -79,7 +81,7 @@ def byte_level():
 def load(small, tmp_path):
     """The task on some rows."""
 
-    def go(rows: list[dict], **overrides) -> base.Task:
+    def go(rows: list[dict], **overrides) -> Task:
         for split in ("train", "validation"):
             write_jsonl(tmp_path / f"squad/{split}.jsonl", rows)
         flags = {"max_seq_length": 32, "doc_stride": 8, **overrides}
@@ -90,7 +92,7 @@ def load(small, tmp_path):
     return go
 
 
-def evaluated(task: base.Task, order=None, size: int = 4) -> dict[str, float]:
+def evaluated(task: Task, order=None, size: int = 4) -> dict[str, float]:
     """The score of logits that point at the labels, the windows taken in some order."""
     order = list(range(len(task.validation))) if order is None else order
     batches = [
@@ -103,7 +105,7 @@ def evaluated(task: base.Task, order=None, size: int = 4) -> dict[str, float]:
 def test_it_loads_its_columns_and_trains(load):
     rows = [{**example(LONG, "good dog"), "title": "T"}, example("the dog ran far .", "ran far")]
     task = load(rows)
-    assert set(task.train.column_names) == {*squad.INPUTS, "start_positions", "end_positions"}
+    assert set(task.train.column_names) == {*INPUTS, "start_positions", "end_positions"}
     batch = task.eval_collate([task.validation[i] for i in (0, 1, len(task.validation) - 1)])
     loss, logits = task.loss(task.model, batch)
     loss.backward()
@@ -218,7 +220,7 @@ def official_max_context(counts: list[int], step: int) -> list[int]:
     ("counts", "step"), [([5], 5), ([20, 20, 20, 7], 8), ([10, 10, 3], 10), ([9, 9, 9, 9], 1)]
 )
 def test_a_start_counts_in_the_window_with_the_most_context(counts, step):
-    assert squad.widest(counts, step).tolist() == official_max_context(counts, step)
+    assert max_context(counts, step).tolist() == official_max_context(counts, step)
 
 
 def test_a_start_without_the_most_context_gives_no_answer(tokenizer):
@@ -383,7 +385,11 @@ def test_a_window_without_the_answer_points_at_cls_where_it_is():
 def test_rows_may_all_be_padded_to_one_length(load, tokenizer):
     task = load([example("the cat sat .", "cat"), example("the dog ran far .", "ran far")])
     rows = [task.validation[i] for i in (0, 1)]
-    short, whole = squad.collate(rows, tokenizer), squad.collate(rows, tokenizer, "max_length", 32)
+    collators = (
+        DataCollatorWithPadding(tokenizer),
+        DataCollatorWithPadding(tokenizer, "max_length", 32),
+    )
+    short, whole = (squad.collate(rows, collator) for collator in collators)
     assert {tuple(whole[name].shape) for name in ("input_ids", "attention_mask", *squad.SPANS)} == {
         (2, 32)
     }
@@ -445,7 +451,7 @@ def test_offsets_stay_where_half_an_emoji_was(load):
 
 def test_a_context_of_many_windows_takes_time_in_proportion():
     began = time.process_time()
-    assert squad.widest([300] * 10**4, 100)[[0, 199, 200, 10**6]].tolist() == [0, 0, 1, 9999]
+    assert max_context([300] * 10**4, 100)[[0, 199, 200, 10**6]].tolist() == [0, 0, 1, 9999]
     assert time.process_time() - began < 5
 
 
@@ -453,20 +459,20 @@ GOOD = example("the cat sat", "cat")
 BAD = [
     ({"answers": None}, "'answers' holds null"),
     ({"answers": [{"text": "cat", "answer_start": 4}]}, "'answers' holds a list"),
-    ({"answers": {"text": ["cat"]}}, "lists of one length"),
+    ({"answers": {"text": ["cat"]}}, "two lists of equal length"),
     ({"answers": {"text": [], "answer_start": []}}, "has no answer"),
     ({"answers": {"text": ["the cat sat on it"], "answer_start": [0]}}, "not at character 0"),
     ({"answers": {"text": ["cat"], "answer_start": [True]}}, '"cat" at true'),
     ({"answers": {"text": ["cat"], "answer_start": [4.0]}}, '"cat" at 4.0'),
     ({"answers": {"text": ["cat", None], "answer_start": [4, 4]}}, "answer null"),
     ({"answers": {"text": ["cat"], "answer_start": [10**30]}}, "not at character 10{30}"),
-    ({"answers": {"text": ["cat"], "answer_start": [4, 4]}}, "lists of one length"),
-    ({"answers": {"text": "cat", "answer_start": 4}}, "lists of one length"),
+    ({"answers": {"text": ["cat"], "answer_start": [4, 4]}}, "two lists of equal length"),
+    ({"answers": {"text": "cat", "answer_start": 4}}, "two lists of equal length"),
     ({"answers": {"text": ["cat"], "answer_start": [5]}}, "not at character 5"),
     ({"answers": {"text": ["sat", "cat"], "answer_start": [8, -7]}}, '"cat" at -7'),
     ({"answers": {"text": ["cat"], "answer_start": ["4"]}}, '"cat" at "4"'),
-    ({"answers": {"text": [" "], "answer_start": [3]}}, "not empty"),
-    ({"question": 3}, "'question' holds 3"),
+    ({"answers": {"text": [" "], "answer_start": [3]}}, "non-empty"),
+    ({"question": 3}, "'question' is 3"),
 ]
 
 
@@ -474,5 +480,5 @@ BAD = [
 def test_bad_rows_are_named_by_line(change, named, tmp_path):
     path = write_jsonl(tmp_path / "train.jsonl", [GOOD, {**GOOD, **change}])
     with pytest.raises(BadInput, match=f"line 2: .*{named}"):
-        list(read_rows(path, squad.COLUMNS, None))
+        list(read_rows(path, squad.COLUMNS))
     assert json.loads(path.read_text().splitlines()[0]) == GOOD

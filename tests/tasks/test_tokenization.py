@@ -15,8 +15,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
-from lth_scale.tasks import base, registry, tokenization
-from lth_scale.tasks.mlm import pack
+from lth_scale.tasks import glue, mlm, probes, registry, squad
+from lth_scale.tasks.inputs import Inputs, agree_on_inputs
+from lth_scale.tasks.mlm_blocks import pack
+from lth_scale.tasks.task import Task
+from lth_scale.tasks.tokenizer_checks import explain_load_error
+from lth_scale.tasks.tokenizer_digest import tokenizer_digest
 
 SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
@@ -100,9 +104,9 @@ CHANGES: dict[str, Callable[[dict], object]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_tokenizer_json_has_another_key(change, tokenizer):
     state = state_of(tokenizer)
-    before = tokenization.key(rebuilt(state))
+    before = tokenizer_digest(rebuilt(state))
     CHANGES[change](state)
-    assert tokenization.key(rebuilt(state)) != before
+    assert tokenizer_digest(rebuilt(state)) != before
 
 
 def test_the_order_of_merges_is_part_of_the_key():
@@ -129,7 +133,7 @@ def test_the_order_of_merges_is_part_of_the_key():
         for s in (state, other)
     )
     assert one("abc")["input_ids"] != two("abc")["input_ids"]
-    assert tokenization.key(one) != tokenization.key(two)
+    assert tokenizer_digest(one) != tokenizer_digest(two)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +149,7 @@ def test_the_order_of_merges_is_part_of_the_key():
 )
 def test_what_is_no_part_of_tokenizer_json_but_changes_ids_has_another_key(attribute, tokenizer):
     state = state_of(tokenizer)
-    assert tokenization.key(rebuilt(state)) != tokenization.key(rebuilt(state, **attribute))
+    assert tokenizer_digest(rebuilt(state)) != tokenizer_digest(rebuilt(state, **attribute))
 
 
 @pytest.mark.parametrize(
@@ -163,13 +167,13 @@ def test_what_is_no_part_of_tokenizer_json_but_changes_ids_has_another_key(attri
 def test_the_key_is_the_same_after_use_and_wherever_it_is_saved(use, tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "one")
     first = AutoTokenizer.from_pretrained(tmp_path / "one")
-    before = tokenization.key(first)
+    before = tokenizer_digest(first)
     use(first)
     first.save_pretrained(tmp_path / "two")
     assert (
-        tokenization.key(first)
+        tokenizer_digest(first)
         == before
-        == tokenization.key(AutoTokenizer.from_pretrained(tmp_path / "two"))
+        == tokenizer_digest(AutoTokenizer.from_pretrained(tmp_path / "two"))
     )
 
 
@@ -213,23 +217,23 @@ SLOW = {"japanese": japanese, "esm": esm, "phobert": phobert}
 def test_a_tokenizer_in_python_is_keyed_on_its_files_and_options(kind, tmp_path):
     first = SLOW[kind](tmp_path / "one")
     assert not first.is_fast
-    before = tokenization.key(first)
+    before = tokenizer_digest(first)
     first(["a cat", "the"], padding=True, truncation=True, max_length=4)
     assert (
-        tokenization.key(first)
+        tokenizer_digest(first)
         == before
-        == tokenization.key(SLOW[kind](tmp_path / "two", model_max_length=9))
+        == tokenizer_digest(SLOW[kind](tmp_path / "two", model_max_length=9))
     )
-    assert tokenization.key(SLOW[kind](tmp_path / "three", extra="é")) != before
+    assert tokenizer_digest(SLOW[kind](tmp_path / "three", extra="é")) != before
     first.add_tokens(["zyx"])
-    assert tokenization.key(first) != before
+    assert tokenizer_digest(first) != before
 
 
 def test_an_option_of_a_tokenizer_in_python_is_part_of_its_key(tmp_path):
     folded, kept = (japanese(tmp_path / str(fold), do_lower_case=fold) for fold in (True, False))
-    assert folded("A")["input_ids"] != kept("A")["input_ids"] and tokenization.key(
+    assert folded("A")["input_ids"] != kept("A")["input_ids"] and tokenizer_digest(
         folded
-    ) != tokenization.key(kept)
+    ) != tokenizer_digest(kept)
 
 
 @pytest.fixture
@@ -305,7 +309,7 @@ def test_blocks_have_the_special_tokens_where_a_text_has_them(kind):
         tokenizer.convert_tokens_to_ids(part)
         for part in (AROUND[kind][:at], AROUND[kind][at + 1 :])
     )
-    assert tokenization.around(tokenizer) == (before, after)
+    assert probes.special_tokens_around(tokenizer) == (before, after)
     blocks = pack({"text": texts}, tokenizer, 12)["input_ids"]
     inside = [block[len(before) : 12 - len(after)] for block in blocks]
     assert all(len(block) == 12 for block in blocks) and len(blocks) > 3
@@ -349,7 +353,7 @@ def test_texts_that_run_into_each_other_are_said_in_one_line(
     directory = checkpoint(config, tokenizer, hf.AutoModel)
     args = parse(small(model_name_or_path=directory, max_seq_length=16), "t", "t")
     model = hf.AutoModel.from_pretrained(directory)
-    tokenization.agree(args, model, tokenizer, texts)
+    agree_on_inputs(args, model, tokenizer, texts)
     lines = [
         each.message for each in caplog.records if "no token between two texts" in each.message
     ]
@@ -382,7 +386,7 @@ def test_a_network_of_no_usable_scores_is_not_called_neutral_but_for_nan(
     model = hf.BertForSequenceClassification(bert(tokenizer))
     torch.nn.init.constant_(model.classifier.bias, value)
     row = tokenizer("the cat", return_tensors="pt")
-    assert tokenization.is_neutral(model, tokenizer, row, 16, "right") == left_to_others
+    assert probes.is_neutral(model, tokenizer, row, 16, "right") == left_to_others
 
 
 @pytest.mark.parametrize(
@@ -490,15 +494,17 @@ def test_padding_is_where_the_head_does_not_read_and_scores_do_not_depend_on_the
     )
 
 
-def loaded(flags: list[str], inputs: dict) -> base.Task:
+def loaded(flags: list[str], inputs: dict) -> Task:
     """The task, and into `inputs` what was agreed."""
-    agree = tokenization.agree
+
+    def agree(*values, **options):
+        found = agree_on_inputs(*values, **options)
+        inputs.update(vars(found))
+        return found
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            tokenization,
-            "agree",
-            lambda *given: inputs.update(vars(found := agree(*given))) or found,
-        )
+        for module in (glue, squad, mlm):
+            patch.setattr(module, "agree_on_inputs", agree)
         return registry.load_task(parse(flags, "t", "t"))
 
 
@@ -583,11 +589,9 @@ LENGTHS = {
 }
 
 
-def agreed(
-    model: hf.PreTrainedModel, tokenizer: PreTrainedTokenizerBase, small, **flags
-) -> tokenization.Inputs:
+def agreed(model: hf.PreTrainedModel, tokenizer: PreTrainedTokenizerBase, small, **flags) -> Inputs:
     given = {"max_seq_length": 100, **flags}
-    return tokenization.agree(parse(small(**given), "t", "t"), model, copy.deepcopy(tokenizer))
+    return agree_on_inputs(parse(small(**given), "t", "t"), model, copy.deepcopy(tokenizer))
 
 
 @pytest.mark.parametrize("kind", LENGTHS)
@@ -613,7 +617,7 @@ def test_a_head_that_looks_for_the_last_token_is_told_what_is_padding(pad, token
         copy.deepcopy(tokenizer),
     )
     left.padding_side = "left"
-    assert tokenization.agree(parse(small(), "t", "t"), model, left).padding == "longest"
+    assert agree_on_inputs(parse(small(), "t", "t"), model, left).padding == "longest"
     assert model.config.pad_token_id == tokenizer.pad_token_id and left.padding_side == "right"
 
 
@@ -672,7 +676,7 @@ def test_a_model_that_does_not_run_on_tokens_is_refused_by_name(tokenizer, small
 def test_a_missing_package_is_named(problem, package, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (tmp_path / "spm.model").write_bytes(b"")
-    said = tokenization.diagnosis(problem, tmp_path)
+    said = explain_load_error(problem, tmp_path)
     assert (
         said.removeprefix("its tokenizer ")
         == f"needs the package {package}, which is not installed; pip install {package}"
@@ -682,7 +686,7 @@ def test_a_missing_package_is_named(problem, package, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["sentencepiece-bert", "tiktoken", "trust_remote_code"])
 def test_the_name_of_a_directory_says_nothing_of_what_is_missing(name):
     assert (
-        tokenization.diagnosis(
+        explain_load_error(
             OSError(f"/models/{name}/config.json is missing"), Path("/models") / name
         )
         is None
@@ -704,7 +708,7 @@ def test_a_model_without_a_limit_is_not_run_on_more_than_it_takes_seconds_for(
     model.register_forward_pre_hook(
         lambda module, args, kwargs: run.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
-    monkeypatch.setattr(tokenization, "TRIED", 50)
+    monkeypatch.setattr(probes, "LONGEST_RUN", 50)
     assert agreed(model, long, small, max_seq_length=100_000).length == 100_000 and max(run) <= 64
 
 

@@ -15,9 +15,10 @@ from lth_scale import Ticket
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
 from lth_scale.science import summary
-from lth_scale.tasks import glue, registry
-from lth_scale.tasks.base import labelled
+from lth_scale.tasks import registry
 from lth_scale.tasks.loading import load_model, load_tokenizer
+from lth_scale.tasks.registry import TASKS
+from lth_scale.tasks.task import label_config
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.training.run import Run
 
@@ -74,7 +75,7 @@ def load(directory: Path, task: str = "sst2", *flags: str, seed: int = 7, **opti
     given = ["--task", task, "--model_name_or_path", str(directory), "--seed", str(seed), *flags]
     args = parse(given, "t", "t")
     tokenizer = load_tokenizer(args)
-    return load_model(args, HEADS.get(task, CLASSIFIER), tokenizer, **labelled(**options))
+    return load_model(args, HEADS.get(task, CLASSIFIER), tokenizer, **label_config(**options))
 
 
 def encoder(model) -> dict[str, torch.Tensor]:
@@ -527,19 +528,15 @@ def test_a_pooler_that_the_checkpoint_brought_stays_and_one_that_it_lacks_is_fre
     )
 
 
-@pytest.mark.parametrize("task", [*glue.FAMILIES, "squad", "mlm"])
+@pytest.mark.parametrize("task", TASKS)
 def test_the_saved_config_is_the_tasks_own(task, checkpoint, tmp_path):
     labels = {"id2label": {"0": "TOXIC"}, "label2id": {"TOXIC": 0}, "problem_type": "regression"}
     directory = edit(checkpoint("bert"), lambda w: w, **labels, finetuning_task="toxicity")
-    names = glue.FAMILIES[task].labels if task in glue.FAMILIES else ("LABEL_0", "LABEL_1")
-    kind = (
-        None
-        if task not in glue.FAMILIES
-        else "regression"
-        if len(names) == 1
-        else "single_label_classification"
-    )
-    load(directory, task, names=names, kind=kind).model.save_pretrained(tmp_path / "saved")
+    names, kind = ("LABEL_0", "LABEL_1"), None
+    if TASKS[task].labels:
+        names = TASKS[task].labels
+        kind = "regression" if len(names) == 1 else "single_label_classification"
+    load(directory, task, labels=names, problem_type=kind).model.save_pretrained(tmp_path / "saved")
     config = hf.AutoConfig.from_pretrained(tmp_path / "saved")
     assert (
         tuple(config.id2label.values()) == names

@@ -21,7 +21,7 @@ from lth_scale.pruning.ticket import digest
 from lth_scale.shipping.export.formats import FORMATS, Parts, targets, unique_state
 from lth_scale.shipping.export.locations import FORMAT, KINDS, opened, seal
 from lth_scale.shipping.export.source import Source, class_of, read_config, real_inputs, takes
-from lth_scale.tasks.loading import quiet
+from lth_scale.tasks.library_logs import quiet
 from lth_scale.tracking.versions import versions
 
 CLOSE = (

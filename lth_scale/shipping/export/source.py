@@ -22,19 +22,17 @@ from lth_scale.config.texts import first_line
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.shipping.export.locations import MANIFEST, locate
-from lth_scale.tasks import tokenization, weights
-from lth_scale.tasks.cache import settle_for_cache
+from lth_scale.tasks import weights
+from lth_scale.tasks.checkpoint import CheckpointSource, LoadedCheckpoint
+from lth_scale.tasks.checkpoint_checks import check_checkpoint, check_counts, check_tokenizer_class
 from lth_scale.tasks.data import local_file
-from lth_scale.tasks.jsonl import read_rows
-from lth_scale.tasks.loading import (
-    PLAIN,
-    check_checkpoint,
-    check_counts,
-    check_tokenizer_class,
-    model_path,
-    quiet,
-)
+from lth_scale.tasks.library_logs import quiet
+from lth_scale.tasks.loading import PLAIN, model_path
 from lth_scale.tasks.locations import embedded_path
+from lth_scale.tasks.offline import go_offline_unless_reachable
+from lth_scale.tasks.probes import longest_input
+from lth_scale.tasks.rows import read_rows
+from lth_scale.tasks.tokenizer_checks import check_ids, explain_load_error
 
 BATCH, LONGEST = (
     8,
@@ -106,36 +104,36 @@ def load_source(path: str) -> Source:
 def _of_checkpoint(name: str) -> PreTrainedModel:
     args = Training(task="mlm", model_name_or_path=name)
     if not is_local(name):
-        settle_for_cache(name, "model")
+        go_offline_unless_reachable(name, "model")
     try:
         with quiet():
             config = read_config(model_path(args))
-            check_checkpoint(args, config)
+            check_checkpoint(model_path(args), None, config)
             found = _load(args, config)
             weights.check_shapes(name, found)
     except BadInput:
         raise
     except Exception as problem:  # from_pretrained raises nearly every kind
-        if why := tokenization.diagnosis(problem, Path(model_path(args))):
+        if why := explain_load_error(problem, Path(model_path(args))):
             raise BadInput(f"{name}: {why}") from problem
         network = "" if is_local(name) else "check the network, or "
         raise BadInput(
             f"{name}: cannot be loaded ({first_line(problem)}); {network}give a directory of "
             "save_pretrained, in safetensors"
         ) from problem
-    if lost := found.ordered(found.lost):
-        raise BadInput(f"{name}: the checkpoint lacks {weights.some(lost)}; give a whole one")
+    if lost := found.in_order(found.not_loaded):
+        raise BadInput(f"{name}: the checkpoint lacks {weights.listed(lost)}; give a whole one")
     weights.check_layers(name, found)
     weights.check_finite(name, found.model)
     return found.model.eval()
 
 
-def _load(args: Training, config: PreTrainedConfig) -> weights.Found:
+def _load(args: Training, config: PreTrainedConfig) -> LoadedCheckpoint:
     """The network, without a pooler where the checkpoint has none."""
     encoder: Any = transformers.MODEL_MAPPING.get(type(config), None)
     config.architectures = config.architectures or [encoder.__name__]
     kind: Any = class_of(config)
-    source = weights.Source(
+    source = CheckpointSource(
         args.model_name_or_path, model_path(args), None, {"config": config}, frozenset()
     )
     found = source.read(kind)
@@ -192,10 +190,8 @@ def _tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | N
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as problem:
         why = f"its tokenizer cannot be loaded ({first_line(problem)}); mend it, or take it out"
-        raise BadInput(
-            f"{name}: {tokenization.diagnosis(problem, Path(where)) or why}"
-        ) from problem
-    tokenization.check_ids(name, model, tokenizer)
+        raise BadInput(f"{name}: {explain_load_error(problem, Path(where)) or why}") from problem
+    check_ids(name, model, tokenizer)
     usable = tokenizer.pad_token_id is not None and len(tokenizer) > len(tokenizer.all_special_ids)
     return tokenizer if usable else None
 
@@ -229,7 +225,7 @@ def real_inputs(source: Source) -> tuple[list[dict[str, Tensor]], str]:
 def sentences() -> list[str]:
     """The sentences of the embedded SST-2 validation data."""
     path = local_file(embedded_path("sst2"), "validation")
-    return [row["sentence"] for row in read_rows(path, {"sentence": "string"}, None)]
+    return [row["sentence"] for row in read_rows(path, {"sentence": "string"})]
 
 
 def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int:
@@ -240,7 +236,7 @@ def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -
         return {"input_ids": torch.full((1, length), 0 if pad else 1)}
 
     limit = tokenizer.model_max_length if tokenizer else LONGEST
-    return tokenization.longest(model.config._name_or_path, model, row, LONGEST, limit)
+    return longest_input(model.config._name_or_path, model, row, LONGEST, limit)
 
 
 def _drawn(model: PreTrainedModel, limit: int) -> list[dict[str, Tensor]]:

@@ -26,7 +26,7 @@ from lth_scale.tracking.rows import describe_starved
 from lth_scale.tracking.stages import Stage
 
 if TYPE_CHECKING:
-    from lth_scale.tasks.base import Task
+    from lth_scale.tasks.task import Task
 
 LONGEST_PARAM = 6000  # characters that MLflow stores
 # The sender retries, and knows which records to deduplicate.

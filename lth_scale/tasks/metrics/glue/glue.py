@@ -1,4 +1,4 @@
-"""GLUE's metrics (Wang et al. 2019, arXiv:1804.07461, Table 1), computed by scikit-learn and scipy."""
+"""GLUE's metrics (Wang et al. 2019, arXiv:1804.07461, Table 1), by scikit-learn and scipy."""
 
 import math
 
@@ -7,46 +7,60 @@ import evaluate
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-ACCURACY = ("sst2", "mnli", "mnli_mismatched", "mnli_matched", "qnli", "rte", "wnli", "hans")
-ACCURACY_AND_F1 = ("mrpc", "qqp")
-CONFIGS = (*ACCURACY, *ACCURACY_AND_F1, "cola", "stsb")
+
+def accuracy(predictions, references) -> float:
+    """Fraction of correct predictions."""
+    return float(accuracy_score(references, predictions))
 
 
-def correlation(kind, predictions, references) -> float:
-    """kind(predictions, references), or 0.0 where it is undefined: fewer than two distinct values, or no number."""
+def f1(predictions, references) -> float:
+    """F1 of class 1, or 0.0 if it is undefined."""
+    return float(f1_score(references, predictions, zero_division=0))
+
+
+def matthews_correlation(predictions, references) -> float:
+    """Matthews' correlation of classes."""
+    return defined(matthews_corrcoef, predictions, references)
+
+
+def pearson(predictions, references) -> float:
+    """Pearson's correlation of scores."""
+    return defined(lambda *values: pearsonr(*values).statistic, predictions, references)
+
+
+def spearman(predictions, references) -> float:
+    """Spearman's rank correlation of scores."""
+    return defined(lambda *values: spearmanr(*values).statistic, predictions, references)
+
+
+def defined(correlation, predictions, references) -> float:
+    """The correlation, or 0.0 if undefined: fewer than two distinct values, or a non-finite one."""
     if min(len(set(predictions)), len(set(references))) < 2:
         return 0.0
-    found = kind(predictions, references)
-    value = float(getattr(found, "statistic", found))  # scipy's have more to say
+    value = float(correlation(predictions, references))
     return value if math.isfinite(value) else 0.0
 
 
-class Glue(evaluate.Metric):
-    """compute(predictions=[…], references=[…]) → the metrics of the task that is the config's name.
+CLASSES = {"accuracy": accuracy, "f1": f1, "matthews_correlation": matthews_correlation}
+SCORES = {"pearson": pearson, "spearman": spearman}
+METRICS = CLASSES | SCORES
 
-    accuracy; accuracy and f1 (mrpc, qqp); matthews_correlation (cola), of integer classes. pearson and spearmanr
-    (stsb), of floats. F1 and Matthews' correlation are scikit-learn's, 0.0 where undefined; so are the others.
-    Raises ValueError for another config.
+
+class Glue(evaluate.Metric):
+    """compute(predictions=[…], references=[…]) → {metric: value}.
+
+    The config names one metric, or several joined by +: accuracy, f1 and matthews_correlation of
+    integer classes; pearson and spearman of floats. Raises ValueError for any other name.
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        if self.config_name not in CONFIGS:
-            raise ValueError(
-                f"config {self.config_name!r} is none of GLUE's; give one of {', '.join(CONFIGS)}"
-            )
-        value = datasets.Value("float64" if self.config_name == "stsb" else "int64")
+        names = self.config_name.split("+")
+        if unknown := {*names} - METRICS.keys():
+            raise ValueError(f"unknown metric {min(unknown)!r}; use one of {', '.join(METRICS)}")
+        value = datasets.Value("float64" if {*names} <= SCORES.keys() else "int64")
         features = datasets.Features({"predictions": value, "references": value})
         return evaluate.MetricInfo(description=__doc__, citation="", features=features)
 
     def _compute(self, predictions, references) -> dict[str, float]:
-        if self.config_name == "stsb":
-            kinds = {"pearson": pearsonr, "spearmanr": spearmanr}
-            return {
-                name: correlation(kind, predictions, references) for name, kind in kinds.items()
-            }
-        if self.config_name == "cola":
-            return {"matthews_correlation": correlation(matthews_corrcoef, predictions, references)}
-        scores = {"accuracy": float(accuracy_score(references, predictions))}
-        if self.config_name in ACCURACY_AND_F1:
-            scores["f1"] = float(f1_score(references, predictions, zero_division=0))
-        return scores
+        names = self.config_name.split("+")
+        return {name: METRICS[name](predictions, references) for name in names}

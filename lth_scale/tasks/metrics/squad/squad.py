@@ -1,4 +1,4 @@
-"""SQuAD v1.1's exact match and F1 (Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1), in percent."""
+"""SQuAD v1.1's exact match and F1 in percent (Rajpurkar et al. 2016, arXiv:1606.05250, 6.1)."""
 
 import re
 import string
@@ -11,27 +11,27 @@ TEXT = datasets.Value("string")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def normalized(text: str) -> list[str]:
-    """The words of `text`: lower case, without ASCII punctuation, without a, an and the."""
+def normalize(text: str) -> list[str]:
+    """The words of `text` in lower case, without ASCII punctuation, a, an and the."""
     return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(NO_PUNCTUATION)).split()
 
 
-def exact(prediction: str, answer: str) -> float:
-    """1.0 where both have the same words in the same order, else 0.0."""
-    return float(normalized(prediction) == normalized(answer))
+def exact_match(prediction: str, answer: str) -> float:
+    """1.0 if both have the same words in the same order, else 0.0."""
+    return float(normalize(prediction) == normalize(answer))
 
 
 def f1(prediction: str, answer: str) -> float:
-    """Harmonic mean of precision and recall over the words of both, as bags; 0.0 without a common word."""
-    found, wanted = normalized(prediction), normalized(answer)
-    common = sum((Counter(found) & Counter(wanted)).values())
-    return 2 * common / (len(found) + len(wanted)) if common else 0.0
+    """Harmonic mean of precision and recall over bags of words; 0.0 if no word is shared."""
+    predicted, expected = normalize(prediction), normalize(answer)
+    common = sum((Counter(predicted) & Counter(expected)).values())
+    return 2 * common / (len(predicted) + len(expected)) if common else 0.0
 
 
 class Squad(evaluate.Metric):
-    """compute(predictions=[text], references=[[answer, …]]) → {"exact_match", "f1"}, in percent.
+    """compute(predictions=[text], references=[[answer, …]]) → {"f1", "exact_match"}, in percent.
 
-    Each question counts once, and of its answers the best.
+    Each question counts once, with its best answer.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -40,10 +40,9 @@ class Squad(evaluate.Metric):
 
     def _compute(self, predictions, references) -> dict[str, float]:
         pairs = [*zip(predictions, references, strict=True)]
+        metrics = {"f1": f1, "exact_match": exact_match}
         totals = {
-            "exact_match": sum(
-                max(exact(text, answer) for answer in answers) for text, answers in pairs
-            ),
-            "f1": sum(max(f1(text, answer) for answer in answers) for text, answers in pairs),
+            name: sum(max(metric(text, answer) for answer in answers) for text, answers in pairs)
+            for name, metric in metrics.items()
         }
         return {name: 100 * total / len(references) for name, total in totals.items()}
