@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lth_scale.config.version import __version__
 from lth_scale.pruning import registries
 from lth_scale.tasks import registry
+from lth_scale.training import optimizer_registry
 
 if TYPE_CHECKING:
     from lth_scale.pruning.ticket import Ticket
@@ -32,7 +33,7 @@ MODULES = {
     "masking": "lth_scale.pruning.masking",
     "matching": "lth_scale.science.matching",
 }
-__all__ = ["Ticket", "__version__", "load_exported", "registries", "registry"]
+__all__ = ["Ticket", "__version__", "load_exported", "optimizer_registry", "registries", "registry"]
 
 
 def __getattr__(name: str) -> Any:

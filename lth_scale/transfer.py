@@ -44,9 +44,9 @@ def run(args: Transfer) -> None:
         with first_imports():  # of torch: bad input and finished work do not wait for it
             from lth_scale.training.transfer import TransferRun
 
-        network = TransferRun.begin(args, record)
+        network = TransferRun.open(args, record)
         transfer(network)
-        network.close({})
+        network.finish()
     send_waiting(record)
     show(record)
     hub.push_when_done(record)

@@ -41,7 +41,7 @@ def starts(monkeypatch):
                 "rng": torch.get_rng_state(),
                 "rate": rate(net.step),
                 "rows": net.batches[
-                    (net.consumed + net.step) * net.args.gradient_accumulation_steps
+                    (net.data_offset + net.step) * net.args.gradient_accumulation_steps
                 ],
             }
         )
@@ -126,8 +126,8 @@ def test_a_rewound_round_under_the_same_mask_repeats_the_dense_one(search, tiny_
     from lth_scale.config.arguments import Arguments
     from lth_scale.config.resolution import resolve
     from lth_scale.tracking.run_directory import RunDirectory
-    from lth_scale.training.run import first_ticket
     from lth_scale.training.search import Search
+    from lth_scale.training.tickets import initial_ticket
 
     given = dict(
         task="sst2",
@@ -140,11 +140,11 @@ def test_a_rewound_round_under_the_same_mask_repeats_the_dense_one(search, tiny_
     args: Arguments = resolve(
         {**given, "model_name_or_path": str(tiny_bert), "output_dir": str(tmp_path / "o")}
     )
-    found = Search.begin(args, RunDirectory.open(args))
+    found = Search.open(args, RunDirectory.open(args))
     trained = []
     theta = found.net.engine.full_weights()
     for _ in range(2):
-        networks.restart(found.net, theta, first_ticket(args, found.net).masks, 0, args.seed)
+        networks.restart(found.net, theta, initial_ticket(found.net).masks, 0, args.seed)
         loop.train(found.net, 3, optimizers.learning_rates(args, 3), lambda step, loss: None)
         trained.append(found.net.engine.full_weights())
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in theta)
@@ -418,7 +418,7 @@ def test_a_dense_network_of_other_weights_is_refused(search, other_bert, tmp_pat
     )  # as of a Hub model
     with pytest.raises(
         BadInput,
-        match=r"--dense \S+: was trained otherwise \(the sha256 of the base model's weights was",
+        match=r"--dense \S+: trained differently \(the sha256 of the base model's weights was",
     ):
         search(dense=dense, model_name_or_path=other_bert)
 

@@ -7,19 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lth_scale.config.files import (
-    move_into,
-    read_json,
-    sync_tree,
-    temporary_directory,
-    write_bytes,
-    write_json,
-)
+from lth_scale.config.files import move_into, sync_tree, temporary_directory, write_bytes
+from lth_scale.config.manifest import Manifest
 
-LISTING, LISTED = (
-    ".files",
-    "lth_scale.files/1",
-)  # in a directory: which names there are ours; and its format
+LISTING, LISTED = ".files", "lth_scale.files/1"  # the file that lists our names, and its format
 # What a tokenizer is made of, of all classes of transformers that this package takes.
 TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -82,9 +73,8 @@ def remove_files(directory: Path, names: Iterable[str]) -> None:
 def listed(directory: Path) -> list[str]:
     """The names in a directory that its list says are ours; none where there is no list, or none of ours."""
     try:
-        listing = read_json(directory / LISTING)
-        return [str(name) for name in listing["files"]] if listing["format"] == LISTED else []
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return [*Manifest.read(directory / LISTING, LISTED).files]
+    except (OSError, ValueError):
         return []
 
 
@@ -95,7 +85,7 @@ def is_foreign(listing: Path) -> bool:
 
 def write_listing(directory: Path, names: Iterable[str]) -> None:
     """Say in a directory which names there are ours."""
-    write_json(directory / LISTING, {"format": LISTED, "files": sorted(names)})
+    Manifest(LISTED, dict.fromkeys(sorted(names), "")).write(directory / LISTING)
 
 
 def check_listed(directory: Path, names: Iterable[str], sign: tuple[str, bytes]) -> None:

@@ -2,18 +2,19 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from lth_scale.config import files
 from lth_scale.config.errors import BadInput
 from lth_scale.config.hub_access import _fetched, check_source, polite
+from lth_scale.config.manifest import Manifest
 from lth_scale.shipping.export.locations import (
     MANIFEST,
     is_card,
     is_taken,
-    is_whole,
-    manifest,
-    opened,
+    read_manifest,
+    read_verified,
 )
 from lth_scale.shipping.hub import PUSHED
 
@@ -42,16 +43,16 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
         if there:
             verify(out)
             return out
-        names = pulled(first.parent, name)
+        manifest = manifest_to_pull(first.parent, name)
         commit = first.parent.name
 
         def fetch() -> str:
-            return snapshot_download(name, revision=commit, allow_patterns=sorted(names))
+            return snapshot_download(name, revision=commit, allow_patterns=sorted(manifest.files))
 
         cache = Path(_fetched(fetch, name, revision))
     with files.new_directory(out) as made:
         try:
-            copy(cache, made, names)
+            copy_verified(cache, made, manifest)
             verify(made)
         except BadInput as problem:
             shutil.rmtree(made, ignore_errors=True)
@@ -62,44 +63,45 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
     return out
 
 
-def pulled(cache: Path, name: str) -> dict[str, str]:
-    """The files that a repository's export.json lists, and itself, with their digests where it has them.
+def manifest_to_pull(cache: Path, name: str) -> Manifest:
+    """Read a repository's export.json and add itself to the files that it lists.
 
-    Raises BadInput where it is damaged, or lists a file of a kind that `push` does not upload.
+    Raises BadInput if it is damaged, or lists a file of a kind that `push` does not upload.
     """
     try:
-        listed = manifest(cache)["files"]
+        manifest = read_manifest(cache)
     except BadInput as problem:
         raise BadInput(str(problem).replace(str(cache), name)) from problem
-    if foreign := [each for each in listed if not re.fullmatch(PUSHED, each, re.ASCII)]:
+    listed = manifest.files
+    if foreign := [file for file in listed if not re.fullmatch(PUSHED, file, re.ASCII)]:
         raise BadInput(
-            f"{name}: its {MANIFEST} lists {foreign[0]!r}, which no push makes; give another repository"
+            f"{name}: its {MANIFEST} lists {foreign[0]!r}, which lth_scale does not push; "
+            "use another repository"
         )
-    before = (
-        {f"compact/{MANIFEST}": ""} if "compact/config.json" in listed else {}
-    )  # version 0.1.0 did not list it
-    return before | listed | {MANIFEST: ""}
+    # Version 0.1.0 did not list the manifest of compact/.
+    unlisted = {f"compact/{MANIFEST}": ""} if "compact/config.json" in listed else {}
+    return replace(manifest, files={**unlisted, **listed, MANIFEST: ""})
 
 
-def copy(cache: Path, made: Path, names: dict[str, str]) -> None:
-    """Copy files out of the Hub's cache and check each as it was copied; an edited card is left behind.
+def copy_verified(cache: Path, directory: Path, manifest: Manifest) -> None:
+    """Copy the files of a manifest out of the Hub's cache, verify each copy, and drop an edited card.
 
     Raises BadInput for a file that is missing, was changed, or is a link out of the repository.
     """
-    for name, digest in names.items():
-        source, target = cache / name, made / name
-        if not source.resolve().is_relative_to(cache.parents[1].resolve()) or not source.is_file():
+    repository = cache.parents[1].resolve()
+    for name in manifest.files:
+        source, target = cache / name, directory / name
+        if not source.resolve().is_relative_to(repository) or not source.is_file():
             if is_card(name):
                 continue
-            raise BadInput(f"{made}/{name}: is missing; push or pull again")
+            raise BadInput(f"{target}: missing; push or pull again")
         files.make_directory(target.parent)
         shutil.copyfile(source, target)
-        if digest and not is_whole(target, digest):
-            if not is_card(name):
-                raise BadInput(
-                    f"{made}/{name}: was changed since it was pushed; push or pull again"
-                )
-            target.unlink()
+        if manifest.is_intact(directory, name):
+            continue
+        if not is_card(name):
+            raise BadInput(f"{target}: changed since it was pushed; push or pull again")
+        target.unlink()
 
 
 def verify(directory: Path) -> None:
@@ -110,7 +112,7 @@ def verify(directory: Path) -> None:
 
     ticket = Ticket.load(directory / "ticket.safetensors")
     for folder in (directory, directory / "compact"):
-        opened(folder)
+        read_verified(folder)
         model = disk.load_network(folder, dense=True)
         weights = prunable(model)
         for name, mask in ticket.masks_for(model).items():
