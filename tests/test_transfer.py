@@ -27,7 +27,7 @@ def rows(out) -> list[dict]:
 
 @pytest.fixture
 def starts(monkeypatch):
-    """What every training started from: weights, masks, the first batch; and the generator's state."""
+    """What every training started from: weights, masks, first batch and generator."""
     seen = []
     train = loop.train
 

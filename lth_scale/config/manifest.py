@@ -17,8 +17,6 @@ from typing import Any
 
 from lth_scale.config import files
 
-LARGEST = 2**26  # bytes
-
 
 @dataclass(frozen=True)
 class Manifest:
@@ -31,13 +29,6 @@ class Manifest:
     format: str
     files: Mapping[str, str]
     facts: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, directory: Path, format: str, names: Iterable[str], facts: Mapping[str, Any]
-    ) -> "Manifest":
-        """Compute the digests of the files of these names in a directory."""
-        return cls(format, {name: files.sha256(directory / name) for name in names}, facts)
 
     @classmethod
     def decode(cls, content: bytes, format: str) -> "Manifest":
@@ -53,9 +44,7 @@ class Manifest:
         return cls(format, digests, facts)
 
     @classmethod
-    def read(
-        cls, path: Path, format: str, sealed: bool = False, limit: int = LARGEST
-    ) -> "Manifest":
+    def read(cls, path: Path, format: str, sealed: bool = False, limit: int = 2**26) -> "Manifest":
         """Read a manifest of at most `limit` bytes. Raises OSError or ValueError."""
         content = files.read_text(path, limit).encode()
         return cls.decode(unseal(content) if sealed else content, format)
@@ -80,7 +69,7 @@ class Manifest:
         files.write_bytes(path, seal(self.encode()) if sealed else self.encode())
 
     def is_intact(self, directory: Path, name: str) -> bool:
-        """Return True if the file is listed, exists and has its SHA-256, if that is known."""
+        """Return True if the file is listed, exists and has its SHA-256."""
         path, digest = directory / name, self.files.get(name)
         return digest is not None and path.is_file() and digest in ("", files.sha256(path))
 

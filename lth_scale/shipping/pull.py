@@ -1,4 +1,4 @@
-"""Bringing tickets back from the Hub."""
+"""Downloading what was pushed to the Hub, verified."""
 
 import re
 import shutil
@@ -20,10 +20,11 @@ from lth_scale.shipping.hub import PUSHED
 
 
 def pull(name: str, output_dir: str | Path | None = None, revision: str | None = None) -> Path:
-    """Download what `push` uploaded, check every digest and every zero, and put it in place; returns the directory.
+    """Download what `push` uploaded, verify every digest and every zero, and return its directory.
 
-    Raises BadInput for a repository that is not there or not ours, for damaged files and for a directory that is
-    taken, Stopped where the Hub fails. What was downloaded is in the Hub's cache then, and is not fetched again.
+    Raises BadInput if the repository does not exist or was not pushed by lth_scale, if a file is
+    damaged or the directory is taken, and Stopped if the Hub fails: what was downloaded until then
+    is cached.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
@@ -31,7 +32,7 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
     out = Path(output_dir or name.split("/")[-1])
     there = is_taken(out)
     if there and not (out / MANIFEST).is_file():
-        raise BadInput(f"--output_dir {out}: is there already, and was not pulled; give another")
+        raise BadInput(f"--output_dir {out}: already exists, and was not pulled; use another")
     with polite():
         first = Path(
             _fetched(
@@ -39,7 +40,7 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
             )
         )
         if there and first.read_bytes() != (out / MANIFEST).read_bytes():
-            raise BadInput(f"--output_dir {out}: holds another export; give another")
+            raise BadInput(f"--output_dir {out}: holds another export; use another")
         if there:
             verify(out)
             return out
@@ -58,7 +59,8 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
             shutil.rmtree(made, ignore_errors=True)
             why = str(problem).replace(str(made), name)
             raise BadInput(
-                f"{why}; nothing was kept: if that was the transfer, delete {cache} and pull again"
+                f"{why}; nothing was kept: if the download was damaged, delete "
+                f"{cache} and pull again"
             ) from problem
     return out
 
@@ -84,7 +86,7 @@ def manifest_to_pull(cache: Path, name: str) -> Manifest:
 
 
 def copy_verified(cache: Path, directory: Path, manifest: Manifest) -> None:
-    """Copy the files of a manifest out of the Hub's cache, verify each copy, and drop an edited card.
+    """Copy the files of a manifest out of the Hub's cache, verify each, and drop an edited card.
 
     Raises BadInput for a file that is missing, was changed, or is a link out of the repository.
     """
@@ -105,7 +107,7 @@ def copy_verified(cache: Path, directory: Path, manifest: Manifest) -> None:
 
 
 def verify(directory: Path) -> None:
-    """Raise BadInput unless ticket and weights are whole, and the weights zero where the ticket prunes."""
+    """Raise BadInput if a file is damaged, or a weight is not zero that the ticket prunes."""
     from lth_scale.pruning.prunable_set import prunable
     from lth_scale.pruning.ticket import Ticket
     from lth_scale.shipping.export import disk
@@ -118,5 +120,6 @@ def verify(directory: Path) -> None:
         for name, mask in ticket.masks_for(model).items():
             if weights[name][~mask].any():
                 raise BadInput(
-                    f"{folder}: {name} is not zero where the ticket prunes it; pull another revision"
+                    f"{folder}: {name} is not zero where the ticket prunes it; "
+                    "pull another revision"
                 )

@@ -187,24 +187,20 @@ def _problem(net: Network, path: Path) -> str:
         if (path / "complete").read_bytes() != files.sha256(path / MANIFEST).encode():
             return f"its {MANIFEST} is damaged"
         manifest = Manifest.read(path / MANIFEST, FORMAT)
-        if differences := _differences(manifest.facts, shared_facts(net)):
-            return "; ".join(differences)
+        saved, own = manifest.facts, shared_facts(net)
+        differ = [
+            f"{key} was {saved[key]}, is {own[key]}" for key in FIXED if saved[key] != own[key]
+        ]
+        if differ:
+            return "; ".join(differ)
         ranks = sorted({net.accelerator.process_index, net.engine.writer})
         if damaged := manifest.first_damaged(path, map(rank_file, ranks)):
             return f"{damaged} is damaged or missing"
-        return "" if step_of(path) == manifest.facts["step"] else "it was renamed"
+        return "" if step_of(path) == saved["step"] else "it was renamed"
     except ValueError as problem:
         return str(problem)
     except (OSError, KeyError, TypeError) as problem:
         return f"it is damaged ({type(problem).__name__}: {problem})"
-
-
-def _differences(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name} was {saved[name]}, is {expected[name]}"
-        for name in FIXED
-        if saved[name] != expected[name]
-    ]
 
 
 def _load(net: Network, path: Path) -> Resumed:

@@ -128,7 +128,7 @@ class Search(Run):
 
     def _theta(self, ticket: Ticket) -> Weights:
         """Load θᵢ and compare its digest with the ticket's. Raises BadInput if it was altered."""
-        weights = load_file(self.theta_file)
+        weights = load_file(self.theta_file(self.rewind_step))
         if self._theta_sha256(weights) != ticket.theta_sha256:
             raise BadInput(
                 f"--output_dir {self.run_directory.directory}: theta.safetensors was altered; "
@@ -191,8 +191,9 @@ class Search(Run):
         self.start(a_round(0), weights, ticket, step=self.steps, seed=self.args.seed)
         row = files.read_json(source / "metrics.json")
         self.scores, self.net.first_step = row["eval"], self.steps - row["steps"]
-        micro_batches = row["steps"] * self.args.gradient_accumulation_steps
-        self.net.loss_sum += row["train_loss"] * micro_batches
+        self.net.loss_sum += (
+            row["train_loss"] * row["steps"] * self.args.gradient_accumulation_steps
+        )
         theta = dense_round.theta_file_of_search(dense, self.rewind_step)
         self._write_theta(load_file(theta), self.rewind_step)
 
@@ -232,9 +233,7 @@ class Search(Run):
     def _write_theta(self, weights: Weights, step: int) -> None:
         if not self.is_main:
             return
-        directory = self.run_directory.directory
-        path = dense_round.theta_file(directory, step, self.rewind_step)
-        files.write_tensors(path, weights, base_metadata(self.net))
+        files.write_tensors(self.theta_file(step), weights, base_metadata(self.net))
         if step == self.rewind_step:
             ticket = Ticket.load(self.ticket_file)
             replace(ticket, theta_sha256=self._theta_sha256(weights)).save(self.ticket_file)
@@ -289,12 +288,9 @@ class Search(Run):
         ticket = Ticket.load(self.run_directory.directory / "ticket.safetensors")
         return figures.draw(self.run_directory, ticket.layer_sparsity())
 
-    @property
-    def theta_file(self) -> Path:
-        """The file of θᵢ at the rewind point."""
-        return dense_round.theta_file(
-            self.run_directory.directory, self.rewind_step, self.rewind_step
-        )
+    def theta_file(self, step: int) -> Path:
+        """The file of θᵢ at a step."""
+        return dense_round.theta_file(self.run_directory.directory, step, self.rewind_step)
 
     def weights_file(self, k: int) -> Path:
         """The file of the trained weights of round k, under --rewind none and lr."""

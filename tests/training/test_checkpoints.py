@@ -1,4 +1,4 @@
-"""A round that is killed between two steps goes on there and finds, to the last bit, what it would have found."""
+"""A round that is killed between two steps resumes there, bit for bit."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ VARIABLE = ("seconds", "peak_memory")
 
 
 class Killed(BaseException):
-    """What stands for a kill within the test's own process; tests/chaos has the real one."""
+    """Stands for a kill within the test's own process; tests/chaos has real ones."""
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def die(monkeypatch):
 
 
 def outcome(run: Path) -> dict:
-    """Everything in a finished run's directory that must not depend on how often it was stopped."""
+    """What must not depend on how often a run was stopped."""
     found = {}
     for path in sorted(run.rglob("*")):
         if (
@@ -145,7 +145,7 @@ def test_what_a_kill_kept_a_complete_round_from_deleting_is_gone_in_the_end(
 
 @pytest.fixture
 def stopped(search, die, tmp_path, capfd):
-    """The home of two checkpoints, after steps 2 and 4 of a round that died in step 5, and the command to go on."""
+    """A round that died in step 5, with checkpoints 2 and 4, and the command to resume it."""
     flags = dict(max_steps=5, save_steps=2, target_sparsity=0.1, output_dir=tmp_path / "parts")
     die(5)
     with pytest.raises(Killed):
@@ -333,7 +333,7 @@ def test_a_full_disk_stops_the_run_with_what_it_had_and_it_goes_on_once_there_is
 
 @pytest.fixture
 def written(small, tmp_path):
-    """A network two steps into a round, its checkpoint, and what puts it back at the round's start."""
+    """A network two steps into a round, its checkpoint, and a function that restarts it."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,4 +1,4 @@
-"""training.py: batches that depend on their number alone, and evaluation that does not depend on batches."""
+"""Batches depend on their number alone, and scores do not depend on batches."""
 
 import platform
 import re
@@ -54,8 +54,10 @@ def test_rows_that_a_network_cannot_read_in_training_are_found_before_it_is_prep
     check_forward(task, args)
     assert torch.equal(state, torch.get_rng_state())
     monkeypatch.setattr(task.model, "forward", only_multiples_of_8)
-    said = r"--model_name_or_path .* cannot read the rows of --task sst2 \(.* multiple of 8\); use another encoder"
-    with pytest.raises(BadInput, match=said):
+    message = (
+        r"--model_name_or_path .* cannot read the rows of --task sst2 \(.* multiple of 8\); use"
+    )
+    with pytest.raises(BadInput, match=message):
         check_forward(task, args)
     shortest = min(len(ids) for ids in task.train["input_ids"])
     assert seen[0] == (1, shortest)
@@ -115,7 +117,7 @@ def test_batches_of_a_classification_task_hold_rows_of_similar_length(loaded):
 
 
 def test_worker_processes_change_nothing(small, command, tmp_path):
-    # processes of their own: what other tests ran in this one may change how its floats round, or not survive a fork
+    # In new processes: other tests may have changed how floats round here, or not survive a fork.
     for workers in (0, 1):
         done = command(
             "lth_scale.imp",
@@ -212,9 +214,7 @@ def test_a_search_with_the_8_bit_optimizer_holds_its_masks(search):
     assert (out / "complete").exists()
 
 
-def test_a_step_that_overflows_under_a_gradient_scaler_changes_nothing_and_a_restart_restores_the_scale(
-    small,
-):
+def test_a_step_that_overflows_changes_nothing_and_a_restart_restores_the_loss_scale(small):
     """fp16 needs a GPU in Accelerate; the scaler that skips its steps does not."""
     from accelerate.state import AcceleratorState
 

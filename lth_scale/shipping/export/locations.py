@@ -149,7 +149,8 @@ def write_manifest(directory: Path, content: dict[str, Any]) -> dict[str, Any]:
     facts = {key: value for key, value in content.items() if key not in OWN_KEYS}
     paths = (path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file())
     names = [path.as_posix() for path in paths if path != Path(MANIFEST)]
-    manifest = Manifest.of(directory, FORMAT, names, facts)
+    digests = {name: files.sha256(directory / name) for name in names}
+    manifest = Manifest(FORMAT, digests, facts)
     manifest.write(directory / MANIFEST, sealed=True)
     return content_of(manifest)
 
