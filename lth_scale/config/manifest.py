@@ -23,7 +23,7 @@ class Manifest:
     """The files of a directory and facts about them.
 
     format: name and version of the kind of manifest. files: SHA-256 in hex digits by name relative
-    to the directory; "" where it is not known.
+    to the directory; "" if it is not known.
     """
 
     format: str

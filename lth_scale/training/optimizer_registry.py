@@ -33,7 +33,7 @@ def number(least: float, greatest: float) -> Option:
         except ValueError:
             value = float("nan")
         if not least <= value <= greatest:
-            raise ValueError(f"is not {name}=NUMBER; give one from {least:g} to {greatest:g}")
+            raise ValueError(f"is not {name}=NUMBER; use one from {least:g} to {greatest:g}")
         return value
 
     return parse
@@ -42,7 +42,7 @@ def number(least: float, greatest: float) -> Option:
 def switch(name: str, text: str) -> bool:
     """Parse `true` or `false`."""
     if text.lower() not in ("true", "false"):
-        raise ValueError(f"is not {name}=true or {name}=false; give one of them")
+        raise ValueError(f"is not {name}=true or {name}=false; use one of them")
     return text.lower() == "true"
 
 

@@ -36,7 +36,7 @@ class Run:
     args: Training
     run_directory: RunDirectory
     net: Network
-    listeners: Listeners
+    listeners: Listeners = field(default_factory=Listeners)
     stage: Stage = field(default_factory=lambda: a_round(0))
     start_time: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)

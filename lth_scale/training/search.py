@@ -21,7 +21,7 @@ from lth_scale.science import figures
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.stages import a_round
 from lth_scale.training import dense_round, networks, optimizers, preparation
-from lth_scale.training.listeners import Listeners, create_listeners, create_tracker
+from lth_scale.training.listeners import create_listeners, create_tracker
 from lth_scale.training.mask_update import prune_to
 from lth_scale.training.networks import Weights
 from lth_scale.training.run import Run
@@ -35,14 +35,15 @@ DENSE_MODEL = "model/model.safetensors"
 class Search(Run):
     """A search for a ticket.
 
-    ladder: the sparsity of each round. theta_points: the steps of round 0 at which θᵢ is kept, i
-    first. movement: the scores of this rank's pieces under --score movement. early_bird: watches
-    the mask of the round under --early_bird.
+    ladder: the sparsity of each round. rewind_step: i of θᵢ; theta_steps: the steps of round 0 at
+    which θᵢ is kept, in order. movement: the scores of this rank's pieces under --score movement.
+    early_bird: watches the mask of the round under --early_bird.
     """
 
     args: Arguments
-    ladder: list[float] = field(default_factory=list)
-    theta_points: list[int] = field(default_factory=list)
+    ladder: list[float] = field(kw_only=True)
+    rewind_step: int = field(kw_only=True)
+    theta_steps: list[int] = field(kw_only=True)
     movement: dict[str, Tensor] = field(default_factory=dict)
     early_bird: EarlyBird | None = None
 
@@ -54,16 +55,21 @@ class Search(Run):
         start = initial_ticket(net)
         check_ticket(start, net, args)
         ladder = sparsities(args.schedule, args.target_sparsity, args.prune_rate, start.sparsity)
-        theta_points = [
+        rewind_step, *others = (
             int(parse_rewind_step(point, net.steps))
             for point in (args.rewind_step, *points(args.keep_theta))
-        ]
+        )
         facts = preparation.provenance_of(net)
         if args.dense:
-            dense_round.check_dense(args, theta_points[0], facts)
+            dense_round.check_dense(args, rewind_step, facts)
         preparation.open_run(run_directory, net, {**facts, "ladder": ladder})
         search = cls(
-            args, run_directory, net, Listeners(), ladder=ladder, theta_points=theta_points
+            args,
+            run_directory,
+            net,
+            ladder=ladder,
+            rewind_step=rewind_step,
+            theta_steps=sorted({rewind_step, *others}),
         )
         search.listeners = create_listeners(
             run_directory,
@@ -82,16 +88,6 @@ class Search(Run):
     def control_rounds(self) -> range:
         """The rounds at whose sparsity the control is trained."""
         return self.rounds[1:][-CONTROL_ROUNDS:] if self.args.control != "none" else range(0)
-
-    @property
-    def rewind_step(self) -> int:
-        """i of θᵢ."""
-        return self.theta_points[0]
-
-    @property
-    def theta_steps(self) -> list[int]:
-        """The steps of round 0 at which θᵢ is kept, in order."""
-        return sorted({*self.theta_points})
 
     @property
     def is_last(self) -> bool:

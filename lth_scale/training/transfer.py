@@ -27,7 +27,7 @@ class TransferRun(Run):
     """A ticket, or a mask of --target_sparsity, trained with one seed after another."""
 
     args: Transfer
-    ticket: Ticket = field(default_factory=lambda: Ticket({}))
+    ticket: Ticket = field(kw_only=True)
 
     @classmethod
     def open(cls, args: Transfer, run_directory: RunDirectory) -> "TransferRun":
