@@ -90,7 +90,7 @@ def main() -> None:
         "taking it up": timed(lambda: checkpoints.resume(net, home), given.times),
     }
     if accelerator.is_main_process:
-        size = sum(file.stat().st_size for file in checkpoints.found(home)[0].iterdir())
+        size = sum(file.stat().st_size for file in checkpoints.list_checkpoints(home)[0].iterdir())
         print(
             f"{engine._kind(accelerator)}, {accelerator.num_processes} ranks, {size / 1e6:,.0f} MB a checkpoint"
         )

@@ -24,7 +24,7 @@ def imp(search: "Search") -> None:
         if search.is_complete(k):
             continue
         if k == 0 and search.args.dense:
-            search.adopt(k)  # another search has trained this very network
+            search.reuse_dense_round()  # another search has trained this very network
         else:
             search.restart(k)  # m ⊙ θᵢ; in round 0, θ₀ under a mask of ones
             for step in search.theta_steps if k == 0 else ():
@@ -38,7 +38,7 @@ def imp(search: "Search") -> None:
 
 def compare(search: "Search") -> None:
     """The control of --control at the sparsities of the last tickets, trained from the same θᵢ."""
-    for k in search.controlled_rounds:
+    for k in search.control_rounds:
         if search.is_complete(k, search.args.control):
             continue
         search.restart_control(k)
@@ -55,7 +55,7 @@ def run(args: Arguments) -> None:
         with first_imports():  # of torch: bad input and finished searches do not wait for it
             from lth_scale.training.search import Search
 
-        search = Search.begin(args, record)
+        search = Search.open(args, record)
         imp(search)
         compare(search)
         search.finish()

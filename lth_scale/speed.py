@@ -131,7 +131,7 @@ def run(targets: list[str], args: Speed) -> Path:
 
         from lth_scale.shipping.export.source import load_source
         from lth_scale.shipping.speed import check, report
-        from lth_scale.training.run import quiet_libraries
+        from lth_scale.training.preparation import quiet_libraries
 
     quiet_libraries()
     if args.device == "cuda" and not torch.cuda.is_available():

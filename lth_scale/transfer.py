@@ -44,7 +44,7 @@ def run(args: Transfer) -> None:
         with first_imports():  # of torch: bad input and finished work do not wait for it
             from lth_scale.training.transfer import TransferRun
 
-        network = TransferRun.begin(args, record)
+        network = TransferRun.open(args, record)
         transfer(network)
         network.close({})
     TRACKERS[args.report_to].flush(record.directory)

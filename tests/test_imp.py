@@ -1,4 +1,4 @@
-"""imp.py: Algorithm 1 on a real (tiny) network, watched from outside."""
+"""Algorithm 1 on a real (tiny) network, observed from outside."""
 
 import json
 import math
@@ -25,7 +25,7 @@ from lth_scale.training import evaluation, loop, networks, optimizers
 
 @pytest.fixture
 def starts(monkeypatch):
-    """What each round really starts to train from: a copy of every parameter, taken as training is entered."""
+    """What each round trains from: a copy of every parameter as training is entered."""
     seen = []
     train = loop.train
 
@@ -41,7 +41,7 @@ def starts(monkeypatch):
                 "rng": torch.get_rng_state(),
                 "rate": rate(net.step),
                 "rows": net.batches[
-                    (net.consumed + net.step) * net.args.gradient_accumulation_steps
+                    (net.data_offset + net.step) * net.args.gradient_accumulation_steps
                 ],
             }
         )
@@ -76,7 +76,7 @@ def assert_starts_at(start: dict, theta: dict, out, k: int) -> None:
 def test_every_round_starts_at_the_masked_pretrained_weights_bit_for_bit(
     task, search, starts, tiny_bert, text_data, sst2_data
 ):
-    """The official code fails this for MLM: its snapshot aliases the live weights, so it never rewinds."""
+    """The official code fails this for MLM: its snapshot aliases the live weights."""
     out = search(task=task, dataset_path=text_data if task == "mlm" else sst2_data)
     theta = theta_zero(task, tiny_bert)
     rounds = [start for start in starts if start["step"] == 0][
@@ -126,8 +126,8 @@ def test_a_rewound_round_under_the_same_mask_repeats_the_dense_one(search, tiny_
     from lth_scale.config.arguments import Arguments
     from lth_scale.config.resolution import resolve
     from lth_scale.tracking.run_directory import RunDirectory
-    from lth_scale.training.run import first_ticket
     from lth_scale.training.search import Search
+    from lth_scale.training.tickets import initial_ticket
 
     given = dict(
         task="sst2",
@@ -140,11 +140,11 @@ def test_a_rewound_round_under_the_same_mask_repeats_the_dense_one(search, tiny_
     args: Arguments = resolve(
         {**given, "model_name_or_path": str(tiny_bert), "output_dir": str(tmp_path / "o")}
     )
-    found = Search.begin(args, RunDirectory.open(args))
+    found = Search.open(args, RunDirectory.open(args))
     trained = []
     theta = found.net.engine.full_weights()
     for _ in range(2):
-        networks.restart(found.net, theta, first_ticket(args, found.net).masks, 0, args.seed)
+        networks.restart(found.net, theta, initial_ticket(found.net).masks, 0, args.seed)
         loop.train(found.net, 3, optimizers.learning_rates(args, 3), lambda step, loss: None)
         trained.append(found.net.engine.full_weights())
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in theta)
@@ -205,7 +205,7 @@ def test_training_nothing_gives_the_one_shot_ticket_of_the_pretrained_weights(se
 def test_a_cut_that_all_but_empties_a_matrix_is_told_with_its_round_and_a_remedy(
     scope, search, tiny_bert, tmp_path, caplog
 ):
-    """So it is with an encoder whose pooler was never trained, and is small: nothing but it would tell."""
+    """As with an encoder whose pooler was never trained and is small."""
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
     with torch.no_grad():
         model.bert.pooler.dense.weight.mul_(1e-3)
@@ -397,7 +397,8 @@ def test_a_search_from_a_ticket_of_other_weights_is_refused_unless_that_is_allow
     }
     with pytest.raises(
         BadInput,
-        match=rf"--ticket {first}/ticket.safetensors: comes from other weights, base_sha256 {min(bases)[:12]}…",
+        match=rf"--ticket {first}/ticket.safetensors: comes from other weights, "
+        rf"base_sha256 {min(bases)[:12]}…",
     ):
         search(**given)
     assert not (tmp_path / "second").exists()
@@ -413,12 +414,11 @@ def test_a_dense_network_of_other_weights_is_refused(search, other_bert, tmp_pat
     dense = search(target_sparsity=0.1, output_dir=tmp_path / "dense")
     path = dense / "arguments.json"
     written = json.loads(path.read_text())
-    path.write_text(
-        json.dumps({**written, "digests": {}, "model_name_or_path": str(other_bert)})
-    )  # as of a Hub model
+    as_of_hub_model = {**written, "digests": {}, "model_name_or_path": str(other_bert)}
+    path.write_text(json.dumps(as_of_hub_model))
     with pytest.raises(
         BadInput,
-        match=r"--dense \S+: was trained otherwise \(the sha256 of the base model's weights was",
+        match=r"--dense \S+: trained differently \(the sha256 of the base model's weights was",
     ):
         search(dense=dense, model_name_or_path=other_bert)
 
@@ -566,7 +566,7 @@ def test_a_search_trains_any_control_beside_its_last_tickets(control, search):
 
 
 def test_a_search_without_deepspeed_does_not_import_it_to_save_its_network(search, monkeypatch):
-    """transformers' save_pretrained has Accelerate unwrap the model, which imports DeepSpeed, and that MLflow."""
+    """save_pretrained of transformers lets Accelerate unwrap the model, which imports it."""
 
     def imports(*_):
         raise AssertionError("DeepSpeed would be imported")

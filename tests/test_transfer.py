@@ -18,7 +18,7 @@ from lth_scale.pruning.registries import CONTROLS
 from lth_scale.pruning.ticket import base_digest
 from lth_scale.shipping.export.locations import locate
 from lth_scale.training import loop
-from lth_scale.training.transfer import barrier
+from lth_scale.training.connectivity import barrier
 
 
 def rows(out) -> list[dict]:
@@ -27,7 +27,7 @@ def rows(out) -> list[dict]:
 
 @pytest.fixture
 def starts(monkeypatch):
-    """What every training started from: weights, masks, the first batch; and the generator's state."""
+    """What every training started from: weights, masks, first batch and generator."""
     seen = []
     train = loop.train
 
@@ -204,7 +204,7 @@ def test_the_same_weights_in_shards_and_an_older_ticket_are_taken(
         output_dir=tmp_path / "o",
     )
     assert [r.message for r in caplog.records if "base_sha256" in r.message] == [
-        f"--ticket {tmp_path}/old: has no base_sha256, so it is not checked that it comes from the weights of "
+        f"--ticket {tmp_path}/old: has no base_sha256, so whether it comes from the weights of "
         f"{str(other_bert)!r}"
     ]
     assert Ticket.load(out / "seeds/01/ticket.safetensors").base_sha256 not in ("", kept[0])
@@ -239,7 +239,7 @@ def test_theta_i_of_the_tickets_own_search_or_base_is_right_and_another_is_not(
         Ticket.load(each / "ticket.safetensors").base_sha256 for each in (own, out / "seeds/01")
     ]
     assert kept[0] == kept[1]  # of the weights that are trained
-    assert caplog.text.count(f"--theta {own}/theta.safetensors: is the very θᵢ of the ticket") == 1
+    assert caplog.text.count(f"--theta {own}/theta.safetensors: θᵢ of the ticket itself") == 1
     transfer(
         1, **given, theta=again / "theta.safetensors", output_dir=tmp_path / "again-1"
     )  # θ₁ of the same base

@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lth_scale.config.defaults import EMBEDDED, OPTIMIZERS, SCHEDULERS
+from lth_scale.config.defaults import EMBEDDED, SCHEDULERS
 from lth_scale.config.parsers import PATHS, flag
 
 QUICK_LOOK = "a quick look: few examples, a small encoder, no finding"
@@ -57,7 +57,7 @@ class Training:
     doc_stride: int = flag("tokens between the starts of two windows over one context (squad)", 128)
     max_train_samples: int | None = flag("use the first N training examples (MLM: blocks)")
     max_eval_samples: int | None = flag("use the first N validation examples (MLM: blocks)")
-    optim: str = flag("optimizer", "adamw_torch", choices=OPTIMIZERS)
+    optim: str = flag("optimizer", "adamw_torch", registry="optimizer")
     optim_args: str | None = flag("its arguments, as in 'momentum=0.9,nesterov=true'")
     bf16: bool = flag("bfloat16 mixed precision", False)
     fp16: bool = flag("float16 mixed precision, with loss scaling (GPU)", False)

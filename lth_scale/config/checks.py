@@ -3,13 +3,12 @@
 import errno
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lth_scale.config import files, run_files
 from lth_scale.config.arguments import Arguments, Training, Transfer
-from lth_scale.config.defaults import DEMO, ELSEWHERE, EMBEDDED, OPTIM_ARGS
+from lth_scale.config.defaults import DEMO, ELSEWHERE, EMBEDDED
 from lth_scale.config.errors import BadInput
 from lth_scale.config.parsers import RANGES, check_ranges
 from lth_scale.config.registry import REGISTRIES
@@ -257,15 +256,8 @@ def _optim_arg(name: str, value: str, optim: str) -> float | bool:
         raise ValueError("is not NAME=NUMBER or NAME=true; see the optimizer")
     if name in ELSEWHERE:
         raise ValueError(f"is decided by {ELSEWHERE[name]}; give that")
-    if name not in OPTIM_ARGS[optim]:
-        known = ", ".join(OPTIM_ARGS[optim])
-        raise ValueError(f"is nothing that --optim {optim} can be given here; give {known}")
-    least, most = OPTIM_ARGS[optim][name]
-    if least == "true":
-        if value.lower() not in (least, most):
-            raise ValueError(f"is not {name}=true or {name}=false; give one of them")
-        return value.lower() == "true"
-    with suppress(ValueError):
-        if least <= float(value) <= most:
-            return float(value)
-    raise ValueError(f"is not {name}=NUMBER; give one from {least:g} to {most:g}")
+    options = REGISTRIES["optimizer"][optim].options
+    if name not in options:
+        known = ", ".join(options)
+        raise ValueError(f"is not an option of --optim {optim}; use {known}")
+    return options[name](name, value)

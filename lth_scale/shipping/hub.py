@@ -18,7 +18,7 @@ from lth_scale.config.errors import BadInput, Stopped
 from lth_scale.config.hub_access import _answered, polite
 from lth_scale.config.startup import first_imports
 from lth_scale.config.texts import printable, quoted
-from lth_scale.shipping.export.locations import MANIFEST, Place, locate, seal
+from lth_scale.shipping.export.locations import MANIFEST, Place, locate, write_manifest
 from lth_scale.shipping.publication import Publication
 
 if TYPE_CHECKING:
@@ -180,11 +180,7 @@ def fill(folder: Path, place: Place, repo: str, licence: "Licence") -> None:
     leave_out(folder)
     for directory in (folder / "compact", folder):  # the second manifest lists the first
         run.public.rewrite(directory)
-        content = files.read_json(directory / MANIFEST)
-        seal(
-            directory,
-            {key: value for key, value in content.items() if key not in ("files", "sha256")},
-        )
+        write_manifest(directory, files.read_json(directory / MANIFEST))
 
 
 def leave_out(folder: Path) -> None:

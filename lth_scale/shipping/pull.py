@@ -1,28 +1,30 @@
-"""Bringing tickets back from the Hub."""
+"""Downloading what was pushed to the Hub, verified."""
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from lth_scale.config import files
 from lth_scale.config.errors import BadInput
 from lth_scale.config.hub_access import _fetched, check_source, polite
+from lth_scale.config.manifest import Manifest
 from lth_scale.shipping.export.locations import (
     MANIFEST,
     is_card,
     is_taken,
-    is_whole,
-    manifest,
-    opened,
+    read_manifest,
+    read_verified,
 )
 from lth_scale.shipping.hub import PUSHED
 
 
 def pull(name: str, output_dir: str | Path | None = None, revision: str | None = None) -> Path:
-    """Download what `push` uploaded, check every digest and every zero, and put it in place; returns the directory.
+    """Download what `push` uploaded, verify every digest and every zero, and return its directory.
 
-    Raises BadInput for a repository that is not there or not ours, for damaged files and for a directory that is
-    taken, Stopped where the Hub fails. What was downloaded is in the Hub's cache then, and is not fetched again.
+    Raises BadInput if the repository does not exist or was not pushed by lth_scale, if a file is
+    damaged or the directory is taken, and Stopped if the Hub fails: what was downloaded until then
+    is cached.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
@@ -30,7 +32,7 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
     out = Path(output_dir or name.split("/")[-1])
     there = is_taken(out)
     if there and not (out / MANIFEST).is_file():
-        raise BadInput(f"--output_dir {out}: is there already, and was not pulled; give another")
+        raise BadInput(f"--output_dir {out}: already exists, and was not pulled; use another")
     with polite():
         first = Path(
             _fetched(
@@ -38,83 +40,86 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
             )
         )
         if there and first.read_bytes() != (out / MANIFEST).read_bytes():
-            raise BadInput(f"--output_dir {out}: holds another export; give another")
+            raise BadInput(f"--output_dir {out}: holds another export; use another")
         if there:
             verify(out)
             return out
-        names = pulled(first.parent, name)
+        manifest = manifest_to_pull(first.parent, name)
         commit = first.parent.name
 
         def fetch() -> str:
-            return snapshot_download(name, revision=commit, allow_patterns=sorted(names))
+            return snapshot_download(name, revision=commit, allow_patterns=sorted(manifest.files))
 
         cache = Path(_fetched(fetch, name, revision))
     with files.new_directory(out) as made:
         try:
-            copy(cache, made, names)
+            copy_verified(cache, made, manifest)
             verify(made)
         except BadInput as problem:
             shutil.rmtree(made, ignore_errors=True)
             why = str(problem).replace(str(made), name)
             raise BadInput(
-                f"{why}; nothing was kept: if that was the transfer, delete {cache} and pull again"
+                f"{why}; nothing was kept: if the download was damaged, delete "
+                f"{cache} and pull again"
             ) from problem
     return out
 
 
-def pulled(cache: Path, name: str) -> dict[str, str]:
-    """The files that a repository's export.json lists, and itself, with their digests where it has them.
+def manifest_to_pull(cache: Path, name: str) -> Manifest:
+    """Read a repository's export.json and add itself to the files that it lists.
 
-    Raises BadInput where it is damaged, or lists a file of a kind that `push` does not upload.
+    Raises BadInput if it is damaged, or lists a file of a kind that `push` does not upload.
     """
     try:
-        listed = manifest(cache)["files"]
+        manifest = read_manifest(cache)
     except BadInput as problem:
         raise BadInput(str(problem).replace(str(cache), name)) from problem
-    if foreign := [each for each in listed if not re.fullmatch(PUSHED, each, re.ASCII)]:
+    listed = manifest.files
+    if foreign := [file for file in listed if not re.fullmatch(PUSHED, file, re.ASCII)]:
         raise BadInput(
-            f"{name}: its {MANIFEST} lists {foreign[0]!r}, which no push makes; give another repository"
+            f"{name}: its {MANIFEST} lists {foreign[0]!r}, which lth_scale does not push; "
+            "use another repository"
         )
-    before = (
-        {f"compact/{MANIFEST}": ""} if "compact/config.json" in listed else {}
-    )  # version 0.1.0 did not list it
-    return before | listed | {MANIFEST: ""}
+    # Version 0.1.0 did not list the manifest of compact/.
+    unlisted = {f"compact/{MANIFEST}": ""} if "compact/config.json" in listed else {}
+    return replace(manifest, files={**unlisted, **listed, MANIFEST: ""})
 
 
-def copy(cache: Path, made: Path, names: dict[str, str]) -> None:
-    """Copy files out of the Hub's cache and check each as it was copied; an edited card is left behind.
+def copy_verified(cache: Path, directory: Path, manifest: Manifest) -> None:
+    """Copy the files of a manifest out of the Hub's cache, verify each, and drop an edited card.
 
     Raises BadInput for a file that is missing, was changed, or is a link out of the repository.
     """
-    for name, digest in names.items():
-        source, target = cache / name, made / name
-        if not source.resolve().is_relative_to(cache.parents[1].resolve()) or not source.is_file():
+    repository = cache.parents[1].resolve()
+    for name in manifest.files:
+        source, target = cache / name, directory / name
+        if not source.resolve().is_relative_to(repository) or not source.is_file():
             if is_card(name):
                 continue
-            raise BadInput(f"{made}/{name}: is missing; push or pull again")
+            raise BadInput(f"{target}: missing; push or pull again")
         files.make_directory(target.parent)
         shutil.copyfile(source, target)
-        if digest and not is_whole(target, digest):
-            if not is_card(name):
-                raise BadInput(
-                    f"{made}/{name}: was changed since it was pushed; push or pull again"
-                )
-            target.unlink()
+        if manifest.is_intact(directory, name):
+            continue
+        if not is_card(name):
+            raise BadInput(f"{target}: changed since it was pushed; push or pull again")
+        target.unlink()
 
 
 def verify(directory: Path) -> None:
-    """Raise BadInput unless ticket and weights are whole, and the weights zero where the ticket prunes."""
+    """Raise BadInput if a file is damaged, or a weight is not zero that the ticket prunes."""
     from lth_scale.pruning.prunable_set import prunable
     from lth_scale.pruning.ticket import Ticket
     from lth_scale.shipping.export import disk
 
     ticket = Ticket.load(directory / "ticket.safetensors")
     for folder in (directory, directory / "compact"):
-        opened(folder)
+        read_verified(folder)
         model = disk.load_network(folder, dense=True)
         weights = prunable(model)
         for name, mask in ticket.masks_for(model).items():
             if weights[name][~mask].any():
                 raise BadInput(
-                    f"{folder}: {name} is not zero where the ticket prunes it; pull another revision"
+                    f"{folder}: {name} is not zero where the ticket prunes it; "
+                    "pull another revision"
                 )

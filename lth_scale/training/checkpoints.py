@@ -1,7 +1,8 @@
-"""Where a round stands between its first step and its last: written whole or not at all, and read only when whole.
+"""Checkpoints within a round: written completely or not at all, and loaded only if intact.
 
-`checkpoint-STEP/` holds a `rank-RRRRR.safetensors` of each rank (its masters, its moments, its generators), a
-`checkpoint.json` with what is the same on all ranks and the SHA-256 of each, and `complete`, written last, with its.
+`checkpoint-STEP/` holds one `rank-RRRRR.safetensors` per rank (its masters, moments and
+generators), the manifest `checkpoint.json` with what all ranks share, and `complete`, written last,
+with the digest of the manifest.
 """
 
 import json
@@ -21,194 +22,211 @@ from torch import Tensor
 
 from lth_scale.config import files, listing
 from lth_scale.config.errors import AGAIN, Stopped
+from lth_scale.config.manifest import Manifest
 from lth_scale.tracking import console
 from lth_scale.training.networks import Network
 
-FORMAT = "lth_scale.checkpoint/1"
-FILES = ("complete", "checkpoint.json", "rank-" + 5 * "[0-9]" + ".safetensors")
+FORMAT, MANIFEST = "lth_scale.checkpoint/1", "checkpoint.json"
+FILES = ("complete", MANIFEST, "rank-" + 5 * "[0-9]" + ".safetensors")
+# These facts, and the format, must be those of the run that loads the checkpoint.
+FIXED = ("world_size", "sharding", "began", "seed")
+Resumed = tuple[dict[str, Tensor], float]
 
 
-def save(net: Network, home: Path, extras: Mapping[str, Tensor], seconds: float, keep: int) -> None:
-    """Write `home`/checkpoint-STEP on all ranks and drop all but the last `keep`. Raises Stopped on all ranks.
+def save(
+    net: Network, directory: Path, state: Mapping[str, Tensor], seconds: float, keep: int
+) -> None:
+    """Write `directory`/checkpoint-STEP on all ranks and delete all but the last `keep`.
 
-    extras: flat tensors of this rank beside the network that decide the future; seconds: what the stage took so far.
+    state: this rank's further tensors (flat). seconds: duration of the stage so far. Raises Stopped
+    on all ranks if any cannot write.
     """
-    path, main = home / f"checkpoint-{net.step}", net.accelerator.is_main_process
+    path, is_main = directory / f"checkpoint-{net.step}", net.accelerator.is_main_process
     unfinished = files.temporary(path)
-    if main:
+    if is_main:
         shutil.rmtree(unfinished, ignore_errors=True)
         files.make_directory(unfinished)
     unfinished = Path(broadcast_object_list([str(unfinished)])[0])
-    written: dict[str, str] = {}
-    problems: list[str] = []
-    for name, digest, problem in gather_object([_write(net, unfinished, extras)]):
-        written[name] = digest
-        problems += [f"{name}: {problem}"] if problem else []
+    written = gather_object([_write_rank(net, unfinished, state)])
+    problems = [f"{name}: {problem}" for name, _, problem in written if problem]
     if problems:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise Stopped(
-            f"{home}: checkpoint-{net.step} could not be written ({problems[0]}); what was written before stands: free "
-            f"some room, then {AGAIN}"
+            f"{directory}: checkpoint-{net.step} could not be written ({problems[0]}); earlier "
+            f"checkpoints are kept: free some space, then {AGAIN}"
         )
-    if main:
-        _finish(unfinished, path, manifest(net) | {"seconds": seconds, "files": written})
-        whole = [
-            old for old in found(home) if step_of(old) <= net.step and (old / "complete").is_file()
-        ]
-        for old in whole[keep:]:
+    if is_main:
+        digests = {name: digest for name, digest, _ in written}
+        manifest = Manifest(FORMAT, digests, shared_facts(net) | {"seconds": seconds})
+        _publish(unfinished, path, manifest)
+        intact = [each for each in list_checkpoints(directory) if (each / "complete").is_file()]
+        for old in [each for each in intact if step_of(each) <= net.step][keep:]:
             remove(old)
     net.accelerator.wait_for_everyone()
 
 
-def manifest(net: Network) -> dict[str, Any]:
-    """What all ranks agree on. The first five must be those of the run that reads it."""
-    ranks = net.accelerator.num_processes
+def shared_facts(net: Network) -> dict[str, Any]:
+    """Return what is the same on all ranks."""
     return {
-        "format": FORMAT,
-        "world_size": ranks,
+        "world_size": net.accelerator.num_processes,
         "sharding": net.engine.kind,
-        "began": net.began,
+        "began": net.first_step,
         "seed": net.batches.args.seed,
         "step": net.step,
         "loss_scale": net.engine.loss_scale(),
     }
 
 
-def _write(net: Network, directory: Path, extras: Mapping[str, Tensor]) -> tuple[str, str, str]:
-    """This rank's file: its name, its SHA-256, and what went wrong or nothing."""
-    index = net.accelerator.process_index
-    path = directory / f"rank-{index:05d}.safetensors"
-    tensors = {f"extra/{name}": value.cpu() for name, value in extras.items()}
-    tensors |= {"loss": net.losses.cpu(), "torch": torch.get_rng_state()}
+def _write_rank(net: Network, directory: Path, state: Mapping[str, Tensor]) -> tuple[str, str, str]:
+    """Write this rank's file; return its name, its SHA-256 and the problem, if any."""
+    rank = net.accelerator.process_index
+    path = directory / rank_file(rank)
+    tensors = {f"extra/{name}": value.cpu() for name, value in state.items()}
+    tensors |= {"loss": net.loss_sum.cpu(), "torch": torch.get_rng_state()}
     if net.accelerator.device.type != "cpu":
         tensors["device"] = torch.get_device_module(net.accelerator.device).get_rng_state()
-    if net.engine.writer == index:
+    if net.engine.writer == rank:
         tensors |= {f"state/{name}": value for name, value in net.engine.state().items()}
-    kind, keys, *rest = numpy.random.get_state()
-    generators = {"python": random.getstate(), "numpy": [kind, numpy.asarray(keys).tolist(), *rest]}
     try:
-        save_file(tensors, path, {"generators": json.dumps(generators)})
+        save_file(tensors, path, {"generators": json.dumps(_generators())})
         path.chmod(path.stat().st_mode & ~0o022)
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         return path.name, files.sha256(path), ""
-    except Exception as problem:  # safetensors has errors of its own for a full disk; all ranks have to hear of any
+    # safetensors has exceptions of its own for a full disk, and all ranks must learn of any.
+    except Exception as problem:
         return path.name, "", str(problem)
 
 
-def _finish(unfinished: Path, path: Path, agreed: dict[str, Any]) -> None:
-    files.write_json(unfinished / "checkpoint.json", agreed)
+def rank_file(rank: int) -> str:
+    """Return the name of a rank's file."""
+    return f"rank-{rank:05d}.safetensors"
+
+
+def _generators() -> dict[str, Any]:
+    """Return the states of the generators of Python and NumPy, for JSON."""
+    kind, keys, *rest = numpy.random.get_state()
+    return {"python": random.getstate(), "numpy": [kind, numpy.asarray(keys).tolist(), *rest]}
+
+
+def _publish(unfinished: Path, path: Path, manifest: Manifest) -> None:
+    manifest.write(unfinished / MANIFEST)
     files.sync_directory(unfinished)
     remove(path)
     files.move_into(unfinished, path)
-    files.write_bytes(path / "complete", files.sha256(path / "checkpoint.json").encode())
+    files.write_bytes(path / "complete", manifest.digest.encode())
 
 
-def found(home: Path) -> list[Path]:
-    """The checkpoints of a stage, whole or not, that of the last step first."""
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Return the checkpoints of a stage, intact or not, the one of the last step first."""
     paths = [
         path
-        for path in home.glob("checkpoint-[0-9]*")
+        for path in directory.glob("checkpoint-[0-9]*")
         if path.name.removeprefix("checkpoint-").isdecimal()
+        and not path.is_symlink()
+        and _is_checkpoint(path)
     ]
-    own = [path for path in paths if not path.is_symlink() and _is_ours(path)]
-    return sorted(own, key=step_of, reverse=True)
+    return sorted(paths, key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint's name says."""
+    """Return the step in a checkpoint's name."""
     return int(path.name.removeprefix("checkpoint-"))
 
 
-def _is_ours(path: Path) -> bool:
-    """True for what `save` wrote, whole or not: one of its files says so, by its name or its content."""
+def _is_checkpoint(path: Path) -> bool:
+    """Return True if `save` wrote the directory, by the name or the content of a file."""
     if any(path.glob(FILES[2])):
         return True
     try:
-        texts = [(path / name).read_bytes()[:100] for name in FILES[:2] if (path / name).is_file()]
+        starts = [(path / name).read_bytes()[:100] for name in FILES[:2] if (path / name).is_file()]
     except OSError:
         return False
-    return any(FORMAT.encode() in text or re.fullmatch(rb"[0-9a-f]{64}", text) for text in texts)
-
-
-def _names(path: Path) -> list[str]:
-    """The files of a checkpoint, its mark first: what else lies in its directory is not ours."""
-    return [name for form in FILES for name in sorted(file.name for file in path.glob(form))]
+    return any(
+        FORMAT.encode() in start or re.fullmatch(rb"[0-9a-f]{64}", start) for start in starts
+    )
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint so that what is left of it, should this be stopped, is not taken for one."""
-    listing.remove_files(path, _names(path))
+    """Delete a checkpoint's files, `complete` first; files of others in its directory are kept."""
+    names = (name for form in FILES for name in sorted(file.name for file in path.glob(form)))
+    listing.remove_files(path, names)
 
 
-def resume(net: Network, home: Path) -> tuple[dict[str, Tensor], float] | None:
-    """Put a restarted network where the newest whole checkpoint left it; return extras and seconds, or None.
+def remove_all(directory: Path) -> None:
+    """Delete all checkpoints of a stage."""
+    for path in list_checkpoints(directory):
+        remove(path)
 
-    Call after `training.restart` with the same weights and masks. A checkpoint that cannot be used is named on stderr
-    with the reason, and the one before it is tried; without any, the stage stays at its start.
+
+def resume(net: Network, directory: Path) -> Resumed | None:
+    """Load the last intact checkpoint of a stage, after `networks.restart` of the same stage.
+
+    Returns this rank's further tensors and the seconds that `save` was given, or None if there is
+    no checkpoint to load. One that is damaged or of another run is named on stderr with the reason.
     """
-    names = [[path.name for path in found(home)]]
-    for name in broadcast_object_list(names)[0]:
-        problem = next(filter(None, gather_object([_problem(net, home / name)])), "")
+    names = broadcast_object_list([[path.name for path in list_checkpoints(directory)]])[0]
+    for name in names:
+        problem = next(filter(None, gather_object([_problem(net, directory / name)])), "")
         if not problem:
-            return _take(net, home / name)
+            return _load(net, directory / name)
         if net.accelerator.is_main_process:
-            console.print_line(f"{home / name} is left out: {problem}")
-    if names[0] and net.accelerator.is_main_process:
-        console.print_line(
-            f"{home}: goes on from step {net.step}, where it starts on any number of ranks"
+            console.say(f"{directory / name} is left out: {problem}")
+    if names and net.accelerator.is_main_process:
+        console.say(
+            f"{directory}: goes on from step {net.step}, where any number of ranks can start"
         )
     return None
 
 
 def _problem(net: Network, path: Path) -> str:
-    """Why a checkpoint cannot be used here, as far as this rank can tell."""
-    own = {
-        f"rank-{index:05d}.safetensors"
-        for index in (net.accelerator.process_index, net.engine.writer)
-    }
+    """Return why this rank cannot load a checkpoint, or ""."""
     try:
         if not (path / "complete").is_file():
-            return "it was not written to its end"
-        if (path / "complete").read_bytes() != files.sha256(path / "checkpoint.json").encode():
-            return "its checkpoint.json is damaged"
-        agreed = files.read_json(path / "checkpoint.json")
+            return "it is incomplete"
+        if (path / "complete").read_bytes() != files.sha256(path / MANIFEST).encode():
+            return f"its {MANIFEST} is damaged"
+        manifest = Manifest.read(path / MANIFEST, FORMAT)
+        saved, own = manifest.facts, shared_facts(net)
         differ = [
-            f"{name} was {agreed[name]}, is {now}"
-            for name, now in [*manifest(net).items()][:5]
-            if agreed[name] != now
+            f"{key} was {saved[key]}, is {own[key]}" for key in FIXED if saved[key] != own[key]
         ]
         if differ:
             return "; ".join(differ)
-        for name in sorted(own):
-            if files.sha256(path / name) != agreed["files"][name]:
-                return f"{name} is damaged"
-        return "" if path.name == f"checkpoint-{agreed['step']}" else "its name is another's"
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+        ranks = sorted({net.accelerator.process_index, net.engine.writer})
+        if damaged := manifest.first_damaged(path, map(rank_file, ranks)):
+            return f"{damaged} is damaged or missing"
+        return "" if step_of(path) == saved["step"] else "it was renamed"
+    except ValueError as problem:
+        return str(problem)
+    except (OSError, KeyError, TypeError) as problem:
         return f"it is damaged ({type(problem).__name__}: {problem})"
 
 
-def _take(net: Network, path: Path) -> tuple[dict[str, Tensor], float]:
-    agreed = files.read_json(path / "checkpoint.json")
-    own = path / f"rank-{net.accelerator.process_index:05d}.safetensors"
-    kept = load_file(path / f"rank-{net.engine.writer:05d}.safetensors")
-    tensors = load_file(own)
-    net.engine.load_state(_below("state/", kept))
+def _load(net: Network, path: Path) -> Resumed:
+    facts = Manifest.read(path / MANIFEST, FORMAT).facts
+    own_file = path / rank_file(net.accelerator.process_index)
+    tensors = load_file(own_file)
+    net.engine.load_state(_below("state/", load_file(path / rank_file(net.engine.writer))))
     net.engine.sync()
-    net.engine.load_loss_scale(agreed["loss_scale"])
-    net.step, net.losses = agreed["step"], tensors["loss"].to(net.accelerator.device)
-    with safe_open(own, framework="pt") as file:
-        generators = json.loads(file.metadata()["generators"])
-    version, keys, gauss = generators["python"]
-    random.setstate((version, tuple(keys), gauss))
-    numpy.random.set_state(tuple(generators["numpy"]))
+    net.engine.load_loss_scale(facts["loss_scale"])
+    net.step, net.loss_sum = facts["step"], tensors["loss"].to(net.accelerator.device)
+    with safe_open(own_file, framework="pt") as file:
+        _load_generators(json.loads(file.metadata()["generators"]))
     torch.set_rng_state(tensors["torch"])
     if net.accelerator.device.type != "cpu":
         torch.get_device_module(net.accelerator.device).set_rng_state(tensors["device"])
-    return _below("extra/", tensors), agreed["seconds"]
+    return _below("extra/", tensors), facts["seconds"]
+
+
+def _load_generators(states: Mapping[str, Any]) -> None:
+    version, keys, gauss = states["python"]
+    random.setstate((version, tuple(keys), gauss))
+    numpy.random.set_state(tuple(states["numpy"]))
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, without it."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()

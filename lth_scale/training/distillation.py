@@ -4,22 +4,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TEMPERATURE = 2.0
-SHARE = 0.5  # of the teacher in the loss
+TEACHER_WEIGHT = 0.5  # of the teacher's term in the loss
 
 
-def blend(loss: Tensor, outputs: Tensor, taught: Tensor) -> Tensor:
-    """(1 − SHARE) · loss + SHARE · T² · KL(teacher ‖ student), both softened by T; squared error for regression.
+def blend(loss: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
+    """Return (1 − w) · loss + w · T² · KL(teacher ‖ student), both softened by the temperature T.
 
-    outputs, taught: of student and teacher, fp32, the softmax over the last dimension (of size 1: a regression).
+    student, teacher: outputs, with the classes in the last dimension. If there is one class (a
+    regression), the mean squared error takes the place of the divergence.
     """
-    if outputs.shape[-1] == 1:
-        distance = F.mse_loss(outputs.float(), taught.float())
+    if student.shape[-1] == 1:
+        distance = F.mse_loss(student.float(), teacher.float())
     else:
-        student, teacher = (
-            (logits.float() / TEMPERATURE).log_softmax(-1) for logits in (outputs, taught)
-        )
-        rows = max(1, outputs.numel() // outputs.shape[-1])
-        distance = (
-            TEMPERATURE**2 * F.kl_div(student, teacher, log_target=True, reduction="sum") / rows
-        )
-    return (1 - SHARE) * loss + SHARE * distance
+        log_student = (student.float() / TEMPERATURE).log_softmax(-1)
+        log_teacher = (teacher.float() / TEMPERATURE).log_softmax(-1)
+        divergence = F.kl_div(log_student, log_teacher, log_target=True, reduction="sum")
+        rows = max(1, student.numel() // student.shape[-1])
+        distance = TEMPERATURE**2 * divergence / rows
+    return (1 - TEACHER_WEIGHT) * loss + TEACHER_WEIGHT * distance

@@ -1,8 +1,8 @@
-"""Kill real commands until they have died N times, start each again, and compare what they leave.
+"""Kill real commands N times in all, start each again, and compare what they write.
 
-`python -m tests.chaos --kills 200`; exits with 1 where a command did not go on, or did not leave what it should have.
-Between two attempts the files become older or newer, and the clock goes wrong, by up to a day; and files of others lie
-in all directories.
+`python -m tests.chaos --kills 200` exits with 1 if a command did not resume, or wrote anything else
+than an uninterrupted one. Between two attempts, file times and the clock change by up to a day, and
+all directories hold files of others.
 """
 
 import argparse
@@ -41,7 +41,7 @@ COMMANDS = ("imp", "transfer", "study", "report", "export", "speed", "hub")
 
 @dataclass
 class Kill:
-    """One kill, and what came of it."""
+    """One kill, and its result."""
 
     kind: str
     moment: str
@@ -50,7 +50,7 @@ class Kill:
 
 
 def kinds(hub: Hub, launched: bool) -> list[Kind]:
-    """What is run, each after what it needs."""
+    """Return the commands to run, each after those it needs."""
     search = Search("imp, one process", "lth_scale.imp", parts=6)
     study = Study("study, 2 shares", "lth_scale.study", processes=2, parts=3)
     under = "imp, accelerate launch, 2 ranks"
@@ -94,7 +94,7 @@ def variables(
 
 
 def start(kind: Kind, home: Path, moment: str, n: int, which: int, clock: float = 0) -> list[int]:
-    """Start the command with a trap in one of its processes; those that have to be waited for."""
+    """Start the command with a trap in one of its processes; return the child processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -149,7 +149,7 @@ def start(kind: Kind, home: Path, moment: str, n: int, which: int, clock: float 
 
 
 def wait(kind: Kind, children: list[int], until: float) -> list[int] | None:
-    """The exit codes once all have ended, None at `until`. Where a rank has died the others are killed soon."""
+    """Return the exit codes, or None at `until`. Once a rank has died, the others are killed."""
     codes: dict[int, int] = {}
     dead = math.inf
     while len(codes) < len(children):
@@ -180,7 +180,7 @@ def kill(processes: list[psutil.Process]) -> None:
 
 
 def attempt(kind: Kind, home: Path, moment: str, rng: random.Random) -> bool:
-    """Run the command until it ends or dies; True where it was killed."""
+    """Run the command until it ends or dies; return True if it was killed."""
     step_times(home, rng.uniform(-DAY, DAY))
     n, which = (
         rng.randint(1, max(1, kind.counts[moment] // kind.parts)),
@@ -203,7 +203,7 @@ def attempt(kind: Kind, home: Path, moment: str, rng: random.Random) -> bool:
 
 
 def plant(home: Path) -> set[Path]:
-    """Put files of others into every directory but those that are still being filled; returns them."""
+    """Write files of others into every directory except unfinished ones; return their paths."""
     planted = set()
     for directory in [
         home,
@@ -216,8 +216,8 @@ def plant(home: Path) -> set[Path]:
     return planted
 
 
-def are_whole(planted: set[Path]) -> bool:
-    """True where no file of others is gone or changed."""
+def are_intact(planted: set[Path]) -> bool:
+    """Return True if no file of others is missing or changed."""
     return all(path.is_file() and path.read_text() == PLANTED[path.name] for path in planted)
 
 
@@ -231,7 +231,7 @@ def step_times(home: Path, seconds: float) -> None:
 
 
 def check_checkpoints(home: Path) -> None:
-    """Every checkpoint that a log says last is written is there and whole."""
+    """Check that the checkpoint named in the last line of a log exists and is complete."""
     for log in home.rglob("*.log"):
         last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
         told = re.search(r"asked to stop: (\S+) is written", last)
@@ -239,7 +239,7 @@ def check_checkpoints(home: Path) -> None:
 
 
 def new_home(kind: Kind, base: Path, number: int) -> Path:
-    """A place for a run, with a store of MLflow's that needs no migrations."""
+    """Create a directory for a run, with an MLflow store that needs no migrations."""
     home = base / f"{number:03d}"
     home.mkdir()
     shutil.copy(base / "mlflow.db", home)
@@ -248,7 +248,7 @@ def new_home(kind: Kind, base: Path, number: int) -> Path:
 
 
 def baseline(kind: Kind, base: Path, number: int) -> None:
-    """Run the command once without any kill: what all others must leave."""
+    """Run the command once without a kill, as the reference for all others."""
     kind.home, counts = new_home(kind, base, number), base / f"counts-{number}"
     counts.mkdir()
     os.environ["CHAOS_COUNTS"] = str(counts)
@@ -267,7 +267,7 @@ def baseline(kind: Kind, base: Path, number: int) -> None:
 
 
 def run(kind: Kind, home: Path, moments: list[str], rng: random.Random) -> list[Kill]:
-    """One run, killed at each of the moments in turn as long as it is not done, and then let run to its end."""
+    """Kill one run at each of the moments in turn until it is done, then let it finish."""
     kills, planted = list[Kill](), set[Path]()
     for moment in [*moments, "none"]:
         planted |= plant(home)
@@ -277,7 +277,7 @@ def run(kind: Kind, home: Path, moments: list[str], rng: random.Random) -> list[
     kills = kills[: len(moments)]  # the last one was none
     found = kind.outcome(home) if done else {}
     differ = [name for name, value in kind.expected.items() if found.get(name) != value]
-    differ += [] if are_whole(planted) else ["files of others"]
+    differ += [] if are_intact(planted) else ["files of others"]
     for each in kills:
         each.resumed, each.identical = done, not differ
     if differ:
@@ -293,9 +293,8 @@ def table(kills: list[Kill]) -> str:
             f"| {key[0]} | {key[1]} | {len(these)} | {sum(each.resumed for each in these)} "
             f"| {sum(each.identical for each in these)} |"
         )
-    lines.append(
-        f"| all | | {len(kills)} | {sum(k.resumed for k in kills)} | {sum(k.identical for k in kills)} |"
-    )
+    resumed, identical = sum(k.resumed for k in kills), sum(k.identical for k in kills)
+    lines.append(f"| all | | {len(kills)} | {resumed} | {identical} |")
     return "\n".join(lines)
 
 
@@ -315,7 +314,8 @@ def main() -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from lth_scale.tracking.mlflow.connection import connect; connect(sys.argv[1])",
+            "import sys\nfrom lth_scale.tracking.mlflow.connection import connect\n"
+            "connect(sys.argv[1])",
             f"sqlite:///{base / 'mlflow.db'}",
         ],
         check=True,

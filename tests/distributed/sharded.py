@@ -284,7 +284,7 @@ def search_rounds(directory: Path, kind: str, first: int, last: int) -> dict:
         "rewind_step": "1",
     }
     args = resolve({name: value for name, value in given.items() if value is not None})
-    search, done = Search.begin(args, RunDirectory.open(args)), Search.is_complete
+    search, done = Search.open(args, RunDirectory.open(args)), Search.is_complete
     trained = [k for k in search.rounds if not done(search, k)]
     Search.is_complete = lambda self, k, control="none": k > last or done(self, k, control)
     imp(search)

@@ -1,6 +1,5 @@
 """Every format of every family loads back and answers as before, to the bit where it promises that; or is refused."""
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -15,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from test_families import FAMILIES
 
 from lth_scale import Ticket, load_exported
+from lth_scale.config import files, manifest
 from lth_scale.config.errors import BadInput, Stopped
 from lth_scale.export import build_parser, main
 from lth_scale.pruning.prunable_set import prunable
-from lth_scale.shipping.export import disk, locations
+from lth_scale.shipping.export import disk
 from lth_scale.shipping.export.export import export
 from lth_scale.shipping.export.formats import (
     pack_compact,
@@ -30,7 +30,7 @@ from lth_scale.shipping.export.formats import (
     unpack_compact,
     unpack_csr,
 )
-from lth_scale.shipping.export.locations import KINDS, MANIFEST, opened, seal
+from lth_scale.shipping.export.locations import KINDS, MANIFEST, read_verified, write_manifest
 from lth_scale.shipping.export.source import load_source, real_inputs
 
 HEADS = {
@@ -297,14 +297,14 @@ def test_no_byte_of_the_manifest_can_change(made):
     for at in range(0, len(whole), 3):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 + at % 7)]) + whole[at + 1 :])
         with pytest.raises(BadInput, match=MANIFEST):
-            opened(made)
+            read_verified(made)
 
 
 FIRST, NORM = "bert.encoder.layer.0.attention.self.query.weight", "bert.embeddings.LayerNorm.bias"
 
 
 def repack(directory: Path, change) -> None:
-    path = directory / KINDS[opened(directory)["kind"]].file
+    path = directory / KINDS[read_verified(directory)["kind"]].file
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, {"format": "pt"})
@@ -364,14 +364,7 @@ def config(**changes):
 )
 def test_a_forged_export_with_a_digest_of_its_own_is_refused(made, forge, named):
     forge(made)
-    seal(
-        made,
-        {
-            key: value
-            for key, value in opened_anyway(made).items()
-            if key not in ("sha256", "files")
-        },
-    )
+    write_manifest(made, opened_anyway(made))
     with pytest.raises(BadInput, match=named) as said:
         load_exported(made)
     assert "\n" not in str(said.value)
@@ -387,8 +380,7 @@ def opened_anyway(directory: Path) -> dict:
 )
 def test_a_forged_manifest_is_refused(made, change):
     held = {key: value for key, value in opened_anyway(made).items() if key != "sha256"} | change
-    held["sha256"] = hashlib.sha256(locations._text(held)).hexdigest()
-    (made / MANIFEST).write_bytes(locations._text(held))
+    (made / MANIFEST).write_bytes(manifest.seal(files.as_json(held)))
     with pytest.raises(BadInput, match=MANIFEST):
         load_exported(made)
 
@@ -396,14 +388,7 @@ def test_a_forged_manifest_is_refused(made, change):
 @pytest.mark.parametrize("made", ["compact"], indirect=True)
 def test_no_code_for_attention_is_fetched_that_a_config_names(made):
     configure(made, attn_implementation="somebody/kernels", _attn_implementation="somebody/kernels")
-    seal(
-        made,
-        {
-            key: value
-            for key, value in opened_anyway(made).items()
-            if key not in ("sha256", "files")
-        },
-    )
+    write_manifest(made, opened_anyway(made))
     assert load_exported(made).config._attn_implementation in ("sdpa", "eager")
 
 
@@ -414,7 +399,7 @@ def test_a_search_and_its_last_round_are_exported_with_the_zeros_of_the_ticket(s
     out = search()
     for source in (out, out / "rounds/03", out / "rounds/03/model"):
         export(str(source), "compact", tmp_path / f"of-{source.name}")
-    assert len({opened(path)["source_sha256"] for path in tmp_path.glob("of-*")}) == 1
+    assert len({read_verified(path)["source_sha256"] for path in tmp_path.glob("of-*")}) == 1
     held = load_source(str(out))
     assert held.run["task"] == "sst2" and held.sparsity == pytest.approx(0.3, abs=1e-3)
     assert (

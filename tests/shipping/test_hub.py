@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from lth_scale import Ticket, load_exported
 from lth_scale import hub as door
-from lth_scale.config import hub_access
+from lth_scale.config import files, hub_access, manifest
 from lth_scale.config.errors import BadInput, Stopped
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.pruning.ticket import digest
@@ -329,11 +329,10 @@ def test_a_manifest_that_lists_what_no_push_makes_is_refused(server, tmp_path, n
 
 def seal_with(directory: Path, content: dict, name: str) -> bytes:
     """export.json of a directory that lists one file more."""
-    made = locations.seal(directory, content)
-    made = {**made, "files": {**made["files"], name: hashlib.sha256(b"evil").hexdigest()}}
-    bare = {key: value for key, value in made.items() if key != "sha256"}
-    made["sha256"] = hashlib.sha256(locations._text(bare)).hexdigest()
-    return locations._text(made)
+    made = locations.write_manifest(directory, content)
+    del made["sha256"]
+    made["files"][name] = hashlib.sha256(b"evil").hexdigest()
+    return manifest.seal(files.as_json(made))
 
 
 def test_a_card_that_was_edited_is_left_behind_and_an_older_push_stays_good(server, run, tmp_path):
@@ -342,14 +341,12 @@ def test_a_card_that_was_edited_is_left_behind_and_an_older_push_stays_good(serv
     out = pull.pull(REPO, tmp_path / "pulled")
     assert not (out / "README.md").exists() and (out / ".eval_results/sst2.yaml").is_file()
     assert load_exported(out).num_parameters() and pull.pull(REPO, out) == out
-    manifest = json.loads((out / "export.json").read_text())
+    content = json.loads((out / "export.json").read_text())
     (out / "compact/export.json").rename(
         tmp_path / "compact.json"
     )  # what version 0.1.0 did not list
     shutil.rmtree(out / ".eval_results")
-    locations.seal(
-        out, {key: value for key, value in manifest.items() if key not in ("files", "sha256")}
-    )
+    locations.write_manifest(out, content)
     server.files(REPO)["export.json"] = (out / "export.json").read_bytes()
     server.repos[REPO].commits.append(dict(server.files(REPO)))
     older = pull.pull(REPO, tmp_path / "older")
@@ -380,10 +377,8 @@ def test_weights_that_are_not_zero_where_the_ticket_prunes_are_refused(server, r
     other = Ticket.load(out / "ticket.safetensors")
     other.masks = {name: ~mask for name, mask in other.masks.items()}
     other.save(out / "ticket.safetensors")
-    manifest = json.loads((out / "export.json").read_text())
-    locations.seal(
-        out, {key: value for key, value in manifest.items() if key not in ("files", "sha256")}
-    )
+    content = json.loads((out / "export.json").read_text())
+    locations.write_manifest(out, content)
     with pytest.raises(BadInput, match="is not zero where the ticket prunes"):
         pull.verify(out)
 

@@ -12,7 +12,7 @@ from lth_scale.config.resolution import parse
 from lth_scale.shipping.export.source import read_config
 from lth_scale.tasks import registry
 from lth_scale.tasks.loading import load_tokenizer
-from lth_scale.training.batches import take
+from lth_scale.training.batches import select_rows
 
 ODD = [
     {"return_dict": False},
@@ -32,7 +32,7 @@ ODD = [
 def outcome(flags: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and outputs of a batch."""
     task = registry.load_task(parse(flags, "t", "t"))
-    batch = task.eval_collate(take(task.validation, [0, 1, 2, 3]))
+    batch = task.eval_collate(select_rows(task.validation, [0, 1, 2, 3]))
     with torch.no_grad():
         return task.loss(task.model.eval(), batch)
 

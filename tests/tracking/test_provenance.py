@@ -21,7 +21,7 @@ from lth_scale.science import runner
 from lth_scale.science.plans import Job, Plan
 from lth_scale.tracking import provenance
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.training.search import check_dense
+from lth_scale.training.dense_round import check_dense
 
 # Model, data, and a search that died in round 1 of 2.
 OLD = Path(__file__).with_name("begun_by_0.1.0.tar.xz")
@@ -292,7 +292,7 @@ def test_a_dense_network_of_other_data_is_refused(search, own, tmp_path):
     rewrite(tmp_path / "data/train.jsonl", '"label": 1', '"label": 0')
     with pytest.raises(
         BadInput,
-        match=r"--dense \S+: was trained otherwise \(--dataset_path: train\.jsonl was sha256",
+        match=r"--dense \S+: trained differently \(--dataset_path: train\.jsonl was sha256",
     ):
         search(**flags)
     rewrite(tmp_path / "data/train.jsonl", '"label": 0', '"label": 1')
@@ -463,5 +463,5 @@ def test_damaged_facts_are_named(damage, small, own, tmp_path):
     (tmp_path / "out/arguments.json").write_text(json.dumps(written))
     with pytest.raises(BadInput, match=r"arguments\.json is damaged"):
         RunDirectory.open(args)
-    with pytest.raises(BadInput, match="is no search, or a damaged one"):
+    with pytest.raises(BadInput, match="not a search, or damaged"):
         check_dense(replace(args, dense=args.output_dir), 0, {})

@@ -1,4 +1,4 @@
-"""A round that is killed between two steps goes on there and finds, to the last bit, what it would have found."""
+"""A round that is killed between two steps resumes there, bit for bit."""
 
 import hashlib
 import json
@@ -12,17 +12,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lth_scale.config import files
+from lth_scale.config import listing
 from lth_scale.config.errors import Stopped
 from lth_scale.config.resolution import parse
 from lth_scale.tasks import registry
-from lth_scale.training import batches, checkpoints, environment, loop, networks
+from lth_scale.training import batches, checkpoints, environment, evaluation, loop, networks
 
 VARIABLE = ("seconds", "peak_memory")
 
 
 class Killed(BaseException):
-    """What stands for a kill within the test's own process; tests/chaos has the real one."""
+    """Stands for a kill within the test's own process; tests/chaos has real ones."""
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def die(monkeypatch):
 
 
 def outcome(run: Path) -> dict:
-    """Everything in a finished run's directory that must not depend on how often it was stopped."""
+    """What must not depend on how often a run was stopped."""
     found = {}
     for path in sorted(run.rglob("*")):
         if (
@@ -116,7 +116,7 @@ def test_a_transfer_goes_on_too(transfer, die, tmp_path):
     assert outcome(transfer(1, 2, output_dir=tmp_path / "parts", **flags)) == outcome(whole)
 
 
-@pytest.mark.parametrize(("owner", "name"), [(checkpoints, "remove"), (files, "remove_listed")])
+@pytest.mark.parametrize(("owner", "name"), [(checkpoints, "remove"), (listing, "remove_listed")])
 def test_what_a_kill_kept_a_complete_round_from_deleting_is_gone_in_the_end(
     owner, name, search, monkeypatch, tmp_path
 ):
@@ -145,7 +145,7 @@ def test_what_a_kill_kept_a_complete_round_from_deleting_is_gone_in_the_end(
 
 @pytest.fixture
 def stopped(search, die, tmp_path, capfd):
-    """The home of two checkpoints, after steps 2 and 4 of a round that died in step 5, and the command to go on."""
+    """A round that died in step 5, with checkpoints 2 and 4, and the command to resume it."""
     flags = dict(max_steps=5, save_steps=2, target_sparsity=0.1, output_dir=tmp_path / "parts")
     die(5)
     with pytest.raises(Killed):
@@ -199,7 +199,7 @@ def test_without_any_whole_checkpoint_the_round_starts_again(stopped, search, tm
 @pytest.mark.parametrize("key", ["world_size", "sharding", "began", "seed", "format"])
 def test_a_checkpoint_of_another_number_of_ranks_or_kind_is_left_out_and_it_says_why(key, stopped):
     home, go_on = stopped
-    for path in checkpoints.found(home):
+    for path in checkpoints.list_checkpoints(home):
         agreed = json.loads((path / "checkpoint.json").read_text())
         (path / "checkpoint.json").write_text(json.dumps(agreed | {key: 4}))
         (path / "complete").write_text(
@@ -216,7 +216,7 @@ def test_a_finished_round_keeps_no_checkpoint_and_one_in_training_the_last_two(
 
     def watched(net, home, *more):
         save(net, home, *more)
-        seen.append([path.name for path in checkpoints.found(home)])
+        seen.append([path.name for path in checkpoints.list_checkpoints(home)])
 
     monkeypatch.setattr(checkpoints, "save", watched)
     out = search(max_steps=4, save_steps=1, target_sparsity=0)
@@ -238,9 +238,10 @@ def test_a_clock_that_steps_back_costs_no_checkpoint(keep, stopped, search, die,
     with pytest.raises(Stopped, match=r"checkpoint-5 is written"):
         search(output_dir=tmp_path / "parts", **flags)
     assert (home / "checkpoint-5/complete").is_file()
-    assert [path.name for path in checkpoints.found(home)] == ["checkpoint-5", "checkpoint-4"][
-        :keep
-    ]
+    assert [path.name for path in checkpoints.list_checkpoints(home)] == [
+        "checkpoint-5",
+        "checkpoint-4",
+    ][:keep]
     whole = search(output_dir=tmp_path / "whole", **flags)
     assert outcome(search(output_dir=tmp_path / "parts", **flags)) == outcome(whole)
 
@@ -255,11 +256,11 @@ def test_a_checkpoint_of_a_later_step_neither_outlives_the_one_just_written_nor_
 
     def watched(net, home, *more):
         save(net, home, *more)
-        seen.append([path.name for path in checkpoints.found(home)])
+        seen.append([path.name for path in checkpoints.list_checkpoints(home)])
 
     monkeypatch.setattr(checkpoints, "save", watched)
     go_on(save_steps=1, save_total_limit=1)
-    assert seen[0] == ["checkpoint-9", "checkpoint-5"] and not checkpoints.found(home)
+    assert seen[0] == ["checkpoint-9", "checkpoint-5"] and not checkpoints.list_checkpoints(home)
 
 
 def test_sigterm_writes_a_checkpoint_and_stops(search, die, tmp_path):
@@ -286,16 +287,17 @@ def test_sigusr1_writes_a_checkpoint_and_the_training_goes_on(search, die, monke
 def test_a_signal_is_heeded_during_evaluation(search, monkeypatch, tmp_path):
     flags = dict(max_steps=4, save_steps=0, target_sparsity=0, per_device_eval_batch_size=4)
     whole = search(output_dir=tmp_path / "whole", **flags)
-    collate, calls = batches.take, []
+    select_rows, calls = batches.select_rows, []
 
-    def take(rows, numbers):
+    def watched(rows, numbers):
         calls.append(numbers)
         if len(calls) == 6:  # four batches of training, and the second of five
             os.kill(os.getpid(), signal.SIGTERM)
-        return collate(rows, numbers)
+        return select_rows(rows, numbers)
 
-    monkeypatch.setattr(batches, "take", take)
-    monkeypatch.setattr(networks, "check_forward", lambda task, args: None)  # which takes rows too
+    for module in (batches, evaluation):
+        monkeypatch.setattr(module, "select_rows", watched)
+    monkeypatch.setattr(networks, "check_forward", lambda task, args: None)  # it selects rows too
     with pytest.raises(Stopped, match="checkpoint-4 is written"):
         search(output_dir=tmp_path / "parts", **flags)
     assert len(calls) == 6
@@ -318,10 +320,10 @@ def test_a_full_disk_stops_the_run_with_what_it_had_and_it_goes_on_once_there_is
 
     monkeypatch.setattr(checkpoints, "save_file", full)
     with pytest.raises(
-        Stopped, match=r"checkpoint-4 could not be written .*No space left.*free some room"
+        Stopped, match=r"checkpoint-4 could not be written .*No space left.*free some space"
     ):
         search(output_dir=tmp_path / "parts", **flags)
-    assert [path.name for path in checkpoints.found(tmp_path / "parts/rounds/00")] == [
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "parts/rounds/00")] == [
         "checkpoint-2"
     ]
     monkeypatch.setattr(checkpoints, "save_file", save)
@@ -331,7 +333,7 @@ def test_a_full_disk_stops_the_run_with_what_it_had_and_it_goes_on_once_there_is
 
 @pytest.fixture
 def written(small, tmp_path):
-    """A network two steps into a round, its checkpoint, and what puts it back at the round's start."""
+    """A network two steps into a round, its checkpoint, and a function that restarts it."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -40,7 +40,7 @@ def test_the_teacher_is_the_dense_network_as_trained_from_round_one_on(
 
     def watch(net, batch):
         weights = (
-            {name: w.clone() for name, w in net.teacher.named_parameters()} if net.taught else {}
+            {name: w.clone() for name, w in net.teacher.named_parameters()} if net.distills else {}
         )
         taught.append(weights)
         return loss_of(net, batch)

@@ -1,4 +1,4 @@
-"""training.py: batches that depend on their number alone, and evaluation that does not depend on batches."""
+"""Batches depend on their number alone, and scores do not depend on batches."""
 
 import platform
 import re
@@ -13,6 +13,7 @@ from lth_scale.config.resolution import parse
 from lth_scale.tasks import registry
 from lth_scale.training import environment, loop, networks, optimizers
 from lth_scale.training.batches import Batches
+from lth_scale.training.forward_check import check_forward
 
 
 @pytest.fixture
@@ -50,12 +51,14 @@ def test_rows_that_a_network_cannot_read_in_training_are_found_before_it_is_prep
         return forward(input_ids, **others)
 
     state = torch.get_rng_state()
-    networks.check_forward(task, args)
+    check_forward(task, args)
     assert torch.equal(state, torch.get_rng_state())
     monkeypatch.setattr(task.model, "forward", only_multiples_of_8)
-    said = r"--model_name_or_path .* cannot read the rows of --task sst2 \(.* multiple of 8\); give another encoder"
-    with pytest.raises(BadInput, match=said):
-        networks.check_forward(task, args)
+    message = (
+        r"--model_name_or_path .* cannot read the rows of --task sst2 \(.* multiple of 8\); use"
+    )
+    with pytest.raises(BadInput, match=message):
+        check_forward(task, args)
     shortest = min(len(ids) for ids in task.train["input_ids"])
     assert seen[0] == (1, shortest)
 
@@ -75,7 +78,7 @@ def test_a_row_without_a_token_is_named_by_its_split_and_number(split, loaded):
         BadInput,
         match=rf"--dataset_path .*: {split}: row 3 is empty, .*; fill it, or remove the row",
     ):
-        networks.check_forward(replace(task, **changed), args)
+        check_forward(replace(task, **changed), args)
 
 
 def test_a_batch_is_a_function_of_its_number(loaded):
@@ -114,7 +117,7 @@ def test_batches_of_a_classification_task_hold_rows_of_similar_length(loaded):
 
 
 def test_worker_processes_change_nothing(small, command, tmp_path):
-    # processes of their own: what other tests ran in this one may change how its floats round, or not survive a fork
+    # In new processes: other tests may have changed how floats round here, or not survive a fork.
     for workers in (0, 1):
         done = command(
             "lth_scale.imp",
@@ -173,7 +176,7 @@ def test_bf16_on_a_cpu_that_imitates_it_is_told_of_once(bf16, imitates, small, m
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setattr(environment, "imitates_bf16", lambda: imitates)
+    monkeypatch.setattr(environment, "emulates_bf16", lambda: imitates)
     environment.make_accelerator(parse(small(bf16=bf16), "t", "t"))
     said = [record.getMessage() for record in caplog.records if record.name == "lth_scale"]
     assert len(said) == bool(bf16 and imitates) and all(
@@ -185,11 +188,11 @@ def test_a_flag_that_overrules_the_launchers_precision_is_told_of(small, monkeyp
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setattr(environment, "imitates_bf16", lambda: False)
+    monkeypatch.setattr(environment, "emulates_bf16", lambda: False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     accelerator = environment.make_accelerator(parse(small(bf16=True), "t", "t"))
-    assert environment.in_force(accelerator)["precision"] == "bf16"
-    assert "the launcher's precision, fp16, is overruled: this is bf16" in caplog.text
+    assert environment.settings_in_force(accelerator)["precision"] == "bf16"
+    assert "the launcher's precision, fp16, is overridden: this run uses bf16" in caplog.text
 
 
 @pytest.mark.skipif(
@@ -198,7 +201,7 @@ def test_a_flag_that_overrules_the_launchers_precision_is_told_of(small, monkeyp
 )
 def test_a_cpu_imitates_bf16_unless_it_says_that_it_has_the_instructions():
     flags = set(re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)[1].split())
-    assert environment.imitates_bf16() == (not flags & {"avx512_bf16", "amx_tile"})
+    assert environment.emulates_bf16() == (not flags & {"avx512_bf16", "amx_tile"})
 
 
 def test_a_search_with_the_8_bit_optimizer_holds_its_masks(search):
@@ -211,23 +214,19 @@ def test_a_search_with_the_8_bit_optimizer_holds_its_masks(search):
     assert (out / "complete").exists()
 
 
-def test_a_step_that_overflows_under_a_gradient_scaler_changes_nothing_and_a_restart_restores_the_scale(
-    small,
-):
+def test_a_step_that_overflows_changes_nothing_and_a_restart_restores_the_loss_scale(small):
     """fp16 needs a GPU in Accelerate; the scaler that skips its steps does not."""
     from accelerate.state import AcceleratorState
 
     from lth_scale.pruning import masking
-    from lth_scale.training.run import first_ticket
+    from lth_scale.training.tickets import initial_ticket
 
     AcceleratorState._reset_state(reset_partial_state=True)
     args = parse(small(), "t", "t")
     accelerator = environment.make_accelerator(args)
     accelerator.scaler = torch.amp.GradScaler("cpu")
     net = networks.prepare(accelerator, registry.load_task(args), args)
-    masks = {
-        name: torch.rand(mask.shape) > 0.5 for name, mask in first_ticket(args, net).masks.items()
-    }
+    masks = {name: torch.rand(mask.shape) > 0.5 for name, mask in initial_ticket(net).masks.items()}
     theta = net.initial
     networks.restart(net, theta, masks, 0, 1)
     before = net.engine.full_weights()

@@ -19,7 +19,7 @@ from lth_scale.config.redaction import without_secrets
 from lth_scale.config.texts import brief, printable
 from lth_scale.pruning.ticket import digest
 from lth_scale.shipping.export.formats import FORMATS, Parts, targets, unique_state
-from lth_scale.shipping.export.locations import FORMAT, KINDS, opened, seal
+from lth_scale.shipping.export.locations import FORMAT, KINDS, read_verified, write_manifest
 from lth_scale.shipping.export.source import Source, class_of, read_config, real_inputs, takes
 from lth_scale.tasks.library_logs import quiet
 from lth_scale.tracking.versions import versions
@@ -68,7 +68,7 @@ def fill(directory: Path, source: Source, content: dict[str, Any]) -> dict[str, 
         content["outputs"] = write_onnx(source, directory, batches[0])
     else:
         write(source, kind, dtype, directory)
-    seal(directory, content | {"difference": {}})
+    write_manifest(directory, content | {"difference": {}})
     apart = difference(source.model, load_network(directory), batches)
     if not apart["relative"] < (CLOSE if dtype == "float32" else float("inf")):
         raise Stopped(
@@ -83,7 +83,7 @@ def fill(directory: Path, source: Source, content: dict[str, Any]) -> dict[str, 
             raise Stopped(
                 "--format onnx: model.int8.onnx answers with NaN or infinity; nothing was kept: give another"
             )
-    return seal(directory, content)
+    return write_manifest(directory, content)
 
 
 def write(source: Source, kind: str, dtype: str, directory: Path) -> None:
@@ -105,7 +105,7 @@ def load_network(directory: Path, dense: bool = False) -> PreTrainedModel:
 
     Raises BadInput where a file is damaged or missing, is no network of transformers, or cannot run here.
     """
-    made = opened(directory)
+    made = read_verified(directory)
     kind, file = made["kind"], directory / KINDS[made["kind"]].file
     if dense and kind in ("2:4", "onnx"):
         raise BadInput(

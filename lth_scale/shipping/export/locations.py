@@ -1,7 +1,5 @@
 """Where an export comes from and goes to, and whether it is whole: all that needs no torch."""
 
-import hashlib
-import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -11,6 +9,7 @@ from typing import Any, NamedTuple
 from lth_scale.config import files, run_files
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
+from lth_scale.config.manifest import Manifest
 from lth_scale.config.resolution import HUB_NAME
 from lth_scale.tasks.locations import embedded_path
 
@@ -54,6 +53,7 @@ KINDS = {
         "for ONNX Runtime; model.int8.onnx (dynamic int8) lies beside it",
     ),
 }
+OWN_KEYS = ("format", "files", "sha256")  # of export.json, beside its facts
 TYPES = {
     "dtype": str,
     "architecture": str,
@@ -63,9 +63,7 @@ TYPES = {
     "pruned": int,
     "prunable": int,
     "dense_bytes": int,
-    "files": dict,
     "difference": dict,
-    "sha256": str,
 }
 
 
@@ -146,32 +144,35 @@ def _whole(place: Place) -> Place:
     return place
 
 
-def seal(directory: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Write export.json: `content`, the SHA-256 of every other file, and that of all this. Returns it."""
-    paths = sorted(
-        path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST
-    )
-    made = {
-        **content,
-        "files": {path.relative_to(directory).as_posix(): files.sha256(path) for path in paths},
-    }
-    made["sha256"] = hashlib.sha256(_text(made)).hexdigest()
-    files.write_bytes(directory / MANIFEST, _text(made))
-    return made
+def write_manifest(directory: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Write export.json: `content`, the SHA-256 of every other file, and a seal. Returns it."""
+    facts = {key: value for key, value in content.items() if key not in OWN_KEYS}
+    paths = (path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file())
+    names = [path.as_posix() for path in paths if path != Path(MANIFEST)]
+    digests = {name: files.sha256(directory / name) for name in names}
+    manifest = Manifest(FORMAT, digests, facts)
+    manifest.write(directory / MANIFEST, sealed=True)
+    return content_of(manifest)
 
 
-def opened(directory: Path) -> dict[str, Any]:
-    """export.json of a whole export. Raises BadInput, naming the file that was changed, is cut or is missing.
+def content_of(manifest: Manifest) -> dict[str, Any]:
+    """Return export.json as a dictionary."""
+    return {**manifest.content, "sha256": manifest.digest}
 
-    A card may be edited, or be gone.
+
+def read_verified(directory: Path) -> dict[str, Any]:
+    """Read export.json and verify every file. Raises BadInput for one that is missing or changed.
+
+    The model card may be edited or missing.
     """
-    made = manifest(directory)
-    for name, digest in made["files"].items():
-        if not is_card(name) and not is_whole(directory / name, digest):
-            raise BadInput(
-                f"{directory}/{name}: is missing or was changed since it was exported; export or copy again"
-            )
-    return made
+    manifest = read_manifest(directory)
+    names = (name for name in manifest.files if not is_card(name))
+    if damaged := manifest.first_damaged(directory, names):
+        raise BadInput(
+            f"{directory}/{damaged}: missing, or changed since it was exported; "
+            "export or copy it again"
+        )
+    return content_of(manifest)
 
 
 def is_card(name: str) -> bool:
@@ -179,45 +180,30 @@ def is_card(name: str) -> bool:
     return name == "README.md" or name.startswith(".eval_results/")
 
 
-def is_whole(path: Path, digest: str) -> bool:
-    """True where a file is there and has this SHA-256."""
-    return path.is_file() and files.sha256(path) == digest
-
-
-def manifest(directory: Path) -> dict[str, Any]:
-    """export.json by itself, whose files are not read. Raises BadInput where it is damaged or missing."""
+def read_manifest(directory: Path) -> Manifest:
+    """Read export.json without verifying its files. Raises BadInput if it is damaged or missing."""
     try:
-        path = directory / MANIFEST
-        files.check_regular(path)
-        if path.stat().st_size > LARGEST:
-            raise ValueError("it is too large")
-        raw = path.read_bytes()
-        made = json.loads(raw)
-        _check(made, raw)
-    except (OSError, ValueError, RecursionError) as problem:
+        manifest = Manifest.read(directory / MANIFEST, FORMAT, sealed=True, limit=LARGEST)
+        _check(manifest)
+    except (OSError, ValueError) as problem:
         raise BadInput(
-            f"{directory}/{MANIFEST}: not a whole {FORMAT} file ({problem}); export or copy again"
+            f"{directory}/{MANIFEST}: not an intact {FORMAT} file ({problem}); "
+            "export or copy it again"
         ) from problem
-    return made
+    return manifest
 
 
-def _check(made: Any, raw: bytes) -> None:
-    if not isinstance(made, dict) or made.get("format") != FORMAT or made.get("kind") not in KINDS:
-        raise ValueError("it is of another format or kind")
-    if wrong := [key for key, kind in TYPES.items() if type(made.get(key)) is not kind]:
-        raise ValueError(f"its {wrong[0]} cannot be")
-    bare = {key: value for key, value in made.items() if key != "sha256"}
-    if raw != _text(made) or hashlib.sha256(_text(bare)).hexdigest() != made["sha256"]:
-        raise ValueError("it was changed since it was written: its sha256 differs")
-    kind = KINDS[made["kind"]]
-    if made["dtype"] not in kind.dtypes or not {"config.json", kind.file} <= made["files"].keys():
-        raise ValueError("its dtype or files are not those of its kind")
-    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in made["files"]):
-        raise ValueError("it names files elsewhere")
-
-
-def _text(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+def _check(manifest: Manifest) -> None:
+    facts = manifest.facts
+    if facts.get("kind") not in KINDS:
+        raise ValueError("unknown kind")
+    if wrong := [key for key, kind in TYPES.items() if type(facts.get(key)) is not kind]:
+        raise ValueError(f"invalid value of {wrong[0]}")
+    kind = KINDS[facts["kind"]]
+    if facts["dtype"] not in kind.dtypes or not {"config.json", kind.file} <= manifest.files.keys():
+        raise ValueError("its dtype or files do not belong to its kind")
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in manifest.files):
+        raise ValueError("it lists files outside the directory")
 
 
 def is_taken(directory: Path) -> bool:
@@ -240,7 +226,7 @@ def check_output(directory: Path, kind: str, dtype: str) -> dict[str, Any]:
         return {}
     if not (directory / MANIFEST).is_file():
         raise BadInput(f"{name}: is there already, and is no export; give another")
-    made = opened(directory)
+    made = read_verified(directory)
     if (made["kind"], made["dtype"]) != (kind, dtype):
         raise BadInput(
             f"{name}: holds another export ({made['kind']} in {made['dtype']}); give another"

@@ -1,0 +1,40 @@
+"""From trained weights to the next mask, wherever the pieces lie."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lth_scale.config.arguments import Arguments
+from lth_scale.pruning import patterns, scores
+from lth_scale.pruning.prunable_set import transposed
+from lth_scale.training.networks import Network
+
+
+def prune_to(
+    sparsity: float,
+    masks: dict[str, Tensor],
+    net: Network,
+    args: Arguments,
+    movement: Mapping[str, Tensor],
+) -> float:
+    """Update this rank's masks in place to a sparsity, and return the threshold.
+
+    movement: the scores of this rank's pieces; without any, the weights themselves are scored.
+    """
+    engine, targets = net.engine, net.targets
+    orientation = patterns.oriented(
+        transposed(engine.meta_model),
+        lambda name, part: engine.all_gather(part, targets[name]),
+        lambda name, whole: targets[name].cut(whole),
+    )
+    weights = {name: piece.master() for name, piece in targets.items()}
+    return patterns.prune(
+        dict(movement) or weights,
+        masks,
+        sparsity,
+        args.scope,
+        args.pattern,
+        engine.ranks,
+        orientation,
+        scores.SCORES[args.score],
+    )
