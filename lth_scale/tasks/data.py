@@ -14,6 +14,7 @@ from lth_scale.config import files
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import first_line
+from lth_scale.distributed import compat
 from lth_scale.tasks import tokenization
 from lth_scale.tasks.cache import cached, fingerprint, materialize, settle_for_cache
 from lth_scale.tasks.jsonl import ANSWERS, Bounds, Columns, read_rows, shown
@@ -138,7 +139,7 @@ def encode(rows: Dataset, function: Callable, tokenizer: Any, **arguments: Any) 
     (A tokenizer's own hash changes as it is used, so `datasets` cannot key on it.)
     """
     key = fingerprint(
-        rows._fingerprint,
+        compat.fingerprint(rows),
         function.__qualname__,
         tokenization.key(tokenizer),
         sorted(arguments.items()),

@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from lth_scale.config.arguments import Training
+from lth_scale.distributed import compat
 from lth_scale.tasks import data, data_warnings, metrics, tokenization
 from lth_scale.tasks.base import Batch, Task, labelled, prediction_rows, prediction_scores
 from lth_scale.tasks.loading import check_labels, load_model, load_tokenizer
@@ -142,7 +143,7 @@ def load_glue(args: Training) -> Task:
         base_sha256=loaded.base_sha256,
         remark=loaded.remark,
         tokenizer=tokenizer,
-        revision=getattr(model.config, "_commit_hash", None) or "",
+        revision=compat.commit_hash(model.config),
         train=encoded["train"],
         validation=encoded[family.validation],
         collate=collate,

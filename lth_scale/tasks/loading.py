@@ -23,13 +23,14 @@ from transformers.models.auto.tokenization_auto import (
     get_tokenizer_config,
     tokenizer_class_from_name,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from lth_scale.config import caches
 from lth_scale.config.arguments import Training, is_local, lasting
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief, first_line
+from lth_scale.distributed import compat
 from lth_scale.distributed.encoder import base_model
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.pruning.ticket import base_digest
@@ -313,27 +314,23 @@ def tensor_kinds(args: Training) -> dict[str, str]:
 
     Raises ValueError for other formats, and where an index and its parts do not agree.
     """
-    options: dict[str, Any] = dict.fromkeys(
-        (f"_raise_exceptions_for_{what}" for what in ("missing_entries", "connection_errors")),
-        False,
-    )
-    options |= {"revision": args.model_revision or "main"}
-    index = cached_file(model_path(args), SAFE_WEIGHTS_INDEX_NAME, **options)
+    path, revision = model_path(args), args.model_revision or "main"
+    index = compat.cached_checkpoint_file(path, SAFE_WEIGHTS_INDEX_NAME, revision)
     parts = json.loads(Path(index).read_bytes())["weight_map"] if index else {}
     for part in parts.values():
         if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", part):
             raise ValueError(
                 f"{SAFE_WEIGHTS_INDEX_NAME} names {part!r}, which is no safetensors file beside it"
             )
-    whole = cached_file(model_path(args), SAFE_WEIGHTS_NAME, **options)
+    whole = compat.cached_checkpoint_file(path, SAFE_WEIGHTS_NAME, revision)
     if whole is not None:
         return _kinds(whole)
     kinds: dict[str, str] = {}
     for part in sorted(set(parts.values())):
-        path = cached_file(model_path(args), part, **options)
-        if path is None:
+        file = compat.cached_checkpoint_file(path, part, revision)
+        if file is None:
             raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} names {part}, which is not there")
-        kinds |= _kinds(path)
+        kinds |= _kinds(file)
     if absent := sorted(parts.keys() - kinds.keys()):
         raise ValueError(
             f"{SAFE_WEIGHTS_INDEX_NAME} names {absent[0]}, which {parts[absent[0]]} has not"

@@ -14,6 +14,7 @@ from transformers import (
 
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput
+from lth_scale.distributed import compat
 from lth_scale.distributed.encoder import base_model
 from lth_scale.tasks import cache, data, data_warnings, locations, metrics, tokenization
 from lth_scale.tasks.base import Batch, Task, labelled, prediction_rows, prediction_scores
@@ -179,7 +180,7 @@ def load_mlm(args: Training) -> Task:
         base_sha256=loaded.base_sha256,
         remark=loaded.remark,
         tokenizer=tokenizer,
-        revision=getattr(model.config, "_commit_hash", None) or "",
+        revision=compat.commit_hash(model.config),
         train=train,
         validation=validation,
         collate=DataCollatorForLanguageModeling(tokenizer),

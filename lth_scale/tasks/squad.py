@@ -17,6 +17,7 @@ from transformers import (
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief
+from lth_scale.distributed import compat
 from lth_scale.tasks import data, data_warnings, metrics, tokenization
 from lth_scale.tasks.base import Batch, Task, labelled
 from lth_scale.tasks.loading import load_model, load_tokenizer
@@ -278,7 +279,7 @@ def load_squad(args: Training) -> Task:
         base_sha256=loaded.base_sha256,
         remark=loaded.remark,
         tokenizer=tokenizer,
-        revision=getattr(model.config, "_commit_hash", None) or "",
+        revision=compat.commit_hash(model.config),
         train=train.remove_columns([*SPANS, "part"]),
         validation=validation.remove_columns("part"),
         collate=pad,

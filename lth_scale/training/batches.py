@@ -8,9 +8,9 @@ import pyarrow.compute
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lth_scale.config.arguments import Training
+from lth_scale.distributed import compat
 from lth_scale.tasks.base import Task
 
 
@@ -35,7 +35,7 @@ class Batches(Dataset):
         if self.lengths is None:
             order = torch.randperm(count, generator=generator).tolist()
         else:
-            grouped = get_length_grouped_indices(self.lengths, self.whole, generator=generator)
+            grouped = compat.length_grouped_indices(self.lengths, self.whole, generator)
             batches = [grouped[i : i + self.whole] for i in range(0, count, self.whole)]
             tail = [batches.pop()] if count % self.whole else []
             shuffled = [

@@ -66,7 +66,7 @@ def manifest(net: Network) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "world_size": ranks,
-        "sharding": net.engine.kind,
+        "sharding": net.engine.name,
         "began": net.began,
         "seed": net.batches.args.seed,
         "step": net.step,

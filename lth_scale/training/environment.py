@@ -12,7 +12,7 @@ from transformers import enable_full_determinism
 
 from lth_scale.config.arguments import Training
 from lth_scale.config.resolution import launched_precision
-from lth_scale.distributed import launch
+from lth_scale.distributed import compat, launch
 
 log = logging.getLogger("lth_scale")
 
@@ -58,8 +58,8 @@ def in_force(accelerator: Accelerator) -> dict[str, Any]:
 
 def imitates_bf16() -> bool:
     """True where torch multiplies bf16 by way of fp32: on an x86 CPU with neither AVX512_BF16 nor AMX."""
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return platform.machine().lower() in ("x86_64", "amd64") and not native
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return is_x86 and not compat.has_bf16_instructions()
 
 
 def take_cores() -> None:

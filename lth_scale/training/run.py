@@ -20,8 +20,9 @@ from lth_scale.config.arguments import COSMETIC, Training, lasting
 from lth_scale.config.errors import AGAIN, BadInput, Stopped
 from lth_scale.config.notices import warn
 from lth_scale.config.redaction import redacted
-from lth_scale.distributed import signals, usage, watchdog
+from lth_scale.distributed import usage, watchdog
 from lth_scale.distributed.encoder import base_model
+from lth_scale.distributed.signals import STOP, SignalHandler
 from lth_scale.pruning import prunable_set
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import summary
@@ -48,7 +49,7 @@ class Run:
     stage: Stage = field(default_factory=lambda: a_round(0))
     started: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
-    requests: signals.Requests = field(default_factory=signals.Requests)
+    signals: SignalHandler = field(default_factory=SignalHandler)
 
     @property
     def is_main(self) -> bool:
@@ -120,31 +121,31 @@ class Run:
 
     def train_to(self, until: int, rate: Callable[[int], float]) -> None:
         """Train to step `until` with `rate(step)`. Raises Stopped where a signal asked for it."""
-        with self.requests.heeded():
+        with self.signals.deferred():
             loop.train(self.net, until, rate, self._after_step)
 
     def _after_step(self, step: int, loss: float | None) -> None:
         self.tell("step", step, loss)
-        if loss is not None and self.args.report_to == "mlflow":
-            figures = usage.usage(self.net.engine.ranks)
+        if loss is not None and self.is_main and self.args.report_to == "mlflow":
+            metrics = usage.system_metrics()
             for listener in self.listeners:
-                listener.usage(step, figures)
+                listener.usage(step, metrics)
         self.heed(due=bool(self.args.save_steps) and step % self.args.save_steps == 0)
 
     def heed(self, due: bool = False) -> None:
         """Write a checkpoint where one is due or asked for, and raise Stopped where that is asked for."""
-        asked = self.requests.agreed(self.net.engine.ranks)
+        asked = self.signals.poll(self.net.engine.ranks)
         home = self.record.at(self.stage)
         if due or asked:
             seconds = time.monotonic() - self.started
             checkpoints.save(self.net, home, self.extras(), seconds, self.args.save_total_limit)
-        if asked == signals.STOP:
+        if asked == STOP:
             where = home / f"checkpoint-{self.net.step}"
             raise Stopped(f"{self.stage.name} was asked to stop: {where} is written; {AGAIN}")
 
     def evaluate(self) -> None:
         """Score the trained network on the validation data. Raises Stopped where a signal asked for it."""
-        with self.requests.heeded():
+        with self.signals.deferred():
             self.scores = evaluation.evaluate(self.net, self.heed)
 
     def complete(self) -> None:
@@ -198,7 +199,7 @@ class Run:
             self.tell("finish", pictures, summary.report(self.record))
             self.record.mark_done()
         self.net.accelerator.wait_for_everyone()
-        watchdog.end()
+        watchdog.stop()
 
     def tell(self, event: str, *values: Any) -> None:
         """Pass an event on to the progress bars and the tracker."""
@@ -210,7 +211,7 @@ def prepare(args: Training) -> Network:
     """The network of the flags, ready for its first start. Raises BadInput."""
     quiet_libraries()
     accelerator = environment.make_accelerator(args)
-    watchdog.begin(accelerator, args.ddp_timeout)
+    watchdog.start(accelerator, args.ddp_timeout)
     task = registry.load_task(args)
     task.prunable = matrices_begun_with(args, task) or checked_matrices(args, task)
     return networks.prepare(accelerator, task, args)

@@ -1,6 +1,5 @@
 """Connecting to an MLflow store and its experiment."""
 
-import logging
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -9,9 +8,9 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
-from mlflow.store.db import utils as db_utils
 
 from lth_scale.config import locks
+from lth_scale.distributed import compat
 from lth_scale.tracking.mlflow import stores, variables
 from lth_scale.tracking.mlflow.view import view
 
@@ -41,8 +40,7 @@ def connect(store: str) -> tuple[MlflowClient, str]:
     """
     path = stores.database(store)
     local = Path(os.path.realpath(path)) if path else None
-    db_utils.MAX_RETRY_COUNT = 1  # no attempts of its own here either, each with a line of log
-    db_utils._logger.setLevel(logging.CRITICAL)  # nor tracebacks: what went wrong is said once
+    compat.silence_database()
     with locks.exclusive(local) if local else nullcontext():
         client = open_database(store, path) if path else MlflowClient(tracking_uri=store)
         found = find_experiment(client)
@@ -78,19 +76,13 @@ def find_experiment(client: MlflowClient) -> Experiment | None:
 
 
 def open_database(store: str, path: Path) -> MlflowClient:
-    """A client of a local database, whose tables are made where there are none. Raises ValueError where it is foreign.
-
-    MLflow keeps connections to a file for as long as the process lives, also once it was deleted.
-    """
+    """A client of a local database, whose tables are made where there are none. Raises ValueError where it is foreign."""
     try:
         stores.check(path)
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from None
     client = MlflowClient(tracking_uri=store)
-    engine = client._tracking_client.store.engine
-    engine.dispose()
-    if not db_utils._all_tables_exist(engine):
-        db_utils._initialize_tables(engine)
+    compat.create_tables(client)
     return client
 
 

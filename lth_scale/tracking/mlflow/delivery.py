@@ -20,6 +20,7 @@ from mlflow.entities import (
 )
 
 from lth_scale.config.texts import reason
+from lth_scale.distributed import compat
 from lth_scale.tracking import outbox
 from lth_scale.tracking.console import say
 from lth_scale.tracking.journal import JournalLine, is_event
@@ -294,10 +295,8 @@ class MlflowDelivery:
 
 def start_sending(path: Path, store: str) -> JournalSender:
     """The journal at `path`, with a thread that sends it to an MLflow store."""
-    if not store.startswith(
-        "http"
-    ):  # here, not in the thread: a fork in the middle of an import can hang
-        import mlflow.store.tracking.sqlalchemy_workspace_store  # noqa: F401
+    if not store.startswith("http"):
+        compat.import_store()
     return outbox.start(path, store, MlflowDelivery(store))
 
 
