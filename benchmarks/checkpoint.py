@@ -15,8 +15,7 @@ from accelerate import Accelerator
 from transformers import BertConfig, BertForMaskedLM
 
 from lth_scale.config.resolution import resolve
-from lth_scale.distributed import engine
-from lth_scale.distributed.signals import Requests
+from lth_scale.distributed.signals import SignalHandler
 from lth_scale.training import batches, checkpoints, environment, loop, networks
 
 
@@ -75,7 +74,7 @@ def main() -> None:
     }
     theta = net.initial
     networks.restart(net, theta, everything, 0, 1)
-    home, requests = Path(tempfile.gettempdir(), "checkpoints"), Requests()
+    home, signals = Path(tempfile.gettempdir(), "checkpoints"), SignalHandler()
 
     def step() -> None:
         loop.train(net, net.step + 1, lambda _: 1e-5, lambda *_: None)
@@ -83,16 +82,14 @@ def main() -> None:
     step()
     lines = {
         "a step of 4 × 128 tokens": timed(step, given.times),
-        "agreeing after a step": timed(
-            lambda: requests.agreed(net.engine.ranks), 100 * given.times
-        ),
+        "agreeing after a step": timed(lambda: signals.poll(net.engine.ranks), 100 * given.times),
         "writing a checkpoint": timed(lambda: checkpoints.save(net, home, {}, 0.0, 1), given.times),
         "taking it up": timed(lambda: checkpoints.resume(net, home), given.times),
     }
     if accelerator.is_main_process:
         size = sum(file.stat().st_size for file in checkpoints.list_checkpoints(home)[0].iterdir())
         print(
-            f"{engine._kind(accelerator)}, {accelerator.num_processes} ranks, {size / 1e6:,.0f} MB a checkpoint"
+            f"{net.engine.name}, {accelerator.num_processes} ranks, {size / 1e6:,.0f} MB a checkpoint"
         )
         print("\n".join(f"{name:<26} {value}" for name, value in lines.items()))
         shutil.rmtree(home)

@@ -59,7 +59,7 @@ def make(ranks: Ranks, parts: int, before: float, after: float) -> Data:
         threshold.prune(weights, masks, before, "global", ranks)
         for name, mask in masks.items():
             weights[name].mul_(mask)
-    count = round(after * len(flat) * ranks.count)
+    count = round(after * len(flat) * ranks.shards)
     return Data(
         flat, weights, masks, [mask.clone() for mask in masks.values()], after, count, ranks
     )
@@ -90,9 +90,9 @@ def as_module(weight: Tensor, mask: Tensor) -> nn.Module:
 def kthvalue(data: Data) -> Iterable[Tensor]:
     """All weights, those of the other ranks as well, in one tensor, and torch's k-th value."""
     flat = torch.cat([*data.weights.values()])
-    if data.ranks.count > 1:
-        part, flat = flat, torch.empty(len(flat) * data.ranks.count)
-        dist.all_gather([*flat.chunk(data.ranks.count)], part)
+    if data.ranks.shards > 1:
+        part, flat = flat, torch.empty(len(flat) * data.ranks.shards)
+        dist.all_gather([*flat.chunk(data.ranks.shards)], part)
         del part
     cut = flat.abs_().kthvalue(data.count).values
     return [torch.gt(data.weights[name].abs(), cut, out=mask) for name, mask in data.masks.items()]
@@ -120,7 +120,7 @@ def check(data: Data, masks: Iterable[Tensor]) -> None:
         torch.cat([mask.view(-1).bool() for mask in masks]),
         data.flat.abs().view(torch.int32),
     )
-    cut = -data.ranks.least(-int(bits[~mask].max()))
+    cut = -data.ranks.min(-int(bits[~mask].max()))
     numbers = torch.tensor([int((~mask).sum()), int((bits == cut).sum())])
     pruned, ties = data.ranks.sum(numbers).tolist()
     assert int(bits[mask].min()) >= cut and 0 <= pruned - data.count < ties, (
@@ -151,7 +151,7 @@ def once(data: Data, name: str, checked: bool = False) -> tuple[float, int, list
         if name == "global_unstructured"
         else ()
     )
-    data.ranks.least(0)  # a barrier
+    data.ranks.min(0)  # a barrier
     masks, *found = measured(lambda: VARIANTS[name](data))
     if checked and not name.startswith("read"):
         check(data, masks)
@@ -200,9 +200,9 @@ def spawn(world: int, threads: int, function: Callable, *args: Any) -> list[Any]
 def join(ranks: Ranks, address: str, threads: int, function: Callable, *args: Any) -> Any:
     """One process of `spawn`."""
     torch.set_num_threads(threads)
-    if ranks.count > 1:
+    if ranks.shards > 1:
         dist.init_process_group(
-            "gloo", init_method=address, rank=ranks.index, world_size=ranks.count
+            "gloo", init_method=address, rank=ranks.index, world_size=ranks.shards
         )
     return function(ranks, *args)
 

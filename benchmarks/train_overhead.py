@@ -246,7 +246,7 @@ def mask_alone(options: SimpleNamespace, calls: int = 50) -> dict:
     """Milliseconds of one `masking.mask_gradients` on this model, without the step around it."""
     import torch
 
-    from lth_scale.distributed.pieces import replicated
+    from lth_scale.distributed.ddp import replicated
     from lth_scale.pruning import masking, threshold
     from lth_scale.pruning.prunable_set import prunable
 

@@ -2,9 +2,7 @@
 
 import importlib
 import sys
-from argparse import Action, ArgumentParser, _SubParsersAction
-from collections.abc import Iterator
-from itertools import chain
+from argparse import ArgumentParser
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -14,6 +12,7 @@ from lth_scale.config.arguments import Arguments, Transfer
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.parsers import OneLineParser
 from lth_scale.config.version import __version__
+from lth_scale.distributed import compat
 
 # The modules whose `main` is a verb, and what --help says of each.
 VERBS = {
@@ -71,17 +70,10 @@ def completion(shell: str) -> str:
     import shtab
 
     parser = build_parser(whole=True)
-    for action in _actions(parser):
+    for action in compat.parser_actions(parser):
         if action.nargs != 0 and not action.choices and action.type in (None, str, Path):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     return shtab.complete(parser, shell)
-
-
-def _actions(parser: ArgumentParser) -> Iterator[Action]:
-    for action in parser._actions:
-        yield action
-        if isinstance(action, _SubParsersAction):
-            yield from chain(*map(_actions, action.choices.values()))
 
 
 def run() -> None:

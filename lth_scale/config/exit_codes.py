@@ -1,6 +1,5 @@
 """Exit codes, and the one line on stderr that goes with them."""
 
-import atexit
 import errno
 import os
 import select
@@ -9,8 +8,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from lth_scale.config.errors import AGAIN, BadInput, Stopped
 from lth_scale.config.parsers import VERBOSE, is_verbose
@@ -26,9 +26,28 @@ FULL = (
     "Disk quota exceeded",
     "File too large",
 )  # in the words of safetensors' errors
-# Asked first for what to say of an error: the watchdog, which knows of the other ranks.
-EXPLAINERS: list[Callable[[BaseException], str | None]] = []
 SILENCE = 20  # seconds in which the first rank of a node can say what the others would say too
+
+
+class Watcher(Protocol):
+    """What watches the other ranks of a launched command."""
+
+    def explain(self, error: BaseException) -> str | None:
+        """Report an error of this rank to the others; return what to print if one of them caused it.
+
+        "" if another rank of this node prints it, and None if the error is this rank's own.
+        """
+
+
+@dataclass
+class Process:
+    """How this process ends. The distributed launch sets both, so that this room need not know it."""
+
+    watcher: Watcher | None = None
+    exit: Callable[[int], NoReturn] = sys.exit
+
+
+PROCESS = Process()
 
 
 def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
@@ -40,7 +59,7 @@ def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
     """
     redact_logs()
     os.umask(os.umask(0o022) | 0o022)
-    code, said, alone = 0, "", os.environ.get("WORLD_SIZE", "1") == "1"
+    code, said = 0, ""
     caught: Exception | None = None
     try:
         command()
@@ -57,12 +76,7 @@ def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
         code, said = verdict or (1, "")
     if said:
         tell(said, caught)
-    if alone:
-        sys.exit(code)
-    # The threads of gloo and of the store are not to be met by an interpreter that is taking itself apart.
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    os._exit(code)
+    PROCESS.exit(code)
 
 
 def tell(said: str, problem: Exception | None) -> None:
@@ -125,8 +139,8 @@ def exit_status(problem: Exception) -> tuple[int, str] | None:
         problem = Stopped(
             f"{problem}; what was written before stands: free some room, then {AGAIN}"
         )
-    watched = bool(EXPLAINERS)
-    of_others = next(filter(None.__ne__, (explain(problem) for explain in [*EXPLAINERS])), None)
+    watched = PROCESS.watcher is not None
+    of_others = PROCESS.watcher.explain(problem) if PROCESS.watcher else None
     if of_others is not None:
         return 1, of_others
     if not isinstance(problem, BadInput | Stopped):

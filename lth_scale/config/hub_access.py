@@ -31,21 +31,21 @@ class Refused(Exception):
 @contextmanager
 def polite() -> Iterator[None]:
     """Requests that are given up after SILENCE (the library waits for ever), and no bars."""
-    from huggingface_hub import constants, set_client_factory
+    from huggingface_hub import constants, get_session, set_client_factory
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
     )
-    from huggingface_hub.utils._http import default_client_factory
 
-    def client() -> Any:
-        made = default_client_factory()
-        made.timeout = HUB_TIMEOUT
-        return made
+    session = get_session()
+
+    def client(timeout: Any) -> Any:
+        hooks, follow = session.event_hooks, session.follow_redirects
+        return type(session)(event_hooks=hooks, follow_redirects=follow, timeout=timeout)
 
     bars = not are_progress_bars_disabled()
-    set_client_factory(client)
+    set_client_factory(lambda: client(HUB_TIMEOUT))
     disable_progress_bars()
     asked = os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
     constants.HF_HUB_OFFLINE = (
@@ -54,7 +54,7 @@ def polite() -> Iterator[None]:
     try:
         yield
     finally:
-        set_client_factory(default_client_factory)
+        set_client_factory(lambda: client(session.timeout))
         if bars:
             enable_progress_bars()
 

@@ -4,5 +4,5 @@ from torch import nn
 
 
 def base_model(model: nn.Module) -> nn.Module:
-    """The encoder without its task head; a model that is an encoder already is returned as it is."""
+    """Return the encoder without its task head; an encoder is returned unchanged."""
     return getattr(model, "base_model", model)

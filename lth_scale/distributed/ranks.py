@@ -1,7 +1,6 @@
 """Collectives over the ranks that hold the pieces."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,38 +9,43 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks that hold the other pieces. Alone, or among replicas, a sum is the number itself.
+    """The ranks of a launch, and those of them that the weights are sharded over.
 
-    index: this rank. count: how many ranks the pieces are spread over. everyone: how many there are. side: a group
-    whose messages do not wait for the GPU.
+    index: this rank. shards: the number of ranks that the weights are sharded over; 1 for replicas,
+    among which a sum over shards is the number itself. world_size: the number of ranks. device:
+    what collectives need their tensors on. cpu_group: a group whose messages do not wait for the
+    GPU; None for the default group.
     """
 
     index: int = 0
-    count: int = 1
-    everyone: int = 1
+    shards: int = 1
+    world_size: int = 1
     device: str | torch.device = "cpu"
-    side: Any = None
+    cpu_group: dist.ProcessGroup | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that writes files."""
+        return self.index == 0
 
     def sum(self, numbers: Tensor) -> Tensor:
-        """The sum over the ranks that hold pieces, the same on all of them; int64 in and out."""
-        return numbers if self.count == 1 else self._reduce(numbers, dist.ReduceOp.SUM)
+        """Return the sum over all shards, the same on every rank. int64 in and out."""
+        return numbers if self.shards == 1 else self._reduce(numbers, dist.ReduceOp.SUM)
 
-    def least(self, number: int) -> int:
-        """The smallest of all ranks' numbers."""
-        return (
-            number
-            if self.everyone == 1
-            else int(self._reduce(torch.tensor([number]), dist.ReduceOp.MIN))
-        )
+    def min(self, number: int) -> int:
+        """Return the smallest number of any rank."""
+        if self.world_size == 1:
+            return number
+        return int(self._reduce(torch.tensor([number]), dist.ReduceOp.MIN))
 
-    def most(self, number: int) -> int:
-        """The largest of all ranks' numbers, told from CPU to CPU."""
+    def max(self, number: int) -> int:
+        """Return the largest number of any rank, by CPU messages alone."""
         numbers = torch.tensor([number])
-        if self.everyone > 1:
-            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self.side)
+        if self.world_size > 1:
+            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self.cpu_group)
         return int(numbers)
 
-    def _reduce(self, numbers: Tensor, how: Any) -> Tensor:
-        on_wire = numbers.to(self.device, copy=True)
-        dist.all_reduce(on_wire, how)
-        return on_wire.to(numbers.device)
+    def _reduce(self, numbers: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        numbers_on_device = numbers.to(self.device, copy=True)
+        dist.all_reduce(numbers_on_device, operation)
+        return numbers_on_device.to(numbers.device)

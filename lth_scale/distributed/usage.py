@@ -6,33 +6,39 @@ import socket
 
 import psutil
 import torch
-import torch.distributed as dist
-
-from lth_scale.distributed.ranks import Ranks
 
 
-def usage(ranks: Ranks) -> dict[str, float]:
-    """What every node uses of its CPUs, memory and GPUs, by MLflow's names; call it on all ranks at once."""
-    own = own_usage(int(os.environ.get("LOCAL_RANK", "0")))
-    found: list[dict[str, float]] = [own] * ranks.everyone
-    if ranks.everyone > 1:
-        dist.all_gather_object(found, own, group=ranks.side)
-    return {name: value for each in found for name, value in each.items()}
+def system_metrics() -> dict[str, float]:
+    """Return what the machine uses of its CPUs, memory and GPUs, by MLflow's names.
 
-
-def own_usage(local: int) -> dict[str, float]:
-    """This rank's share of the figures: its GPU, and where it is the node's first, CPUs since the last call, memory."""
-    node, figures = f"system/{socket.gethostname()}", {}
-    if local == 0:
-        memory = psutil.virtual_memory()
-        figures[f"{node}/cpu_utilization_percentage"] = psutil.cpu_percent()
-        figures[f"{node}/system_memory_usage_megabytes"] = memory.used / 1e6
-        figures[f"{node}/system_memory_usage_percentage"] = memory.percent
+    Called on one process of the machine, it reads the GPUs of all its ranks by their index. CPU
+    utilization is the mean since the last call.
+    """
+    memory = psutil.virtual_memory()
+    metrics = {
+        "cpu_utilization_percentage": psutil.cpu_percent(),
+        "system_memory_usage_megabytes": memory.used / 1e6,
+        "system_memory_usage_percentage": memory.percent,
+    }
     if torch.cuda.is_available():
-        free, whole = torch.cuda.mem_get_info()
-        figures[f"{node}/gpu_{local}_memory_usage_megabytes"] = (whole - free) / 1e6
-        with contextlib.suppress(
-            Exception
-        ):  # needs NVIDIA's library, whose errors are of many kinds
-            figures[f"{node}/gpu_{local}_utilization_percentage"] = float(torch.cuda.utilization())
-    return figures
+        for index in range(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))):
+            metrics |= gpu_metrics(index)
+    node = f"system/{socket.gethostname()}"
+    return {f"{node}/{name}": value for name, value in metrics.items()}
+
+
+def gpu_metrics(index: int) -> dict[str, float]:
+    """Return what all processes use of a GPU.
+
+    NVML reads them, because the CUDA runtime would allocate a context on the GPU of another rank;
+    without NVML only this process's memory metric is left.
+    """
+    metrics: dict[str, float] = {}
+    if index == torch.cuda.current_device():
+        free, total = torch.cuda.mem_get_info()
+        metrics[f"gpu_{index}_memory_usage_megabytes"] = (total - free) / 1e6
+    with contextlib.suppress(Exception):  # NVML's bindings raise errors of many kinds
+        used = torch.cuda.device_memory_used(index)
+        metrics.setdefault(f"gpu_{index}_memory_usage_megabytes", used / 1e6)
+        metrics[f"gpu_{index}_utilization_percentage"] = float(torch.cuda.utilization(index))
+    return metrics

@@ -235,7 +235,7 @@ class _Selection:
         under, within, self.collected, end = [], [], {}, 0
         room = max(SAMPLE, sum(mask.numel() for mask in self.keep.values()) // COLLECTED)
         store = torch.empty(room, dtype=torch.int32, device=next(iter(self.keep.values())).device)
-        ranks, broken = self.ranks, len(self.keep) * self.ranks.everyone
+        ranks, broken = self.ranks, len(self.keep) * self.ranks.world_size
         for i, (name, mask) in enumerate(self.keep.items()):
             low, high = self.bracket[self.group[name]]
             under.append(0)
@@ -243,7 +243,7 @@ class _Selection:
             start = end
             for _, bits in magnitudes(self.weights[name], mask):
                 if int(bits.max()) >= INFINITE:
-                    broken = min(broken, i * ranks.everyone + ranks.index)
+                    broken = min(broken, i * ranks.world_size + ranks.index)
                 under[-1] += _count(bits, low)
                 chosen = _between(bits, low, high)
                 within[-1] += len(chosen)
@@ -253,11 +253,11 @@ class _Selection:
             self.collected[name] = [store[start:end]]
         if end > room:
             self.collected = None
-        first = ranks.least(broken)
-        if first < len(self.keep) * ranks.everyone:
-            name = [*self.keep][first // ranks.everyone]
+        first = ranks.min(broken)
+        if first < len(self.keep) * ranks.world_size:
+            name = [*self.keep][first // ranks.world_size]
             raise ValueError(
-                f"{name}: holds NaN or Inf on rank {first % ranks.everyone}; its magnitudes have no order"
+                f"{name}: holds NaN or Inf on rank {first % ranks.world_size}; its magnitudes have no order"
             )
         groups = len(self.bracket)
         return self._by_group(under, groups), self._by_group(within, groups)
@@ -297,8 +297,8 @@ class _Selection:
         split = [
             i for i, share in enumerate(shares) if 0 < share < everywhere[i]
         ]  # at most one a group
-        me = self.ranks.index if self.ranks.count > 1 else 0
-        held = torch.zeros(len(split), self.ranks.count, dtype=torch.int64)
+        me = self.ranks.index if self.ranks.shards > 1 else 0
+        held = torch.zeros(len(split), self.ranks.shards, dtype=torch.int64)
         held[:, me] = torch.tensor([ties[i] for i in split], dtype=torch.int64)
         before = self.ranks.sum(held)[:, :me].sum(1).tolist() if split else []
         for i, earlier in zip(split, before, strict=True):

@@ -1,21 +1,19 @@
 """Pictures of a search and of a study as PNG, legible in greyscale and to colour-blind readers."""
 
 import functools
-import importlib.util
 import io
 import logging
 import math
-import os
 import statistics
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
-from unittest import mock
 
 from lth_scale.config import caches, files
 from lth_scale.config.texts import first_line, printable
+from lth_scale.distributed import compat
 from lth_scale.pruning.registries import CONTROLS
 from lth_scale.tracking.run_directory import RunDirectory
 
@@ -55,9 +53,9 @@ def drawn(picture: Callable[P, bytes]) -> Callable[P, bytes]:
     def draw(*args: P.args, **kwargs: P.kwargs) -> bytes:
         try:
             caches.settle("MPLCONFIGDIR")
-            # an import with a backend or a file that it does not know would fail
-            with mock.patch.dict(os.environ, MPLBACKEND="agg", MATPLOTLIBRC=str(_defaults())):
-                import matplotlib
+            compat.import_matplotlib()
+            import matplotlib
+
             with matplotlib.rc_context():
                 matplotlib.rcdefaults()
                 return picture(*args, **kwargs)
@@ -66,12 +64,6 @@ def drawn(picture: Callable[P, bytes]) -> Callable[P, bytes]:
             return b""
 
     return draw
-
-
-def _defaults() -> Path:
-    """Matplotlib's own matplotlibrc."""
-    found = importlib.util.find_spec("matplotlib")
-    return Path(str(found and found.origin)).parent / "mpl-data/matplotlibrc"
 
 
 def _panels(width: float, height: float, count: int = 1) -> "tuple[Figure, list[Any]]":

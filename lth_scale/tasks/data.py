@@ -150,7 +150,7 @@ def encode(
     cache key is ours because a tokenizer's own hash changes as it is used.
     """
     key = fingerprint(
-        rows._fingerprint,
+        compat.fingerprint(rows),
         function.__qualname__,
         tokenizer_digest(tokenizer),
         sorted(arguments.items()),

@@ -8,7 +8,6 @@ import pyarrow.compute
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lth_scale.config.arguments import Training
 from lth_scale.tasks.task import Task

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from lth_scale.config.arguments import Training
 from lth_scale.config.notices import warn
 from lth_scale.distributed.encoder import base_model
-from lth_scale.distributed.engine import Engine, prepare_engine
+from lth_scale.distributed.engine import Engine
+from lth_scale.distributed.engines import prepare_engine
 from lth_scale.distributed.pieces import Piece
 from lth_scale.pruning import masking
 from lth_scale.tasks.base import Task

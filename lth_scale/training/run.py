@@ -40,7 +40,7 @@ class Run:
     stage: Stage = field(default_factory=lambda: a_round(0))
     start_time: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
-    requests: signals.Requests = field(default_factory=signals.Requests)
+    signals: SignalHandler = field(default_factory=SignalHandler)
 
     @property
     def is_main(self) -> bool:
@@ -192,7 +192,7 @@ class Run:
             self.listeners.finish(self.pictures(), summary.report(self.run_directory))
             self.run_directory.mark_done()
         self.net.accelerator.wait_for_everyone()
-        watchdog.end()
+        watchdog.stop()
 
     def pictures(self) -> dict[str, bytes]:
         """Return the run's figures as PNG by file name."""

@@ -256,7 +256,7 @@ def break_one_weight(net) -> tuple[str, str]:
 
     ranks = net.engine.ranks
     name, piece = [*net.targets.items()][2]
-    holder = -ranks.least(-ranks.index if piece.size else 0)
+    holder = -ranks.min(-ranks.index if piece.size else 0)
     if ranks.index == holder:
         piece.master()[-1] = float("nan")
     masters = {name: piece.master() for name, piece in net.targets.items()}

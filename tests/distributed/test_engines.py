@@ -21,7 +21,7 @@ from sharded import OPTIMIZERS, STEPS, arguments, half_mask, tied, trains
 from test_threshold import dense_reference, ones
 from torch import nn
 
-from lth_scale.distributed import engine
+from lth_scale.distributed.fsdp2 import layer_classes
 from lth_scale.pruning.ticket import base_digest
 
 FORKS = multiprocessing.get_context(
@@ -311,7 +311,7 @@ def test_a_step_that_overflows_changes_nothing_and_a_restart_restores_the_loss_s
         first, after, restarted = rank["skipped"]["scales"]
         assert after != first and restarted == first
         assert rank["skipped"]["same"] and rank["skipped"]["held"]
-        assert "overflow fp16 at the smallest loss scale" in rank["skipped"]["said"]
+        assert "overflow fp16 at the minimum loss scale" in rank["skipped"]["said"]
 
 
 @pytest.mark.parametrize(("case", "world"), TRAINED)
@@ -361,4 +361,4 @@ def test_the_units_of_fsdp_are_layers_and_never_lists_of_layers():
             hf.FunnelConfig(block_sizes=[1, 2], d_model=16, n_head=2, d_head=8, d_inner=24)
         )
     assert any(isinstance(layers, nn.ModuleList) for layers in funnel.encoder.blocks)
-    assert engine.layer_classes(funnel) == ["FunnelLayer"]
+    assert layer_classes(funnel) == ["FunnelLayer"]

@@ -123,15 +123,16 @@ def test_a_rank_that_hangs_is_named_and_all_stop_within_the_timeout(flags, tmp_p
 
 BROKEN = """
 import os
-from lth_scale import imp, training
-from lth_scale.arguments import exit_on_bad_input
+from lth_scale import imp
+from lth_scale.config.exit_codes import exit_on_bad_input
+from lth_scale.training import loop
 
-step = training.step_optimizer
+step = loop.step_optimizer
 
 def broken(net, rate):
     return step(net, rate) if net.step < 3 or os.environ["RANK"] == "0" else 1 / 0
 
-training.step_optimizer = broken
+loop.step_optimizer = broken
 exit_on_bad_input(imp.main)
 """
 
@@ -170,17 +171,17 @@ def test_a_launcher_that_is_killed_or_told_to_stop_leaves_a_checkpoint_behind(
 
 MEETING = """
 import os, signal
-from lth_scale.sharding import Ranks
-from lth_scale.watch import Requests
+from lth_scale.distributed.ranks import Ranks
+from lth_scale.distributed.signals import SignalHandler
 
 class Meeting:  # ranks one of which is sent SIGTERM while they agree
-    def most(self, asked):
+    def max(self, request):
         os.kill(os.getpid(), signal.SIGTERM)
-        return asked
+        return request
 
-requests = Requests()
-with requests.heeded():
-    print(requests.agreed(Meeting()), requests.agreed(Ranks()))
+signals = SignalHandler()
+with signals.deferred():
+    print(signals.poll(Meeting()), signals.poll(Ranks()))
 """
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lth_scale.distributed.pieces import replicated
+from lth_scale.distributed.ddp import replicated
 from lth_scale.pruning import masking
 
 NO_OPTIMIZER = torch.optim.SGD([torch.zeros(1)])

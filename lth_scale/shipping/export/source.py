@@ -19,6 +19,7 @@ from transformers import (
 from lth_scale.config.arguments import Training, is_local
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import first_line
+from lth_scale.distributed import compat
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.shipping.export.locations import MANIFEST, locate
@@ -155,7 +156,7 @@ def read_config(path: str) -> PreTrainedConfig:
         raise BadInput(
             f"{path}: config.json says that it is quantized already; give the network before that"
         )
-    config._attn_implementation = None
+    compat.clear_attention(config)
     return config
 
 
@@ -167,7 +168,7 @@ def class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
         isinstance(kind, type) and issubclass(kind, PreTrainedModel)
     ) or kind.config_class is not type(config):
         raise BadInput(
-            f"{config._name_or_path}: its config.json names the class {name!r}, which is no "
+            f"{config.name_or_path}: its config.json names the class {name!r}, which is no "
             f"{config.model_type} of transformers; give a directory of save_pretrained"
         )
     return kind

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from lth_scale.config import caches, files, locks
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import first_line
+from lth_scale.distributed import compat
 from lth_scale.distributed.encoder import base_model
 from lth_scale.pruning.prunable_set import check_linear, prunable
 from lth_scale.shipping.native.modules import TILE, NativeLinear, fuse
@@ -64,7 +65,7 @@ def _build() -> None:
         + repr((FLAGS, torch.__version__)).encode()
     )
     name = f"lth_scale_native_{hashlib.sha256(content).hexdigest()[:12]}"
-    home = Path(cpp_extension._get_build_directory(name, verbose=False))
+    home = compat.extension_directory(name)
     with locks.exclusive(home):
         if not (home / f"{name}.so").is_file():
             if not shutil.which(cpp_extension.get_cxx_compiler()):

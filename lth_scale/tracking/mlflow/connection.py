@@ -1,6 +1,5 @@
 """Connecting to an MLflow store and its experiment."""
 
-import logging
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -9,9 +8,9 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
-from mlflow.store.db import utils as db_utils
 
 from lth_scale.config import locks
+from lth_scale.distributed import compat
 from lth_scale.tracking.mlflow import stores, variables
 from lth_scale.tracking.mlflow.view import view
 
@@ -102,10 +101,7 @@ def open_database(store: str, path: Path) -> MlflowClient:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     client = MlflowClient(tracking_uri=store)
-    engine = client._tracking_client.store.engine
-    engine.dispose()
-    if not db_utils._all_tables_exist(engine):
-        db_utils._initialize_tables(engine)
+    compat.create_tables(client)
     return client
 
 
