@@ -1,1 +1,4 @@
-"""The exact threshold, masks, patterns, scores, schedules, controls and the ticket. Knows nothing of data, tracking or launchers."""
+"""How a mask is found: the exact threshold, masks, patterns, scores, schedules, controls, the ticket.
+
+Knows nothing of data, tracking or launchers.
+"""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lth_scale.config import files
 from lth_scale.config.errors import BadInput
-from lth_scale.config.hub_access import _fetched, check_source, polite
+from lth_scale.config.hub_access import check_source, fetch, session
 from lth_scale.shipping.export.locations import (
     MANIFEST,
     is_card,
@@ -31,9 +31,9 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
     there = is_taken(out)
     if there and not (out / MANIFEST).is_file():
         raise BadInput(f"--output_dir {out}: is there already, and was not pulled; give another")
-    with polite():
+    with session():
         first = Path(
-            _fetched(
+            fetch(
                 lambda: hf_hub_download(name, MANIFEST, revision=revision), name, revision, MANIFEST
             )
         )
@@ -45,10 +45,10 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
         names = pulled(first.parent, name)
         commit = first.parent.name
 
-        def fetch() -> str:
+        def snapshot() -> str:
             return snapshot_download(name, revision=commit, allow_patterns=sorted(names))
 
-        cache = Path(_fetched(fetch, name, revision))
+        cache = Path(fetch(snapshot, name, revision))
     with files.new_directory(out) as made:
         try:
             copy(cache, made, names)

@@ -32,7 +32,7 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief, first_line
 from lth_scale.distributed.encoder import base_model
 from lth_scale.pruning.prunable_set import prunable
-from lth_scale.pruning.ticket import base_digest
+from lth_scale.pruning.digests import base_digest
 from lth_scale.tasks import tokenization, weights
 from lth_scale.tasks.cache import settle_for_cache
 from lth_scale.tasks.data import NO_NETWORK
@@ -364,7 +364,7 @@ def _unusable(args: Training, problem: Exception) -> BadInput:
     name = args.model_name_or_path
     if diagnosis := tokenization.diagnosis(problem, Path(model_path(args))):
         return BadInput(f"--model_name_or_path {name}: {diagnosis}")
-    if refused := caches.refused_by_hub_cache(problem):
+    if refused := caches.hub_cache_problem(problem):
         return BadInput(refused)
     if "Unrecognized configuration class" in str(problem) and (
         head := re.search(r"AutoModel\w+", str(problem))

@@ -16,11 +16,13 @@ from lth_scale.config.checks import check_rounds, parse_rewind_step, points
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted
 from lth_scale.config.resolution import launched_precision
-from lth_scale.pruning import controls, patterns, prunable_set, scores
+from lth_scale.pruning import controls, prunable_set, structured
 from lth_scale.pruning.early_bird import CHECKS, EarlyBird
-from lth_scale.pruning.registries import CONTROLS
-from lth_scale.pruning.schedules import sparsities
-from lth_scale.pruning.ticket import Ticket, digest
+from lth_scale.pruning.orientation import Orientation, oriented
+from lth_scale.pruning.registries import CONTROLS, SCORES, check_pattern, parse_pattern, sparsities
+from lth_scale.pruning.scores import Score
+from lth_scale.pruning.digests import digest
+from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import figures
 from lth_scale.tracking import provenance
 from lth_scale.tracking.run_directory import RunDirectory
@@ -51,7 +53,7 @@ class Search(Run):
         net = run.prepare(args)
         start = first_ticket(args, net)
         shapes = {name: mask.shape for name, mask in start.masks.items()}
-        patterns.check(args.pattern, shapes, prunable_set.transposed(net.engine.meta_model))
+        check_pattern(args.pattern, shapes, prunable_set.transposed(net.engine.meta_model))
         if args.ticket and args.pattern not in (
             "unstructured",
             Ticket.load(args.ticket).arguments.get("pattern"),
@@ -108,13 +110,11 @@ class Search(Run):
             ticket = Ticket.load(self.record.at(a_round(k)) / "ticket.safetensors")
             weights = load_file(self.weights_file(k - 1)) if keeps_weights else self._theta(ticket)
             self._learn_from_dense()
-        if self._moves:
+        if accumulate := self._score.accumulate:
             self.moved = {
                 name: torch.zeros_like(piece.master()) for name, piece in self.net.targets.items()
             }
-            self.net.on_gradients = lambda rate: scores.accumulate(
-                self.moved, self.net.targets, rate
-            )
+            self.net.on_gradients = lambda rate: accumulate(self.moved, self.net.targets, rate)
         self.bird = None
         self.start(
             a_round(k),
@@ -151,8 +151,8 @@ class Search(Run):
             self.bird = EarlyBird(self.net.masks, self.net.engine.ranks, extras)
 
     @property
-    def _moves(self) -> bool:
-        return self.args.score == "movement"
+    def _score(self) -> Score:
+        return SCORES[self.args.score]
 
     def _learn_from_dense(self) -> None:
         if self.args.distill and not self.net.taught:
@@ -164,7 +164,7 @@ class Search(Run):
         """Put the network at the control of round k: θᵢ with a mask, or under the mask with weights, not found."""
         found = Ticket.load(self.record.at(a_round(k)) / "ticket.safetensors")
         how = (self.args.pattern, self.args.scope)
-        start = controls.Start(
+        start = controls.Subnetwork(
             self._theta(found), found.masks, self.net.names, self.net.engine.meta_model, *how
         )
         made = CONTROLS[self.args.control].make(start, self.args.seed)
@@ -252,16 +252,23 @@ class Search(Run):
         """Update this rank's parts of the masks in place to the next sparsity; return the threshold."""
         args, engine, targets = self.args, self.net.engine, self.net.targets
         values = (
-            self.moved if self._moves else {name: piece.master() for name, piece in targets.items()}
+            self.moved
+            if self._score.accumulate
+            else {name: piece.master() for name, piece in targets.items()}
         )
-        layout = patterns.oriented(
-            prunable_set.transposed(engine.meta_model),
-            lambda name, part: engine.all_gather(part, targets[name]),
+        parameters = Orientation(
+            lambda name, piece: engine.all_gather(piece, targets[name]),
             lambda name, whole: targets[name].cut(whole),
         )
-        sparsity, score = self.ladder[self.stage.number + 1], scores.SCORES[args.score]
-        return patterns.prune(
-            values, masks, sparsity, args.scope, args.pattern, engine.ranks, layout, score
+        return structured.prune(
+            values,
+            masks,
+            self.ladder[self.stage.number + 1],
+            args.scope,
+            parse_pattern(args.pattern),
+            engine.ranks,
+            oriented(prunable_set.transposed(engine.meta_model), parameters),
+            self._score,
         )
 
     def complete(self) -> None:

@@ -13,10 +13,11 @@ from lth_scale.config import files
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.distributed.encoder import base_model
-from lth_scale.pruning import controls, patterns, threshold
+from lth_scale.pruning import controls, threshold
 from lth_scale.pruning.prunable_set import transposed
-from lth_scale.pruning.registries import CONTROLS
-from lth_scale.pruning.ticket import Ticket, digest
+from lth_scale.pruning.registries import CONTROLS, check_pattern
+from lth_scale.pruning.digests import digest
+from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import summary
 from lth_scale.tasks.loading import load_model
 from lth_scale.tracking.run_directory import RunDirectory
@@ -43,7 +44,7 @@ class TransferRun(Run):
         ticket = first_ticket(args, net)
         try:
             shapes = {name: mask.shape for name, mask in ticket.masks.items()}
-            patterns.check(ticket.arguments["pattern"], shapes, transposed(net.engine.meta_model))
+            check_pattern(ticket.arguments["pattern"], shapes, transposed(net.engine.meta_model))
         except BadInput as problem:
             raise BadInput(f"--ticket {args.ticket}: {problem}") from None
         if args.target_sparsity:
@@ -82,14 +83,14 @@ class TransferRun(Run):
         self._track(seed, self.record.at(stage))
         self.start(stage, made.weights, ticket, step=0, seed=seed)
 
-    def _made(self, seed: int) -> controls.Start:
+    def _made(self, seed: int) -> controls.Subnetwork:
         weights = (
             self.net.initial if seed == self.args.seed else fresh_weights(self.net, self.args, seed)
         )
         if self.args.theta:
             weights = weights | theta_of_encoder(self.args.theta, self.net)
         how = (self.ticket.arguments["pattern"], self.ticket.arguments["scope"])
-        start = controls.Start(
+        start = controls.Subnetwork(
             weights, self.ticket.masks, self.net.names, self.net.engine.meta_model, *how
         )
         return CONTROLS[self.args.control].make(start, seed)
