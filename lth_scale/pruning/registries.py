@@ -58,8 +58,8 @@ register_schedule("cubic", CUBIC)
 PATTERNS: Registry[Callable[[str], Pattern | None]] = Registry("pattern")
 register_pattern = PATTERNS.register
 register_pattern("unstructured", Unstructured.parse)
-register_pattern("N:M", NofM.parse)
-register_pattern("block:RxC", Blocks.parse)
+register_pattern("N:M such as 2:4", NofM.parse)
+register_pattern("block:RxC such as block:4x1", Blocks.parse)
 
 CONTROLS: Registry[Control] = Registry("control")
 
