@@ -1,4 +1,4 @@
-"""How a mask is found: the exact threshold, masks, patterns, scores, schedules, controls, the ticket.
+"""Masks: the exact threshold, patterns, scores, schedules, the prunable set, controls, the ticket.
 
 Knows nothing of data, tracking or launchers.
 """

@@ -110,7 +110,7 @@ def shuffle_layers(subnetwork: Subnetwork, seed: int) -> Subnetwork:
 
 
 def _counterparts(masks: Tensors) -> list[list[str]]:
-    """The names of matrices with the same role and shape, one a layer, in the order of the layers."""
+    """Groups of matrices with the same role and shape, by their names, in the order of layers."""
     groups: dict[tuple[str, ...], dict[int, str]] = {}
     for name, mask in masks.items():
         match = re.fullmatch(r"(.*?\.)(\d+)(\..*)", name)

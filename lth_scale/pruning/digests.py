@@ -20,7 +20,7 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def base_digest(model: nn.Module, fresh: Collection[str] = ()) -> str:
-    """`base_sha256`: the digest of the encoder's parameters, sorted by their names in the base model.
+    """`base_sha256`: the digest of the encoder's parameters, sorted by name in the base model.
 
     Tied parameters count once; the pooler and the parameters in `fresh` (names in `model` of what
     was not in the checkpoint) are left out. So it depends on the weights of the checkpoint alone:

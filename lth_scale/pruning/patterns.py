@@ -1,4 +1,4 @@
-"""Patterns: which weights are pruned together. Does not import torch; `structured` does the work."""
+"""Patterns: which weights are pruned together. Imports no torch; `structured` does the work."""
 
 import re
 from collections.abc import Mapping

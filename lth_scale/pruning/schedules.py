@@ -23,9 +23,10 @@ class Schedule(Protocol):
 class Formula:
     """A `Schedule` by formula.
 
-    pruned: (share to prune in all, rate, k) → the share pruned after round k; rounds: (start, near, target, rate) → how many rounds lead from
-    `start` to `near`, the point from which the last step goes to `target`. of_original: shares are
-    of the original weights; else of those that remain at the start.
+    pruned: (share to prune in all, rate, k) → the share pruned after round k. rounds: (start, near,
+    target, rate) → how many rounds lead from `start` to `near`, the point from which the last step
+    goes to `target`. of_original: shares are of the original weights; else of those that remain at
+    the start.
     """
 
     pruned: Callable[[float, float, int], float]

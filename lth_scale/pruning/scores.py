@@ -1,4 +1,4 @@
-"""Scores: what a weight is worth. Does not import torch; `movement` does the work of MOVEMENT."""
+"""Scores: what a weight is worth. Imports no torch; `movement` does the work of MOVEMENT."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

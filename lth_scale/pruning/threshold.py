@@ -134,7 +134,7 @@ class _Selection:
         return brackets
 
     def _sample(self, sizes: list[int]) -> list[Tensor]:
-        """The patterns of about SAMPLE weights of each group, evenly spaced from a random offset."""
+        """The patterns of about SAMPLE weights a group, evenly spaced from a random offset."""
         samples: list[list[Tensor]] = [[torch.empty(0, dtype=torch.int32)] for _ in sizes]
         generator = torch.Generator().manual_seed(self.ranks.index)
         for name, group in self.group.items():

@@ -82,7 +82,7 @@ class Ticket:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None) -> "Ticket":
-        """Load the ticket of a repository on the Hub (`user/name`), of a local directory, or a file.
+        """Load a ticket from a repository on the Hub (`user/name`), a local directory or a file.
 
         revision: branch, tag or commit of a repository. Raises as `load`, and ValueError if the
         repository does not exist, Stopped (a RuntimeError) if the Hub cannot be reached.

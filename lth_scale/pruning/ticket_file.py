@@ -1,4 +1,4 @@
-"""The ticket's file: safetensors with one bit a weight, and metadata that says where it came from."""
+"""The ticket's file: safetensors with one bit a weight, and its provenance as metadata."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ DTYPES = {"U8": "uint8", "I8": "int8"}  # in safetensors: in messages
 
 
 class Content(NamedTuple):
-    """What a ticket file holds: masks as bool tensors, and all fields of a `Ticket` but the masks."""
+    """What a ticket file holds: masks as bool tensors, and the other fields of a `Ticket`."""
 
     masks: dict[str, Tensor]
     fields: dict[str, Any]

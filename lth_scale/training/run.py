@@ -241,7 +241,8 @@ def checked_matrices(args: Training, task: base.Task) -> tuple[str, ...]:
     ignore = args.ignore or ()
     prunable_set.check(task.model, ignore, f"--model_name_or_path {args.model_name_or_path}")
     for line in filter(
-        None, (prunable_set.kinds(task.model), prunable_set.passed_over(task.model, ignore))
+        None,
+        (prunable_set.describe_kinds(task.model), prunable_set.describe_dense(task.model, ignore)),
     ):
         warn(line)
     return task.prunable

@@ -207,12 +207,12 @@ class Search(Run):
             {first + -(-(until - first) * check // CHECKS) for check in range(1, CHECKS + 1)}
         )
         for stop in stops:
-            if stop <= self.bird.step or self.bird.is_still():
+            if stop <= self.bird.step or self.bird.converged:
                 continue  # looked at before a checkpoint
             self.train_to(stop, rate)
             masks = {name: mask.clone() for name, mask in self.net.masks.items()}
             self._prune(masks)
-            if self.bird.settled(masks, stop):
+            if self.bird.update(masks, stop):
                 return
 
     def _rate(self) -> Callable[[int], float]:
