@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 # Where each public name is defined.
 NAMES = {
-    **dict.fromkeys(("Ticket", "digest", "base_digest"), "lth_scale.pruning.ticket"),
+    "Ticket": "lth_scale.pruning.ticket",
+    **dict.fromkeys(("digest", "base_digest"), "lth_scale.pruning.digests"),
     **dict.fromkeys(("prune", "smallest"), "lth_scale.pruning.threshold"),
     "prunable": "lth_scale.pruning.prunable_set",
-    "sparsities": "lth_scale.pruning.schedules",
+    "sparsities": "lth_scale.pruning.registries",
     "resolve": "lth_scale.config.resolution",
     **dict.fromkeys(("Training", "Arguments", "Transfer"), "lth_scale.config.arguments"),
     "BadInput": "lth_scale.config.errors",

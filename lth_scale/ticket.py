@@ -39,35 +39,36 @@ def main() -> None:
     with first_imports():
         from lth_scale.pruning import ticket_text
 
-    ticket, path = ticket_text.ticket_at(args.path)
-    how = next((name for name in ("overlap", "union", "intersect") if getattr(args, name)), "")
+    ticket, path = ticket_text.read_ticket(args.path)
+    operation = next((name for name in ("union", "intersect") if getattr(args, name)), "")
     if args.output and os.path.lexists(args.output):
         raise BadInput(
-            f"--output {args.output}: is there already, and --{how} writes a new file; name another"
+            f"--output {args.output}: already exists, and --{operation} writes a new file; "
+            "specify another path"
         )
-    made: Any = (
-        ticket_text.with_other(ticket, path, how, getattr(args, how), args.allow_other_weights)
-        if how
-        else ticket
-    )
+    allow = args.allow_other_weights
     if args.overlap:
-        width = max(map(len, made))
-        text = "\n".join(f"{name:<{width}}  {share:7.2%}" for name, share in made.items())
+        text = ticket_text.overlap(ticket, path, args.overlap, allow)
     else:
-        text = ticket_text.describe(made, args.output or path)
+        if operation:
+            other = getattr(args, operation)
+            ticket = ticket_text.combine(ticket, path, operation, other, allow)
+        text = ticket_text.describe(ticket, args.output or path)
     if args.output:
         try:
-            made.save(args.output)
+            ticket.save(args.output)
         except OSError as problem:
             raise BadInput(
-                f"--output {args.output}: cannot be written ({problem}); name another"
+                f"--output {args.output}: cannot be written ({problem}); specify another path"
             ) from None
     sys.stdout.write(printable(text) + "\n")
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Ticket", "base_digest", "digest"):  # late: they need torch
+    if name == "Ticket":  # late: they need torch
         return getattr(import_module("lth_scale.pruning.ticket"), name)
+    if name in ("base_digest", "digest"):
+        return getattr(import_module("lth_scale.pruning.digests"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

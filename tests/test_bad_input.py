@@ -893,7 +893,7 @@ TICKETS = [
             (
                 "a base that is no digest",
                 forged(base_sha256="main"),
-                "its base_sha256 is no SHA-256",
+                "its base_sha256 is not a SHA-256",
             ),
         )
     ),

@@ -217,7 +217,7 @@ def test_rewinding_restores_all_that_decides_what_comes_next(name, keep, rows, s
         torch.equal(first[name], second[name]) for name in first
     )
     # and the controls know its names: a whole network drawn anew, the same for the same seed
-    given = controls.Start(start, masks, net.names, net.engine.meta_model)
+    given = controls.Subnetwork(start, masks, net.names, net.engine.meta_model)
     drawn, same = (controls.reinit(given, seed=3).weights for _ in range(2))
     assert drawn.keys() == start.keys()
     assert all(

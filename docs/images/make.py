@@ -17,8 +17,9 @@ from transformers import AutoModelForMaskedLM
 
 from lth_scale import Ticket
 from lth_scale.pruning import threshold
-from lth_scale.pruning.controls import CONTROLS, Start
+from lth_scale.pruning.controls import Subnetwork
 from lth_scale.pruning.prunable_set import prunable
+from lth_scale.pruning.registries import CONTROLS
 from lth_scale.tasks.locations import embedded_path
 
 HERE = Path(__file__).parent
@@ -92,10 +93,10 @@ def controls(model: torch.nn.Module, weights: dict[str, torch.Tensor], ticket: T
     """The same corner of m ⊙ θ as each control starts from, drawn by the functions that training uses."""
     own = {name: weight.detach() for name, weight in model.named_parameters()}
     names = {name: f"{model.base_model_prefix}.{name}" for name in weights}
-    start = Start(own, ticket.masks_for(model), names, model)
+    start = Subnetwork(own, ticket.masks_for(model), names, model)
     figure, panels = plt.subplots(1, 7, figsize=(11, 2), layout="constrained")
     for axes, (name, control) in zip(panels, CONTROLS.items(), strict=True):
-        made = control(start, 1)
+        made = control.make(start, 1)
         large = made.matrix(MATRIX).abs()
         rank = large.flatten().argsort().argsort().view(large.shape) / large.numel()
         show(

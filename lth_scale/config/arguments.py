@@ -140,7 +140,7 @@ class Arguments(Training):
         "what is pruned together: single weights, N:M (2:4 keeps 2 of 4 in a row) or block:RxC (block:4x1)",
         "unstructured",
     )
-    score: str = flag("what a weight is worth", "magnitude", choices=("magnitude", "movement"))
+    score: str = flag("what a weight is worth", "magnitude", registry="score")
     rewind: str = flag(
         "between rounds: weights (to step i), lr (the schedule only) or none (standard pruning)",
         "weights",

@@ -83,7 +83,7 @@ def _settle_home() -> None:
         warn(f"HOME is not set, and this user has none; {spare()} is used instead")
 
 
-def refused_by_hub_cache(problem: BaseException) -> str:
+def hub_cache_problem(problem: BaseException) -> str:
     """What to say of an error that comes from the Hub's cache, or nothing."""
     from huggingface_hub import constants
 

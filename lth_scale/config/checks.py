@@ -11,7 +11,7 @@ from lth_scale.config.arguments import Arguments, Training, Transfer
 from lth_scale.config.defaults import DEMO, ELSEWHERE, EMBEDDED
 from lth_scale.config.errors import BadInput
 from lth_scale.config.parsers import RANGES, check_ranges
-from lth_scale.config.registry import REGISTRIES
+from lth_scale.config.registry import REGISTRIES, parse_with
 
 MOST_ROUNDS = 1_000
 LARGEST_STEP = 2**24  # examples a device and optimizer step: their row numbers are held in memory
@@ -90,30 +90,36 @@ def check_search(args: Arguments) -> None:
         raise BadInput(
             "--lr_span all_rounds: contradicts --rewind lr, which restarts it each round; leave one out"
         )
-    if args.dense and args.score == "movement":
+    score, pattern = (
+        REGISTRIES["score"][args.score],
+        parse_with(REGISTRIES["pattern"], args.pattern),
+    )
+    if args.dense and score.accumulate:
         raise BadInput(
-            "--dense: keeps no movement of round 0; leave it out, or take --score magnitude"
+            f"--dense: --score {args.score} needs totals of round 0, which are not kept; "
+            "drop --dense, or use --score magnitude"
         )
     for flag_name, what in (("dense", "round 0"), ("early_bird", "each round")):
         if getattr(args, flag_name) and args.lr_span == "all_rounds":
             raise BadInput(
                 f"--{flag_name}: needs {what} to be trained by itself; give --lr_span round"
             )
-    if args.score == "movement" and (args.max_steps == 0 or args.fp16):
+    if score.accumulate and (args.max_steps == 0 or args.fp16):
         raise BadInput(
-            "--score movement: sums gradients over training; give --max_steps above 0, and --bf16 for --fp16"
+            f"--score {args.score}: sums gradients over training; "
+            "use --max_steps above 0, and --bf16 instead of --fp16"
         )
-    kind, kept, of = parse_pattern(args.pattern)
-    if kind == "n:m" and args.target_sparsity < 1 - kept / of:
+    if args.target_sparsity < pattern.least_sparsity:
         raise BadInput(
-            f"--target_sparsity {args.target_sparsity}: --pattern {args.pattern} is reached at {1 - kept / of:g}; "
-            "give that or more"
+            f"--target_sparsity {args.target_sparsity}: --pattern {args.pattern} is reached at "
+            f"{pattern.least_sparsity:g}; use that or more"
         )
 
 
 def check_transfer(args: Transfer) -> None:
     """Refuse flags of a transfer that contradict each other. Raises BadInput."""
-    without = ("random_mask", "random_layerwise", "one_shot")
+    controls = REGISTRIES["control"]
+    without = [name for name, control in controls.items() if not control.needs_ticket]
     if args.target_sparsity is not None and args.ticket:
         raise BadInput(
             f"--target_sparsity {args.target_sparsity}: the ticket has its own; leave one out"
@@ -128,7 +134,7 @@ def check_transfer(args: Transfer) -> None:
             f"--control {args.control}: how many weights to prune is not said; give --ticket FILE or "
             "--target_sparsity"
         )
-    if args.scope and not (args.control == "one_shot" and args.target_sparsity):
+    if args.scope and not (controls[args.control].by_scope and args.target_sparsity):
         raise BadInput(
             f"--scope {args.scope}: is of --control one_shot with --target_sparsity; leave it out"
         )
@@ -141,20 +147,6 @@ def check_transfer(args: Transfer) -> None:
 def points(text: str | None) -> list[str]:
     """The rewind points of --keep_theta."""
     return [point.strip() for point in (text or "").split(",") if point.strip()]
-
-
-def parse_pattern(text: str) -> tuple[str, int, int]:
-    """('unstructured', 1, 1), ('n:m', N, M) or ('block', rows, columns). Raises BadInput."""
-    for kind, form in (("n:m", r"(\d{1,9}):(\d{1,9})"), ("block", r"block:(\d{1,9})x(\d{1,9})")):
-        found = re.fullmatch(form, text)
-        first, second = map(int, found.groups()) if found else (0, 0)
-        if found and (0 < first < second <= 64 if kind == "n:m" else min(first, second) > 0):
-            return kind, first, second
-    if text != "unstructured":
-        raise BadInput(
-            f"--pattern {text}: is neither unstructured, nor N:M such as 2:4, nor block:RxC such as block:4x1"
-        )
-    return "unstructured", 1, 1
 
 
 def check_paths(args: Training) -> None:

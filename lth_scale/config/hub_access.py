@@ -5,8 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from lth_scale.config import caches
 from lth_scale.config.errors import BadInput, Stopped
@@ -14,74 +13,76 @@ from lth_scale.config.redaction import without_secrets
 from lth_scale.config.resolution import HUB_NAME
 from lth_scale.config.texts import brief
 
+if TYPE_CHECKING:
+    import httpx
+
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
-HUB_TIMEOUT = 120.0  # seconds without a byte after which a request is given up
-DELAYS = (2, 8)  # seconds before another attempt; the library has its own for most requests
+HUB_TIMEOUT = 120.0  # seconds without a byte until a request is given up
+DELAYS = (2, 8)  # seconds before each retry; the library has its own for most requests
 Answer = TypeVar("Answer")
 
 
-class Refused(Exception):
-    """What the Hub said no to, or did not say at all, in a line."""
+class Failure(NamedTuple):
+    """Why a request failed, in one line. is_transient: it may succeed when repeated."""
 
-    def __init__(self, why: str, again: bool):
-        super().__init__(why)
-        self.again = again  # it may go well the next time
+    reason: str
+    is_transient: bool = False
 
 
 @contextmanager
-def polite() -> Iterator[None]:
-    """Requests that are given up after SILENCE (the library waits for ever), and no bars."""
-    from huggingface_hub import constants, get_session, set_client_factory
+def session() -> Iterator[None]:
+    """Requests time out after HUB_TIMEOUT (the library waits forever) and show no progress bars."""
+    from huggingface_hub import constants, set_client_factory
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
     )
 
-    session = get_session()
+    def client() -> "httpx.Client":
+        new = default_client_factory()
+        new.timeout = HUB_TIMEOUT
+        return new
 
-    def client(timeout: Any) -> Any:
-        hooks, follow = session.event_hooks, session.follow_redirects
-        return type(session)(event_hooks=hooks, follow_redirects=follow, timeout=timeout)
-
-    bars = not are_progress_bars_disabled()
-    set_client_factory(lambda: client(HUB_TIMEOUT))
+    had_bars = not are_progress_bars_disabled()
+    set_client_factory(client)
     disable_progress_bars()
-    asked = os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
-    constants.HF_HUB_OFFLINE = (
-        asked  # and not because the Hub was out of reach when the data was loaded
-    )
+    # The data's loading sets it as well, if the Hub cannot be reached.
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
+    constants.HF_HUB_OFFLINE = offline
     try:
         yield
     finally:
-        set_client_factory(lambda: client(session.timeout))
-        if bars:
+        set_client_factory(default_client_factory)
+        if had_bars:
             enable_progress_bars()
 
 
-def _answered(ask: Callable[[], Answer], repo: str, delays: tuple[int, ...] = DELAYS) -> Answer:
-    """What `ask` returns, in some attempts. Raises BadInput where the Hub says no, Stopped where it fails."""
-    for delay in (*delays, None):
+def request(call: Callable[[], Answer], repo: str, delays: tuple[int, ...] | None = None) -> Answer:
+    """Return what `call` returns; retry after DELAYS, or `delays`, if the Hub fails.
+
+    Raises BadInput if the Hub refuses, Stopped if the last attempt fails.
+    """
+    for delay in (*(DELAYS if delays is None else delays), None):
         try:
-            return ask()
-        except (
-            Exception
-        ) as problem:  # the library, its HTTP client and its token store raise many kinds
-            refused = explain(problem, repo)
-            if refused is None:
+            return call()
+        except Exception as problem:  # of the library, its HTTP client or its token store
+            failure = explain(problem, repo)
+            if failure is None:
                 raise
-            if not refused.again:
-                raise BadInput(str(refused)) from problem
+            if not failure.is_transient:
+                raise BadInput(failure.reason) from problem
             if delay is None:
                 raise Stopped(
-                    f"{refused}: nothing is lost, and nothing was changed there: run it again"
+                    f"{failure.reason}: nothing is lost and nothing was changed there; "
+                    "run the same command again"
                 ) from problem
             time.sleep(delay)
     raise AssertionError("unreachable")
 
 
-def explain(problem: BaseException, repo: str) -> Refused | None:
-    """What an error of the Hub's library means, or None for one that nobody has foreseen."""
+def explain(problem: BaseException, repo: str) -> Failure | None:
+    """What an error of the Hub's library means; None for an unforeseen one."""
     from huggingface_hub import errors
 
     chain = [problem]
@@ -89,98 +90,78 @@ def explain(problem: BaseException, repo: str) -> Refused | None:
         cause := chain[-1].__cause__ or chain[-1].__context__
     ) is not None and cause not in chain:
         chain.append(cause)
-    if refused := caches.refused_by_hub_cache(problem):
-        return Refused(refused, False)
-    where = os.environ.get("HF_ENDPOINT") or "the Hub"
-    if any(isinstance(each, errors.LocalTokenNotFoundError) for each in chain):
-        return Refused(f"--hub_model_id {repo}: there is no token for {where}; {LOG_IN}", False)
-    if any(isinstance(each, errors.OfflineModeIsEnabled) for each in chain):
-        return Refused(
-            f"--hub_model_id {repo}: HF_HUB_OFFLINE is set, so {where} is not asked; unset it",
-            False,
+    if reason := caches.hub_cache_problem(problem):
+        return Failure(reason)
+    hub, subject = os.environ.get("HF_ENDPOINT") or "the Hub", f"--hub_model_id {repo}"
+    if any(isinstance(error, errors.LocalTokenNotFoundError) for error in chain):
+        return Failure(f"{subject}: no token for {hub}; {LOG_IN}")
+    if any(isinstance(error, errors.OfflineModeIsEnabled) for error in chain):
+        return Failure(
+            f"{subject}: HF_HUB_OFFLINE is set, which blocks requests to {hub}; unset it"
         )
-    status = next(
-        (each.response.status_code for each in chain if isinstance(each, errors.HfHubHTTPError)), 0
-    )
+    for error in chain:
+        if isinstance(error, errors.HfHubHTTPError):
+            return _of_status(error.response.status_code, problem, subject, hub)
+    names = {kind.__name__ for error in chain for kind in type(error).__mro__}
+    if names & {"TransportError", "ConnectionError", "TimeoutError"}:
+        reason = f"{subject}: {hub} cannot be reached, or the connection broke ({_short(problem)})"
+        return Failure(reason, is_transient=True)
+    return None
+
+
+def _of_status(status: int, problem: BaseException, subject: str, hub: str) -> Failure:
     if status == 401:
-        return Refused(
-            f"--hub_model_id {repo}: {where} does not take the token (401); {LOG_IN}", False
-        )
+        return Failure(f"{subject}: {hub} does not accept the token (401); {LOG_IN}")
     if status == 403:
-        return Refused(
-            f"--hub_model_id {repo}: the token may not write there (403); give a name of your own, or a "
-            "token with write access",
-            False,
+        return Failure(
+            f"{subject}: the token may not write there (403); use a name of your own, or a token "
+            "with write access"
         )
     if status in (408, 429) or status >= 500:
-        return Refused(f"--hub_model_id {repo}: {where} failed (HTTP {status})", True)
-    if status:
-        return Refused(
-            f"--hub_model_id {repo}: {where} refused it (HTTP {status}: {_short(problem)}); give another, "
-            "or mend that",
-            False,
-        )
-    kinds = {name for each in chain for name in (kind.__name__ for kind in type(each).__mro__)}
-    if kinds & {"TransportError", "ConnectionError", "TimeoutError"}:
-        return Refused(
-            f"--hub_model_id {repo}: {where} cannot be reached, or broke off ({_short(problem)})",
-            True,
-        )
-    return None
+        return Failure(f"{subject}: {hub} failed (HTTP {status})", is_transient=True)
+    return Failure(
+        f"{subject}: {hub} refused the request (HTTP {status}: {_short(problem)}); correct that, "
+        "or use another name"
+    )
 
 
 def _short(problem: BaseException) -> str:
     return brief(without_secrets(str(problem))) or type(problem).__name__
 
 
-def ticket_file(name: str, revision: str | None = None) -> Path:
-    """ticket.safetensors of a repository, in the Hub's cache. Raises BadInput, and Stopped where the Hub fails."""
-    from huggingface_hub import hf_hub_download
-
-    check_source(name, revision)
-    with polite():
-        return Path(
-            _fetched(
-                lambda: hf_hub_download(name, "ticket.safetensors", revision=revision),
-                name,
-                revision,
-            )
-        )
-
-
 def check_source(name: str, revision: str | None) -> None:
-    """Raise BadInput for what cannot be a repository or a revision of it."""
+    """Raise BadInput if this cannot be a repository or a revision of one."""
     if not re.fullmatch(HUB_NAME, name, re.ASCII) or ".." in name:
-        raise BadInput(f"{name}: is no repository of the Hub; give user/name")
-    if revision is not None and (
-        not re.fullmatch(r"\w[\w./-]*", revision, re.ASCII) or ".." in revision
-    ):
-        raise BadInput(f"--revision {revision}: is no branch, tag or commit; give one")
+        raise BadInput(f"{name}: not a repository on the Hub; specify user/name")
+    if revision is None:
+        return
+    if not re.fullmatch(r"\w[\w./-]*", revision, re.ASCII) or ".." in revision:
+        raise BadInput(f"--revision {revision}: not the name of a branch, tag or commit; use one")
 
 
-def _fetched(
-    fetch: Callable[[], Answer], name: str, revision: str | None, file: str = "ticket.safetensors"
+def fetch(
+    call: Callable[[], Answer], name: str, revision: str | None, file: str = "ticket.safetensors"
 ) -> Answer:
-    """As `_answered`, for a download: a repository, revision or file that is not there is told apart."""
+    """`request` for a download: says which of repository, revision and file does not exist."""
     from huggingface_hub import errors
 
     def attempt() -> Answer:
         try:
-            return fetch()
+            return call()
         except errors.RevisionNotFoundError as problem:
             raise BadInput(
-                f"--revision {revision}: {name} has none of that name; give another"
+                f"--revision {revision}: {name} has no such revision; use a branch, tag or commit"
             ) from problem
         except errors.RemoteEntryNotFoundError as problem:
             raise BadInput(
-                f"{name}: holds no {file}; give a repository that lth_scale pushed"
+                f"{name}: has no {file}; use a repository that lth_scale pushed"
             ) from problem
         except errors.RepositoryNotFoundError as problem:
             raise BadInput(
-                f"{name}: is not on the Hub, or private; check the name, or {LOG_IN}"
+                f"{name}: does not exist on the Hub, or is private; check the name, or {LOG_IN}"
             ) from problem
 
     try:
-        return _answered(attempt, name)
+        return request(attempt, name)
     except (BadInput, Stopped) as problem:
         raise type(problem)(str(problem).replace("--hub_model_id ", "")) from problem

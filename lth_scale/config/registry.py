@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, TypeVar
 
+from lth_scale.config.errors import BadInput
+
 Entry = TypeVar("Entry")
 
 
@@ -36,6 +38,19 @@ class Registry(Mapping[str, Entry]):
 
 
 REGISTRIES: dict[str, Registry[Any]] = {}
+
+
+def parse_with(parsers: Registry[Callable[[str], Entry | None]], text: str) -> Entry:
+    """What the first of the registered parsers that understands `text` makes of it.
+
+    The names in the registry are the syntaxes that the flag of its kind takes. Raises BadInput.
+    """
+    parsed = (parse(text) for parse in parsers.values())
+    entry = next((entry for entry in parsed if entry is not None), None)
+    if entry is None:
+        syntaxes = ", ".join(parsers)
+        raise BadInput(f"--{parsers.kind} {text}: unknown {parsers.kind}; use one of {syntaxes}")
+    return entry
 
 
 def lazy(reference: str) -> Callable[..., Any]:

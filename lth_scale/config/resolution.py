@@ -10,10 +10,11 @@ from typing import Any
 
 from lth_scale.config import files
 from lth_scale.config.arguments import Arguments, Training
-from lth_scale.config.checks import check, check_regexes, parse_pattern
+from lth_scale.config.checks import check, check_regexes
 from lth_scale.config.defaults import DEFAULTS, DEMO, EMBEDDED, QUICK
 from lth_scale.config.errors import BadInput
 from lth_scale.config.parsers import build_parser
+from lth_scale.config.registry import REGISTRIES, parse_with
 from lth_scale.config.texts import brief
 
 # What a ticket may name to be loaded; a revision becomes a path in the Hub's cache.
@@ -118,8 +119,8 @@ def fill_in_search(values: dict[str, Any]) -> None:
     """Defaults that follow from other flags of a search."""
     values.setdefault("output_dir", os.path.join("runs", f"{values['task']}-{_stem(values)}"))
     values.setdefault("lr_span", "all_rounds" if values.get("rewind") == "none" else "round")
-    kind, kept, of = parse_pattern(values.get("pattern", "unstructured"))
-    values.setdefault("target_sparsity", 1 - kept / of if kind == "n:m" else 0.9)
+    pattern = parse_with(REGISTRIES["pattern"], values.get("pattern", "unstructured"))
+    values.setdefault("target_sparsity", pattern.default_sparsity)
 
 
 def fill_in_transfer(values: dict[str, Any]) -> None:

@@ -1,1 +1,4 @@
-"""The exact threshold, masks, patterns, scores, schedules, controls and the ticket. Knows nothing of data, tracking or launchers."""
+"""Masks: the exact threshold, patterns, scores, schedules, the prunable set, controls, the ticket.
+
+Knows nothing of data, tracking or launchers.
+"""

@@ -9,19 +9,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lth_scale.config.errors import BadInput
-from lth_scale.pruning import patterns, threshold
+from lth_scale.pruning import structured, threshold
+from lth_scale.pruning.orientation import oriented
 from lth_scale.pruning.prunable_set import transposed
+from lth_scale.pruning.registries import parse_pattern
 
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Start:
+class Subnetwork:
     """m ⊙ θ before training.
 
-    weights: whole, fp32, by their names in the model. masks: bool, by their names in a ticket, True keeps.
-    names: ticket → model. model: the network's class and configuration (its weights are not looked at).
-    pattern, scope: how the ticket's weights were pruned (`--pattern`, `--scope`).
+    weights: whole, fp32, by their names in the model. masks: bool, by their names in a ticket, True
+    keeps. names: ticket → model. model: an instance of the network's class, for its configuration;
+    its weights are not used. pattern, scope: of the search that found the ticket.
     """
 
     weights: Tensors
@@ -41,102 +43,115 @@ def pruned(masks: Iterable[Tensor]) -> int:
     return sum(mask.numel() - int(mask.sum()) for mask in masks)
 
 
-def _random(masks: Tensors, count: int, generator: torch.Generator) -> Tensors:
-    scores = {name: torch.rand(mask.shape, generator=generator) for name, mask in masks.items()}
-    chosen = {name: torch.ones_like(mask) for name, mask in masks.items()}
-    threshold.smallest(scores, chosen, count)
-    return chosen
+def none(subnetwork: Subnetwork, seed: int) -> Subnetwork:
+    """The ticket itself."""
+    return subnetwork
 
 
-def random_mask(start: Start, seed: int) -> Start:
-    """m_RP: as many weights pruned uniformly at random, in all matrices together.
+def random_mask(subnetwork: Subnetwork, seed: int) -> Subnetwork:
+    """m_RP: as many weights pruned uniformly at random, over all matrices together.
 
-    The official code magnitude-prunes a freshly initialised BERT, which is the same (oneshot.py --weight rand).
-    The same seed gives nested masks.
+    The official code magnitude-prunes a freshly initialised BERT, which amounts to the same
+    (oneshot.py --weight rand). Masks of the same seed are nested.
     """
     generator = torch.Generator().manual_seed(seed)
-    return replace(start, masks=_random(start.masks, pruned(start.masks.values()), generator))
+    masks = _random(subnetwork.masks, generator)
+    return replace(subnetwork, masks=masks)
 
 
-def random_layerwise(start: Start, seed: int) -> Start:
-    """As many weights of each matrix pruned uniformly at random: the ticket's sparsity by layer, not its choice."""
+def random_layerwise(subnetwork: Subnetwork, seed: int) -> Subnetwork:
+    """As many weights of each matrix pruned uniformly at random: the ticket's layer sparsities."""
     generator = torch.Generator().manual_seed(seed)
     masks = {
-        name: _random({name: mask}, pruned([mask]), generator)[name]
-        for name, mask in start.masks.items()
+        name: _random({name: mask}, generator)[name] for name, mask in subnetwork.masks.items()
     }
-    return replace(start, masks=masks)
+    return replace(subnetwork, masks=masks)
 
 
-def reinit(start: Start, seed: int) -> Start:
-    """θ₀′: the whole network drawn anew by the model's own initializer, embeddings and head too (glue_trans.py)."""
+def _random(masks: Tensors, generator: torch.Generator) -> Tensors:
+    """Masks that prune as many weights as `masks` in all, uniformly at random."""
+    noise = {name: torch.rand(mask.shape, generator=generator) for name, mask in masks.items()}
+    drawn = _dense(masks)
+    threshold.smallest(noise, drawn, pruned(masks.values()))
+    return drawn
+
+
+def _dense(masks: Tensors) -> Tensors:
+    return {name: torch.ones_like(mask) for name, mask in masks.items()}
+
+
+def reinit(subnetwork: Subnetwork, seed: int) -> Subnetwork:
+    """θ₀′: the whole network, embeddings and head too, from its own initializer (glue_trans.py)."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU's alone
-        drawn = type(start.model)(start.model.config)
-    return replace(
-        start, weights={name: weight.detach().float() for name, weight in drawn.named_parameters()}
-    )
+        torch.default_generator.manual_seed(seed)  # of the CPU only
+        model = type(subnetwork.model)(subnetwork.model.config)
+    weights = {name: weight.detach().float() for name, weight in model.named_parameters()}
+    return replace(subnetwork, weights=weights)
 
 
-def shuffle_layers(start: Start, seed: int) -> Start:
-    """θ₀″ of the official code: one permutation of the layers, applied to all their matrices (pertub_weight.py).
+def shuffle_layers(subnetwork: Subnetwork, seed: int) -> Subnetwork:
+    """θ₀″ of the official code: one permutation of the layers, for all matrices (pertub_weight.py).
 
-    Pooler, biases, LayerNorm and embeddings stay. Matrices of other shapes than their namesakes stay too. Never the
-    identity. Raises BadInput where no two layers are alike.
+    It is never the identity. Pooler, biases, LayerNorm and embeddings stay in place, and so does a
+    matrix whose counterparts in other layers have other shapes. Raises BadInput if no two layers
+    are alike.
     """
-    layers: dict[str, dict[int, str]] = {}
-    for name in start.masks:
-        stack = re.fullmatch(r"(.*?\.)(\d+)(\..*)", name)
-        if stack:
-            namesakes = f"{stack[1]}#{stack[3]} {tuple(start.masks[name].shape)}"
-            layers.setdefault(namesakes, {})[int(stack[2])] = name
-    weights, deepest = dict(start.weights), max(map(len, layers.values()), default=0)
-    if deepest < 2:
+    groups = _counterparts(subnetwork.masks)
+    if max(map(len, groups), default=0) < 2:
         raise BadInput(
-            "--control shuffle_layers: the model has no two layers alike; take shuffle_within"
+            "--control shuffle_layers: no two layers of the model are alike; use shuffle_within"
         )
-    for kind in layers.values():
-        order = other_order(
-            len(kind), seed
-        )  # the same for all of one depth, so that a layer moves as a whole
-        sources = [kind[layer] for layer in sorted(kind)]
-        for target, index in zip(sources, order, strict=True):
-            weights[start.names[target]] = start.matrix(sources[index])
-    return replace(start, weights=weights)
+    weights = dict(subnetwork.weights)
+    for names in groups:
+        # All groups of one depth get the same permutation, so that layers move as a whole.
+        for name, source in zip(names, permutation(len(names), seed), strict=True):
+            weights[subnetwork.names[name]] = subnetwork.matrix(names[source])
+    return replace(subnetwork, weights=weights)
 
 
-def other_order(count: int, seed: int) -> list[int]:
-    """A random order of `count` things, but never the one they are in, unless there is one thing alone."""
+def _counterparts(masks: Tensors) -> list[list[str]]:
+    """Groups of matrices with the same role and shape, by their names, in the order of layers."""
+    groups: dict[tuple[str, ...], dict[int, str]] = {}
+    for name, mask in masks.items():
+        match = re.fullmatch(r"(.*?\.)(\d+)(\..*)", name)
+        if match:
+            role = (match[1], match[3], str(mask.shape))
+            groups.setdefault(role, {})[int(match[2])] = name
+    return [[layers[i] for i in sorted(layers)] for layers in groups.values()]
+
+
+def permutation(count: int, seed: int) -> list[int]:
+    """A random permutation of `count` indices, never the identity unless there is only one."""
     generator, order = torch.Generator().manual_seed(seed), list(range(count))
     while count > 1 and order == sorted(order):
         order = torch.randperm(count, generator=generator).tolist()
     return order
 
 
-def shuffle_within(start: Start, seed: int) -> Start:
+def shuffle_within(subnetwork: Subnetwork, seed: int) -> Subnetwork:
     """θ₀″ of the paper's text: the weights of each matrix permuted among themselves."""
     generator = torch.Generator().manual_seed(seed)
-    weights = dict(start.weights)
-    for name in start.masks:
-        matrix = start.matrix(name)
+    weights = dict(subnetwork.weights)
+    for name in subnetwork.masks:
+        matrix = subnetwork.matrix(name)
         order = torch.randperm(matrix.numel(), generator=generator)
-        weights[start.names[name]] = matrix.reshape(-1)[order].view(matrix.shape)
-    return replace(start, weights=weights)
+        weights[subnetwork.names[name]] = matrix.reshape(-1)[order].view(matrix.shape)
+    return replace(subnetwork, weights=weights)
 
 
-def one_shot(start: Start, seed: int) -> Start:
-    """As many weights pruned as the ticket has, the smallest of θ₀ at once, before any training (oneshot.py).
+def one_shot(subnetwork: Subnetwork, seed: int) -> Subnetwork:
+    """One-shot magnitude pruning of θ₀ to the ticket's number of pruned weights (oneshot.py).
 
-    Under the ticket's own scope: of all matrices together, or of each alone.
+    Under the ticket's pattern and scope.
     """
-    masks = {name: torch.ones_like(mask) for name, mask in start.masks.items()}
-    share = pruned(start.masks.values()) / sum(mask.numel() for mask in masks.values())
-    layout = patterns.oriented(transposed(start.model))
-    matrices = {name: start.matrix(name) for name in masks}
-    patterns.prune(matrices, masks, share, start.scope, start.pattern, layout=layout)
-    return replace(start, masks=masks)
-
-
-def none(start: Start, seed: int) -> Start:
-    """The ticket itself."""
-    return start
+    masks = _dense(subnetwork.masks)
+    size = sum(mask.numel() for mask in masks.values())
+    structured.prune(
+        values={name: subnetwork.matrix(name) for name in masks},
+        keep=masks,
+        sparsity=pruned(subnetwork.masks.values()) / size,
+        scope=subnetwork.scope,
+        pattern=parse_pattern(subnetwork.pattern),
+        orientation=oriented(transposed(subnetwork.model)),
+    )
+    return replace(subnetwork, masks=masks)

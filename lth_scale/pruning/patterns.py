@@ -1,145 +1,135 @@
-"""Masks that hardware likes, under the same global threshold: N:M and blocks.
+"""Patterns: which weights are pruned together. Imports no torch; `structured` does the work."""
 
-A group or block may lie across ranks, so under sharding each matrix travels once a round, one at a time.
-"""
-
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
 
-import torch
-from torch import Tensor
+from lth_scale.config.registry import lazy
+from lth_scale.pruning.orientation import Orientation
+from lth_scale.pruning.scores import Score
 
-from lth_scale.config.checks import parse_pattern
-from lth_scale.config.errors import BadInput
-from lth_scale.distributed.ranks import Ranks
-from lth_scale.pruning import threshold
-from lth_scale.pruning.scores import SCORES, Score
-from lth_scale.pruning.threshold import ALONE, Weights
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lth_scale.distributed.ranks import Ranks
+
+_prune_weights = lazy("lth_scale.pruning.structured:prune_weights")
+_prune_groups = lazy("lth_scale.pruning.structured:prune_groups")
+_prune_blocks = lazy("lth_scale.pruning.structured:prune_blocks")
 
 
 @dataclass(frozen=True)
-class Orientation:
-    """How a rank's parts make up whole matrices. whole(name, part) → (outputs, inputs), the same on every rank;
-    cut(name, whole) → this rank's part. By default the parts are the matrices."""
+class PruningStep:
+    """One pruning step, for a `Pattern` to carry out.
 
-    whole: Callable[[str, Tensor], Tensor] = lambda name, part: part
-    cut: Callable[[str, Tensor], Tensor] = lambda name, whole: whole
-
-
-def oriented(
-    transposed: Collection[str],
-    whole: Callable[[str, Tensor], Tensor] = lambda name, part: part,
-    cut: Callable[[str, Tensor], Tensor] = lambda name, whole: whole,
-) -> Orientation:
-    """The layout of parameters, which `whole` and `cut` put together and apart in their own shapes.
-
-    transposed: the names of those that are (inputs, outputs). What has more dimensions is a convolution of width 1.
+    values: this rank's pieces of the weights, or of the totals of `score`, by name, floating point.
+    keep: the masks to update in place, bool tensors of the same shapes, True keeps. sparsity: of
+    all ranks' `keep` afterwards. scope: `global` or `layerwise`.
     """
-    return Orientation(
-        lambda name, part: (
-            whole(name, part).T.contiguous() if name in transposed else whole(name, part).flatten(1)
-        ),
-        lambda name, matrix: cut(name, matrix.T.contiguous() if name in transposed else matrix),
-    )
+
+    values: "Mapping[str, Tensor]"
+    keep: "Mapping[str, Tensor]"
+    sparsity: float
+    scope: str
+    ranks: "Ranks"
+    orientation: Orientation
+    score: Score
 
 
-def check(pattern: str, shapes: dict[str, torch.Size], transposed: Collection[str] = ()) -> None:
-    """Raise BadInput, naming the matrix, where a pattern does not divide it; transposed as in `oriented`."""
-    kind, first, second = parse_pattern(pattern)
-    rows, columns = {"n:m": (1, second), "block": (first, second), "unstructured": (1, 1)}[kind]
-    for name, shape in shapes.items():
-        outputs, inputs = (shape[1], shape[0]) if name in transposed else shape[:2]
-        if outputs % rows or inputs % columns:
-            raise BadInput(
-                f"--pattern {pattern}: {name} is {tuple(shape)}, which it does not divide; give another"
-            )
+class Pattern(Protocol):
+    """Which weights are pruned together."""
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """(rows, columns) that have to divide every matrix (outputs, inputs)."""
+
+    @property
+    def least_sparsity(self) -> float:
+        """The sparsity at which every mask has the pattern; no search may end below it."""
+
+    @property
+    def default_sparsity(self) -> float:
+        """The default of `--target_sparsity`."""
+
+    def prune(self, step: PruningStep) -> float:
+        """Update `step.keep` in place and return the threshold, a score."""
 
 
-MAGNITUDE = SCORES["magnitude"]
+@dataclass(frozen=True)
+class Unstructured:
+    """Single weights."""
+
+    tile = (1, 1)
+    least_sparsity = 0.0
+    default_sparsity = 0.9
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """`unstructured`."""
+        return cls() if text == "unstructured" else None
+
+    def prune(self, step: PruningStep) -> float:
+        """Prune as `structured.prune_weights`."""
+        return _prune_weights(step)
 
 
-def prune(
-    values: Weights,
-    keep: Weights,
-    sparsity: float,
-    scope: str,
-    pattern: str,
-    ranks: Ranks = ALONE,
-    layout: Orientation = Orientation(),
-    score: Score = MAGNITUDE,
-) -> float:
-    """`threshold.prune` under a pattern, of what the values are worth; updates `keep` in place, returns the threshold.
+@dataclass(frozen=True)
+class NofM:
+    """At most `kept` of each `of` consecutive inputs of an output, such as 2:4."""
 
-    n:m: at most m − n weights of each m in a row, the inputs of one output, are pruned until all groups are; so at
-    1 − n/m the mask is the pattern exactly, and before it every group keeps at least n (as in Zhou et al. 2021,
-    arXiv:2102.04010, by magnitude). block:RxC: whole blocks, by the sum of what is in them; `round(sparsity × blocks)`
-    of them (as in Narang et al. 2017, arXiv:1711.02782). Raises as `threshold.prune` does.
-    """
-    kind, first, second = parse_pattern(pattern)
-    if kind == "block":
-        cut = _prune_blocks(values, keep, sparsity, scope, first, second, layout, score)
-    elif kind == "n:m":
-        worth = {
-            name: score.worth(score.each(value.detach().float())) for name, value in values.items()
-        }
-        cut = _prune_groups(worth, keep, sparsity, scope, first, second, ranks, layout)
-    else:
-        cut = threshold.prune(
-            {name: score.worth(v) for name, v in values.items()}, keep, sparsity, scope, ranks
-        )
-    return score.back(cut)
+    kept: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """`N:M` with 0 < N < M ≤ 64."""
+        kept, of = _numbers(r"(\d{1,9}):(\d{1,9})", text)
+        return cls(kept, of) if 0 < kept < of <= 64 else None
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """A group lies within a row."""
+        return 1, self.of
+
+    @property
+    def least_sparsity(self) -> float:
+        """The sparsity of N of M in every group, which is the default as well."""
+        return 1 - self.kept / self.of
+
+    default_sparsity = least_sparsity
+
+    def prune(self, step: PruningStep) -> float:
+        """Prune as `structured.prune_groups`."""
+        return _prune_groups(step, self.kept, self.of)
 
 
-def spare(worth: Tensor, kept: int, of: int) -> Tensor:
-    """Bool: the of − kept smallest of each `of` in a row; of equal ones the first. A pruned weight counts as −1."""
-    groups = worth.reshape(-1, of)
-    order = groups.argsort(dim=1, stable=True)[:, : of - kept]
-    return torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True).view(worth.shape)
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of `rows` outputs by `columns` inputs, such as block:4x1."""
+
+    rows: int
+    columns: int
+    least_sparsity = 0.0
+    default_sparsity = 0.9
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """`block:RxC`."""
+        rows, columns = _numbers(r"block:(\d{1,9})x(\d{1,9})", text)
+        return cls(rows, columns) if rows and columns else None
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """A block."""
+        return self.rows, self.columns
+
+    def prune(self, step: PruningStep) -> float:
+        """Prune as `structured.prune_blocks`."""
+        return _prune_blocks(step, self.rows, self.columns)
 
 
-def _prune_groups(
-    worth: Weights,
-    keep: Weights,
-    sparsity: float,
-    scope: str,
-    kept: int,
-    of: int,
-    ranks: Ranks,
-    layout: Orientation,
-) -> float:
-    allowed, share = {}, 1 - kept / of
-    for name, mask in keep.items():
-        whole = layout.whole(name, torch.where(mask, worth[name], -1.0))
-        free = layout.cut(name, spare(whole, kept, of)).view(mask.shape).to(mask.device)
-        largest = torch.full_like(worth[name], torch.finfo(torch.float32).max)
-        allowed[name] = torch.where(free | ~worth[name].isfinite(), worth[name], largest)
-    if sparsity <= share:
-        return threshold.prune(allowed, keep, sparsity, scope, ranks)
-    counts = [[int((~mask).sum()), mask.numel()] for mask in keep.values()]
-    zeros, size = ranks.sum(torch.tensor(counts).sum(0)).tolist()
-    if zeros < round(share * size):
-        threshold.prune(allowed, keep, share, scope, ranks)
-    return threshold.prune(worth, keep, sparsity, scope, ranks)
-
-
-def _prune_blocks(
-    values: Weights,
-    keep: Weights,
-    sparsity: float,
-    scope: str,
-    rows: int,
-    columns: int,
-    layout: Orientation,
-    score: Score,
-) -> float:
-    worth, blocks = {}, {}
-    for name, mask in keep.items():
-        whole = layout.whole(name, score.each(values[name].detach().float()) * mask)
-        tiles = whole.view(whole.shape[0] // rows, rows, whole.shape[1] // columns, columns)
-        worth[name] = score.worth(tiles.double().sum((1, 3)).float())
-        blocks[name] = layout.whole(name, mask.float()).view(tiles.shape)[:, 0, :, 0] > 0
-    cut = threshold.prune(worth, blocks, sparsity, scope)  # every rank has all blocks
-    for name, mask in keep.items():
-        whole = blocks[name].repeat_interleave(rows, 0).repeat_interleave(columns, 1)
-        mask.copy_(layout.cut(name, whole).view(mask.shape))
-    return cut
+def _numbers(form: str, text: str) -> tuple[int, int]:
+    """The two numbers in a pattern's text; zeros if it has another form."""
+    match = re.fullmatch(form, text)
+    return (int(match[1]), int(match[2])) if match else (0, 0)

@@ -1,4 +1,4 @@
-"""Which weights a ticket is about, read off the structure of the network and not off its names."""
+"""Which weights a ticket covers, determined by the structure of the network and not by names."""
 
 import re
 from collections import Counter
@@ -17,82 +17,93 @@ POOLER = "pooler."
 
 
 class Weight(NamedTuple):
-    """A parameter of two dimensions or more in the encoder's stack or its pooler. name: in the base model."""
+    """A parameter of two or more dimensions in the encoder's stack or its pooler.
+
+    name: in the base model. kind: matrix, depthwise or other.
+    """
 
     name: str
     parameter: nn.Parameter
     module: nn.Module
-    kind: str  # matrix, depthwise or other
+    kind: str
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
+        """The number of elements."""
         return self.parameter.numel()
+
+    @property
+    def class_name(self) -> str:
+        """The class of its module."""
+        return type(self.module).__name__
 
 
 def prunable(
     model: nn.Module, ignore: Iterable[str] = (), fresh: Collection[str] = ()
 ) -> dict[str, nn.Parameter]:
-    """The prunable set: the weight of every matrix inside the encoder's stack of layers, and of the pooler.
+    """The prunable set: the weight of every matrix in the encoder's stack of layers and the pooler.
 
-    A matrix is an `nn.Linear`, transformers' `Conv1D` or a convolution of width 1, with groups or without. The stack is
-    found as the members of `nn.ModuleList`s of the base model, so embeddings (and their projections), biases, norms,
-    task heads and tied decoders are never in it; neither is a depthwise filter, which is like a gain.
+    A matrix is an `nn.Linear`, transformers' `Conv1D` or a convolution of width 1, grouped or not.
+    The stack consists of the members of `nn.ModuleList`s of the base model, so that embeddings (and
+    their projections), biases, norms, task heads and tied decoders are never included; neither are
+    depthwise filters, which act like gains.
 
-    ignore: regular expressions; what one of them finds (`re.search`) in a name is left out. fresh: names in the model
-    that no checkpoint gave; a pooler among them is left out. Keys are names in the base model, in the order of its
-    parameters; values are the parameters themselves. For BERT-base: 72 matrices (84,934,656 weights), 73 with the
-    pooler (paper_reference, pruned_parameters).
+    ignore: regular expressions; a weight whose name matches one (`re.search`) is left out. fresh:
+    names in the model of parameters that the checkpoint lacks; a pooler among them is left out.
+    Returns the parameters by name in the base model, in its order. For BERT-base: 72 matrices
+    (84,934,656 weights), 73 with the pooler (paper_reference, pruned_parameters).
     """
     names = {parameter: name for name, parameter in model.named_parameters()} if fresh else {}
     return {
         weight.name: weight.parameter
-        for weight in stack(model)
-        if weight.kind == "matrix"
-        and not is_ignored(weight.name, ignore)
+        for weight in matrices(model)
+        if not is_ignored(weight.name, ignore)
         and not (weight.name.startswith(POOLER) and names.get(weight.parameter) in fresh)
     }
 
 
-def stack(model: nn.Module) -> Iterator[Weight]:
-    """The weights of the encoder from its first layer on, but for embeddings, norms and biases, in their order.
+def matrices(model: nn.Module) -> Iterator[Weight]:
+    """The matrices of the encoder's stack and of the pooler."""
+    return (weight for weight in stack(model) if weight.kind == "matrix")
 
-    Matrices are those in the layers and the pooler alone. What else lies between the layers or after them, and is no
-    matrix, is there too: a convolution of DeBERTa-v2 is part of its encoder.
+
+def stack(model: nn.Module) -> Iterator[Weight]:
+    """The encoder's weights from its first layer on, without embeddings, norms and biases.
+
+    Only layers and pooler contribute matrices. Weights of other kinds between or after the layers
+    are included too: a convolution of DeBERTa-v2 is part of its encoder.
     """
     base = base_model(model)
     modules = dict(base.named_modules())
     embeddings = tuple(
-        f"{name}." for name, each in modules.items() if name and _is_a(EMBEDDING, each)
+        f"{name}." for name, module in modules.items() if name and _is_a(EMBEDDING, module)
     )
-    lists = (f"{name}." for name, each in modules.items() if isinstance(each, nn.ModuleList))
-    layers, begun = tuple(name for name in lists if not name.startswith(embeddings)), False
+    lists = (f"{name}." for name, module in modules.items() if isinstance(module, nn.ModuleList))
+    layers = tuple(name for name in lists if not name.startswith(embeddings))
+    in_stack = False
     for name, parameter in base.named_parameters():
-        begun = begun or name.startswith(layers)
+        in_stack = in_stack or name.startswith(layers)
         module = modules[name.rpartition(".")[0]]
-        if (
-            parameter.ndim < 2
-            or name.startswith(embeddings)
-            or name.endswith("bias")
-            or _is_a(NORM, module)
-        ):
+        is_vector = parameter.ndim < 2 or name.endswith("bias")
+        if is_vector or name.startswith(embeddings) or _is_a(NORM, module):
             continue
         kind = _kind(name, parameter, module)
-        if name.startswith((*layers, POOLER)) or (begun and kind == "other"):
+        if name.startswith((*layers, POOLER)) or (in_stack and kind == "other"):
             yield Weight(name, parameter, module, kind)
 
 
-def _is_a(kind: re.Pattern[str], module: nn.Module) -> bool:
-    return kind.search(type(module).__name__) is not None
+def _is_a(suffix: re.Pattern[str], module: nn.Module) -> bool:
+    return suffix.search(type(module).__name__) is not None
 
 
 def _kind(name: str, parameter: nn.Parameter, module: nn.Module) -> str:
     if not name.endswith(".weight"):
         return "other"
-    if isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups > 1 and parameter.shape[1] == 1:
-        return "depthwise"
-    narrow = isinstance(module, nn.Conv1d | nn.Conv2d) and set(module.kernel_size) == {1}
-    return "matrix" if narrow or isinstance(module, nn.Linear | _conv1d()) else "other"
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        if module.groups > 1 and parameter.shape[1] == 1:
+            return "depthwise"
+        return "matrix" if set(module.kernel_size) == {1} else "other"
+    return "matrix" if isinstance(module, nn.Linear | _conv1d()) else "other"
 
 
 @cache
@@ -104,57 +115,71 @@ def _conv1d() -> type[nn.Module]:
 
 
 def is_ignored(name: str, ignore: Iterable[str]) -> bool:
-    """True where one of these regular expressions is found in a name."""
+    """True if a name matches one of these regular expressions."""
     return any(re.search(regex, name) for regex in ignore)
 
 
 def transposed(model: nn.Module) -> frozenset[str]:
-    """The names of the prunable weights that are (inputs, outputs); all others are (outputs, inputs, …)."""
+    """The names of prunable weights that are (inputs, outputs); others are (outputs, inputs, …)."""
     return frozenset(weight.name for weight in stack(model) if isinstance(weight.module, _conv1d()))
 
 
 def not_linear(model: nn.Module) -> dict[str, str]:
-    """Those of the prunable weights whose module is no `nn.Linear`, and the name of its class."""
-    matrices = (weight for weight in stack(model) if weight.kind == "matrix")
+    """The class of the module by name, for matrices whose module is not an `nn.Linear`."""
     return {
-        each.name: type(each.module).__name__
-        for each in matrices
-        if not isinstance(each.module, nn.Linear)
+        weight.name: weight.class_name
+        for weight in matrices(model)
+        if not isinstance(weight.module, nn.Linear)
     }
 
 
-def kinds(model: nn.Module) -> str:
-    """A line on what the matrices are, where they are not all of nn.Linear; else empty."""
-    matrices = [weight for weight in stack(model) if weight.kind == "matrix"]
-    counts = Counter(type(each.module).__name__ for each in matrices)
-    if all(isinstance(each.module, nn.Linear) for each in matrices):
+def describe_kinds(model: nn.Module) -> str:
+    """A line on the classes of the matrices; empty if all are nn.Linear."""
+    if not not_linear(model):
         return ""
-    return f"matrices of the encoder: {', '.join(f'{count} of {kind}' for kind, count in counts.items())}"
+    counts = Counter(weight.class_name for weight in matrices(model))
+    listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
+    return f"matrices of the encoder: {listed}"
+
+
+def describe_dense(model: nn.Module, ignore: Iterable[str] = ()) -> str:
+    """A line on the depthwise filters of the stack, which stay dense; empty if it has none."""
+    filters = [
+        weight
+        for weight in stack(model)
+        if weight.kind == "depthwise" and not is_ignored(weight.name, ignore)
+    ]
+    if not filters:
+        return ""
+    more = f" and {len(filters) - 1} more" if len(filters) > 1 else ""
+    size = sum(weight.size for weight in filters)
+    return f"not pruned: the depthwise filters {filters[0].name}{more} ({size:,} weights)"
 
 
 def check_linear(model: nn.Module, name: str) -> None:
-    """Raise BadInput where a matrix is no `nn.Linear`: there is no sparse product that could take its place.
+    """Raise BadInput if a matrix is not an `nn.Linear`: there are no sparse kernels for others.
 
-    name: the flag that asks for one, and its value.
+    name: the flag that asks for them, and its value.
     """
     for matrix, kind in not_linear(model).items():
         raise BadInput(
-            f"{name}: {matrix} is a {kind}, and sparse products here are of nn.Linear alone; give --format compact, "
-            "dense or onnx"
+            f"{name}: {matrix} is a {kind}, and sparse kernels support nn.Linear only; "
+            "use --format compact, dense or onnx"
         )
 
 
 def check(model: nn.Module, ignore: Sequence[str], name: str) -> None:
-    """Raise BadInput where the stack holds what can be neither pruned nor passed over, or `ignore` is wrong.
+    """Raise BadInput if the stack has weights that are neither prunable nor ignored, or no matrix.
 
-    name: the flag of the model and its value.
+    Also if a regular expression in `ignore` matches nothing. name: the model's flag and its value.
     """
-    known = [each for each, _ in base_model(model).named_parameters()]
+    base = base_model(model)
+    known = [parameter for parameter, _ in base.named_parameters()]
     for regex in ignore:
-        if not any(re.search(regex, each) for each in known):
+        if not any(re.search(regex, parameter) for parameter in known):
             raise BadInput(
-                f"--ignore {regex}: is found in no name of a weight of {type(base_model(model)).__name__}, such as "
-                f"{known[-1]}; give another, or leave it out"
+                f"--ignore {regex}: matches no weight of {type(base).__name__}, such as "
+                f"{known[-1]}; correct it, or leave it out"
             )
     others = [
         weight
@@ -163,26 +188,25 @@ def check(model: nn.Module, ignore: Sequence[str], name: str) -> None:
     ]
     if others:
         raise BadInput(
-            f"{name}: {_described(others)}, which cannot be pruned: matrices are nn.Linear, Conv1D and convolutions of "
-            f"width 1; {_remedy(others)}"
+            f"{name}: {_described(others)}, which cannot be pruned: matrices are nn.Linear, Conv1D "
+            f"and convolutions of width 1; {_remedy(others)}"
         )
-    if not any(not each.startswith(POOLER) for each in prunable(model, ignore)):
-        why = (
-            f"no matrix is left in its layers with --ignore {' '.join(ignore)}"
-            if ignore
-            else "no layers of matrices"
-        )
+    if all(parameter.startswith(POOLER) for parameter in prunable(model, ignore)):
+        after = f" with --ignore {' '.join(ignore)}" if ignore else ""
         raise BadInput(
-            f"{name}: {type(model).__name__} has {why} to prune; give an encoder like BERT"
+            f"{name}: {type(model).__name__} has no matrix to prune in its layers{after}; "
+            "use an encoder such as BERT"
         )
 
 
 def _described(others: list[Weight]) -> str:
+    """The largest of these weights, and how many there are."""
     first = max(others, key=lambda weight: weight.size)
     rest = sum(weight.size for weight in others) - first.size
     shape = "×".join(map(str, first.parameter.shape))
     more = f" and {len(others) - 1} more ({rest:,} numbers)" if len(others) > 1 else ""
-    return f"its layers hold {first.name} ({type(first.module).__name__}, {shape}, {first.size:,} numbers){more}"
+    about = f"{first.class_name}, {shape}, {first.size:,} numbers"
+    return f"its layers hold {first.name} ({about}){more}"
 
 
 def _remedy(others: list[Weight]) -> str:
@@ -191,18 +215,4 @@ def _remedy(others: list[Weight]) -> str:
         re.sub(r"\\\.\d+(?=\\\.|$)", r"\\.\\d+", re.escape(weight.name)) for weight in others
     )
     regex = next(iter(names)) if len(names) == 1 else f"({'|'.join(names)})"
-    return f"to leave all that dense, give --ignore '^{regex}$'"
-
-
-def passed_over(model: nn.Module, ignore: Iterable[str] = ()) -> str:
-    """A line on the depthwise filters of the stack, which stay dense; empty where there are none."""
-    found = [
-        each
-        for each in stack(model)
-        if each.kind == "depthwise" and not is_ignored(each.name, ignore)
-    ]
-    if not found:
-        return ""
-    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    count = sum(weight.size for weight in found)
-    return f"not pruned: the depthwise filters {found[0].name}{more} ({count:,} weights), one input a channel"
+    return f"to leave all of them dense, use --ignore '^{regex}$'"

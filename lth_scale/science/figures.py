@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lth_scale")
 P = ParamSpec("P")
-# Okabe & Ito's palette; line style and marker say the same again. In the order of CONTROLS.
+# Okabe & Ito's palette; line style and marker say the same again.
 COLORS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 2, 1, 2)), (0, (1, 1)), (0, (5, 5)))
-STYLES = {name: style for name, *style in zip(CONTROLS, COLORS, LINES, "osD^vPX", strict=True)}
+STYLES = [*zip(COLORS, LINES, "osD^vPX", strict=True)]
 SPARSITY = "sparsity of the prunable weights (%)"
 WHITE_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 Lines = Mapping[
@@ -125,7 +125,7 @@ def _plot(ax: Any, lines: Lines, full: Sequence[float]) -> None:
         where = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "center"}
         ax.text(x, 0.5, "missing", rotation=90, fontsize=7, bbox=WHITE_BOX, **where)
     for control, points in lines.items():
-        color, line, marker = STYLES[control]
+        color, line, marker = STYLES[[*CONTROLS].index(control) % len(STYLES)]
         known = [scores or [math.nan] for scores in points.values()]
         mean = [statistics.fmean(scores) for scores in known]
         down = [m - min(scores) for m, scores in zip(mean, known, strict=True)]

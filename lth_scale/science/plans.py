@@ -10,8 +10,8 @@ from lth_scale.config import arguments, checks, parsers, resolution
 from lth_scale.config.arguments import OTHER_ALLOWED, QUICK_LOOK
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import as_words
-from lth_scale.pruning.schedules import sparsities
-from lth_scale.science.study_file import KINDS, MOST_TRAININGS, WITHOUT_TICKET, Flags, StudySpec
+from lth_scale.pruning.registries import CONTROLS, sparsities
+from lth_scale.science.study_file import KINDS, MOST_TRAININGS, Flags, StudySpec
 from lth_scale.tasks.registry import TASKS
 
 
@@ -248,11 +248,11 @@ def add_cell(made: Plan, study: StudySpec, cell: Condition, source_seed: int) ->
     what = (
         f"{cell.sparsity:.2f}" if round(cell.sparsity, 2) == cell.sparsity else f"{cell.sparsity:g}"
     )
-    if cell.control in WITHOUT_TICKET:
-        cell = replace(cell, source=cell.task if cell.control == "random_mask" else None)
+    if CONTROLS[cell.control].by_count:
+        cell = replace(cell, source=None if CONTROLS[cell.control].by_scope else cell.task)
         flags["target_sparsity"] = cell.sparsity
         scope = study.flags_of(cell.task, "imp").get("scope")
-        flags |= {"scope": scope} if scope and cell.control == "one_shot" else {}
+        flags |= {"scope": scope} if scope and CONTROLS[cell.control].by_scope else {}
         job = made.add(Job(f"{here}-{what}-{cell.control}", "transfer", flags))
     else:
         job = search_id(str(cell.source), source_seed)

@@ -45,10 +45,6 @@ LONGEST, MOST_FILES, MOST_TRAININGS = (
     10_000,
 )  # bytes of a file; of a study with all that it includes
 LONGEST_NAME, LONGEST_NOTE = 200, 1000
-WITHOUT_TICKET = (
-    "one_shot",
-    "random_mask",
-)  # nothing but the number of pruned weights matters to them
 SPARSITIES = ("sparsities", "control_sparsities", "rewind_sparsities")
 SOME_FLAGS = {
     "max_steps": 100,

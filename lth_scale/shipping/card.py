@@ -247,7 +247,11 @@ def alone(run: Run, repo: str) -> str:
     )
     size = (run.stage / "ticket.safetensors").stat().st_size / 1e6
     text = f"`ticket.safetensors` ({size:.1f} MB) is the mask alone, a bit a weight. "
-    if start in ("0", "0.0") and not getattr(args, "theta", None) and CONTROLS[run.control].of_base:
+    if (
+        start in ("0", "0.0")
+        and not getattr(args, "theta", None)
+        and CONTROLS[run.control].base_weights
+    ):
         text += "Applied to the base model it gives m ⊙ θ₀, bit for bit, to be trained again:"
     else:
         text += "What it was trained from is not the base model's weights (see the command below); its mask fits those:"

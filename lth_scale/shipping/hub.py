@@ -15,7 +15,7 @@ from lth_scale.config import files
 from lth_scale.config.arguments import Training
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput, Stopped
-from lth_scale.config.hub_access import _answered, polite
+from lth_scale.config.hub_access import request, session
 from lth_scale.config.startup import first_imports
 from lth_scale.config.texts import printable, quoted
 from lth_scale.shipping.export.locations import MANIFEST, Place, locate, write_manifest
@@ -60,9 +60,9 @@ def push(
     done = root / "hub.json"
     if os.path.lexists(done) and not pushed(done):
         raise BadInput(f"{done}: is there already, and no push wrote it; move it away")
-    with polite(), files.temporary_directory(root / "hub") as folder:
+    with session(), files.temporary_directory(root / "hub") as folder:
         if not dry_run:
-            repo = _answered(lambda: full_name(repo), repo)
+            repo = request(lambda: full_name(repo), repo)
         licence = licence_of(Publication(place.run, root), ask=not dry_run)
         fill(folder, place, repo, licence)
         sizes = [
@@ -72,7 +72,7 @@ def push(
         ]
         if dry_run:
             return (folder / "README.md").read_text(), sizes
-        commit = _answered(lambda: upload(folder, repo, private), repo)
+        commit = request(lambda: upload(folder, repo, private), repo)
     files.write_json(done, {"hub_model_id": repo, "commit": commit.oid, "url": commit.commit_url})
     return commit.commit_url, sizes
 
@@ -128,8 +128,8 @@ def check(args: Training) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     try:
-        with polite():
-            _answered(lambda: full_name(repo), repo, delays=())
+        with session():
+            request(lambda: full_name(repo), repo, delays=())
     except Stopped as problem:
         from lth_scale.tracking.console import print_line
 

@@ -35,7 +35,7 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
         raise BadInput(f"--output_dir {out}: already exists, and was not pulled; use another")
     with polite():
         first = Path(
-            _fetched(
+            fetch(
                 lambda: hf_hub_download(name, MANIFEST, revision=revision), name, revision, MANIFEST
             )
         )
@@ -50,7 +50,7 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
         def fetch() -> str:
             return snapshot_download(name, revision=commit, allow_patterns=sorted(manifest.files))
 
-        cache = Path(_fetched(fetch, name, revision))
+        cache = Path(fetch(snapshot, name, revision))
     with files.new_directory(out) as made:
         try:
             copy_verified(cache, made, manifest)

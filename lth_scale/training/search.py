@@ -14,9 +14,11 @@ from lth_scale.config.checks import parse_rewind_step, points
 from lth_scale.config.errors import BadInput
 from lth_scale.pruning import controls, scores
 from lth_scale.pruning.early_bird import CHECKS, EarlyBird
-from lth_scale.pruning.registries import CONTROLS
-from lth_scale.pruning.schedules import sparsities
-from lth_scale.pruning.ticket import Ticket, digest
+from lth_scale.pruning.orientation import Orientation, oriented
+from lth_scale.pruning.registries import CONTROLS, SCORES, check_pattern, parse_pattern, sparsities
+from lth_scale.pruning.scores import Score
+from lth_scale.pruning.digests import digest
+from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import figures
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.stages import a_round

@@ -234,13 +234,14 @@ def test_every_rank_knows_the_base_by_the_same_weights(case, world, left):
 def test_a_pattern_is_the_one_of_a_single_process_although_groups_lie_across_ranks(
     case, world, left, plain
 ):
-    from lth_scale.pruning import patterns
+    from lth_scale.pruning import structured
+    from lth_scale.pruning.registries import parse_pattern
 
     found = ranks_of(left, case, world)[0]["patterns"]
     for pattern in ("2:4", "block:4x1"):
         keep = ones(plain["theta"])
         for sparsity in (0.3, 0.5):
-            patterns.prune(plain["theta"], keep, sparsity, "global", pattern)
+            structured.prune(plain["theta"], keep, sparsity, "global", parse_pattern(pattern))
             assert all(torch.equal(found[pattern, sparsity][name], keep[name]) for name in keep)
 
 

@@ -15,16 +15,16 @@ def mask(*pruned: int) -> dict:
 
 def test_the_distance_counts_what_is_newly_pruned_alone():
     bird = EarlyBird(mask(0, 1, 2, 3))
-    bird.settled(mask(0, 1, 2, 3, 10, 11), 1)
-    bird.settled(mask(0, 1, 2, 3, 11, 12), 2)  # 10 and 12 differ, of 10, 11, 12
+    bird.update(mask(0, 1, 2, 3, 10, 11), 1)
+    bird.update(mask(0, 1, 2, 3, 11, 12), 2)  # 10 and 12 differ, of 10, 11, 12
     assert [*bird.distances] == [2 / 3]
 
 
 def test_it_settles_after_as_many_still_masks_as_it_waits_for():
     bird = EarlyBird(mask())
-    settled = [bird.settled(mask(i, 20, 21), i) for i in range(3)]
-    settled += [bird.settled(mask(5, 20, 21), 9) for _ in range(PATIENCE + 1)]
-    assert settled == [False] * (3 + PATIENCE) + [True]
+    converged = [bird.update(mask(i, 20, 21), i) for i in range(3)]
+    converged += [bird.update(mask(5, 20, 21), 9) for _ in range(PATIENCE + 1)]
+    assert converged == [False] * (3 + PATIENCE) + [True]
 
 
 def test_a_search_stops_rounds_early_but_not_the_last(search):

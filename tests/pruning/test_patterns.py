@@ -1,10 +1,11 @@
-"""patterns.py: N:M and block masks, by hand and by their definition."""
+"""structured.py: N:M and block masks, by hand and by their definition."""
 
 import pytest
 import torch
 
 from lth_scale.config.errors import BadInput
-from lth_scale.pruning import patterns
+from lth_scale.pruning import structured
+from lth_scale.pruning.registries import SCORES, check_pattern, parse_pattern
 
 
 def keep_all(weights: dict) -> dict:
@@ -22,14 +23,16 @@ def random_weights() -> dict:
 def test_two_of_four_are_the_two_largest_of_each_four():
     weights = {"w": torch.tensor([[1.0, -4.0, 3.0, 2.0, 0.1, 0.2, -0.4, 0.3]])}
     keep = keep_all(weights)
-    assert patterns.prune(weights, keep, 0.5, "global", "2:4") == 2.0
+    assert structured.prune(weights, keep, 0.5, "global", parse_pattern("2:4")) == 2.0
     assert keep["w"].tolist() == [[False, True, True, False, False, False, True, True]]
 
 
 def test_before_the_pattern_is_reached_the_smallest_that_it_will_prune_go_first():
     weights = {"w": torch.tensor([[1.0, -4.0, 3.0, 2.0, 0.1, 0.2, -0.4, 0.3]])}
     keep = keep_all(weights)
-    patterns.prune(weights, keep, 0.375, "global", "2:4")  # of 0.3 and 1.0, the pattern spares 0.3
+    structured.prune(
+        weights, keep, 0.375, "global", parse_pattern("2:4")
+    )  # of 0.3 and 1.0, the pattern spares 0.3
     assert keep["w"].tolist() == [[False, True, True, True, False, False, True, True]]
 
 
@@ -46,7 +49,7 @@ def test_n_of_m_holds_in_every_group_on_the_way_counts_are_exact_and_masks_neste
         if sparsity <= share / 2 and sparsity < 0.1:
             continue
         before = {name: mask.clone() for name, mask in keep.items()}
-        patterns.prune(weights, keep, sparsity, scope, pattern)
+        structured.prune(weights, keep, sparsity, scope, parse_pattern(pattern))
         assert all((before[name] >= mask).all() for name, mask in keep.items())
         assert sum(int((~mask).sum()) for mask in keep.values()) == round(sparsity * total)
         left = torch.cat([mask.view(-1, of).sum(1) for mask in keep.values()])
@@ -74,7 +77,7 @@ def test_a_block_is_worth_the_sum_of_its_magnitudes():
         )
     }
     keep = keep_all(weights)
-    assert patterns.prune(weights, keep, 0.5, "global", "block:4x1") == 4.0
+    assert structured.prune(weights, keep, 0.5, "global", parse_pattern("block:4x1")) == 4.0
     assert keep["w"].tolist() == [[False, True]] * 4 + [[True, False]] * 4
 
 
@@ -87,7 +90,7 @@ def test_blocks_are_constant_nested_and_exactly_as_many_as_asked(scope, pattern,
     keep, total = keep_all(weights), sum(weight.numel() for weight in weights.values())
     for sparsity in (0.0, 0.3, 0.7, 1.0):
         before = {name: mask.clone() for name, mask in keep.items()}
-        patterns.prune(weights, keep, sparsity, scope, pattern)
+        structured.prune(weights, keep, sparsity, scope, parse_pattern(pattern))
         assert all((before[name] >= mask).all() for name, mask in keep.items())
         for mask in keep.values():
             tiles = (
@@ -103,15 +106,15 @@ def test_blocks_are_constant_nested_and_exactly_as_many_as_asked(scope, pattern,
 
 
 def test_under_movement_a_block_is_worth_its_sum_and_a_group_loses_what_moved_to_zero_most():
-    from lth_scale.pruning.scores import SCORES
-
     moved = {"w": torch.tensor([[1.0, -5.0, 2.0, -1.0], [-3.0, 1.0, 0.5, 0.4]])}
     keep = keep_all(moved)
-    cut = patterns.prune(moved, keep, 0.5, "global", "block:2x1", score=SCORES["movement"])
+    cut = structured.prune(
+        moved, keep, 0.5, "global", parse_pattern("block:2x1"), score=SCORES["movement"]
+    )
     assert keep["w"].tolist() == [[False, False, True, True]] * 2  # sums -2, -4, 2.5 and -0.6
     assert cut == pytest.approx(-2.0, rel=1e-6)
     keep = keep_all(moved)
-    patterns.prune(moved, keep, 0.5, "global", "2:4", score=SCORES["movement"])
+    structured.prune(moved, keep, 0.5, "global", parse_pattern("2:4"), score=SCORES["movement"])
     assert keep["w"].tolist() == [[True, False, True, False], [False, True, True, False]]
 
 
@@ -120,14 +123,16 @@ def test_a_nan_is_an_error_that_names_the_matrix(pattern):
     weights = random_weights()
     weights["w1"][2, 3] = float("nan")
     with pytest.raises(ValueError, match="w1: holds NaN or Inf"):
-        patterns.prune(weights, keep_all(weights), 0.5, "global", pattern)
+        structured.prune(weights, keep_all(weights), 0.5, "global", parse_pattern(pattern))
 
 
 def test_a_pattern_that_does_not_divide_a_matrix_is_refused():
     shapes = {"fine": torch.Size([8, 8]), "odd": torch.Size([6, 8])}
-    patterns.check("2:4", shapes)
-    with pytest.raises(BadInput, match=r"--pattern block:4x1: odd is \(6, 8\)"):
-        patterns.check("block:4x1", shapes)
+    check_pattern("2:4", shapes)
+    with pytest.raises(
+        BadInput, match=r"--pattern block:4x1: does not divide odd of shape \(6, 8\)"
+    ):
+        check_pattern("block:4x1", shapes)
 
 
 @pytest.mark.parametrize(("pattern", "sparsity"), [("2:4", 0.5), ("block:4x1", 0.4)])

@@ -168,7 +168,7 @@ def test_every_matrix_of_the_layers_counts_whatever_module_holds_it(family):
 
 
 def test_depthwise_filters_are_named_in_one_line_with_their_weights():
-    line = prunable_set.passed_over(OTHERS["nystromformer"][1](OTHERS["nystromformer"][0]))
+    line = prunable_set.describe_dense(OTHERS["nystromformer"][1](OTHERS["nystromformer"][0]))
     kernel = OTHERS["nystromformer"][0].conv_kernel_size
     assert (
         "encoder.layer.0.attention.self.conv.weight and 1 more" in line
@@ -177,11 +177,11 @@ def test_depthwise_filters_are_named_in_one_line_with_their_weights():
     convbert = hf.ConvBertModel(
         hf.ConvBertConfig(**COMMON, embedding_size=HIDDEN, head_ratio=1, conv_kernel_size=3)
     )
-    assert "depthwise.weight" in prunable_set.passed_over(convbert)
+    assert "depthwise.weight" in prunable_set.describe_dense(convbert)
     names = [name.split(".", 3)[3] for name in prunable(convbert) if ".0." in name]
     assert "attention.self.key_conv_attn_layer.pointwise.weight" in names and len(names) == 9
-    assert prunable_set.passed_over(hf.BertModel(CONFIGS["bert"])) == ""
-    assert prunable_set.passed_over(convbert, ["depthwise"]) == ""
+    assert prunable_set.describe_dense(hf.BertModel(CONFIGS["bert"])) == ""
+    assert prunable_set.describe_dense(convbert, ["depthwise"]) == ""
 
 
 class Experts(nn.Module):
@@ -254,12 +254,12 @@ def test_what_is_no_matrix_is_refused_by_name_and_stays_dense_by_the_users_word(
 
 
 def test_what_the_matrices_are_is_said_where_they_are_not_all_linear_layers():
-    assert prunable_set.kinds(hf.GPT2Model(GPT2)) == "matrices of the encoder: 8 of Conv1D"
+    assert prunable_set.describe_kinds(hf.GPT2Model(GPT2)) == "matrices of the encoder: 8 of Conv1D"
     assert (
-        prunable_set.kinds(hf.SqueezeBertModel(SQUEEZE))
+        prunable_set.describe_kinds(hf.SqueezeBertModel(SQUEEZE))
         == "matrices of the encoder: 12 of Conv1d, 1 of Linear"
     )
-    assert prunable_set.kinds(hf.BertModel(CONFIGS["bert"])) == ""
+    assert prunable_set.describe_kinds(hf.BertModel(CONFIGS["bert"])) == ""
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_families_that_hold_other_weights_are_refused_until_these_are_ignored(co
         prunable_set.check(model, (), "--model_name_or_path x")
     regex = str(refusal.value).split("--ignore '")[1].removesuffix("'")
     if kind == "IBertModel":  # nothing else is left in its layers
-        with pytest.raises(BadInput, match="no matrix is left in its layers"):
+        with pytest.raises(BadInput, match="no matrix to prune in its layers"):
             prunable_set.check(model, (regex,), "--model_name_or_path x")
     else:
         prunable_set.check(model, (regex,), "--model_name_or_path x")
@@ -349,9 +349,9 @@ def test_a_fresh_pooler_and_what_is_ignored_are_left_out():
         *(f"encoder.layer.{i}.attention.self.query.weight" for i in (0, 1)),
         "encoder.layer.1.output.dense.weight",
     }
-    with pytest.raises(BadInput, match="--ignore querry: is found in no name"):
+    with pytest.raises(BadInput, match="--ignore querry: matches no weight"):
         prunable_set.check(model, ["query", "querry"], "--model_name_or_path x")
-    with pytest.raises(BadInput, match="no matrix is left in its layers with --ignore encoder"):
+    with pytest.raises(BadInput, match="no matrix to prune in its layers with --ignore encoder"):
         prunable_set.check(model, ["encoder"], "--model_name_or_path x")
 
 

@@ -1,10 +1,10 @@
-"""schedule.py: the sparsities of the rounds."""
+"""schedules.py: the sparsities of the rounds."""
 
 import math
 
 import pytest
 
-from lth_scale.pruning.schedules import SCHEDULES, sparsities
+from lth_scale.pruning.registries import SCHEDULES, sparsities
 
 EVERY = [*SCHEDULES]
 

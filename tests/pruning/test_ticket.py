@@ -19,8 +19,8 @@ from test_families import FAMILIES
 from lth_scale import Ticket
 from lth_scale.config.arguments import Training
 from lth_scale.config.texts import printable
+from lth_scale.pruning.digests import base_digest, digest
 from lth_scale.pruning.prunable_set import prunable
-from lth_scale.pruning.ticket import base_digest, digest
 from lth_scale.pruning.ticket_text import describe
 from lth_scale.tasks.loading import load_model
 from lth_scale.ticket import main
@@ -160,8 +160,8 @@ FIRST = "encoder.layer.0.attention.self.query.weight"
         ({"format": "pt"}, None, "its format is 'pt'"),
         ({"pruned": "1"}, None, "it states"),
         ({"shapes": "{}"}, None, "names of shapes and tensors differ"),
-        ({"shapes": "["}, None, "not a whole"),
-        ({"arguments": "x"}, None, "not a whole"),
+        ({"shapes": "["}, None, "not a valid"),
+        ({"arguments": "x"}, None, "not a valid"),
         (None, {FIRST: numpy.zeros(3, numpy.uint8)}, "3 bytes of uint8"),
         (None, {FIRST: numpy.zeros(32, numpy.int8)}, "bytes of int8"),
         (None, {"extra": numpy.zeros(1, numpy.uint8)}, "names of shapes and tensors differ"),
@@ -312,7 +312,7 @@ def test_a_ticket_carries_its_base(tmp_path):
     with safe_open(tmp_path / "t.safetensors", "numpy") as file:
         assert file.metadata()["base_sha256"] == A
     assert Ticket.load(tmp_path / "t.safetensors").base_sha256 == A
-    assert f"base_sha256 {A}" in describe(of_base(A), "t") and "base_sha256 not known" in describe(
+    assert f"base_sha256 {A}" in describe(of_base(A), "t") and "base_sha256 unknown" in describe(
         of_base(""), "t"
     )
 
@@ -320,7 +320,7 @@ def test_a_ticket_carries_its_base(tmp_path):
 @pytest.mark.parametrize("sha", ["x", "A" * 64, "a" * 63, f"{A}\n"])
 def test_a_base_that_is_no_digest_is_refused(sha, tmp_path):
     of_base(sha).save(tmp_path / "t.safetensors")
-    with pytest.raises(ValueError, match="base_sha256 is no SHA-256"):
+    with pytest.raises(ValueError, match="base_sha256 is not a SHA-256"):
         Ticket.load(tmp_path / "t.safetensors")
 
 
@@ -357,9 +357,7 @@ def test_tickets_of_two_bases_are_neither_compared_nor_combined_unless_that_is_a
     monkeypatch.setattr("sys.argv", [*argv, "--allow_other_weights"])
     main()
     assert (tmp_path / "c").exists() == (how != "overlap")
-    assert caplog.messages == [
-        f"--{how} b: is a ticket of other weights, which --allow_other_weights takes"
-    ]
+    assert caplog.messages == [f"--{how} b: belongs to other weights (--allow_other_weights)"]
 
 
 def test_the_command_says_that_an_older_ticket_is_not_checked(tmp_path, monkeypatch, caplog):
@@ -368,7 +366,7 @@ def test_the_command_says_that_an_older_ticket_is_not_checked(tmp_path, monkeypa
     monkeypatch.setattr("sys.argv", ["ticket", "new", "--overlap", "old"])
     main()
     assert [record.message for record in caplog.records] == [
-        "old: has no base_sha256, so it is not checked that both belong to one base"
+        "old: has no base_sha256, so bases are not compared"
     ]
 
 
@@ -650,7 +648,7 @@ def test_hostile_sizes_and_types_are_refused_before_memory_is_taken(original, ke
     original[2].write_bytes(original[1])
     rewrite(original[2], {key: json.dumps(value), "content_sha256": ""})
     tracemalloc.start()
-    with pytest.raises(ValueError, match="not a whole"):
+    with pytest.raises(ValueError, match="not a valid"):
         Ticket.load(original[2])
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()

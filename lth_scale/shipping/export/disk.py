@@ -17,7 +17,7 @@ from lth_scale.config import files
 from lth_scale.config.errors import BadInput, Stopped
 from lth_scale.config.redaction import without_secrets
 from lth_scale.config.texts import brief, printable
-from lth_scale.pruning.ticket import digest
+from lth_scale.pruning.digests import digest
 from lth_scale.shipping.export.formats import FORMATS, Parts, targets, unique_state
 from lth_scale.shipping.export.locations import FORMAT, KINDS, read_verified, write_manifest
 from lth_scale.shipping.export.source import Source, class_of, read_config, real_inputs, takes
