@@ -21,7 +21,7 @@ from lth_scale.pruning.early_bird import CHECKS, EarlyBird
 from lth_scale.pruning.registries import CONTROLS
 from lth_scale.pruning.schedules import sparsities
 from lth_scale.pruning.ticket import Ticket, digest
-from lth_scale.science import figures
+from lth_scale.science.search_figures import draw_search
 from lth_scale.tracking import provenance
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.stages import a_round
@@ -292,7 +292,7 @@ class Search(Run):
                 if (self.record.at(a_round(k)) / "model" / listing.LISTING).is_file():
                     self.record.drop_networks(a_round(k))
             last = Ticket.load(self.record.directory / "ticket.safetensors")
-            pictures = figures.draw(self.record, last.layer_sparsity())
+            pictures = draw_search(self.record, last.layer_sparsity())
         self.close(pictures)
 
     def theta_file(self, step: int | None = None) -> Path:
