@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import psutil
-from lth_scale.science.evidence import made
+from lth_scale.science.saved import provenance
 from safetensors import safe_open
 
 from lth_scale import Ticket
@@ -206,7 +206,7 @@ def main() -> None:
             f"{each['what']:<70} {median(each['values']):10.2f} {each['unit']}, n = {len(each['values'])}"
         )
     if given.save:
-        files.write_json(given.save, {"made": made(given.work, how), "rows": rows})
+        files.write_json(given.save, {"made": provenance(given.work, how), "rows": rows})
 
 
 if __name__ == "__main__":

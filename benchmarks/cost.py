@@ -16,7 +16,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from lth_scale.science.evidence import made
+from lth_scale.science.saved import provenance
 
 from lth_scale.config import files
 
@@ -112,7 +112,7 @@ def main() -> None:
         )
     if given.save:
         command = shlex.join(["python", "benchmarks/cost.py", *sys.argv[1:]])
-        files.write_json(given.save, {"made": made(None, command), "rows": rows})
+        files.write_json(given.save, {"made": provenance(None, command), "rows": rows})
 
 
 if __name__ == "__main__":

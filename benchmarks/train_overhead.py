@@ -24,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
-from lth_scale.science.evidence import made
+from lth_scale.science.saved import provenance
 
 from lth_scale.config import files
 
@@ -294,7 +294,7 @@ def main() -> None:
     print(json.dumps(mask_alone(options)))
     if options.save:
         how = shlex.join(["python", "benchmarks/train_overhead.py", *sys.argv[1:]])
-        files.write_json(options.save, {"made": made(None, how), "rows": rows(found, tokens)})
+        files.write_json(options.save, {"made": provenance(None, how), "rows": rows(found, tokens)})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from lth_scale.science.evidence import made
+from lth_scale.science.saved import provenance
 
 from lth_scale.config import files
 from lth_scale.tasks.registry import TASKS
@@ -45,7 +45,7 @@ def main() -> None:
         print(f"{each['what']:<80} {' '.join(f'{value:.1f}' for value in each['values'])}")
     if given.save:
         command = shlex.join(["python", "benchmarks/tried.py", *sys.argv[1:]])
-        files.write_json(given.save, {"made": made(given.runs[0], command), "rows": rows})
+        files.write_json(given.save, {"made": provenance(given.runs[0], command), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.parsers import OneLineParser, Range, check_ranges
 from lth_scale.config.redaction import without_secrets
 from lth_scale.config.texts import printable, quoted, reason
-from lth_scale.science import results, saved, sections
-from lth_scale.science.report import write
+from lth_scale.science import results, saved
+from lth_scale.science.report import write_report
+from lth_scale.science.sections.verdicts import matching_tickets
 from lth_scale.tracking.mlflow import variables
 
 
@@ -65,14 +66,14 @@ def main() -> None:
     if args.save:
         saved.save(args.directory, args.save)
     try:
-        written = write(study, output, args.delta)
+        written = write_report(study, output, args.delta)
     except OSError as problem:
         raise BadInput(
             f"--output_dir {output}: cannot be written ({problem.strerror}); give another"
         ) from None
-    there = sum(bool(cell.evals) for cell in study.cells)
+    planned, there = len(study.conditions), study.conditions.value.count()
     print(f"report   {quoted(output / 'report.html')}\n         {quoted(output / 'report.md')}")
-    print(f"cells    {len(study.cells)} planned, {there} there, {len(study.cells) - there} missing")
+    print(f"cells    {planned} planned, {there} there, {planned - there} missing")
     if args.report_to == "mlflow":
         from lth_scale.tracking.mlflow import reports  # imports mlflow
         from lth_scale.tracking.mlflow.stores import address

@@ -11,16 +11,13 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.redaction import redacted, without_secrets
 from lth_scale.config.texts import printable
+from lth_scale.science.compatibility import check_content, check_flags, check_weights
 from lth_scale.science.costs import costs
-from lth_scale.science.plans import plan, summary
-from lth_scale.science.runner import (
-    Runner,
-    refuse_other_content,
-    refuse_other_flags,
-    refuse_other_weights,
-    share,
-)
-from lth_scale.science.study_file import LISTS, Flags, check_texts, load_study
+from lth_scale.science.jobs import Job, as_argv
+from lth_scale.science.plans import Plan, build_plan
+from lth_scale.science.runner import Runner, share
+from lth_scale.science.study_file import LISTS, Flags, load_study
+from lth_scale.science.study_schema import check_characters
 from lth_scale.tracking.mlflow import variables
 
 
@@ -39,13 +36,16 @@ def overrides(rest: list[str]) -> Flags:
         else:
             raise BadInput(f"{part}: belongs to no flag; give STUDY.yaml first, then --flag value")
     for name, value in given.items():
-        check_texts(f"--{name}", value)
+        check_characters(f"--{name}", value)
     return given
 
 
 def build_parser() -> parsers.OneLineParser:
     """The study's own flags."""
-    what = "Run a grid of jobs, each once; any further --flag value goes to every job and wins over the file."
+    what = (
+        "Run a grid of jobs, each once; "
+        "any further --flag value goes to every job and wins over the file."
+    )
     parents = [share_parser()]
     parser = parsers.OneLineParser(
         "lth_scale.study", description=what, allow_abbrev=False, parents=parents
@@ -80,20 +80,29 @@ def command_line() -> tuple[Namespace, Flags]:
     given, rest = build_parser().parse_known_args()
     if not 0 <= given.index < given.of:
         raise BadInput(
-            f"--index {given.index} --of {given.of}: no such share; give --index from 0 to below --of"
+            f"--index {given.index} --of {given.of}: no such share; "
+            "use --index from 0 to below --of"
         )
     return given, overrides(rest)
+
+
+def job_command(plan: Plan, job: Job) -> list[str]:
+    """The command line of a job."""
+    launcher = plan.studies[0].launcher.split() or [sys.executable, "-m"]
+    verbose = [parsers.VERBOSE] if parsers.is_verbose() else []
+    return [*launcher, f"lth_scale.{job.kind}", *as_argv(job.flags), *verbose]
 
 
 def main() -> None:
     """The command line of `lth_scale.study`."""
     given, flags = command_line()
-    made = plan(load_study(given.study, flags))
-    directory = given.output_dir or Path("runs") / made.studies[0].keys["name"]
-    refuse_other_flags(made, directory)
-    refuse_other_content(made, directory)
-    refuse_other_weights(made)
-    runner = Runner(made, directory, share(made, given.index, given.of))
+    plan = build_plan(load_study(given.study, flags))
+    directory = given.output_dir or Path("runs") / plan.studies[0].name
+    check_flags(plan, directory)
+    check_content(plan, directory)
+    check_weights(plan)
+    jobs = share(plan, given.index, given.of)
+    runner = Runner(plan, directory, jobs, lambda job: job_command(plan, job))
     if given.dry_run:
         print(costs(runner))
         return
@@ -103,14 +112,14 @@ def main() -> None:
         raise BadInput(
             f"--output_dir {directory}: cannot be written ({problem.strerror}); give another"
         ) from None
-    runner.check()
+    runner.check_files()
     if any(job.args.report_to == "mlflow" for job in runner.jobs):
         variables.check()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # see Runner.start
     whole = share_parser().parse_known_args(sys.argv[1:])[1]
     command = without_secrets(shlex.join(["python", "-m", "lth_scale.study", *whole]))
-    files.write_json(directory / "study.json", redacted(summary(made)) | {"command": command})
+    files.write_json(directory / "study.json", redacted(plan.to_dict()) | {"command": command})
     runner.run()
     print(printable(runner.table()), flush=True)
     if runner.failed:

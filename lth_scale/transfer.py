@@ -12,7 +12,7 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.resolution import parse
 from lth_scale.config.startup import first_imports
-from lth_scale.science.summary import by_seed, show
+from lth_scale.science.summary import scores_by_seed, show
 from lth_scale.shipping import hub
 from lth_scale.tracking.trackers import TRACKERS
 from lth_scale.tracking.run_directory import RunDirectory
@@ -54,7 +54,7 @@ def run(args: Transfer) -> None:
 
 def check_comparable(args: Transfer, other: Path) -> None:
     """Refuse a --compare_with that is no transfer, or one to another task. Raises BadInput."""
-    by_seed(other)
+    scores_by_seed(other)
     task = files.read_json(other / "arguments.json")["task"]
     if task != args.task:
         raise BadInput(

@@ -177,10 +177,10 @@ def undrawn(monkeypatch):
     """Pictures of nothing, where a test does not look at them: to draw two takes as long as a small search."""
     from PIL import Image
 
-    from lth_scale.science import figures
+    from lth_scale.science import drawing
 
     Image.new("L", (8, 8)).save(buffer := io.BytesIO(), "png")
-    monkeypatch.setattr(figures, "_png", lambda figure: buffer.getvalue())
+    monkeypatch.setattr(drawing, "png", lambda figure: buffer.getvalue())
 
 
 @pytest.fixture

@@ -461,15 +461,15 @@ def test_a_search_goes_on_after_its_last_complete_round_to_the_same_end(
 
 
 def test_a_search_that_stopped_before_its_last_word_says_it_later(search, monkeypatch):
-    from lth_scale.science import figures
+    from lth_scale.training import search as steps
 
-    draw = figures.draw
-    monkeypatch.setattr(figures, "draw", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    draw = steps.draw_search
+    monkeypatch.setattr(steps, "draw_search", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         search(control="random_mask")
     drawn = []
     monkeypatch.setattr(
-        figures, "draw", lambda record, layers: drawn.append(layers) or draw(record, layers)
+        steps, "draw_search", lambda record, layers: drawn.append(layers) or draw(record, layers)
     )
     out = search(control="random_mask")
     assert (out / "complete").exists()
@@ -479,9 +479,9 @@ def test_a_search_that_stopped_before_its_last_word_says_it_later(search, monkey
 
 
 def test_a_picture_that_fails_does_not_undo_a_search(search, monkeypatch):
-    from lth_scale.science import figures
+    from lth_scale.science import drawing
 
-    monkeypatch.setattr(figures, "_png", lambda figure: 1 / 0)
+    monkeypatch.setattr(drawing, "png", lambda figure: 1 / 0)
     out = search()
     assert (
         (out / "complete").exists()

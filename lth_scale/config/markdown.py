@@ -106,10 +106,26 @@ def markdown(title: str, note: str, sections: Iterable[Section]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def markdown_table(table: Table) -> str:
-    """A table as Markdown, without its title."""
-    header, *rows = [[*map(literal, line)] for line in (table.header, *table.rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
+def markdown_table(table: Table, aligned: bool = False) -> str:
+    """A table as Markdown, without its title.
+
+    aligned: pad the cells for a terminal, columns of numbers to the right.
+    """
+    lines = [[*map(literal, line)] for line in (table.header, *table.rows)]
+    rule = f"| {' | '.join(['---'] * len(table.header))} |"
+    if aligned:
+        columns = map(_padded, zip(*lines, strict=True))
+        lines = [[*cells] for cells in zip(*columns, strict=True)]
+        rule = f"|{'|'.join('-' * (len(cell) + 2) for cell in lines[0])}|"
+    header, *rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([header, rule, *rows])
+
+
+def _padded(column: Sequence[str]) -> list[str]:
+    """The cells of a column at one width, to the right if each below the header has a digit."""
+    width = max(map(len, column))
+    numbers = all(re.search(r"\d", cell) for cell in column[1:])
+    return [cell.rjust(width) if numbers else cell.ljust(width) for cell in column]
 
 
 def _absent(caption: str) -> str:

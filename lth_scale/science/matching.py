@@ -1,6 +1,6 @@
-"""Is a subnetwork matching the full network? Five rules, each with its name, for scores in any one unit.
+"""Does a subnetwork match the full network? Five rules, for scores in any one unit.
 
-A rule that cannot be told (one seed, no spread) says so instead of guessing.
+A rule that cannot decide (one seed, no spread) says so.
 """
 
 import math
@@ -12,20 +12,23 @@ import numpy
 from scipy import stats
 
 ALPHA = 0.05
-RULES = {  # the first: section 2 and Table 4 of Chen et al. 2020 (arXiv:2007.12223); the second: caption of its Table 2
+# strict: section 2 and Table 4 of Chen et al. 2020 (arXiv:2007.12223); within_sd_full: caption of
+# its Table 2.
+RULES = {
     "strict": "mean ≥ full mean",
     "within_sd_full": "mean ≥ full mean − its sd",
-    "within_sd_max": "the larger of the two sds instead (the paper's own Table 2 needs it for MRPC, SST-2, CoLA, MLM)",
+    "within_sd_max": "the larger of the two sds instead (the paper's own Table 2 needs it for "
+    "MRPC, SST-2, CoLA, MLM)",
     "welch": f"a one-sided test of “worse by more than δ”, which matches where p ≥ {ALPHA}",
     "paired": "the same by seed",
 }
 WORDS = {True: "matches", False: "does not match", None: "cannot be told"}
-Scores = Mapping[int, float] | Sequence[float]  # by seed, or without
+Scores = Mapping[int, float] | Sequence[float]  # by seed, or without seeds
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, sample standard deviation (ddof = 1; NaN where n < 2) and number of scores."""
+    """Mean, sample standard deviation (ddof = 1; NaN if n < 2) and number of scores."""
 
     mean: float
     sd: float
@@ -42,9 +45,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a rule says: matches is None where it cannot be told; p is None for a rule without a test.
+    """The decision of one rule.
 
-    sub and full summarise the scores that the rule compared, `delta` the tolerated loss in their unit.
+    matches: None if the rule cannot decide. p: None for a rule without a test. sub, full: the
+    compared scores of the subnetwork and the full network. delta: the tolerated loss, in the unit
+    of the scores.
     """
 
     rule: str
@@ -56,28 +61,29 @@ class Verdict:
 
 
 def summary(values: Scores) -> Summary:
-    """Mean, standard deviation and count; a mapping's values are its scores."""
+    """Mean, standard deviation and count of scores."""
     scores = [float(v) for v in (values.values() if isinstance(values, Mapping) else values)]
     mean = statistics.fmean(scores) if scores else math.nan
     return Summary(mean, statistics.stdev(scores) if len(scores) > 1 else math.nan, len(scores))
 
 
 def at_least(a: float, b: float) -> bool | None:
-    """a ≥ b, with equal scores equal whatever the order they were summed in; None where either is unknown."""
+    """a ≥ b, equal up to rounding; None if either is NaN."""
     return None if math.isnan(a) or math.isnan(b) else a >= b or math.isclose(a, b, abs_tol=1e-12)
 
 
 def verdicts(sub: Scores, full: Scores, delta: float) -> list[Verdict]:
-    """Each rule's verdict on `sub` against `full`, in the order of RULES; `delta` in the unit of the scores.
+    """The verdict of each rule on `sub` against `full`, in the order of RULES.
 
-    `paired` is among them where both are given by seed.
+    delta: the tolerated loss, in the unit of the scores. `paired` needs both scores by seed and
+    is left out otherwise.
     """
     a, b = summary(sub), summary(full)
-    larger = float(numpy.maximum(a.sd, b.sd))  # NaN where either is, which max() may lose
-    allowed = {"strict": 0.0, "within_sd_full": b.sd, "within_sd_max": larger}
+    larger = float(numpy.maximum(a.sd, b.sd))  # NaN if either is, unlike max()
+    tolerances = {"strict": 0.0, "within_sd_full": b.sd, "within_sd_max": larger}
     result = [
-        Verdict(rule, at_least(a.mean, b.mean - loss), None, a, b, delta)
-        for rule, loss in allowed.items()
+        Verdict(rule, at_least(a.mean, b.mean - tolerance), None, a, b, delta)
+        for rule, tolerance in tolerances.items()
     ]
     p = welch(a, b, delta)
     result.append(Verdict("welch", decide(p), p, a, b, delta))
@@ -90,9 +96,9 @@ def verdicts(sub: Scores, full: Scores, delta: float) -> list[Verdict]:
 
 
 def welch(sub: Summary, full: Summary, delta: float) -> float | None:
-    """p of "worse than full by more than delta": one-sided t-test with unequal variances (Welch 1947).
+    """p of "not worse than `full` by more than `delta`": Welch's one-sided t-test (Welch 1947).
 
-    A small p says worse. None where either side has one score, or neither has any spread.
+    A small p means worse. None if either side has a single score, or neither has any spread.
     """
     if min(sub.n, full.n) < 2 or sub.sd == full.sd == 0:
         return None
@@ -101,9 +107,9 @@ def welch(sub: Summary, full: Summary, delta: float) -> float | None:
 
 
 def paired(sub: Sequence[float], full: Sequence[float], delta: float) -> float | None:
-    """p of "worse than full by more than delta", from the differences seed by seed (Student 1908).
+    """The same from the differences seed by seed: a one-sided paired t-test (Student 1908).
 
-    None where there are fewer than two seeds, or all differences are equal.
+    None for fewer than two seeds, or if all differences are equal.
     """
     difference = numpy.asarray(sub) - numpy.asarray(full)
     if len(difference) < 2 or numpy.allclose(difference, difference[0], rtol=1e-12, atol=1e-12):
@@ -112,7 +118,7 @@ def paired(sub: Sequence[float], full: Sequence[float], delta: float) -> float |
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p-values adjusted for testing them all (Holm 1979, step down); None stays and does not count."""
+    """p-values adjusted for multiple testing (Holm 1979); None stays None and is not counted."""
     known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted, largest = list(p_values), 0.0
     for rank, (p, i) in enumerate(known):
@@ -122,17 +128,17 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def decide(p: float | None) -> bool | None:
-    """Matching under a test: p of being worse is not below ALPHA; None where there is no p."""
+    """True if p ≥ ALPHA, that is, if "worse" is not shown; None without a p-value."""
     return None if p is None else p >= ALPHA
 
 
 def tested(name: str, p: float | None) -> str:
-    """`, p = 0.412` or `, p < 0.001` for the name `p`; empty where there is no p."""
+    """`, p = 0.412` or `, p < 0.001` for the name `p`; empty without a p-value."""
     return "" if p is None else f", {name} < 0.001" if p < 0.001 else f", {name} = {p:.3f}"
 
 
 def describe(results: Sequence[Verdict], digits: int = 1) -> str:
-    """Mean ± sd and n of both networks, then a line a rule; `digits` after the point of a score."""
+    """Verdicts as text: both networks' scores, then a line per rule; `digits`: of a score."""
     first, spec = results[0], f".{digits}f"
     lines = [f"subnetwork      {first.sub:{spec}}", f"full network    {first.full:{spec}}"]
     for v in results:

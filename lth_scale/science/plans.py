@@ -1,78 +1,24 @@
-"""A study as jobs, each once, and the conditions they serve."""
+"""The jobs of a study, each once, and the conditions that they contribute to."""
 
-import functools
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from lth_scale.config import arguments, checks, parsers, resolution
+from lth_scale.config import checks
 from lth_scale.config.arguments import OTHER_ALLOWED, QUICK_LOOK
 from lth_scale.config.errors import BadInput
-from lth_scale.config.texts import as_words
-from lth_scale.pruning.registries import CONTROLS, sparsities
-from lth_scale.science.study_file import KINDS, MOST_TRAININGS, Flags, StudySpec
+from lth_scale.science.jobs import Job, difference
+from lth_scale.science.study_file import MOST_TRAININGS, WITHOUT_TICKET, Flags, StudySpec
 from lth_scale.tasks.registry import TASKS
 
 
 @dataclass(frozen=True)
-class Job:
-    """One command. `--ticket` and `--dense` lie below the study's directory, as the jobs they come from."""
-
-    id: str
-    kind: str
-    flags: Flags
-    needs: tuple[str, ...] = ()
-
-    @functools.cached_property
-    def args(self) -> Any:
-        """The Arguments or Transfer that the command will resolve. Raises BadInput."""
-        try:
-            given = vars(parser_of(self.kind).parse_args(as_argv(self.flags)))
-            late = {
-                name: given.pop(name)
-                for name in ("ticket", "dense", "control")
-                if self.needs and name in given
-            }
-            args = replace(resolution.resolve(given, KINDS[self.kind]), **late)  # not files yet
-            if self.kind == "imp":
-                checks.check_search(args)
-        except BadInput as problem:
-            raise BadInput(f"{self.id}: {problem}") from None
-        return args
-
-    @functools.cached_property
-    def ladder(self) -> list[float]:
-        """The sparsities of a search's rounds."""
-        return sparsities(self.args.schedule, self.args.target_sparsity, self.args.prune_rate)
-
-
-@functools.cache
-def parser_of(kind: str) -> parsers.OneLineParser:
-    """The parser of a kind of job."""
-    return parsers.build_parser("", "", KINDS[kind])
-
-
-def as_argv(flags: Flags) -> list[str]:
-    """The flags as a command line; true is a flag without a value, false is left out."""
-    return [
-        word
-        for name, value in flags.items()
-        if value is not False
-        for word in as_words(name, value)
-    ]
-
-
-def difference(old: Flags, new: Flags, but: Collection[str]) -> str:
-    """The first flag that differs, with both values, or nothing."""
-    names = (name for name in {**old, **new} if name not in but)
-    differ = (name for name in names if not arguments.is_same(name, old.get(name), new.get(name)))
-    return next((f"--{name} {old.get(name)} and {new.get(name)}" for name in differ), "")
-
-
-@dataclass(frozen=True)
 class Condition:
-    """One number of the report. Sparsity 0 is the dense network; no source: the mask is of no search."""
+    """One training of the report.
+
+    Sparsity 0 is the dense network; source: the task of the ticket, None if the mask does not
+    come from a search; rewind: the rewind point of that search.
+    """
 
     task: str
     seed: int
@@ -84,205 +30,199 @@ class Condition:
 
 @dataclass
 class Plan:
-    """The jobs of a study, each after those it needs, and the cells, each with the job that fills it."""
+    """The jobs of a study, each after those it needs, and each condition with its job."""
 
     studies: list[StudySpec]
     jobs: dict[str, Job] = field(default_factory=dict)
-    cells: dict[Condition, str] = field(default_factory=dict)
+    conditions: dict[Condition, str] = field(default_factory=dict)
 
     def add(self, job: Job) -> str:
-        """Take in a job, or merge it with the same one: a search goes to the largest sparsity that is wanted."""
+        """Add a job or merge it with the same one, and return its id.
+
+        A search goes to the largest sparsity that any condition needs. Raises BadInput if two
+        studies want the job with different flags.
+        """
         old, new = self.jobs.get(job.id, job).flags, job.flags
-        grown: Flags = {
-            name: max(old[name], new[name]) for name in ("target_sparsity",) if name in new
-        }
-        if kept := dict.fromkeys(
-            checks.points(old.get("keep_theta")) + checks.points(new.get("keep_theta"))
-        ):
-            grown["keep_theta"] = ",".join(kept)
-        if differ := difference(old, new, but=grown):
+        merged: Flags = {}
+        if "target_sparsity" in new:
+            merged["target_sparsity"] = max(old["target_sparsity"], new["target_sparsity"])
+        points = [point for flags in (old, new) for point in checks.points(flags.get("keep_theta"))]
+        if points:
+            merged["keep_theta"] = ",".join(dict.fromkeys(points))
+        if differ := difference(old, new, ignore=merged):
             raise BadInput(f"{job.id}: two studies want it, with {differ}; use one value")
-        self.jobs[job.id] = replace(job, flags={**new, **grown})
+        self.jobs[job.id] = replace(job, flags={**new, **merged})
         return job.id
 
-    def rung(self, search: str, sparsity: float) -> int:
+    def round_at(self, search: str, sparsity: float) -> int:
         """The round of a search that trains at `sparsity`. Raises BadInput."""
-        ladder = self.jobs[search].ladder
-        for k, reached in enumerate(ladder):
-            if abs(reached - sparsity) < 1e-9:
-                return k
-        there = ", ".join(f"{reached:g}" for reached in ladder)
+        reached = self.jobs[search].sparsities
+        for number, value in enumerate(reached):
+            if abs(value - sparsity) < 1e-9:
+                return number
+        known = ", ".join(f"{value:g}" for value in reached)
         raise BadInput(
-            f"sparsity {sparsity}: {search} has no such round; take of {there}, or another prune_rate"
+            f"sparsity {sparsity}: {search} has no such round; "
+            f"use one of {known}, or another prune_rate"
         )
 
+    def add_search(
+        self, study: StudySpec, task: str, seed: int, sparsities: list[float], **flags: str
+    ) -> None:
+        """Add a search to the largest of `sparsities`.
 
-def plan(studies: list[StudySpec]) -> Plan:
-    """The jobs and cells of studies, those that are the same merged, every job's flags checked. Raises BadInput."""
-    made = Plan(studies)
-    if (count := sum(map(trainings, studies))) > MOST_TRAININGS:
-        raise BadInput(
-            f"{studies[0].file}: it comes to {count:,} trainings; give at most {MOST_TRAININGS:,} in a study"
-        )
+        flags: `rewind_step` or `rewind` for one that does not rewind to θ₀; `dense`: the search
+        that provides its dense network.
+        """
+        point = flags.get("rewind_step", flags.get("rewind", "0"))
+        grid = {"seed": seed, "control": "none", "target_sparsity": max(sparsities)}
+        needs = (search_id(task, seed),) if "dense" in flags else ()
+        all_flags = {**study.flags_of(task, "imp"), **grid, **flags}
+        self.add(Job(search_id(task, seed, point), "imp", all_flags, needs))
+
+    def add_dense(self, study: StudySpec, task: str, seed: int) -> None:
+        """Add a dense network: round 0 of a search if there is one, or else a job of its own."""
+        job = search_id(task, seed)
+        if job not in self.jobs:
+            flags = {**study.flags_of(task, "transfer"), "seeds": seed}
+            job = self.add(Job(f"dense-{task}-seed{seed}", "transfer", flags))
+        self.conditions[Condition(task, seed)] = job
+
+    def add_subnetwork(self, study: StudySpec, condition: Condition, ticket_seed: int) -> None:
+        """Add a condition above sparsity 0: a round of its ticket's search, or a transfer.
+
+        ticket_seed: the seed of that search.
+        """
+        task, control, sparsity = condition.task, condition.control, condition.sparsity
+        flags = {**study.flags_of(task, "transfer"), "seeds": condition.seed, "control": control}
+        prefix, suffix = f"transfer-{task}-seed{condition.seed}", f"{fraction(sparsity)}-{control}"
+        if control in WITHOUT_TICKET:
+            source = task if control == "random_mask" else None
+            condition = replace(condition, source=source)
+            flags["target_sparsity"] = sparsity
+            scope = study.flags_of(task, "imp").get("scope")
+            if scope and control == "one_shot":
+                flags["scope"] = scope
+            job = self.add(Job(f"{prefix}-{suffix}", "transfer", flags))
+        else:
+            job = search_id(str(condition.source), ticket_seed)
+            number = self.round_at(job, sparsity)
+            flags["ticket"] = f"jobs/{job}/rounds/{number:02d}/ticket.safetensors"
+            if control != "none" or job != search_id(task, condition.seed):
+                name = f"{prefix}-from-{condition.source}-seed{ticket_seed}-{suffix}"
+                job = self.add(Job(name, "transfer", flags, (job,)))
+        self.conditions[condition] = job
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of study.json."""
+        first, jobs = self.studies[0], self.jobs.values()
+        return {
+            "name": first.name,
+            "note": "; ".join(filter(None, (first.note, *self._notes()))),
+            "model": ", ".join(sorted({job.args.model_name_or_path for job in jobs})),
+            "tasks": [task for task in TASKS if any(task == c.task for c in self.conditions)],
+            "sparsities": sorted({c.sparsity for c in self.conditions if c.sparsity}),
+            "jobs": [{**asdict(job), "directory": f"jobs/{job.id}"} for job in jobs],
+            "cells": [{**asdict(c), "job": job} for c, job in self.conditions.items()],
+        }
+
+    def _notes(self) -> list[str]:
+        """What every output has to say about the settings of the jobs."""
+        jobs = self.jobs.values()
+        quick = all(job.flags.get("preset") in ("quick", "demo") for job in jobs)
+        other = any(OTHER_ALLOWED in job.args.note for job in jobs)
+        heads = dict.fromkeys(job.args.head_note for job in jobs)
+        return [QUICK_LOOK * quick, OTHER_ALLOWED * other, *heads]
+
+
+def build_plan(studies: list[StudySpec]) -> Plan:
+    """Plan the jobs and conditions of studies, and check every job's flags. Raises BadInput."""
+    file, count = studies[0].file, sum(map(count_trainings, studies))
+    if count > MOST_TRAININGS:
+        raise BadInput(f"{file}: {count:,} trainings; plan at most {MOST_TRAININGS:,} in a study")
+    plan = Plan(studies)
     try:
         for study in studies:
-            add_searches(made, study)
+            add_searches(plan, study)
         for study in studies:
-            add_grid(made, study)
-            add_transfers(made, study)
-        assert all(job.args for job in made.jobs.values())
+            add_grid(plan, study)
+            add_transfers(plan, study)
+        for job in plan.jobs.values():
+            _ = job.args  # raises BadInput
     except BadInput as problem:
-        raise BadInput(f"{studies[0].file}: {problem}") from None
-    return made
+        raise BadInput(f"{file}: {problem}") from None
+    return plan
 
 
-def trainings(study: StudySpec) -> int:
-    """How many cells and rewound searches a study has at most, those that it shares with others included."""
-    keys, what = study.keys, study.keys["transfer"]
-    a_seed = 0
-    for task, found in keys["sparsities"].items():
-        a_seed += (
-            1 + len(found) + len(keys["controls"]) * len(keys["control_sparsities"].get(task, ()))
-        )
-        a_seed += len(keys["rewind"]) * (1 + len(keys["rewind_sparsities"].get(task, ())))
-    across = 1 + len(what["sources"]) * (1 + len(what["controls"]))
-    return (
-        len(keys["seeds"]) * a_seed
-        + len(what["targets"]) * len(what["seeds"]) * across
-        + len(what["sources"])
-    )
+def count_trainings(study: StudySpec) -> int:
+    """An upper bound of the number of trainings: those shared with other studies included."""
+    per_seed = 0
+    for task, own in study.sparsities.items():
+        controls = len(study.controls) * len(study.control_sparsities.get(task, ()))
+        rewound = len(study.rewind) * (1 + len(study.rewind_sparsities.get(task, ())))
+        per_seed += 1 + len(own) + controls + rewound
+    total = len(study.seeds) * per_seed
+    if grid := study.transfer:
+        per_target = 1 + len(grid.sources) * (1 + len(grid.controls))
+        total += len(grid.targets) * len(grid.seeds) * per_target + len(grid.sources)
+    return total
 
 
 def search_id(task: str, seed: int, point: str = "0") -> str:
-    """The name of a search's job."""
+    """The id of a search's job; `point`: its rewind point."""
     return f"search-{task}-seed{seed}" + (f"-rewind{point}" if point != "0" else "")
 
 
-def add_searches(made: Plan, study: StudySpec) -> None:
-    """The searches of a study's grid and of its transfers' sources."""
-    keys, what = study.keys, study.keys["transfer"]
-    for task, seed in product(keys["sparsities"], keys["seeds"]):
-        rewound = keys["rewind_sparsities"].get(task, [])
-        points = keys["rewind"] if rewound else []
-        kept = ",".join(point for point in points if point != "none")
-        goals = keys["sparsities"][task] + keys["control_sparsities"].get(task, [])
-        add_search(made, study, task, seed, goals, **({"keep_theta": kept} if kept else {}))
+def fraction(sparsity: float) -> str:
+    """`0.70`, or all digits of a sparsity with more than two."""
+    return f"{sparsity:.2f}" if round(sparsity, 2) == sparsity else f"{sparsity:g}"
+
+
+def add_searches(plan: Plan, study: StudySpec) -> None:
+    """Add the searches of a study's grid and of its transfers' sources."""
+    for task, seed in product(study.sparsities, study.seeds):
+        rewound = study.rewind_sparsities.get(task, [])
+        points = study.rewind if rewound else []
+        steps = [point for point in points if point != "none"]
+        sparsities = study.sparsities[task] + study.control_sparsities.get(task, [])
+        kept = {"keep_theta": ",".join(steps)} if steps else {}
+        plan.add_search(study, task, seed, sparsities, **kept)
         for point in points:
-            plain = {"rewind_step": point, "dense": f"jobs/{search_id(task, seed)}"}
-            add_search(
-                made,
-                study,
-                task,
-                seed,
-                rewound,
-                **({"rewind": "none"} if point == "none" else plain),
-            )
-    for task in what["sources"]:
-        add_search(made, study, task, what["source_seed"], [what["sparsity"]])
+            flags = {"rewind_step": point, "dense": f"jobs/{search_id(task, seed)}"}
+            if point == "none":
+                flags = {"rewind": "none"}
+            plan.add_search(study, task, seed, rewound, **flags)
+    if grid := study.transfer:
+        for task in grid.sources:
+            plan.add_search(study, task, grid.source_seed, [grid.sparsity])
 
 
-def add_search(
-    made: Plan, study: StudySpec, task: str, seed: int, goals: list[float], **more: str
-) -> None:
-    """A search to the largest of `goals`; one that rewinds to θᵢ takes the dense network and θᵢ of the plain one."""
-    flags = {
-        **study.flags_of(task, "imp"),
-        "seed": seed,
-        "control": "none",
-        "target_sparsity": max(goals),
-        **more,
-    }
-    point = more.get("rewind_step", more.get("rewind", "0"))
-    needs = (search_id(task, seed),) if "dense" in more else ()
-    made.add(Job(search_id(task, seed, point), "imp", flags, needs))
+def add_grid(plan: Plan, study: StudySpec) -> None:
+    """Add the dense networks, tickets, controls and rewound tickets of a study's tasks."""
+    for task, seed in product(study.sparsities, study.seeds):
+        plan.add_dense(study, task, seed)
+        for sparsity in study.sparsities[task]:
+            plan.add_subnetwork(study, Condition(task, seed, sparsity, source=task), seed)
+        for control, sparsity in product(study.controls, study.control_sparsities.get(task, [])):
+            plan.add_subnetwork(study, Condition(task, seed, sparsity, control, task), seed)
+        for point, sparsity in product(study.rewind, study.rewind_sparsities.get(task, [])):
+            search = search_id(task, seed, point)
+            plan.round_at(search, sparsity)
+            condition = Condition(task, seed, sparsity, source=task, rewind=point)
+            plan.conditions[condition] = search
 
 
-def add_grid(made: Plan, study: StudySpec) -> None:
-    """The cells of a study's tasks: dense, found, rewound, and the controls' jobs."""
-    keys = study.keys
-    for task, seed in product(keys["sparsities"], keys["seeds"]):
-        add_dense(made, study, task, seed)
-        for sparsity in keys["sparsities"][task]:
-            add_cell(made, study, Condition(task, seed, sparsity, source=task), seed)
-        for control, sparsity in product(
-            keys["controls"], keys["control_sparsities"].get(task, [])
-        ):
-            add_cell(made, study, Condition(task, seed, sparsity, control, task), seed)
-        for point, sparsity in product(keys["rewind"], keys["rewind_sparsities"].get(task, [])):
-            made.rung(search_id(task, seed, point), sparsity)
-            made.cells[Condition(task, seed, sparsity, source=task, rewind=point)] = search_id(
-                task, seed, point
-            )
+def add_transfers(plan: Plan, study: StudySpec) -> None:
+    """Add every source's ticket and every control on every target.
 
-
-def add_transfers(made: Plan, study: StudySpec) -> None:
-    """Every source's ticket, and every control, on every target; a target with a search of that seed takes its own."""
-    what = study.keys["transfer"]
-    for target, seed in product(what["targets"], what["seeds"]):
-        add_dense(made, study, target, seed)
-        for control, source in product(["none", *what["controls"]], what["sources"]):
-            own = made.jobs.get(search_id(target, seed)) if source == target else None
-            mine = own is not None and own.flags["target_sparsity"] >= what["sparsity"]
-            cell = Condition(target, seed, what["sparsity"], control, source)
-            add_cell(made, study, cell, seed if mine else what["source_seed"])
-
-
-def add_dense(made: Plan, study: StudySpec, task: str, seed: int) -> None:
-    """The dense network: round 0 of the search of that task and seed, or where there is none a job of its own."""
-    job = search_id(task, seed)
-    if job not in made.jobs:
-        job = made.add(
-            Job(
-                f"dense-{task}-seed{seed}",
-                "transfer",
-                study.flags_of(task, "transfer") | {"seeds": seed},
-            )
-        )
-    made.cells[Condition(task, seed)] = job
-
-
-def add_cell(made: Plan, study: StudySpec, cell: Condition, source_seed: int) -> None:
-    """A cell above sparsity 0: a round of the search whose ticket it is, or a transfer."""
-    flags = {**study.flags_of(cell.task, "transfer"), "seeds": cell.seed, "control": cell.control}
-    here = f"transfer-{cell.task}-seed{cell.seed}"
-    what = (
-        f"{cell.sparsity:.2f}" if round(cell.sparsity, 2) == cell.sparsity else f"{cell.sparsity:g}"
-    )
-    if CONTROLS[cell.control].by_count:
-        cell = replace(cell, source=None if CONTROLS[cell.control].by_scope else cell.task)
-        flags["target_sparsity"] = cell.sparsity
-        scope = study.flags_of(cell.task, "imp").get("scope")
-        flags |= {"scope": scope} if scope and CONTROLS[cell.control].by_scope else {}
-        job = made.add(Job(f"{here}-{what}-{cell.control}", "transfer", flags))
-    else:
-        job = search_id(str(cell.source), source_seed)
-        flags["ticket"] = (
-            f"jobs/{job}/rounds/{made.rung(job, cell.sparsity):02d}/ticket.safetensors"
-        )
-        if cell.control != "none" or job != search_id(cell.task, cell.seed):
-            name = f"{here}-from-{cell.source}-seed{source_seed}-{what}-{cell.control}"
-            job = made.add(Job(name, "transfer", flags, (job,)))
-    made.cells[cell] = job
-
-
-def summary(made: Plan) -> dict[str, Any]:
-    """study.json: what the report needs."""
-    first, cells, jobs = made.studies[0], made.cells, made.jobs.values()
-    quick = all(job.flags.get("preset") in ("quick", "demo") for job in jobs)
-    other = any(OTHER_ALLOWED in job.args.note for job in jobs)
-    heads = dict.fromkeys(job.args.head_note for job in jobs)
-    notes = (
-        first.keys["note"],
-        QUICK_LOOK if quick else "",
-        OTHER_ALLOWED if other else "",
-        *heads,
-    )
-    return {
-        "name": first.keys["name"],
-        "note": "; ".join(filter(None, notes)),
-        "model": ", ".join(sorted({job.args.model_name_or_path for job in jobs})),
-        "tasks": [task for task in TASKS if any(cell.task == task for cell in cells)],
-        "sparsities": sorted({cell.sparsity for cell in cells if cell.sparsity}),
-        "jobs": [{**asdict(job), "directory": f"jobs/{job.id}"} for job in jobs],
-        "cells": [{**asdict(cell), "job": job} for cell, job in cells.items()],
-    }
+    A target that has a search of the same seed uses its own ticket of that search.
+    """
+    if (grid := study.transfer) is None:
+        return
+    for target, seed in product(grid.targets, grid.seeds):
+        plan.add_dense(study, target, seed)
+        for control, source in product(["none", *grid.controls], grid.sources):
+            search = plan.jobs.get(search_id(target, seed)) if source == target else None
+            own = search is not None and search.flags["target_sparsity"] >= grid.sparsity
+            condition = Condition(target, seed, grid.sparsity, control, source)
+            plan.add_subnetwork(study, condition, seed if own else grid.source_seed)

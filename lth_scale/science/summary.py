@@ -1,153 +1,138 @@
-"""What a person sees: live bars for rounds and steps, and one table at the end."""
+"""What a search or a transfer prints at its end, and the card and MLflow show."""
 
 import os
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from lth_scale.config import files
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
-from lth_scale.config.markdown import literal
+from lth_scale.config.markdown import Table, literal, markdown_table
 from lth_scale.config.texts import printable, quoted
 from lth_scale.tracking.mlflow.progress import Progress
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.rows import describe_starved
 
-DELTA = (
-    0.01  # a point: how much worse still passes for no worse, in the test of `matching.verdicts`
-)
+DELTA = 0.01  # tolerated loss: one percent point
+Rows = Sequence[Mapping[str, Any]]  # of results.json
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The stages as a Markdown table: number, sparsity, pruned weights, threshold, scores, seconds."""
+def results_table(rows: Rows) -> str:
+    """Rounds or seeds as a Markdown table: sparsity, pruned weights, threshold, scores, time."""
     metrics, key = list(rows[0]["eval"]), "seed" if "seed" in rows[0] else "round"
-    grid = Table(box=box.MARKDOWN)
-    for title in (
-        key,
-        "sparsity",
-        "pruned weights",
-        "threshold",
-        *map(literal, metrics),
-        "seconds",
-    ):
-        grid.add_column(title, justify="right", no_wrap=True)
-    for row in rows:
-        scores = [f"{row['eval'][metric]:.4f}" for metric in metrics]
-        pruned = f"{row['pruned']:,} / {row['prunable']:,}"
-        grid.add_row(
+    header = [key, "sparsity", "pruned weights", "threshold", *metrics, "seconds"]
+    lines = [
+        [
             str(row[key]),
             f"{100 * row['sparsity']:.2f} %",
-            pruned,
+            f"{row['pruned']:,} / {row['prunable']:,}",
             f"{row['threshold']:.3e}",
-            *scores,
+            *(f"{row['eval'][metric]:.4f}" for metric in metrics),
             f"{row['seconds']:.1f}",
-        )
-    return _render(grid)
+        ]
+        for row in rows
+    ]
+    return markdown_table(Table("", header, lines), aligned=True)
 
 
-def comparison(rows: list[dict[str, Any]], controls: list[dict[str, Any]], control: str) -> str:
-    """The last tickets beside a control of the same sparsity, as a Markdown table of the task's first metric."""
+def control_table(rows: Rows, controls: Rows, control: str) -> str:
+    """A control beside the tickets of its sparsities, by the task's primary metric."""
     metric = next(iter(rows[0]["eval"]))
-    named = literal(metric)
-    found = {row["round"]: row for row in rows}
-    grid = Table(box=box.MARKDOWN)
-    for title in ("sparsity", f"ticket: {named}", f"{control}: {named}", "ticket − control"):
-        grid.add_column(title, justify="right", no_wrap=True)
+    scores = {row["round"]: row["eval"][metric] for row in rows}
+    lines = []
     for row in controls:
-        ours, theirs = found[row["round"]]["eval"][metric], row["eval"][metric]
-        grid.add_row(
-            f"{100 * row['sparsity']:.2f} %",
-            f"{ours:.4f}",
-            f"{theirs:.4f}",
-            f"{ours - theirs:+.4f}",
-        )
-    return _render(grid)
+        ticket, other = scores[row["round"]], row["eval"][metric]
+        numbers = [f"{ticket:.4f}", f"{other:.4f}", f"{ticket - other:+.4f}"]
+        lines.append([f"{100 * row['sparsity']:.2f} %", *numbers])
+    header = ["sparsity", f"ticket: {metric}", f"{control}: {metric}", "ticket − control"]
+    return markdown_table(Table("", header, lines), aligned=True)
 
 
 def report(record: RunDirectory) -> str:
-    """What a search or a transfer found: its table, and how that compares. The note of a quick look stands first."""
-    parts = [f"**{record.arguments.note}**"] if record.arguments.note else []
-    if isinstance(record.arguments, Transfer):
-        rows = record.seed_rows()
-        return "\n\n".join(
-            [*parts, table(rows), *starved(rows), *over_seeds(record, record.arguments)]
-        )
-    rows, control = record.round_rows(), record.control
-    controls = record.control_rows()
-    parts += [table(rows), *([comparison(rows, controls, control)] if controls else [])]
+    """The results of a search or a transfer as Markdown, its note first."""
+    args = record.arguments
+    parts = [f"**{args.note}**"] if args.note else []
+    if isinstance(args, Transfer):
+        rows = record.rows("seeds")
+        parts += [results_table(rows), *starved(rows), *over_seeds(record, args)]
+        return "\n\n".join(parts)
+    rows, control = record.rows(), record.control
+    controls = record.rows(f"controls/{control}")
+    parts.append(results_table(rows))
+    if controls:
+        parts.append(control_table(rows, controls, control))
     return "\n\n".join([*parts, *starved(rows), *starved(controls, f"{control} ")])
 
 
-def starved(rows: list[dict[str, Any]], of: str = "") -> list[str]:
-    """The footer of a table: which of its rows are of a network with a matrix that is all but empty."""
-    named = [(key, row) for row in rows for key in ("seed", "round") if key in row]
+def starved(rows: Rows, prefix: str = "") -> list[str]:
+    """A list of the networks with a matrix that keeps fewer weights than it has outputs."""
     lines = [
-        f"- {of}{key} {row[key]:02d}: {literal(words)}"
-        for key, row in named
-        if (words := describe_starved(row))
+        f"- {prefix}{key} {row[key]:02d}: {literal(description)}"
+        for row in rows
+        for key in ("seed", "round")
+        if key in row and (description := starved_in(row))
     ]
     return ["Little or nothing passes through some matrices:", "\n".join(lines)] if lines else []
 
 
 def over_seeds(record: RunDirectory, args: Transfer) -> list[str]:
-    """Mean and spread over the seeds, and with --compare_with the verdicts under each rule."""
-    from lth_scale.science import matching  # imports scipy: bad input does not wait for it
+    """Mean and spread over seeds, the verdicts for --compare_with, and the connectivity."""
+    from lth_scale.science import matching  # imports scipy, which slows bad input
 
-    found = by_seed(record.directory)
-    metric = next(iter(record.seed_rows()[0]["eval"]))
-    parts = [f"{literal(metric)}: {matching.summary([*found.values()]):.4f}"]
+    scores = scores_by_seed(record.directory)
+    metric = literal(next(iter(record.rows("seeds")[0]["eval"])))
+    parts = [f"{metric}: {matching.summary(scores):.4f}"]
     if args.compare_with:
-        verdicts = matching.verdicts(found, by_seed(Path(args.compare_with)), DELTA)
-        parts.append(
-            f"against {literal(args.compare_with)}:\n{matching.describe(verdicts, digits=4)}"
-        )
+        verdicts = matching.verdicts(scores, scores_by_seed(Path(args.compare_with)), DELTA)
+        text = matching.describe(verdicts, digits=4)
+        parts.append(f"against {literal(args.compare_with)}:\n{text}")
     path = record.directory / "connectivity.json"
     if path.is_file():
-        found = files.read_json(path)
+        barrier = files.read_json(path)
         parts.append(
-            f"linear path between seeds {found['seeds']}: barrier {found['barrier']:.4f} in {literal(metric)}"
+            f"linear path between seeds {barrier['seeds']}: "
+            f"barrier {barrier['barrier']:.4f} in {metric}"
         )
     return parts
 
 
-def by_seed(directory: Path) -> dict[int, float]:
-    """The task's metric of each seed in the directory of a transfer. Raises BadInput where it is none."""
+def scores_by_seed(directory: Path) -> dict[int, float]:
+    """The task's primary metric by seed, from the directory of a transfer. Raises BadInput."""
     try:
         rows = files.read_json(directory / "results.json")
         return {row["seed"]: next(iter(row["eval"].values())) for row in rows}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise BadInput(
-            f"--compare_with {directory}: holds no results of lth_scale.transfer; give another"
+            f"--compare_with {directory}: no results of lth_scale.transfer; "
+            "specify the --output_dir of one"
         ) from problem
 
 
 def show(record: RunDirectory) -> None:
-    """Print the result, where it lies, and how to look at it. On the main process only."""
+    """Print the results, where they are, and how to view them. On the main process only."""
     if os.environ.get("RANK", "0") != "0":
         return
-    lines = [report(record), "", f"written to  {quoted(record.directory)}"]
-    if (record.directory / "ticket.safetensors").is_file():
-        lines.append(f"the ticket  {quoted(record.directory / 'ticket.safetensors')}")
-    tracked = sorted(
-        [*record.directory.glob("mlflow.json"), *record.directory.glob("seeds/*/mlflow.json")]
-    )
-    if tracked:
+    home = record.directory
+    lines = [report(record), "", f"written to  {quoted(home)}"]
+    if (home / "ticket.safetensors").is_file():
+        lines.append(f"the ticket  {quoted(home / 'ticket.safetensors')}")
+    if tracked := sorted([*home.glob("mlflow.json"), *home.glob("seeds/*/mlflow.json")]):
         lines += how_to_open_mlflow(tracked[0])
     print("\n" + printable("\n".join(lines)), flush=True)
 
 
 def how_to_open_mlflow(path: Path) -> list[str]:
-    """The command that serves the store, and the page that shows the curves of the runs in `path` (mlflow.json)."""
-    progress = Progress.read(path)
-    if not progress or not progress.experiment:
-        return []  # nothing was sent yet, or the file is damaged: what it would lead to is in the journal too
-    store, experiment = printable(progress.store), printable(progress.experiment)
+    """The command that serves the MLflow store of `path` (mlflow.json), and the page of curves.
+
+    Empty if nothing was sent yet or the file is damaged; the journal has the same facts.
+    """
+    notes = read_notes(path) or {}
+    if "experiment" not in notes:
+        return []
+    store, experiment = printable(notes["store"]), printable(notes["experiment"])
     page = f"#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
     page += "&viewStateShareKey=curves"
     if store.startswith("http"):
@@ -157,10 +142,3 @@ def how_to_open_mlflow(path: Path) -> list[str]:
         f"MLflow      {mlflow} ui --host 127.0.0.1 --backend-store-uri {shlex.quote(store)}",
         f"            then open http://127.0.0.1:5000/{page}",
     ]
-
-
-def _render(grid: Table) -> str:
-    console = Console(width=200, force_terminal=False, color_system=None, markup=False, emoji=False)
-    with console.capture() as capture:
-        console.print(grid)
-    return "\n".join(line.strip() for line in capture.get().splitlines() if line.strip())

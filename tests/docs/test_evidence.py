@@ -123,14 +123,14 @@ def test_a_file_that_save_did_not_write_is_not_overwritten(tmp_path, text):
 
 def test_scores_and_verdicts_are_those_of_the_results(filled):
     said = filled(
-        "{{score small-* sst2 0}} | {{score small-mrpc mrpc 0.5 random_mask}} | {{highest small-* sst2 strict}}"
+        "{{ score('small-*', 'sst2', 0) }} | {{ score('small-mrpc', 'mrpc', 0.5, 'random_mask') }} | {{ highest('small-*', 'sst2', 'strict') }}"
     )
     assert said == "92.0 ± 0.2 (n = 3) | 64.6 ± 0.3 (n = 2 of 3) | 30 %"
-    assert filled("{{score small-* sst2 0.6 one_shot}} {{score small-* sst2 0.55}}") == "— —"
+    assert filled("{{ score('small-*', 'sst2', 0.6, 'one_shot') }} {{ score('small-*', 'sst2', 0.55) }}") == "— —"
 
 
 def test_tables_of_several_studies_stand_together_and_name_each_command(filled):
-    said = filled("{{table small-* Scores by sparsity}}")
+    said = filled("{{ table('small-*', 'Scores by sparsity') }}")
     header, _, *rows = [line for line in said.splitlines() if line.startswith("|")]
     assert [row.split(" | ")[0] for row in rows] == ["| mrpc", "| mrpc", "| sst2", "| sst2"]
     assert header.count(" %") == len(LOSS) + 1 and "(n = 2 of 3)" in rows[0]
@@ -142,7 +142,7 @@ def test_a_study_that_has_not_begun_is_planned_and_missing(filled, folder, tmp_p
     for seed in plan.seeds:
         plan.search("mlm", seed, missing=True)
     saved.save(plan.write(), folder / "later-mlm.json")
-    said = filled("{{table later-* Scores by sparsity}}")
+    said = filled("{{ table('later-*', 'Scores by sparsity') }}")
     assert said.count("missing") == len(LOSS) + 1 and said.endswith(
         "\n\n<small>Not begun: later-mlm.</small>"
     )
@@ -154,17 +154,17 @@ def test_a_study_whose_first_search_is_not_done_has_begun_and_says_how(filled, f
     saved.save(plan.write(), folder / "begun-mlm.json")
     kept = json.loads((folder / "begun-mlm.json").read_text())
     (folder / "begun-mlm.json").write_text(json.dumps({**kept, "finished": []}))
-    assert "Made by `" in filled("{{table begun-* Scores by sparsity}}")
+    assert "Made by `" in filled("{{ table('begun-*', 'Scores by sparsity') }}")
 
 
 def test_pictures_lie_beside_the_results(filled, folder):
-    said = filled("{{picture small-* scores.png}}")
+    said = filled("{{ picture('small-*', 'scores.png') }}")
     assert said.startswith("![small-all: score against sparsity](facts/small-all-scores.png)")
     assert (folder / "small-all-scores.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_measurements_are_medians_with_their_spread_and_n(filled):
-    said = filled("{{measured times}}\n{{value times a step}}")
+    said = filled("{{ measured('times') }}\n{{ value('times', 'a step') }}")
     assert "| a step | 3 [1, 8] | s | 3 |\n| a file | 5 | MB | 1 |" in said
     assert "Made by `python timed.py` on a CPU (torch 2)." in said and said.endswith("\n3 s")
 
@@ -196,7 +196,7 @@ def test_a_speed_check_says_its_command_and_its_verdicts(filled, folder):
     (folder / "fast.json").write_text(
         json.dumps({"machine": here, "settings": settings, "cells": [cell]})
     )
-    said = filled("{{speed fast}}")
+    said = filled("{{ speed('fast') }}")
     assert (
         said.startswith("![speed-up against sparsity](facts/fast.png)")
         and (folder / "fast.png").is_file()
@@ -214,7 +214,7 @@ def test_a_speed_check_says_its_command_and_its_verdicts(filled, folder):
         "Made by `python -m lth_scale.speed runs/x --batch_size 1 8 --repeats 10` on a CPU, no GPU (torch 2).</small>"
     )
     assert (
-        filled("{{times fast dense-eager}}")
+        filled("{{ times('fast', 'dense-eager') }}")
         == "1.00 [0.50, 2.00] × openvino and 1.00 [1.00, 1.00] × dense-eager"
     )
 
@@ -222,24 +222,24 @@ def test_a_speed_check_says_its_command_and_its_verdicts(filled, folder):
 def test_minutes_are_those_of_all_trainings_of_a_job(filled, folder):
     rows = json.loads((folder / "small-sst2.json").read_text())["rows"]["search-sst2-0-seed1"]
     assert (
-        len(rows) == 5 and filled("{{minutes small-sst2 search-sst2-0-seed1}}") == "0 minutes"
+        len(rows) == 5 and filled("{{ minutes('small-sst2', 'search-sst2-0-seed1') }}") == "0 minutes"
     )  # a second each
 
 
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("{{colour small-sst2}}", "is not known; take one of table, picture"),
-        ("{{score}}", "is not known"),
-        ("{{score small-sst2}}", "cannot be filled in"),
-        ("{{score small-sst2 sst2 half}}", "half"),
-        ("{{highest small-sst2 sst2 luck}}", "luck"),
-        ("{{table small-sst2 Prices}}", "has no table 'Prices'"),
-        ("{{picture small-sst2 cat.png}}", "take one of scores.png"),
-        ("{{value times a leap}}", "has no row 'a leap'"),
-        ("{{measured nothing}}", "nothing.json: cannot be read"),
-        ("{{score nothing sst2 0}}", "nothing.json: cannot be read"),
-        ("{{score times sst2 0}}", "is no file of lth_scale.report --save"),
+        ("{{ colour('small-sst2') }}", "is not known; take one of table, picture"),
+        ("{{ score() }}", "is not known"),
+        ("{{ score('small-sst2') }}", "cannot be filled in"),
+        ("{{ score('small-sst2', 'sst2', 'half') }}", "half"),
+        ("{{ highest('small-sst2', 'sst2', 'luck') }}", "luck"),
+        ("{{ table('small-sst2', 'Prices') }}", "has no table 'Prices'"),
+        ("{{ picture('small-sst2', 'cat.png') }}", "take one of scores.png"),
+        ("{{ value('times', 'a leap') }}", "has no row 'a leap'"),
+        ("{{ measured('nothing') }}", "nothing.json: cannot be read"),
+        ("{{ score('nothing', 'sst2', 0) }}", "nothing.json: cannot be read"),
+        ("{{ score('times', 'sst2', 0) }}", "is no file of lth_scale.report --save"),
     ],
 )
 def test_what_cannot_be_filled_in_is_named(filled, text, words):

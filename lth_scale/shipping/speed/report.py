@@ -8,7 +8,7 @@ from typing import Any
 
 from lth_scale.config import files, listing, markdown
 from lth_scale.config.redaction import redacted
-from lth_scale.science import figures
+from lth_scale.science import figures, pages
 from lth_scale.shipping.speed.engines import BACKENDS
 from lth_scale.shipping.speed.measure import Spread
 from lth_scale.shipping.speed.names import FILES
@@ -92,7 +92,7 @@ def write(output: Path, cells: list[dict], notes: list[str], settings: dict[str,
         "notes": notes,
         "cells": cells,
     }
-    text = markdown.markdown("Speed check", "", sections)
+    text = pages.markdown("Speed check", "", sections)
     contents = zip(FILES, (text.encode(), files.as_json(record), png), strict=True)
     listing.write_listed(output, {name: content for name, content in contents if content})
 
