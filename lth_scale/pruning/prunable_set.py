@@ -132,18 +132,6 @@ def kinds(model: nn.Module) -> str:
     return f"matrices of the encoder: {', '.join(f'{count} of {kind}' for kind, count in counts.items())}"
 
 
-def check_linear(model: nn.Module, name: str) -> None:
-    """Raise BadInput where a matrix is no `nn.Linear`: there is no sparse product that could take its place.
-
-    name: the flag that asks for one, and its value.
-    """
-    for matrix, kind in not_linear(model).items():
-        raise BadInput(
-            f"{name}: {matrix} is a {kind}, and sparse products here are of nn.Linear alone; give --format compact, "
-            "dense or onnx"
-        )
-
-
 def check(model: nn.Module, ignore: Sequence[str], name: str) -> None:
     """Raise BadInput where the stack holds what can be neither pruned nor passed over, or `ignore` is wrong.
 

@@ -1,4 +1,4 @@
-"""Bringing tickets back from the Hub."""
+"""Pulling tickets from the Hugging Face Hub."""
 
 import re
 import shutil
@@ -9,57 +9,60 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.hub_access import _fetched, check_source, polite
 from lth_scale.shipping.export.locations import (
     MANIFEST,
+    PUSHED,
     is_card,
     is_taken,
     is_whole,
     manifest,
-    opened,
 )
-from lth_scale.shipping.hub import PUSHED
 
 
 def pull(name: str, output_dir: str | Path | None = None, revision: str | None = None) -> Path:
-    """Download what `push` uploaded, check every digest and every zero, and put it in place; returns the directory.
+    """Download what `push` uploaded and check every digest and every zero. Returns the directory.
 
-    Raises BadInput for a repository that is not there or not ours, for damaged files and for a directory that is
-    taken, Stopped where the Hub fails. What was downloaded is in the Hub's cache then, and is not fetched again.
+    Raises BadInput for a repository that does not exist or was not pushed by lth_scale, for damaged
+    files and for a directory that is not free, Stopped if the Hub fails. What was downloaded stays
+    in the Hub's cache and is not downloaded again.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
     check_source(name, revision)
-    out = Path(output_dir or name.split("/")[-1])
-    there = is_taken(out)
-    if there and not (out / MANIFEST).is_file():
-        raise BadInput(f"--output_dir {out}: is there already, and was not pulled; give another")
-    with polite():
-        first = Path(
-            _fetched(
-                lambda: hf_hub_download(name, MANIFEST, revision=revision), name, revision, MANIFEST
-            )
+    directory = Path(output_dir or name.split("/")[-1])
+    exists = is_taken(directory)
+    if exists and not (directory / MANIFEST).is_file():
+        raise BadInput(
+            f"--output_dir {directory}: exists and was not pulled; specify another directory"
         )
-        if there and first.read_bytes() != (out / MANIFEST).read_bytes():
-            raise BadInput(f"--output_dir {out}: holds another export; give another")
-        if there:
-            verify(out)
-            return out
+    with polite():
+        path = _fetched(
+            lambda: hf_hub_download(name, MANIFEST, revision=revision), name, revision, MANIFEST
+        )
+        first = Path(path)
+        if exists and first.read_bytes() != (directory / MANIFEST).read_bytes():
+            raise BadInput(
+                f"--output_dir {directory}: holds another export; specify another directory"
+            )
+        if exists:
+            verify(directory)
+            return directory
         names = pulled(first.parent, name)
         commit = first.parent.name
 
-        def fetch() -> str:
+        def download() -> str:
             return snapshot_download(name, revision=commit, allow_patterns=sorted(names))
 
-        cache = Path(_fetched(fetch, name, revision))
-    with files.new_directory(out) as made:
+        cache = Path(_fetched(download, name, revision))
+    with files.new_directory(directory) as unfinished:
         try:
-            copy(cache, made, names)
-            verify(made)
+            copy(cache, unfinished, names)
+            verify(unfinished)
         except BadInput as problem:
-            shutil.rmtree(made, ignore_errors=True)
-            why = str(problem).replace(str(made), name)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            why = str(problem).replace(str(unfinished), name)
             raise BadInput(
-                f"{why}; nothing was kept: if that was the transfer, delete {cache} and pull again"
+                f"{why}; nothing was kept: if the download was damaged, delete {cache} and pull again"
             ) from problem
-    return out
+    return directory
 
 
 def pulled(cache: Path, name: str) -> dict[str, str]:
@@ -73,7 +76,8 @@ def pulled(cache: Path, name: str) -> dict[str, str]:
         raise BadInput(str(problem).replace(str(cache), name)) from problem
     if foreign := [each for each in listed if not re.fullmatch(PUSHED, each, re.ASCII)]:
         raise BadInput(
-            f"{name}: its {MANIFEST} lists {foreign[0]!r}, which no push makes; give another repository"
+            f"{name}: its {MANIFEST} lists {foreign[0]!r}, which no push uploads; "
+            "use another repository"
         )
     before = (
         {f"compact/{MANIFEST}": ""} if "compact/config.json" in listed else {}
@@ -106,12 +110,11 @@ def verify(directory: Path) -> None:
     """Raise BadInput unless ticket and weights are whole, and the weights zero where the ticket prunes."""
     from lth_scale.pruning.prunable_set import prunable
     from lth_scale.pruning.ticket import Ticket
-    from lth_scale.shipping.export import disk
+    from lth_scale.shipping.export.loading import load_dense
 
     ticket = Ticket.load(directory / "ticket.safetensors")
     for folder in (directory, directory / "compact"):
-        opened(folder)
-        model = disk.load_network(folder, dense=True)
+        model = load_dense(folder)
         weights = prunable(model)
         for name, mask in ticket.masks_for(model).items():
             if weights[name][~mask].any():
