@@ -177,11 +177,11 @@ def encoder(batch: int, length: int, threads: int, repeats: int, layers: int) ->
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), pinned(threads):
         setup = Setup(model, [ids], threads, Path(folder))
         for name, backend in BACKENDS.items():
-            if why := unavailable(name, setup):
+            if why := unavailable(backend, setup):
                 print(f"{name} skipped: {why}\n")
             elif not backend.sparse:
                 runs[name], precision[name] = (
-                    partial(backend.make().build(setup), ids),
+                    partial(backend.build(setup), ids),
                     backend.precision,
                 )
             else:
@@ -198,7 +198,7 @@ def encoder(batch: int, length: int, threads: int, repeats: int, layers: int) ->
                     key = f"{name} {sparsity:.0%}"
                     sparse = Setup(made, [ids], threads, Path(folder))
                     runs[key], precision[key] = (
-                        partial(backend.make().build(sparse), ids),
+                        partial(backend.build(sparse), ids),
                         backend.precision,
                     )
         found, failed = measure(runs, repeats)

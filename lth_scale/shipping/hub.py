@@ -67,7 +67,7 @@ def find_run(run: str) -> Place:
 
 
 def check_run_writable(run: str, root: Path) -> None:
-    """Raise BadInput unless the upload can be prepared in the run, and its hub.json is from a push."""
+    """Raise BadInput unless the run is writable and its hub.json, if any, is from a push."""
     try:
         files.check_writable(root)
     except OSError as problem:
@@ -121,7 +121,7 @@ def check(args: Training) -> None:
 
 
 def push_when_done(run: "RunDirectory") -> None:
-    """Upload a finished run once, on the main process. Raises Stopped with the command to repeat it."""
+    """Upload a finished run once, on the main process. Raises Stopped, with a command to retry."""
     args = run.arguments
     if not args.push_to_hub or not is_main_process():
         return
@@ -151,7 +151,7 @@ def full_name(repo: str) -> str:
 
 
 def upload(folder: Path, repo: str, private: bool) -> "CommitInfo":
-    """Create the repository if it is new, and commit all files; unchanged files are not uploaded."""
+    """Create the repository if it is new, and commit all files in one commit."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     hub = HfApi()

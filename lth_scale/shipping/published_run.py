@@ -89,7 +89,7 @@ class PublishedRun:
 
     @property
     def evaluated_on(self) -> str:
-        """What the scores were measured on: the Hub's dataset or local files, and how much of it."""
+        """The data of the scores: the Hub's dataset or local files, and how much of it."""
         args, (dataset, config) = self.args, self.task.dataset
         data = f"the validation split of `{dataset}`, `{config}`"
         if args.task == "mlm":
@@ -107,7 +107,7 @@ class PublishedRun:
 
     @property
     def command(self) -> str:
-        """The command line of the run: flags that differ from the task's defaults, paths by last name."""
+        """The command line of the run: flags that differ from the defaults, paths by last name."""
         args = self.args
         short = {"task": args.task, **({"preset": args.preset} if args.preset else {})}
         defaults, values = resolve(short, type(args)).as_dict(), args.as_dict()

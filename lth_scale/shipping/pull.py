@@ -60,13 +60,14 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
             shutil.rmtree(unfinished, ignore_errors=True)
             why = str(problem).replace(str(unfinished), name)
             raise BadInput(
-                f"{why}; nothing was kept: if the download was damaged, delete {cache} and pull again"
+                f"{why}; nothing was kept: if the download was damaged, delete {cache} and "
+                "pull again"
             ) from problem
     return directory
 
 
 def pulled(cache: Path, name: str) -> dict[str, str]:
-    """The files that a repository's export.json lists, and itself, with their digests where it has them.
+    """The files that a repository's export.json lists, and itself, with their known digests.
 
     Raises BadInput where it is damaged, or lists a file of a kind that `push` does not upload.
     """
@@ -86,7 +87,7 @@ def pulled(cache: Path, name: str) -> dict[str, str]:
 
 
 def copy(cache: Path, made: Path, names: dict[str, str]) -> None:
-    """Copy files out of the Hub's cache and check each as it was copied; an edited card is left behind.
+    """Copy files out of the Hub's cache and check each copy; an edited card is left out.
 
     Raises BadInput for a file that is missing, was changed, or is a link out of the repository.
     """
@@ -107,7 +108,7 @@ def copy(cache: Path, made: Path, names: dict[str, str]) -> None:
 
 
 def verify(directory: Path) -> None:
-    """Raise BadInput unless ticket and weights are whole, and the weights zero where the ticket prunes."""
+    """Raise BadInput unless ticket and weights are whole, and pruned weights are zero."""
     from lth_scale.pruning.prunable_set import prunable
     from lth_scale.pruning.ticket import Ticket
     from lth_scale.shipping.export.loading import load_dense
@@ -119,5 +120,6 @@ def verify(directory: Path) -> None:
         for name, mask in ticket.masks_for(model).items():
             if weights[name][~mask].any():
                 raise BadInput(
-                    f"{folder}: {name} is not zero where the ticket prunes it; pull another revision"
+                    f"{folder}: {name} is not zero where the ticket prunes it; "
+                    "pull another revision"
                 )

@@ -59,7 +59,7 @@ def remove_foreign(folder: Path) -> None:
 
 
 def draw_figures(run: PublishedRun, folder: Path) -> None:
-    """Copy the figures of a search; draw the scores of a transfer, or of a search that is not done."""
+    """Copy the figures of a search; draw the scores if they are not there yet."""
     folder.mkdir()
     for name in PICTURES:
         path = run.directory.directory / "figures" / name

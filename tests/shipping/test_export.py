@@ -20,7 +20,6 @@ from lth_scale.export import build_parser, main
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.shipping.export import locations, writing
 from lth_scale.shipping.export.architectures import unique_state
-from lth_scale.shipping.export.comparison import difference
 from lth_scale.shipping.export.export import export
 from lth_scale.shipping.export.formats.compact import pack_compact, unpack_compact
 from lth_scale.shipping.export.formats.csr import pack_csr, to_csr, unpack_csr
@@ -31,6 +30,7 @@ from lth_scale.shipping.export.inputs import real_inputs
 from lth_scale.shipping.export.locations import MANIFEST, opened, seal
 from lth_scale.shipping.export.registry import FORMATS
 from lth_scale.shipping.export.source import load_source
+from lth_scale.shipping.export.writing import difference
 
 HEADS = {
     "classes": hf.AutoModelForSequenceClassification,
@@ -701,12 +701,12 @@ def test_a_decoder_is_exported_to_onnx_without_its_cache(other, tmp_path):
 
 @pytest.mark.parametrize("other", ["gpt2"], indirect=True)
 def test_the_engines_that_cannot_multiply_them_are_skipped_with_the_reason(other):
-    from lth_scale.shipping.speed.registry import Setup
+    from lth_scale.shipping.speed.registry import BACKENDS, Setup
     from lth_scale.shipping.speed.timing import unavailable
 
     setup = Setup(load_source(str(other)).model, [], 1, other)
     for name in ("csr", "native-fp32", "native-int8"):
-        assert "h.0.attn.c_attn.weight is a Conv1D" in unavailable(name, setup)
+        assert "h.0.attn.c_attn.weight is a Conv1D" in unavailable(BACKENDS[name], setup)
 
 
 def test_what_a_search_ignored_is_no_part_of_the_sparsity_of_its_export(search, tmp_path):

@@ -181,7 +181,7 @@ def test_tokens_and_spans_are_scored_as_the_task_itself_does(
     theirs.model.eval()
     batch = theirs.eval_collate([*theirs.validation])
     expected = theirs.score(theirs.rows(theirs.loss(theirs.model, batch)[1], batch))
-    run = BACKENDS[EAGER].make().build(Setup(source.model, [], 1, tmp_path))
+    run = BACKENDS[EAGER].build(Setup(source.model, [], 1, tmp_path))
     assert not note and accuracy.score(source, given, {EAGER: run})[EAGER][
         "accuracy"
     ] == pytest.approx(expected)
@@ -292,7 +292,7 @@ def test_an_engine_that_fails_is_a_row_with_its_reason(networks, tmp_path, monke
     def refuse(model):
         raise ValueError("out of\nluck")
 
-    monkeypatch.setattr("lth_scale.shipping.speed.backends.sparse.to_csr", refuse)
+    monkeypatch.setattr("lth_scale.shipping.speed.backends.to_csr", refuse)
     speed.run(
         *speed.parse([str(networks[0]), *QUICK, "--backends", "csr", "--output_dir", str(tmp_path)])
     )

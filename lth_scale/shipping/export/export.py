@@ -75,7 +75,7 @@ def check_arguments(path: str, kind: str, directory: Path, dtype: str) -> dict[s
     spec = FORMATS[kind]
     if dtype not in spec.dtypes:
         raise BadInput(
-            f"--dtype {dtype}: --format {kind} supports {' and '.join(spec.dtypes)}; use one of them"
+            f"--dtype {dtype}: not a dtype of --format {kind}; use {' or '.join(spec.dtypes)}"
         )
     existing = check_output(directory, kind, dtype)
     locate(path)

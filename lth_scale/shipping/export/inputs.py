@@ -18,7 +18,7 @@ LONGEST = 512  # tokens of the single sequence, if the model takes as many
 
 
 def real_inputs(source: ExportSource) -> tuple[list[dict[str, Tensor]], str]:
-    """A padded batch of 8 sentences of different lengths, a single long sequence, and what they are.
+    """A padded batch of 8 sentences, a single long sequence, and a line that describes them.
 
     The tensors are int64, of shapes (8, n) and (1, up to 512), named as the model takes them.
     """
@@ -72,7 +72,7 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 
 
 def random_ids(model: PreTrainedModel, limit: int) -> list[dict[str, Tensor]]:
-    """Ids drawn with a fixed seed: a batch whose lengths rise to limit/2, and a sequence of `limit`."""
+    """Ids of a fixed seed: a batch of lengths up to limit/2, and a sequence of length `limit`."""
     pad = getattr(model.config, "pad_token_id", None) or 0
     size, generator = vocabulary_size(model), torch.Generator().manual_seed(0)
 

@@ -15,7 +15,7 @@ from lth_scale.shipping.export.registry import FORMATS
 
 
 def load_dense(directory: Path) -> PreTrainedModel:
-    """The dense fp32 network of an export. Raises BadInput as `load_network`, or if there is none."""
+    """The dense fp32 network of an export. Raises BadInput as `load_network`, or without one."""
     kind = manifest(directory)["kind"]
     if not FORMATS[kind].is_source:
         raise BadInput(
@@ -26,15 +26,16 @@ def load_dense(directory: Path) -> PreTrainedModel:
     return model
 
 
-def load_network(directory: Path, dense: bool = False) -> nn.Module:
+def load_network(directory: Path, dense: bool = False, file: str = "") -> nn.Module:
     """The network of an export in eval mode; with `dense`, the dense fp32 network it stands for.
 
-    Raises BadInput if a file is damaged or missing, if transformers has no class for it, or if the
-    format cannot run here.
+    file: that of a variant, such as int8 of ONNX, instead of the main one. Raises BadInput if a
+    file is damaged or missing, if transformers has no class for it, or if the format cannot run
+    here.
     """
     content = opened(directory)
     spec = FORMATS[content["kind"]]
-    path = directory / spec.file
+    path = directory / (file or spec.file)
     try:
         config = read_config(str(directory))
         config.dtype = getattr(torch, spec.compute_dtype(content["dtype"]))
@@ -46,13 +47,3 @@ def load_network(directory: Path, dense: bool = False) -> nn.Module:
         raise BadInput(
             f"{path}: damaged {content['kind']} export ({why}); export or copy it again"
         ) from problem
-
-
-def load_variants(directory: Path) -> dict[str, nn.Module]:
-    """The further networks of an export, such as int8 of ONNX, by name."""
-    content = manifest(directory)
-    spec, config = FORMATS[content["kind"]], read_config(str(directory))
-    return {
-        name: spec.make().load(directory / file, config, content, False)
-        for name, file in spec.variants.items()
-    }

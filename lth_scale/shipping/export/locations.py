@@ -1,4 +1,4 @@
-"""Where the network of an export lies, where the export goes, and whether it is whole. Torch-free."""
+"""Where networks and exports lie, and whether an export is whole. Does not import torch."""
 
 import hashlib
 import json
@@ -106,8 +106,8 @@ def _is_complete(stage: Path) -> bool:
 def _of_stage(stage: Path) -> Place:
     if not _is_complete(stage):
         raise BadInput(
-            f"{stage}: has no network of a complete round: a search keeps only its last; specify the "
-            "search, or train this ticket with lth_scale.transfer --ticket … --keep_network"
+            f"{stage}: has no network of a complete round: a search keeps only its last; specify "
+            "the search, or train this ticket with lth_scale.transfer --ticket … --keep_network"
         )
     run, arguments = stage.absolute().parent.parent, {}
     if stage.absolute().parent.name in ("rounds", "seeds") and (run / "arguments.json").is_file():
@@ -132,7 +132,7 @@ def _checked(place: Place) -> Place:
 
 
 def seal(directory: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Write export.json: `content`, the SHA-256 of every other file, and that of all this. Returns it."""
+    """Write export.json: `content`, the SHA-256 of all other files, and its own. Returns it."""
     paths = sorted(
         path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST
     )
@@ -171,7 +171,7 @@ def is_whole(path: Path, digest: str) -> bool:
 
 
 def manifest(directory: Path) -> dict[str, Any]:
-    """export.json by itself; its files are not read. Raises BadInput if it is damaged or missing."""
+    """export.json by itself, without its files. Raises BadInput if it is damaged or missing."""
     try:
         path = directory / MANIFEST
         files.check_regular(path)

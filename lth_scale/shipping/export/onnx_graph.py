@@ -52,7 +52,7 @@ def write(model: PreTrainedModel, example: dict[str, Tensor], path: Path) -> Non
 
 
 def quantize(path: Path, out: Path) -> None:
-    """Quantize an ONNX file: weights to int8 with a scale for each channel, activations dynamically.
+    """Quantize an ONNX file to int8, with a scale for each channel and dynamic activations.
 
     Zeros stay zeros. Raises BadInput if a package is missing.
     """

@@ -44,7 +44,7 @@ class FormatSpec:
     about: its line in `--help`. make: returns its `Format`. dtypes: of the values on disk, the
     default first. file: holds the weights. variants: further files of the same network, by name;
     their outputs are compared with the source too. is_source: it can be exported to other formats.
-    half: it also computes in its dtype, and otherwise in fp32. packages: needed, from `lth_scale[onnx]`.
+    half: it also computes in its dtype, otherwise in fp32. packages: required, from extra `onnx`.
     """
 
     about: str
@@ -73,7 +73,7 @@ def _add(name: str, about: str, implementation: str, **facts: Any) -> None:
 _add(
     "dense",
     "exact zeros; any from_pretrained loads it",
-    "dense:dense_format",
+    "tensors:SafetensorsFormat",
     dtypes=("float32",),
     file="model.safetensors",
 )

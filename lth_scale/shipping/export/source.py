@@ -86,7 +86,7 @@ def check_zeros(matrices: Mapping[str, Tensor], masks: Mapping[str, Tensor], pla
 
 
 def load_checkpoint(name: str) -> PreTrainedModel:
-    """Load a directory of `save_pretrained` or a Hub name. Raises BadInput unless it is complete."""
+    """Load a directory of `save_pretrained` or a Hub name. Raises BadInput if it is damaged."""
     args = Training(task="mlm", model_name_or_path=name)
     if not is_local(name):
         settle_for_cache(name, "model")
@@ -142,7 +142,7 @@ def load_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as problem:
         why = tokenization.diagnosis(problem, Path(path)) or (
-            f"its tokenizer cannot be loaded ({first_line(problem)}); repair it, or remove its files"
+            f"its tokenizer cannot be loaded ({first_line(problem)}); repair or remove its files"
         )
         raise BadInput(f"{name}: {why}") from problem
     tokenization.check_ids(name, model, tokenizer)

@@ -2,17 +2,22 @@
 
 import copy
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from lth_scale.config.errors import Stopped
 from lth_scale.config.redaction import without_secrets
 from lth_scale.config.texts import printable
 from lth_scale.pruning.ticket import digest
 from lth_scale.shipping.export.architectures import unique_state
-from lth_scale.shipping.export.comparison import difference
 from lth_scale.shipping.export.inputs import real_inputs
-from lth_scale.shipping.export.loading import load_network, load_variants
+from lth_scale.shipping.export.loading import load_network
 from lth_scale.shipping.export.locations import FORMAT, seal
 from lth_scale.shipping.export.registry import FORMATS
 from lth_scale.shipping.export.source import ExportSource
@@ -55,15 +60,16 @@ def write_export(directory: Path, source: ExportSource, manifest: dict[str, Any]
     measured = difference(source.model, load_network(directory), batches)
     if not measured["relative"] < (TOLERANCE if dtype == "float32" else math.inf):
         raise Stopped(
-            f"--format {kind}: its outputs differ from the source's by {measured['relative']:.1e} of "
-            "the largest; nothing was kept: use another --format"
+            f"--format {kind}: its outputs differ from the source's by {measured['relative']:.1e} "
+            "of the largest; nothing was kept: use another --format"
         )
     manifest["difference"] = {**measured, "inputs": description}
-    for name, network in load_variants(directory).items():
-        manifest[f"difference_{name}"] = measured = difference(source.model, network, batches)
+    for name, file in spec.variants.items():
+        measured = difference(source.model, load_network(directory, file=file), batches)
+        manifest[f"difference_{name}"] = measured
         if not math.isfinite(measured["relative"]):
             raise Stopped(
-                f"--format {kind}: outputs of {spec.variants[name]} are NaN or infinite; "
+                f"--format {kind}: outputs of {file} are NaN or infinite; "
                 "nothing was kept: use another --format"
             )
     return seal(directory, manifest)
@@ -72,9 +78,35 @@ def write_export(directory: Path, source: ExportSource, manifest: dict[str, Any]
 def save_settings(
     directory: Path, source: ExportSource, architecture: str, compute_dtype: str
 ) -> None:
-    """Save config.json and the tokenizer, before its first use: it keeps the padding of the last."""
+    """Save config.json and the tokenizer, before its use: it would keep the padding."""
     config = copy.deepcopy(source.model.config)
     config.architectures, config.dtype = [architecture], compute_dtype
     config.save_pretrained(directory)
     if source.tokenizer:
         source.tokenizer.save_pretrained(directory)
+
+
+def difference(
+    source: PreTrainedModel, other: Any, batches: Sequence[dict[str, Tensor]]
+) -> dict[str, float]:
+    """The largest difference of any floating-point output over all batches.
+
+    other: a model of transformers, or a module with its inputs, outputs and `device`.
+    Returns `absolute`, and `relative` to the largest magnitude of the same output (logits,
+    start_logits, …). Both are NaN if an output is.
+    """
+    differences = defaultdict[str, list[Tensor]](list)
+    magnitudes = defaultdict[str, list[Tensor]](list)
+    with torch.inference_mode():
+        for batch in batches:
+            expected = source(**batch)
+            actual = other(**{name: tensor.to(other.device) for name, tensor in batch.items()})
+            for name, value in expected.items():
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    differences[name].append((actual[name].float().cpu() - value).abs().max())
+                    magnitudes[name].append(value.abs().max())
+    # Unlike max() of Python, that of a tensor keeps NaN.
+    absolute = torch.stack([torch.stack(values).max() for values in differences.values()])
+    largest = torch.stack([torch.stack(values).max() for values in magnitudes.values()])
+    relative = absolute / largest.clamp_min(1e-30)
+    return {"absolute": float(absolute.max()), "relative": float(relative.max())}

@@ -47,7 +47,7 @@ def require() -> None:
 
 
 def instruction_set(name: str = "") -> str:
-    """Select `avx512` or `avx2` for all further products; returns the one in use. Raises ValueError."""
+    """Select `avx512` or `avx2`, or only return the one in use. Raises ValueError."""
     require()
     return torch.ops.lth_scale.use(name)
 

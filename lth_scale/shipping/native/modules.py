@@ -174,5 +174,5 @@ def _refuse_intermediate_outputs(base: nn.Module, args: Any, kwargs: dict[str, A
         requested = kwargs.get(name)
         if requested or (requested is None and getattr(base.config, name, False)):
             raise ValueError(
-                f"{name}: a native encoder returns only its last layer; load the dense or csr export"
+                f"{name}: a native encoder returns only its last layer; use a dense or csr export"
             )

@@ -121,7 +121,7 @@ class _Blocks(NamedTuple):
 
 
 def _read_header(words: Array, shape: Sequence[int] | None) -> tuple[_Header, Array]:
-    """The header and the words after it. Raises ValueError unless it is one of a matrix of `shape`."""
+    """The header and the words after it. Raises ValueError unless the matrix is of `shape`."""
     size = len(_Header._fields)
     _check(len(words) >= size, "size")
     header = _Header(*map(int, words[:size]))

@@ -58,7 +58,8 @@ def load_task(source: ExportSource, flags: dict[str, Any]) -> tuple[Task | None,
     remedy = "set --task and --dataset_path to measure its accuracy"
     if not name and "dataset_path" in flags:
         raise BadInput(
-            f"--dataset_path {flags['dataset_path']}: the task of {source.path} is unknown; set --task"
+            f"--dataset_path {flags['dataset_path']}: the task of {source.path} is unknown; "
+            "set --task"
         )
     if not name:
         return None, f"{source.path}: its task is unknown; {remedy}"

@@ -18,7 +18,7 @@ Row = dict[str, Any]  # of speed.json
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call in each sweep: wall clock, and CPU time over all threads of the process."""
+    """Seconds of one call in each sweep: wall clock, and CPU time of all threads."""
 
     wall: Sequence[float]
     cpu: Sequence[float]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,51 +30,51 @@ class Setup:
     device: str = "cpu"
 
 
-class Backend(Protocol):
-    """A way to run a network whose pruned weights are zero."""
+class Build(Protocol):
+    """How a backend is built: a setup → a function of inputs that returns the outputs in order."""
 
-    def unavailable(self, setup: Setup) -> str:
-        """Why it cannot run this network here, in one line, or "". May raise BadInput instead."""
-
-    def build(self, setup: Setup) -> "Forward":
-        """A function of inputs by name that returns the output tensors in order."""
+    def __call__(self, setup: Setup, /) -> "Forward": ...
 
 
 @dataclass(frozen=True)
-class BackendSpec:
-    """A value of --backends.
+class Backend:
+    """A value of --backends: a way to run a network whose pruned weights are zero.
 
-    make: returns its `Backend`. precision: fp32, bf16, fp16 or int8, among which it is compared.
-    sparse: it skips zeros, and is compared with the best dense one.
+    unavailable: a setup → why it cannot run there, in one line, or ""; may raise BadInput instead.
+    precision: fp32, bf16, fp16 or int8. sparse: it skips zeros, and is compared with the best of
+    the others.
     """
 
     precision: str
-    make: Callable[[], Backend]
+    build: Build
+    unavailable: Callable[[Setup], str]
     devices: tuple[str, ...] = ("cpu",)
     sparse: bool = False
 
 
 EAGER = "dense-eager"  # the reference of the outputs
-BACKENDS: Registry[BackendSpec] = Registry("backend")
+BACKENDS: Registry[Backend] = Registry("backend")
 register_backend = BACKENDS.register
-ROOM = "lth_scale.shipping.speed.backends"
-CPU_AND_GPU = ("cpu", "cuda")
 
 
-def _add(name: str, precision: str, cls: str, *options: Any, **facts: Any) -> None:
-    make = partial(lazy(f"{ROOM}.{cls}"), *options)
-    BACKENDS.register(name, BackendSpec(precision, make, **facts))
+def _add(name: str, precision: str, build: str, why_not: str, *options: Any, **facts: Any) -> None:
+    build_lazily, unavailable = (
+        lazy(f"lth_scale.shipping.speed.backends:{function}") for function in (build, why_not)
+    )
+    entry = Backend(precision, lambda setup: build_lazily(setup, *options), unavailable, **facts)
+    register_backend(name, entry)
 
 
-_add(EAGER, "fp32", "dense:EagerBackend", devices=CPU_AND_GPU)
-_add("dense-compiled", "fp32", "dense:CompiledBackend", "float32", devices=CPU_AND_GPU)
-_add("dense-bf16", "bf16", "dense:CompiledBackend", "bfloat16", devices=CPU_AND_GPU)
-_add("dense-fp16", "fp16", "dense:CompiledBackend", "float16", devices=("cuda",))
-_add("onnxruntime-fp32", "fp32", "graphs:OnnxRuntimeBackend", False)
-_add("onnxruntime-int8", "int8", "graphs:OnnxRuntimeBackend", True)
-_add("openvino-fp32", "fp32", "graphs:OpenVinoBackend", False)
-_add("openvino-int8", "int8", "graphs:OpenVinoBackend", True)
-_add("csr", "fp32", "sparse:CsrBackend", sparse=True)
-_add("native-fp32", "fp32", "sparse:NativeBackend", "float32", sparse=True)
-_add("native-int8", "int8", "sparse:NativeBackend", "int8", sparse=True)
-_add("2:4", "fp16", "sparse:SemiStructuredBackend", devices=("cuda",), sparse=True)
+ANY, GPU = ("cpu", "cuda"), ("cuda",)
+_add(EAGER, "fp32", "eager", "always", devices=ANY)
+_add("dense-compiled", "fp32", "compiled", "no_compiler", devices=ANY)
+_add("dense-bf16", "bf16", "compiled", "no_compiler", "bfloat16", devices=ANY)
+_add("dense-fp16", "fp16", "compiled", "no_compiler", "float16", devices=GPU)
+_add("onnxruntime-fp32", "fp32", "onnxruntime", "no_onnxruntime")
+_add("onnxruntime-int8", "int8", "onnxruntime", "no_onnxruntime", True)
+_add("openvino-fp32", "fp32", "openvino", "no_openvino")
+_add("openvino-int8", "int8", "openvino", "no_openvino", True)
+_add("csr", "fp32", "csr", "not_all_linear", sparse=True)
+_add("native-fp32", "fp32", "native", "no_native", "float32", sparse=True)
+_add("native-int8", "int8", "native", "no_native", "int8", sparse=True)
+_add("2:4", "fp16", "semi_structured", "not_2_4", devices=GPU, sparse=True)

@@ -25,10 +25,11 @@ HEADER = (
     "logit difference",
 )
 READING = (
-    "A ratio above 1 is that many times as fast. Ratios are medians and quartiles over sweeps, in each of which every "
-    "engine is called once. The verdict is against the fastest dense engine of any precision: faster where both "
-    "quartiles are above 1, slower where the median is below 1. CPU time is that of all threads. The logit difference "
-    "is the largest of any output, relative to the largest output of the dense fp32 network with the same zeros."
+    "A ratio above 1 is that many times as fast. Ratios are medians and quartiles over sweeps, in "
+    "each of which every engine is called once. The verdict is against the fastest dense engine of "
+    "any precision: faster where both quartiles are above 1, slower where the median is below 1. "
+    "CPU time is that of all threads. The logit difference is the largest of any output, relative "
+    "to the largest output of the dense fp32 network with the same zeros."
 )
 # (an instruction set, what changes on a machine without it, and on one with it)
 ELSEWHERE = (

@@ -25,7 +25,7 @@ from lth_scale.shipping.speed.measure import (
     spread,
     verdict,
 )
-from lth_scale.shipping.speed.registry import BACKENDS, EAGER, Setup
+from lth_scale.shipping.speed.registry import BACKENDS, EAGER, Backend, Setup
 from lth_scale.tasks.base import Batch, Task
 from lth_scale.tracking.console import say
 
@@ -104,28 +104,27 @@ def _cell(
 
 
 def build(names: Sequence[str], setup: Setup) -> tuple[dict[str, Forward], dict[str, Row]]:
-    """The backends that run here, and a row for each name: `timed`, `skipped` or `failed`, and why."""
+    """The backends that run here, and for each name whether it is timed, skipped or failed."""
     backends, rows = dict[str, Forward](), dict[str, Row]()
     for name in names:
-        spec = BACKENDS[name]
-        why, status = unavailable(name, setup), "skipped"
+        backend = BACKENDS[name]
+        why, status = unavailable(backend, setup), "skipped"
         if not why:
             try:
-                backends[name], status = spec.make().build(setup), "timed"
+                backends[name], status = backend.build(setup), "timed"
             except Exception as problem:  # backends raise every kind, and the others go on
                 why, status = reason(problem), "failed"
-        facts = {"precision": spec.precision, "sparse": spec.sparse}
+        facts = {"precision": backend.precision, "sparse": backend.sparse}
         rows[name] = {"status": status, "why": why, **facts}
     return backends, rows
 
 
-def unavailable(name: str, setup: Setup) -> str:
+def unavailable(backend: Backend, setup: Setup) -> str:
     """Why a backend cannot run this network here, in one line, or ""."""
-    spec = BACKENDS[name]
-    if setup.device not in spec.devices:
-        return f"runs on {spec.devices[0]}; use --device {spec.devices[0]}"
+    if setup.device not in backend.devices:
+        return f"runs on {backend.devices[0]}; use --device {backend.devices[0]}"
     try:
-        return spec.make().unavailable(setup)
+        return backend.unavailable(setup)
     except BadInput as problem:
         return str(problem)
 
@@ -155,7 +154,7 @@ def time_cell(
 
 
 def compare(rows: dict[str, Row], timings: Mapping[str, Timing]) -> dict[str, Row]:
-    """Add ratios and verdicts: × eager, × the best dense backend, × the best of the same precision."""
+    """Add ratios and verdicts: × eager, × the best dense, × the best dense of its precision."""
     best = best_dense({name: {**vars(BACKENDS[name]), **rows[name]} for name in timings})
     for name, timing in timings.items():
         references = {

@@ -42,7 +42,7 @@ class SafetensorsFormat:
     def write(
         self, model: PreTrainedModel, path: Path, dtype: str, example: Parts
     ) -> dict[str, Any]:
-        """Write all tensors, the prunable ones packed. Raises BadInput for values beyond `dtype`."""
+        """Write all tensors, with prunable ones packed. Raises BadInput if `dtype` overflows."""
         names = prunable_names(model)
         stored = torch.float32 if dtype == "int8" else getattr(torch, dtype)
         tensors: Parts = {}

@@ -1,1 +1,0 @@
-"""The backends of the speed check."""
