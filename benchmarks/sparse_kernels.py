@@ -25,12 +25,12 @@ from torch.utils import cpp_extension
 from transformers import BertConfig, BertModel
 
 from lth_scale.pruning.prunable_set import prunable
-from lth_scale.shipping.export.formats import CsrLinear
-from lth_scale.shipping.export.onnx import quantize, session
-from lth_scale.shipping.native import kernels, modules
-from lth_scale.shipping.speed.engines import BACKENDS, Setup, missing
+from lth_scale.shipping.export.formats.csr import CsrLinear
+from lth_scale.shipping.export.onnx_graph import quantize, session
+from lth_scale.shipping.native import kernels, modules, packing
 from lth_scale.shipping.speed.measure import Timing, measure, pinned, ratio, spread, verdict
-from lth_scale.speed import mkl
+from lth_scale.shipping.speed.registry import BACKENDS, Setup
+from lth_scale.shipping.speed.timing import unavailable
 
 SHAPES = ((768, 768), (3072, 768), (768, 3072))  # rows, columns: of BERT-base
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -113,16 +113,15 @@ def linear(tokens: int, threads: int, repeats: int) -> None:
                 weight = pruned(rows, columns, sparsity)
                 layer = nn.Linear(columns, rows, bias=False).requires_grad_(False)
                 layer.weight.copy_(weight)
-                blocks = kernels.pack_linear(pruned(rows, columns, sparsity, BLOCK), "int8")[
+                blocks = packing.pack_linear(pruned(rows, columns, sparsity, BLOCK), "int8")[
                     "packed"
                 ]
-                packed = kernels.pack_linear(weight, "float32")["packed"]
+                packed = packing.pack_linear(weight, "float32")["packed"]
                 made = {
                     "csr": partial(CsrLinear(layer), x),
                     "native": partial(by_kernel, x, packed, rows),
                 }
                 made |= {"native int8, 1×4": partial(by_kernel, x, blocks, rows)}
-                made |= {} if mkl.unavailable() else {"MKL": partial(mkl.MklLinear(layer), x)}
                 runs |= {f"{sparsity:.0%}|{name}": run for name, run in made.items()}
                 flop |= {
                     f"{sparsity:.0%}|{name}": 2 * tokens * int((weight != 0).sum()) for name in made
@@ -178,10 +177,13 @@ def encoder(batch: int, length: int, threads: int, repeats: int, layers: int) ->
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), pinned(threads):
         setup = Setup(model, [ids], threads, Path(folder))
         for name, backend in BACKENDS.items():
-            if why := missing(backend, setup):
+            if why := unavailable(backend, setup):
                 print(f"{name} skipped: {why}\n")
             elif not backend.sparse:
-                runs[name], precision[name] = partial(backend.build(setup), ids), backend.precision
+                runs[name], precision[name] = (
+                    partial(backend.build(setup), ids),
+                    backend.precision,
+                )
             else:
                 for sparsity in SPARSITIES:
                     made = copy.deepcopy(model)
@@ -286,16 +288,16 @@ def variants(threads: int, repeats: int) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         ops = {name: operators(name, Path(folder)) for name in VARIANTS}
-    for dtype, sparsity in product(kernels.DTYPES, SPARSITIES):
+    for dtype, sparsity in product(packing.DTYPES, SPARSITIES):
         weights = [
             [pruned(*each, sparsity, BLOCK if dtype == "int8" else (1, 1)) for each in size]
             for _ in range(3)
         ]
         runs = {}
         for name, (_, _, blocks) in VARIANTS.items():
-            kernels.ROW_BLOCK, kernels.UNIT_BLOCK = blocks
+            packing.ROW_BLOCK, packing.UNIT_BLOCK = blocks
             packed = [
-                [kernels.pack_linear(weight, dtype)["packed"] for weight in layer]
+                [packing.pack_linear(weight, dtype)["packed"] for weight in layer]
                 for layer in weights
             ]
             runs[name] = partial(
@@ -330,7 +332,7 @@ def fused_or_not(threads: int, repeats: int) -> None:
             for weight in prunable(model).values():
                 weight.copy_(pruned(*weight.shape, sparsity))
             modules.fuse = how
-            runs[name] = partial(kernels.convert(model), ids)
+            runs[name] = partial(modules.convert(model), ids)
         with pinned(threads), torch.no_grad():
             found, _ = measure(runs, repeats)
         median, low, high = ratio(found["apart"], found["fused"])

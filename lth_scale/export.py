@@ -10,15 +10,17 @@ from typing import Any
 
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.parsers import OneLineParser
+from lth_scale.config.startup import is_main_process
 from lth_scale.config.texts import printable, quoted
 from lth_scale.shipping.export.export import export
-from lth_scale.shipping.export.locations import KINDS, MANIFEST, WANTED
+from lth_scale.shipping.export.locations import MANIFEST, WANTED
+from lth_scale.shipping.export.registry import FORMATS
 
 
 def build_parser() -> OneLineParser:
     """The flags, and a table of the formats."""
     rows = [
-        f"  {name:<8} {' or '.join(kind.dtypes):<20} {kind.about}" for name, kind in KINDS.items()
+        f"  {name:<8} {' or '.join(kind.dtypes):<20} {kind.about}" for name, kind in FORMATS.items()
     ]
     parser = OneLineParser(
         prog="lth_scale.export",
@@ -28,11 +30,13 @@ def build_parser() -> OneLineParser:
         allow_abbrev=False,
     )
     parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", help=f"what to export: {WANTED}")
-    parser.add_argument("--format", required=True, choices=KINDS, help="how to write it; see below")
+    parser.add_argument(
+        "--format", required=True, choices=FORMATS, help="how to write it; see below"
+    )
     parser.add_argument("--output_dir", required=True, help="a directory that is not there yet")
     parser.add_argument(
         "--dtype",
-        choices=sorted({each for kind in KINDS.values() for each in kind.dtypes}),
+        choices=sorted({each for kind in FORMATS.values() for each in kind.dtypes}),
         help="of the values on disk; half precision and int8 lose digits",
     )
     return parser
@@ -63,7 +67,7 @@ def summary(made: dict[str, Any], directory: Path) -> str:
 
 def main() -> None:
     """The command line of `lth_scale.export`."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main_process():
         return  # one process of a launcher's is enough
     args = build_parser().parse_args()
     directory = Path(args.output_dir)

@@ -1,10 +1,10 @@
 """TODO."""
 
-import os
 from pathlib import Path
 
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.parsers import OneLineParser
+from lth_scale.config.startup import is_main_process
 from lth_scale.config.texts import printable, quoted
 from lth_scale.shipping.hub import push
 from lth_scale.shipping.pull import pull
@@ -63,7 +63,7 @@ def describe(directory: Path) -> str:
 def main() -> None:
     """The command line of `lth_scale.hub`."""
     args = build_parser().parse_args()
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main_process():
         return  # one process of a launcher's is enough
     if args.verb == "pull":
         print(printable(describe(pull(args.name, args.output_dir, args.revision))))

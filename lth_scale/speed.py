@@ -11,12 +11,12 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.parsers import Range, flag
 from lth_scale.config.redaction import without_secrets
-from lth_scale.config.startup import first_imports
+from lth_scale.config.startup import first_imports, is_main_process
 from lth_scale.config.texts import printable, quoted, reason
 from lth_scale.shipping.export.locations import locate
-from lth_scale.shipping.speed.engines import BACKENDS, EAGER
-from lth_scale.shipping.speed.measure import usable_cores
-from lth_scale.shipping.speed.names import FILES
+from lth_scale.shipping.speed.registry import BACKENDS, EAGER
+from lth_scale.shipping.speed.report import FILES
+from lth_scale.tracking.machine import usable_cores
 from lth_scale.tracking.mlflow import variables
 
 
@@ -150,12 +150,12 @@ def run(targets: list[str], args: Speed) -> Path:
     for target in targets:
         source = load_source(target)
         for length in args.sequence_length or ():
-            check.text_inputs(source, 1, length)
-        task, note = check.load_task(source, given)
+            inputs.text_inputs(source, 1, length)
+        task, note = accuracy.load_task(source, given)
         prepared.append((source, task))
         notes += [note] if note else []
     cells = [
-        cell for source, task in prepared for cell in check.time_target(source, task, args, device)
+        cell for source, task in prepared for cell in timing.time_target(source, task, args, device)
     ]
     report.write(output, cells, notes, asdict(args))
     if args.report_to == "mlflow":
@@ -180,7 +180,7 @@ def log(output: Path, cells: list[dict]) -> None:
 
 def main() -> None:
     """Check what the command line names, and say where the report is."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main_process():
         return  # one process of a launcher's is enough
     output = run(*parse())
     print(printable((output / "speed.md").read_text()))

@@ -1,6 +1,7 @@
 """What a command does before it imports torch."""
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,3 +32,8 @@ def first_imports() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def is_main_process() -> bool:
+    """True in the first process of a launcher, and without a launcher."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,4 +1,4 @@
-"""What a push publishes of local paths: their last names, and not where they lie."""
+"""Local paths in what a push publishes: only their last names."""
 
 import json
 import os
@@ -19,15 +19,13 @@ if TYPE_CHECKING:
     from lth_scale.pruning.ticket import Ticket
 
 
-PATH_KEY = re.compile(
-    r".*(name_or_path|_path|_file|_dir)"
-)  # the same, in the files that transformers writes
+PATH_KEY = re.compile(r".*(name_or_path|_path|_file|_dir)")  # in files that transformers writes
 ABSOLUTE = re.compile(r"[/~\\]|[A-Za-z]:[/\\]|\.\.?[/\\]|file:", re.I)
 VOCABULARIES = ("tokenizer.json", "vocab.json")
 
 
 def bare(path: str) -> str:
-    """The last name of a local path, of this system or another; `embedded` and '' stay."""
+    """The last name of a local path of any system; `embedded` and '' are kept."""
     text = unquote(urlsplit(path).path) if path.startswith("file:") else path
     last = re.split(r"[/\\]+", text.rstrip("/\\") or text)[-1]
     if last in ("", ".", "..") and path:
@@ -36,41 +34,40 @@ def bare(path: str) -> str:
 
 
 class Publication:
-    """Flags and texts of a run as they may be published. `paths`: what to call each local path that they may hold.
+    """Flags and texts of a run as they may be published.
 
-    flags: what arguments.json holds. places: the directories of the run.
+    flags: arguments.json. directories: those of the run. `names` maps each local path that a text
+    may contain to what is published instead.
     """
 
-    def __init__(self, flags: Mapping[str, Any], *places: Path):
-        self.flags, self.homes = flags, [Path()]
-        for place in map(Path.absolute, places):
-            self.homes += [place, *place.parents]
-        held = {
-            value
-            for name, value in flags.items()
-            if isinstance(value, str) and value and name in PATHS
-        }
-        held |= {self.base_model} if self.is_local(self.base_model) else set()
-        known = {
+    def __init__(self, flags: Mapping[str, Any], *directories: Path):
+        self.flags, self.parents = flags, [Path()]
+        directories = tuple(map(Path.absolute, directories))
+        for directory in directories:
+            self.parents += [directory, *directory.parents]
+        paths = {value for name, value in flags.items() if name in PATHS and value}
+        paths |= {self.base_model} if self.is_local(self.base_model) else set()
+        names = {
             str(form): bare(path)
-            for path in held
+            for path in paths
+            if isinstance(path, str)
             for form in (path, Path(path).absolute(), Path(path).resolve())
         }
-        known |= {
-            str(form): place.absolute().name
-            for place in places
-            for form in (place.absolute(), place.resolve())
+        names |= {
+            str(form): directory.name
+            for directory in directories
+            for form in (directory, directory.resolve())
         }
-        known |= {str(form): "local" for form in (Path.cwd(), Path.home()) if len(form.parts) > 1}
-        self.paths = {path: name for path, name in known.items() if re.search(r"[/\\]", path)}
+        names |= {str(form): "local" for form in (Path.cwd(), Path.home()) if len(form.parts) > 1}
+        self.names = {path: name for path, name in names.items() if re.search(r"[/\\]", path)}
 
     @property
     def base_model(self) -> str:
-        """The run's --model_name_or_path, as it was given."""
+        """The run's --model_name_or_path."""
         return str(self.flags.get("model_name_or_path") or "")
 
     def is_local(self, model: str) -> bool:
-        """True where a model's name means a directory: as the run recorded it, or else as the name looks."""
+        """True if a model's name stands for a directory, as recorded by the run or by its form."""
         if model in ("", EMBEDDED):
             return False
         digests = self.flags.get("digests")  # version 0.1.0 recorded none
@@ -79,37 +76,38 @@ class Publication:
         return not re.fullmatch(HUB_NAME, model, re.ASCII) or self.directory(model) is not None
 
     def directory(self, model: str) -> Path | None:
-        """The directory of this name below the current one, or else below the run or one that it lies in."""
-        return next((home / model for home in self.homes if os.path.isdir(home / model)), None)
+        """The directory of this name below the current one, the run, or one that contains it."""
+        paths = (parent / model for parent in self.parents)
+        return next((path for path in paths if os.path.isdir(path)), None)
 
     def model(self, name: str) -> str:
-        """A model's name on the Hub as it is; of a local directory, the last name."""
+        """A model's name on the Hub, or the last name of a local directory."""
         return bare(name) if self.is_local(name) else name
 
     def text(self, text: str) -> str:
-        """A text without secrets, and with last names for the paths of the run."""
-        for path in sorted(self.paths, key=len, reverse=True):
-            name = self.paths[path].replace("\\", r"\\")
+        """A text without secrets, in which paths of the run are replaced by their last names."""
+        for path in sorted(self.names, key=len, reverse=True):
+            name = self.names[path].replace("\\", r"\\")
             text = re.sub(rf"(?<![\w.~-]){re.escape(path)}(?![\w-])", name, text)
         return without_secrets(text)
 
     def value(self, value: Any, key: str = "") -> Any:
-        """A JSON value, with the texts in it; `key` is the name that it stands under."""
+        """A JSON value with all strings in it as they may be published; `key` is its own key."""
         if isinstance(value, dict):
-            return {name: self.value(each, name) for name, each in value.items()}
+            return {name: self.value(item, name) for name, item in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(self.value(each, key) for each in value)
+            return type(value)(self.value(item, key) for item in value)
         if not isinstance(value, str):
             return value
         if key == "model_name_or_path":
             return self.text(self.model(value))
         local = key in PATHS or (
-            PATH_KEY.fullmatch(key) and (ABSOLUTE.match(value) or value in self.paths)
+            PATH_KEY.fullmatch(key) and (ABSOLUTE.match(value) or value in self.names)
         )
         return self.text(bare(value) if local else value)
 
     def ticket(self, ticket: "Ticket") -> "Ticket":
-        """A ticket with the same masks, whose base model and arguments may be published."""
+        """A ticket with the same masks, and base model and arguments that may be published."""
         base = self.value(ticket.base_model, "model_name_or_path")
         revision = "" if self.is_local(ticket.base_model) else ticket.base_revision
         return replace(
@@ -117,9 +115,11 @@ class Publication:
         )
 
     def rewrite(self, directory: Path) -> None:
-        """Let no JSON file of settings in a directory hold more than may be published."""
+        """Rewrite the JSON files of settings in a directory as they may be published."""
         for path in directory.glob("*.json"):
-            held = json.loads(path.read_bytes())
-            shown = held if path.name in VOCABULARIES else self.value(held)
-            if shown != held:
-                files.write_json(path, shown)
+            if path.name in VOCABULARIES:
+                continue
+            content = json.loads(path.read_bytes())
+            published = self.value(content)
+            if published != content:
+                files.write_json(path, published)

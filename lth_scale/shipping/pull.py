@@ -1,4 +1,4 @@
-"""Downloading what was pushed to the Hub, verified."""
+"""Pulling tickets from the Hugging Face Hub."""
 
 import re
 import shutil
@@ -11,62 +11,65 @@ from lth_scale.config.hub_access import _fetched, check_source, polite
 from lth_scale.config.manifest import Manifest
 from lth_scale.shipping.export.locations import (
     MANIFEST,
+    PUSHED,
     is_card,
     is_taken,
-    read_manifest,
-    read_verified,
+    is_whole,
+    manifest,
 )
-from lth_scale.shipping.hub import PUSHED
 
 
 def pull(name: str, output_dir: str | Path | None = None, revision: str | None = None) -> Path:
-    """Download what `push` uploaded, verify every digest and every zero, and return its directory.
+    """Download what `push` uploaded and check every digest and every zero. Returns the directory.
 
-    Raises BadInput if the repository does not exist or was not pushed by lth_scale, if a file is
-    damaged or the directory is taken, and Stopped if the Hub fails: what was downloaded until then
-    is cached.
+    Raises BadInput for a repository that does not exist or was not pushed by lth_scale, for damaged
+    files and for a directory that is not free, Stopped if the Hub fails. What was downloaded stays
+    in the Hub's cache and is not downloaded again.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
     check_source(name, revision)
-    out = Path(output_dir or name.split("/")[-1])
-    there = is_taken(out)
-    if there and not (out / MANIFEST).is_file():
-        raise BadInput(f"--output_dir {out}: already exists, and was not pulled; use another")
-    with polite():
-        first = Path(
-            fetch(
-                lambda: hf_hub_download(name, MANIFEST, revision=revision), name, revision, MANIFEST
-            )
+    directory = Path(output_dir or name.split("/")[-1])
+    exists = is_taken(directory)
+    if exists and not (directory / MANIFEST).is_file():
+        raise BadInput(
+            f"--output_dir {directory}: exists and was not pulled; specify another directory"
         )
-        if there and first.read_bytes() != (out / MANIFEST).read_bytes():
-            raise BadInput(f"--output_dir {out}: holds another export; use another")
-        if there:
-            verify(out)
-            return out
-        manifest = manifest_to_pull(first.parent, name)
+    with polite():
+        path = _fetched(
+            lambda: hf_hub_download(name, MANIFEST, revision=revision), name, revision, MANIFEST
+        )
+        first = Path(path)
+        if exists and first.read_bytes() != (directory / MANIFEST).read_bytes():
+            raise BadInput(
+                f"--output_dir {directory}: holds another export; specify another directory"
+            )
+        if exists:
+            verify(directory)
+            return directory
+        names = pulled(first.parent, name)
         commit = first.parent.name
 
-        def fetch() -> str:
-            return snapshot_download(name, revision=commit, allow_patterns=sorted(manifest.files))
+        def download() -> str:
+            return snapshot_download(name, revision=commit, allow_patterns=sorted(names))
 
-        cache = Path(fetch(snapshot, name, revision))
-    with files.new_directory(out) as made:
+        cache = Path(_fetched(download, name, revision))
+    with files.new_directory(directory) as unfinished:
         try:
-            copy_verified(cache, made, manifest)
-            verify(made)
+            copy(cache, unfinished, names)
+            verify(unfinished)
         except BadInput as problem:
-            shutil.rmtree(made, ignore_errors=True)
-            why = str(problem).replace(str(made), name)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            why = str(problem).replace(str(unfinished), name)
             raise BadInput(
-                f"{why}; nothing was kept: if the download was damaged, delete "
-                f"{cache} and pull again"
+                f"{why}; nothing was kept: if the download was damaged, delete {cache} and "
+                "pull again"
             ) from problem
-    return out
+    return directory
 
 
-def manifest_to_pull(cache: Path, name: str) -> Manifest:
-    """Read a repository's export.json and add itself to the files that it lists.
+def pulled(cache: Path, name: str) -> dict[str, str]:
+    """The files that a repository's export.json lists, and itself, with their known digests.
 
     Raises BadInput if it is damaged, or lists a file of a kind that `push` does not upload.
     """
@@ -77,7 +80,7 @@ def manifest_to_pull(cache: Path, name: str) -> Manifest:
     listed = manifest.files
     if foreign := [file for file in listed if not re.fullmatch(PUSHED, file, re.ASCII)]:
         raise BadInput(
-            f"{name}: its {MANIFEST} lists {foreign[0]!r}, which lth_scale does not push; "
+            f"{name}: its {MANIFEST} lists {foreign[0]!r}, which no push uploads; "
             "use another repository"
         )
     # Version 0.1.0 did not list the manifest of compact/.
@@ -85,8 +88,8 @@ def manifest_to_pull(cache: Path, name: str) -> Manifest:
     return replace(manifest, files={**unlisted, **listed, MANIFEST: ""})
 
 
-def copy_verified(cache: Path, directory: Path, manifest: Manifest) -> None:
-    """Copy the files of a manifest out of the Hub's cache, verify each, and drop an edited card.
+def copy(cache: Path, made: Path, names: dict[str, str]) -> None:
+    """Copy files out of the Hub's cache and check each copy; an edited card is left out.
 
     Raises BadInput for a file that is missing, was changed, or is a link out of the repository.
     """
@@ -107,15 +110,14 @@ def copy_verified(cache: Path, directory: Path, manifest: Manifest) -> None:
 
 
 def verify(directory: Path) -> None:
-    """Raise BadInput if a file is damaged, or a weight is not zero that the ticket prunes."""
+    """Raise BadInput unless ticket and weights are whole, and pruned weights are zero."""
     from lth_scale.pruning.prunable_set import prunable
     from lth_scale.pruning.ticket import Ticket
-    from lth_scale.shipping.export import disk
+    from lth_scale.shipping.export.loading import load_dense
 
     ticket = Ticket.load(directory / "ticket.safetensors")
     for folder in (directory, directory / "compact"):
-        read_verified(folder)
-        model = disk.load_network(folder, dense=True)
+        model = load_dense(folder)
         weights = prunable(model)
         for name, mask in ticket.masks_for(model).items():
             if weights[name][~mask].any():

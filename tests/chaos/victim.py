@@ -92,13 +92,13 @@ def arm(moment: str, n: int, home: str) -> Trap:
     from huggingface_hub import get_session
     from mlflow import MlflowClient
 
-    from lth_scale.shipping.speed import check
+    from lth_scale.shipping.speed import timing
     from lth_scale.training import checkpoints, loop, search
 
     trap = Trap(moment, n)
     trap.around(loop, "step_optimizer", TERMINATED, end=terminate)
     trap.around(loop, "step_optimizer", "in a step")
-    trap.around(check, "difference", "in a measurement")
+    trap.around(timing, "largest_difference", "in a measurement")
     trap.half_written(
         os, "fsync", "with half a file written", lambda handle: f"/proc/self/fd/{handle}"
     )

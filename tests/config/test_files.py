@@ -18,7 +18,7 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
 from lth_scale.shipping import hub
 from lth_scale.shipping.export.export import export
-from lth_scale.shipping.speed.engines import EAGER
+from lth_scale.shipping.speed.registry import EAGER
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.training import checkpoints, loop
 

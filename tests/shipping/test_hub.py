@@ -24,9 +24,10 @@ from lth_scale import hub as door
 from lth_scale.config import files, hub_access, manifest
 from lth_scale.config.errors import BadInput, Stopped
 from lth_scale.pruning.prunable_set import prunable
-from lth_scale.pruning.digests import digest
-from lth_scale.shipping import hub, pull
+from lth_scale.pruning.ticket import digest
+from lth_scale.shipping import card, hub, pull, repository_files
 from lth_scale.shipping.export import locations
+from lth_scale.shipping.published_run import PublishedRun
 
 REPO = "writer/ticket"
 
@@ -211,7 +212,9 @@ VOCABULARIES = (
 
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_a_pull_takes_what_tokenizers_of_transformers_save(name):
-    assert all(re.fullmatch(hub.PUSHED, folder + name, re.ASCII) for folder in ("", "compact/"))
+    assert all(
+        re.fullmatch(locations.PUSHED, folder + name, re.ASCII) for folder in ("", "compact/")
+    )
 
 
 def test_a_push_takes_no_more_than_a_pull_does(tmp_path, capsys):
@@ -225,7 +228,7 @@ def test_a_push_takes_no_more_than_a_pull_does(tmp_path, capsys):
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    hub.leave_out(tmp_path)
+    repository_files.remove_foreign(tmp_path)
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"model.safetensors", "compact/vocab.bpe", "bpe.codes"}
     (line,) = capsys.readouterr().err.splitlines()
@@ -466,9 +469,7 @@ PRUNED = "cells with its pruned weights and nothing else"
     "content", ['{"cells": 5}', "[]", '{"cells": [{}]}', "{", PRUNED, None], ids=str
 )
 def test_what_is_no_report_of_a_speed_check_is_left_out_of_the_card(run, capsys, content):
-    from lth_scale.shipping import card
-
-    found = card.Run.at(run / "rounds/03")
+    found = PublishedRun.of_stage(run / "rounds/03")
     path = run.with_name("speed-run") / "speed.json"
     path.parent.mkdir()
     if content is None:
@@ -483,15 +484,14 @@ def test_what_is_no_report_of_a_speed_check_is_left_out_of_the_card(run, capsys,
 
 def test_the_card_repeats_the_command_that_made_the_run(run, monkeypatch, tmp_path):
     from lth_scale.config.resolution import parse
-    from lth_scale.shipping import card
 
-    found = card.Run.at(run / "rounds/03")
+    found = PublishedRun.of_stage(run / "rounds/03")
     args = found.args
     places = {name: Path(getattr(args, name)) for name in ("model_name_or_path", "dataset_path")}
     for place in places.values():
         (tmp_path / place.name).symlink_to(place)
     monkeypatch.chdir(tmp_path)
-    words = shlex.split(card.command(found))
+    words = shlex.split(found.command)
     assert words[:4] == ["accelerate", "launch", "-m", "lth_scale.imp"]
     again = parse(words[4:], "test", "test").as_dict()
     loose = {"output_dir", "report_to"}

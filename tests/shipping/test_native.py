@@ -30,7 +30,8 @@ from lth_scale.config.errors import BadInput
 from lth_scale.distributed.encoder import base_model
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.shipping.native import kernels
-from lth_scale.shipping.native.modules import NativeEncoder
+from lth_scale.shipping.native.modules import NativeEncoder, convert
+from lth_scale.shipping.native.packing import DTYPES, pack_linear, unpack_linear
 
 pytestmark = pytest.mark.skipif(bool(kernels.unavailable()), reason=kernels.unavailable())
 SHAPES = st.tuples(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300))
@@ -88,9 +89,7 @@ def product(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, dtype="float32"
 ) -> torch.Tensor:
     """What the kernel makes of a dense weight."""
-    return torch.ops.lth_scale.linear(
-        x, kernels.pack_linear(weight, dtype)["packed"], len(weight), bias
-    )
+    return torch.ops.lth_scale.linear(x, pack_linear(weight, dtype)["packed"], len(weight), bias)
 
 
 class TestFp32:
@@ -147,8 +146,8 @@ class TestFp32:
     def test_what_is_packed_unpacks_to_the_bit_and_minus_zero_is_not_stored(self):
         weight = uneven(130, 301, 0.8, 3)
         weight[0] = -0.0
-        packed = kernels.pack_linear(weight, "float32")
-        assert kernels.unpack_linear(packed).equal(weight)
+        packed = pack_linear(weight, "float32")
+        assert unpack_linear(packed).equal(weight)
         assert len(packed["packed"]) < 8 * int((weight != 0).sum()) + 2000
 
 
@@ -185,21 +184,19 @@ class TestInt8:
     def test_blocks_of_four_along_k_are_stored_as_one_unit(self):
         blocks = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) < 0.1
         weight = torch.randn(64, 256) * blocks.repeat_interleave(4, 1)
-        packed = kernels.pack_linear(weight, "int8")["packed"]
+        packed = pack_linear(weight, "int8")["packed"]
         assert int(packed[7]) * 4 < 1.3 * int(blocks.sum())
-        assert (
-            kernels.unpack_linear({"packed": packed}) - weight
-        ).abs().max() <= weight.abs().max() / 127
+        assert (unpack_linear({"packed": packed}) - weight).abs().max() <= weight.abs().max() / 127
 
 
 class TestUntrusted:
-    @given(st.sampled_from(kernels.DTYPES), st.integers(0, 10**9), st.integers(-(2**31), 2**31 - 1))
+    @given(st.sampled_from(DTYPES), st.integers(0, 10**9), st.integers(-(2**31), 2**31 - 1))
     @settings(max_examples=200, deadline=None)
     def test_one_changed_word_is_refused_or_stays_inside_the_tensors(self, dtype, place, word):
-        packed = kernels.pack_linear(uneven(30, 40, 0.6, 0), dtype)["packed"].clone()
+        packed = pack_linear(uneven(30, 40, 0.6, 0), dtype)["packed"].clone()
         packed[place % min(len(packed), 300)] = word
         try:
-            weight = kernels.unpack_linear({"packed": packed})
+            weight = unpack_linear({"packed": packed})
         except ValueError:
             return
         rows, columns = weight.shape
@@ -210,17 +207,15 @@ class TestUntrusted:
 
     @pytest.mark.parametrize("cut", [0, 7, 8, -1])
     def test_a_cut_matrix_is_refused(self, cut):
-        packed = kernels.pack_linear(uneven(30, 40, 0.6, 0), "float32")["packed"]
+        packed = pack_linear(uneven(30, 40, 0.6, 0), "float32")["packed"]
         with pytest.raises(ValueError, match="packed"):
-            kernels.unpack_linear({"packed": packed[:cut]})
+            unpack_linear({"packed": packed[:cut]})
 
     def test_another_part_or_shape_is_refused(self):
         with pytest.raises(ValueError, match="of the shape"):
-            kernels.unpack_linear(kernels.pack_linear(uneven(30, 40, 0.6, 0), "int8"), (40, 30))
+            unpack_linear(pack_linear(uneven(30, 40, 0.6, 0), "int8"), (40, 30))
         with pytest.raises(ValueError, match="one part"):
-            kernels.unpack_linear(
-                {"packed": torch.zeros(9, dtype=torch.int32), "extra": torch.zeros(1)}
-            )
+            unpack_linear({"packed": torch.zeros(9, dtype=torch.int32), "extra": torch.zeros(1)})
 
 
 def pruned(family: str):
@@ -251,7 +246,7 @@ class TestModels:
         self, isa, family, length
     ):
         model = pruned(family)
-        fast = kernels.convert(copy.deepcopy(model))
+        fast = convert(copy.deepcopy(model))
         assert isinstance(getattr(base_model(fast), "encoder", None), NativeEncoder) == (
             family not in ("distilbert", "by linear")
         )
@@ -265,17 +260,17 @@ class TestModels:
 
     def test_int8_answers_nearly_as_its_rounded_weights_do(self, isa):
         model = pruned("bert")
-        fast = kernels.convert(copy.deepcopy(model), "int8")
+        fast = convert(copy.deepcopy(model), "int8")
         with torch.no_grad():
             for weight in prunable(model).values():
-                weight.copy_(kernels.unpack_linear(kernels.pack_linear(weight, "int8")))
+                weight.copy_(unpack_linear(pack_linear(weight, "int8")))
         ids = torch.randint(5, 100, (2, 40), generator=torch.Generator().manual_seed(1))
         dense, found = answers(model, ids), answers(fast, ids)
         assert 0 < (dense - found).abs().max() <= 0.03 * dense.abs().max()
 
     def test_two_threads_answer_as_one_to_the_bit(self):
         fast, ids, before = (
-            kernels.convert(pruned("bert")),
+            convert(pruned("bert")),
             torch.randint(5, 100, (3, 130)),
             torch.get_num_threads(),
         )
@@ -288,7 +283,7 @@ class TestModels:
 
     @pytest.mark.parametrize("family", ["bert", "by linear"])
     def test_it_can_be_compiled(self, family):
-        fast = kernels.convert(pruned(family))
+        fast = convert(pruned(family))
         compiled = torch.compile(fast, backend="aot_eager")
         for length in (40, 70):
             ids = torch.randint(5, 100, (2, length))
@@ -298,7 +293,7 @@ class TestModels:
     def test_the_operators_say_the_truth_to_torch(self):
         x, packed = (
             torch.randn(2, 70, 12),
-            kernels.pack_linear(uneven(9, 12, 0.5, 0), "float32")["packed"],
+            pack_linear(uneven(9, 12, 0.5, 0), "float32")["packed"],
         )
         tests = ("test_schema", "test_faketensor")
         torch.library.opcheck(
@@ -310,7 +305,7 @@ class TestModels:
         )
 
     def test_what_it_cannot_do_is_refused(self):
-        fast, ids = kernels.convert(pruned("bert")), torch.randint(5, 100, (1, 4))
+        fast, ids = convert(pruned("bert")), torch.randint(5, 100, (1, 4))
         with pytest.raises(ValueError, match="differs from query to query"):
             fast(ids, attention_mask=torch.ones(1, 4, 4).tril().bool()[:, None])
         with pytest.raises(ValueError, match="output_attentions"):
@@ -325,7 +320,7 @@ class TestBuilding:
         kernels.unavailable.cache_clear()
         try:
             with pytest.raises(BadInput, match=r"x86-64.*arm64.*csr or dense"):
-                kernels.convert(pruned("bert"))
+                convert(pruned("bert"))
         finally:
             monkeypatch.undo()
             kernels.unavailable.cache_clear()

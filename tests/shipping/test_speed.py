@@ -18,9 +18,11 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import resolve
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.shipping.export.source import load_source
-from lth_scale.shipping.speed import check, measure, report
-from lth_scale.shipping.speed.engines import BACKENDS, EAGER, Setup
+from lth_scale.shipping.native import kernels, modules
+from lth_scale.shipping.speed import accuracy, measure, report, timing
+from lth_scale.shipping.speed.inputs import text_inputs
 from lth_scale.shipping.speed.measure import Timing, ratio, verdict
+from lth_scale.shipping.speed.registry import BACKENDS, EAGER, Setup
 from lth_scale.tasks import registry
 
 QUICK = [
@@ -155,8 +157,7 @@ def test_two_targets_are_two_points_and_an_unknown_task_is_said(networks, tmp_pa
     page = (tmp_path / "speed.md").read_text()
     assert "Not measured, and perhaps faster than that: dense-compiled, " in page
     assert (
-        "| — | 0.0e+00 |" in page
-        and "its task is not known; give --task and --dataset_path" in page
+        "| — | 0.0e+00 |" in page and "its task is unknown; set --task and --dataset_path" in page
     )
 
 
@@ -173,7 +174,7 @@ def test_tokens_and_spans_are_scored_as_the_task_itself_does(
         "dataset_path": str(request.getfixturevalue(data)),
         "max_seq_length": 32 if task == "mlm" else 64,
     }
-    given, note = check.load_task(source, flags)
+    given, note = accuracy.load_task(source, flags)
     kept = {"keep_head": task != "mlm", "max_train_samples": 64}
     own = resolve({**flags, **kept, "model_name_or_path": str(tmp_path)}, Arguments)
     theirs = registry.load_task(own)
@@ -181,7 +182,7 @@ def test_tokens_and_spans_are_scored_as_the_task_itself_does(
     batch = theirs.eval_collate([*theirs.validation])
     expected = theirs.score(theirs.rows(theirs.loss(theirs.model, batch)[1], batch))
     run = BACKENDS[EAGER].build(Setup(source.model, [], 1, tmp_path))
-    assert not note and check.score(source, given, {EAGER: run})[EAGER][
+    assert not note and accuracy.score(source, given, {EAGER: run})[EAGER][
         "accuracy"
     ] == pytest.approx(expected)
 
@@ -209,17 +210,17 @@ def squad_data(tmp_path):
 
 def test_a_run_is_scored_on_its_own_task(search):
     source = load_source(str(search(max_steps=1)))
-    task, note = check.load_task(source, {"max_eval_samples": 5})
+    task, note = accuracy.load_task(source, {"max_eval_samples": 5})
     assert not note and len(task.validation) == 5 and type(task.model) is Classifier
     with pytest.raises(BadInput, match="premise"):
-        check.load_task(source, {"task": "mnli", "dataset_path": source.run["dataset_path"]})
+        accuracy.load_task(source, {"task": "mnli", "dataset_path": source.run["dataset_path"]})
     source.run["dataset_path"] = "/no/longer/there"
-    task, note = check.load_task(source, {})
+    task, note = accuracy.load_task(source, {})
     assert task is None and "/no/longer/there" in note and "--dataset_path" in note
 
 
 def test_text_fills_the_sequence_without_padding(networks, tokenizer):
-    batch = check.text_inputs(load_source(str(networks[0])), 3, 24)
+    batch = text_inputs(load_source(str(networks[0])), 3, 24)
     assert {tensor.shape for tensor in batch.values()} == {(3, 24)} and batch[
         "attention_mask"
     ].all()
@@ -230,8 +231,7 @@ def test_text_fills_the_sequence_without_padding(networks, tokenizer):
 
 
 def test_a_sparse_linear_is_faster_natively_and_a_dense_one_is_not_claimed_to_be():
-    native = pytest.importorskip("lth_scale.shipping.native.kernels")
-    if why := native.unavailable():
+    if why := kernels.unavailable():
         pytest.skip(why)
     x, said = torch.randn(256, 1024), {}
     for sparsity in (0.1, 0.99):
@@ -241,7 +241,7 @@ def test_a_sparse_linear_is_faster_natively_and_a_dense_one_is_not_claimed_to_be
         dense = network.layers[0]
         with torch.no_grad():
             dense.weight *= torch.rand_like(dense.weight) >= sparsity
-        wide = native.convert(network, "float32").layers[0]
+        wide = modules.convert(network, "float32").layers[0]
         with measure.pinned(1), torch.no_grad():
             calls = {"dense": lambda: dense(x), "native": lambda: wide(x)}  # noqa: B023
             calls["dense twice"] = lambda: (dense(x), dense(x))  # noqa: B023
@@ -292,7 +292,7 @@ def test_an_engine_that_fails_is_a_row_with_its_reason(networks, tmp_path, monke
     def refuse(model):
         raise ValueError("out of\nluck")
 
-    monkeypatch.setattr("lth_scale.shipping.export.formats.to_csr", refuse)
+    monkeypatch.setattr("lth_scale.shipping.speed.backends.to_csr", refuse)
     speed.run(
         *speed.parse([str(networks[0]), *QUICK, "--backends", "csr", "--output_dir", str(tmp_path)])
     )
@@ -321,14 +321,14 @@ def test_a_package_that_is_missing_is_named_with_its_extra(
         return real(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", imported)
-    runs, rows = check.build(names, Setup(load_source(str(networks[0])).model, [], 1, tmp_path))
+    runs, rows = timing.build(names, Setup(load_source(str(networks[0])).model, [], 1, tmp_path))
     assert not runs and all(row["status"] == "skipped" for row in rows.values())
     assert all(package in row["why"] and said in row["why"] for row in rows.values())
 
 
 def test_without_a_compiler_compiled_engines_are_skipped(networks, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/no/compiler")
-    _, rows = check.build(
+    _, rows = timing.build(
         ["dense-compiled"], Setup(load_source(str(networks[0])).model, [], 1, tmp_path)
     )
     assert (

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
-from lth_scale.shipping.export.source import read_config
+from lth_scale.shipping.export.architectures import read_config
 from lth_scale.tasks import registry
 from lth_scale.tasks.loading import load_tokenizer
 from lth_scale.training.batches import select_rows

@@ -1,59 +1,29 @@
-"""Where an export comes from and goes to, and whether it is whole: all that needs no torch."""
+"""Where networks and exports lie, and whether an export is whole. Does not import torch."""
 
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lth_scale.config import files, run_files
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
 from lth_scale.config.manifest import Manifest
 from lth_scale.config.resolution import HUB_NAME
+from lth_scale.shipping.export.registry import FORMATS
 from lth_scale.tasks.locations import embedded_path
 
-MANIFEST, FORMAT, LARGEST = "export.json", "lth_scale.export/1", 2**20
-WANTED = "give a search's --output_dir, a round of it, a directory of save_pretrained or a Hub name"
-
-
-class Kind(NamedTuple):
-    """A value of --format: its dtypes, the default first; the file of its weights; and what it is."""
-
-    dtypes: tuple[str, ...]
-    file: str
-    about: str
-
-
-KINDS = {
-    "dense": Kind(("float32",), "model.safetensors", "exact zeros; any from_pretrained loads it"),
-    "compact": Kind(
-        ("float32", "float16"),
-        "compact.safetensors",
-        "a bit a weight, and the values: the smallest file",
-    ),
-    "csr": Kind(
-        ("float32",),
-        "csr.safetensors",
-        "torch's sparse CSR tensors, for where nothing but torch is",
-    ),
-    "native": Kind(
-        ("float32", "int8"),
-        "native.safetensors",
-        "the packed form of our CPU kernel: see docs/speed.md",
-    ),
-    "2:4": Kind(
-        ("bfloat16", "float16"),
-        "model.safetensors",
-        "sparse tensor cores, for tickets of --pattern 2:4",
-    ),
-    "onnx": Kind(
-        ("float32",),
-        "model.onnx",
-        "for ONNX Runtime; model.int8.onnx (dynamic int8) lies beside it",
-    ),
-}
-OWN_KEYS = ("format", "files", "sha256")  # of export.json, beside its facts
+MANIFEST, FORMAT = "export.json", "lth_scale.export/1"
+LARGEST = 2**20  # bytes of a manifest
+WANTED = "a search's --output_dir, a round of it, a directory of save_pretrained or a Hub name"
+# The files that a push uploads and a pull keeps: weights, settings, what tokenizers of transformers
+# save, card, evaluation results and figures. No code, no pickle, no link.
+PUSHED = (
+    r"(compact/)?\w[\w.-]*\.(safetensors|json|jinja|txt|model|codes|bpe|spm|tiktoken|tokenizer)"
+    r"|(compact/)?additional_chat_templates/\w[\w.-]*\.jinja"
+    r"|README\.md|\.eval_results/\w[\w.-]*\.yaml|figures/\w[\w.-]*\.png"
+)
 TYPES = {
     "dtype": str,
     "architecture": str,
@@ -69,7 +39,11 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Place:
-    """model: a directory, or a Hub name. ticket: the mask that its zeros must be, where it is known."""
+    """Where a network lies.
+
+    model: a directory or a Hub name. ticket: the mask of its zeros, if known. run: arguments.json
+    of the run that it is from, or {}.
+    """
 
     model: Path
     ticket: Path | None = None
@@ -77,50 +51,60 @@ class Place:
 
 
 def locate(path: str) -> Place:
-    """The network that a path means. Raises BadInput, naming it and what to give instead."""
-    where = Path(path)
+    """The network that a path or a Hub name stands for. Raises BadInput if there is none."""
+    directory = Path(path)
     if path == EMBEDDED:
         return Place(embedded_path("bert"))
-    if not where.exists() and re.fullmatch(HUB_NAME, path, re.ASCII):
-        return Place(where)
-    if (where / MANIFEST).is_file():
-        return Place(where)
-    if (where / "rounds").is_dir():
-        rounds = [stage for stage in run_files.stages(where) if stage.parent == where / "rounds"]
-        kept = [stage for stage in rounds if (stage / "complete").is_file() and _has_network(stage)]
-        if not kept:
-            raise BadInput(
-                f"{path}: no round of it is complete and has its network; let the search go on first"
-            )
-        return _of_round(max(kept, key=lambda each: int(each.name)))
-    if (where / "seeds").is_dir() or where.absolute().parent.name == "seeds":
-        kept = [
-            where,
-            *(stage for stage in run_files.stages(where) if stage.parent == where / "seeds"),
-        ]
-        for stage in filter(_has_network, kept):
-            return _of_round(stage)
+    is_hub_name = not directory.exists() and re.fullmatch(HUB_NAME, path, re.ASCII)
+    if is_hub_name or (directory / MANIFEST).is_file():
+        return Place(directory)
+    if (directory / "rounds").is_dir():
+        return _last_round(directory)
+    if (directory / "seeds").is_dir() or directory.absolute().parent.name == "seeds":
+        return _first_seed(directory)
+    if (directory / "ticket.safetensors").is_file():
+        return _of_stage(directory)
+    if not (directory / "config.json").is_file():
+        exists = directory.exists()
+        problem = "no model there (config.json is missing)" if exists else "no such directory"
+        raise BadInput(f"{path}: {problem}; specify {WANTED}")
+    return _checked(Place(directory))
+
+
+def _last_round(search: Path) -> Place:
+    rounds = [stage for stage in run_files.stages(search) if stage.parent == search / "rounds"]
+    complete = [stage for stage in rounds if _is_complete(stage)]
+    if not complete:
         raise BadInput(
-            f"{path}: a transfer keeps its network with --keep_network alone; run it again with that, or "
-            "give the --output_dir of a search (lth_scale.imp)"
+            f"{search}: no round of it is complete and has its network; resume the search first"
         )
-    if (where / "ticket.safetensors").is_file():
-        return _of_round(where)
-    if not (where / "config.json").is_file():
-        what = "no model there (config.json is missing)" if where.exists() else "no such directory"
-        raise BadInput(f"{path}: {what}; {WANTED}")
-    return _whole(Place(where))
+    return _of_stage(max(complete, key=lambda stage: int(stage.name)))
+
+
+def _first_seed(transfer: Path) -> Place:
+    seeds = [stage for stage in run_files.stages(transfer) if stage.parent == transfer / "seeds"]
+    for stage in (transfer, *seeds):
+        if _has_network(stage):
+            return _of_stage(stage)
+    raise BadInput(
+        f"{transfer}: a transfer keeps its network only with --keep_network; run it again with "
+        "that flag, or specify the --output_dir of a search (lth_scale.imp)"
+    )
 
 
 def _has_network(stage: Path) -> bool:
     return (stage / "model/config.json").is_file()
 
 
-def _of_round(stage: Path) -> Place:
-    if not _has_network(stage) or not (stage / "complete").is_file():
+def _is_complete(stage: Path) -> bool:
+    return _has_network(stage) and (stage / "complete").is_file()
+
+
+def _of_stage(stage: Path) -> Place:
+    if not _is_complete(stage):
         raise BadInput(
-            f"{stage}: has no network of a complete round: a search keeps that of its last alone; give the search, "
-            "or train this ticket with lth_scale.transfer --ticket … --keep_network"
+            f"{stage}: has no network of a complete round: a search keeps only its last; specify "
+            "the search, or train this ticket with lth_scale.transfer --ticket … --keep_network"
         )
     run, arguments = stage.absolute().parent.parent, {}
     if stage.absolute().parent.name in ("rounds", "seeds") and (run / "arguments.json").is_file():
@@ -129,50 +113,51 @@ def _of_round(stage: Path) -> Place:
             arguments = files.read_json(run / "arguments.json")
         except ValueError as problem:
             raise BadInput(
-                f"{run}: {problem}; put back a copy of it, or give another run"
+                f"{run}: {problem}; restore it from a copy, or use another run"
             ) from None
-    return _whole(Place(stage / "model", stage / "ticket.safetensors", arguments))
+    return _checked(Place(stage / "model", stage / "ticket.safetensors", arguments))
 
 
-def _whole(place: Place) -> Place:
+def _checked(place: Place) -> Place:
     try:
         files.check_model(place.model)
     except OSError as problem:
         raise BadInput(
-            f"{problem.filename}: {problem.strerror}; put a file there, or {WANTED}"
+            f"{problem.filename}: {problem.strerror}; replace it by a file, or specify {WANTED}"
         ) from None
     return place
 
 
-def write_manifest(directory: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Write export.json: `content`, the SHA-256 of every other file, and a seal. Returns it."""
-    facts = {key: value for key, value in content.items() if key not in OWN_KEYS}
-    paths = (path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file())
-    names = [path.as_posix() for path in paths if path != Path(MANIFEST)]
-    digests = {name: files.sha256(directory / name) for name in names}
-    manifest = Manifest(FORMAT, digests, facts)
-    manifest.write(directory / MANIFEST, sealed=True)
-    return content_of(manifest)
-
+def seal(directory: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Write export.json: `content`, the SHA-256 of all other files, and its own. Returns it."""
+    paths = sorted(
+        path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST
+    )
+    made = {
+        **content,
+        "files": {path.relative_to(directory).as_posix(): files.sha256(path) for path in paths},
+    }
+    made["sha256"] = hashlib.sha256(_text(made)).hexdigest()
+    files.write_bytes(directory / MANIFEST, _text(made))
+    return made
 
 def content_of(manifest: Manifest) -> dict[str, Any]:
     """Return export.json as a dictionary."""
     return {**manifest.content, "sha256": manifest.digest}
 
+def opened(directory: Path) -> dict[str, Any]:
+    """export.json of a whole export, whose card may be edited or missing.
 
-def read_verified(directory: Path) -> dict[str, Any]:
-    """Read export.json and verify every file. Raises BadInput for one that is missing or changed.
-
-    The model card may be edited or missing.
+    Raises BadInput that names a file that was changed, is cut or is missing.
     """
-    manifest = read_manifest(directory)
-    names = (name for name in manifest.files if not is_card(name))
-    if damaged := manifest.first_damaged(directory, names):
-        raise BadInput(
-            f"{directory}/{damaged}: missing, or changed since it was exported; "
-            "export or copy it again"
-        )
-    return content_of(manifest)
+    made = manifest(directory)
+    for name, digest in made["files"].items():
+        if not is_card(name) and not is_whole(directory / name, digest):
+            raise BadInput(
+                f"{directory}/{name}: is missing or was changed since it was exported; "
+                "export or copy again"
+            )
+    return made
 
 
 def is_card(name: str) -> bool:
@@ -180,8 +165,13 @@ def is_card(name: str) -> bool:
     return name == "README.md" or name.startswith(".eval_results/")
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """Read export.json without verifying its files. Raises BadInput if it is damaged or missing."""
+def is_whole(path: Path, digest: str) -> bool:
+    """True where a file is there and has this SHA-256."""
+    return path.is_file() and files.sha256(path) == digest
+
+
+def manifest(directory: Path) -> dict[str, Any]:
+    """export.json by itself, without its files. Raises BadInput if it is damaged or missing."""
     try:
         manifest = Manifest.read(directory / MANIFEST, FORMAT, sealed=True, limit=LARGEST)
         _check(manifest)
@@ -190,7 +180,26 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory}/{MANIFEST}: not an intact {FORMAT} file ({problem}); "
             "export or copy it again"
         ) from problem
-    return manifest
+    return made
+
+
+def _check(made: Any, raw: bytes) -> None:
+    if (
+        not isinstance(made, dict)
+        or made.get("format") != FORMAT
+        or made.get("kind") not in FORMATS
+    ):
+        raise ValueError("it is of another format or kind")
+    if wrong := [key for key, kind in TYPES.items() if type(made.get(key)) is not kind]:
+        raise ValueError(f"its {wrong[0]} cannot be")
+    bare = {key: value for key, value in made.items() if key != "sha256"}
+    if raw != _text(made) or hashlib.sha256(_text(bare)).hexdigest() != made["sha256"]:
+        raise ValueError("it was changed since it was written: its sha256 differs")
+    kind = FORMATS[made["kind"]]
+    if made["dtype"] not in kind.dtypes or not {"config.json", kind.file} <= made["files"].keys():
+        raise ValueError("its dtype or files are not those of its kind")
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in made["files"]):
+        raise ValueError("it names files elsewhere")
 
 
 def _check(manifest: Manifest) -> None:
@@ -207,28 +216,36 @@ def _check(manifest: Manifest) -> None:
 
 
 def is_taken(directory: Path) -> bool:
-    """True where anything but an empty directory lies; a link is something. Raises BadInput where nothing can."""
+    """True unless the directory is empty or does not exist; a link is taken.
+
+    Raises BadInput if it cannot be written.
+    """
     try:
-        directory.exists()  # not where the name is too long
+        directory.exists()  # raises if the name is too long
         files.check_writable(directory.parent)
         empty = directory.is_dir() and not directory.is_symlink() and not any(directory.iterdir())
     except OSError as problem:
         raise BadInput(
-            f"--output_dir {directory}: cannot be written ({problem.strerror}); give another"
+            f"--output_dir {directory}: cannot be written ({problem.strerror}); "
+            "specify another directory"
         ) from None
     return os.path.lexists(directory) and not empty
 
 
 def check_output(directory: Path, kind: str, dtype: str) -> dict[str, Any]:
-    """What lies there already of this kind, or {}. Raises BadInput where something else does, or nothing can."""
-    name = f"--output_dir {directory}"
+    """export.json of an export of this format and dtype in the directory, or {} if it is free.
+
+    Raises BadInput if it holds anything else or cannot be written.
+    """
+    flag = f"--output_dir {directory}"
     if not is_taken(directory):
         return {}
     if not (directory / MANIFEST).is_file():
-        raise BadInput(f"{name}: is there already, and is no export; give another")
-    made = read_verified(directory)
-    if (made["kind"], made["dtype"]) != (kind, dtype):
+        raise BadInput(f"{flag}: exists and is not an export; specify another directory")
+    manifest = opened(directory)
+    if (manifest["kind"], manifest["dtype"]) != (kind, dtype):
         raise BadInput(
-            f"{name}: holds another export ({made['kind']} in {made['dtype']}); give another"
+            f"{flag}: holds another export ({manifest['kind']} in {manifest['dtype']}); "
+            "specify another directory"
         )
-    return made
+    return manifest

@@ -1,6 +1,6 @@
-"""What an export is made from: a dense network whose pruned weights are exactly zero, and inputs to try it on."""
+"""What an export is made from: a dense network whose pruned weights are exactly zero."""
 
-import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lth_scale.config.arguments import Training, is_local
 from lth_scale.config.errors import BadInput
@@ -22,31 +16,22 @@ from lth_scale.config.texts import first_line
 from lth_scale.distributed import compat
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.pruning.ticket import Ticket
-from lth_scale.shipping.export.locations import MANIFEST, locate
-from lth_scale.tasks import weights
-from lth_scale.tasks.checkpoint import CheckpointSource, LoadedCheckpoint
-from lth_scale.tasks.checkpoint_checks import check_checkpoint, check_counts, check_tokenizer_class
-from lth_scale.tasks.data import local_file
-from lth_scale.tasks.library_logs import quiet
-from lth_scale.tasks.loading import PLAIN, model_path
-from lth_scale.tasks.locations import embedded_path
-from lth_scale.tasks.offline import go_offline_unless_reachable
-from lth_scale.tasks.probes import longest_input
-from lth_scale.tasks.rows import read_rows
-from lth_scale.tasks.tokenizer_checks import check_ids, explain_load_error
+from lth_scale.shipping.export.architectures import accepts, class_of, read_config
+from lth_scale.shipping.export.loading import load_dense
+from lth_scale.shipping.export.locations import MANIFEST, Place, locate
+from lth_scale.tasks import tokenization, weights
+from lth_scale.tasks.cache import settle_for_cache
+from lth_scale.tasks.loading import check_checkpoint, check_tokenizer_class, model_path, quiet
 
-BATCH, LONGEST = (
-    8,
-    512,
-)  # sentences in the padded batch; tokens of the long sequence, where the model takes as many
 TOKENIZER_FILES = ("tokenizer*.json", "vocab.*", "*.model", "merges.txt")
 
 
 @dataclass
-class Source:
-    """model: fp32, in eval mode, dense, pruned weights exactly 0. run: arguments.json of the search, or {}.
+class ExportSource:
+    """A network to export or to time.
 
-    tokenizer: None where there is none, or one that cannot pad. pruned of prunable weights are zero.
+    model: fp32, in eval mode, pruned weights exactly 0. tokenizer: None if there is none that can
+    pad. run: arguments.json of the search, or {}. pruned: of `prunable` weights.
     """
 
     path: Path
@@ -62,56 +47,56 @@ class Source:
         return self.pruned / self.prunable
 
 
-def load_source(path: str) -> Source:
-    """The network of a search's --output_dir (its last round), of a round, of a checkpoint or of an export of ours.
+def load_source(path: str) -> ExportSource:
+    """Load the network of a search (its last round), a round, a checkpoint or an export.
 
-    Raises BadInput where there is none, where it is damaged, holds other than safetensors, or has nothing to prune.
+    Raises BadInput if there is none, if it is damaged or not in safetensors, or has no prunable
+    weights.
     """
     place = locate(path)
-    from lth_scale.shipping.export.disk import load_network  # which knows of sources
-
+    name = str(place.model)
     is_export = (place.model / MANIFEST).is_file()
-    model = load_network(place.model, dense=True) if is_export else _of_checkpoint(str(place.model))
+    model = load_dense(place.model) if is_export else load_checkpoint(name)
     matrices = prunable(model)
     if not matrices:
         raise BadInput(
-            f"{path}: {type(model).__name__} has no matrices in its layers to prune; give one like BERT"
+            f"{path}: {type(model).__name__} has no prunable matrices; use an encoder like BERT"
         )
     with torch.no_grad():
         for weight in matrices.values():
-            weight.add_(0.0)  # −0.0, which a mask that is multiplied leaves, becomes 0
+            weight.add_(0.0)  # −0.0, which multiplication by a mask leaves, becomes 0
     pruned = sum(int((weight == 0).sum()) for weight in matrices.values())
     if place.ticket:
         ticket = Ticket.load(place.ticket)
         masks = ticket.masks_for(model)
-        for name, mask in masks.items():
-            if matrices[name][~mask].any():
-                raise BadInput(
-                    f"{place.model}: {name} is not zero where {place.ticket} prunes it; give a whole run"
-                )
+        check_zeros(matrices, masks, place)
         pruned = sum(int((~mask).sum()) for mask in masks.values())
         matrices = {name: weight for name, weight in matrices.items() if name in ticket.masks}
-    tokenizer = _tokenizer(str(place.model), model)
-    return Source(
-        Path(path),
-        model,
-        tokenizer,
-        place.run,
-        pruned,
-        sum(each.numel() for each in matrices.values()),
-    )
+    size = sum(weight.numel() for weight in matrices.values())
+    return ExportSource(Path(path), model, load_tokenizer(name, model), place.run, pruned, size)
 
 
-def _of_checkpoint(name: str) -> PreTrainedModel:
+def check_zeros(matrices: Mapping[str, Tensor], masks: Mapping[str, Tensor], place: Place) -> None:
+    """Raise BadInput if a weight that the ticket prunes is not zero."""
+    for name, mask in masks.items():
+        if matrices[name][~mask].any():
+            raise BadInput(
+                f"{place.model}: {name} is not zero where {place.ticket} prunes it; "
+                "use the network and the ticket of one run"
+            )
+
+
+def load_checkpoint(name: str) -> PreTrainedModel:
+    """Load a directory of `save_pretrained` or a Hub name. Raises BadInput if it is damaged."""
     args = Training(task="mlm", model_name_or_path=name)
     if not is_local(name):
         go_offline_unless_reachable(name, "model")
     try:
         with quiet():
             config = read_config(model_path(args))
-            check_checkpoint(model_path(args), None, config)
-            found = _load(args, config)
-            weights.check_shapes(name, found)
+            check_checkpoint(args, config)
+            checkpoint = read_checkpoint(args, config)
+            weights.check_shapes(name, checkpoint)
     except BadInput:
         raise
     except Exception as problem:  # from_pretrained raises nearly every kind
@@ -119,137 +104,48 @@ def _of_checkpoint(name: str) -> PreTrainedModel:
             raise BadInput(f"{name}: {why}") from problem
         network = "" if is_local(name) else "check the network, or "
         raise BadInput(
-            f"{name}: cannot be loaded ({first_line(problem)}); {network}give a directory of "
+            f"{name}: cannot be loaded ({first_line(problem)}); {network}use a directory of "
             "save_pretrained, in safetensors"
         ) from problem
-    if lost := found.in_order(found.not_loaded):
-        raise BadInput(f"{name}: the checkpoint lacks {weights.listed(lost)}; give a whole one")
-    weights.check_layers(name, found)
-    weights.check_finite(name, found.model)
-    return found.model.eval()
+    if lost := checkpoint.ordered(checkpoint.lost):
+        raise BadInput(
+            f"{name}: the checkpoint lacks {weights.some(lost)}; use a complete checkpoint"
+        )
+    weights.check_layers(name, checkpoint)
+    weights.check_finite(name, checkpoint.model)
+    return checkpoint.model.eval()
 
 
-def _load(args: Training, config: PreTrainedConfig) -> LoadedCheckpoint:
-    """The network, without a pooler where the checkpoint has none."""
+def read_checkpoint(args: Training, config: PreTrainedConfig) -> weights.Found:
+    """The network of a checkpoint, without a pooler if the checkpoint has none."""
     encoder: Any = transformers.MODEL_MAPPING.get(type(config), None)
     config.architectures = config.architectures or [encoder.__name__]
-    kind: Any = class_of(config)
-    source = CheckpointSource(
+    cls = class_of(config)
+    source = weights.Source(
         args.model_name_or_path, model_path(args), None, {"config": config}, frozenset()
     )
-    found = source.read(kind)
-    if all(key.startswith("pooler.") for key in found.missing or "-") and takes(
-        kind, "add_pooling_layer"
-    ):
-        found = source.read(kind, add_pooling_layer=False)
-    return found
+    checkpoint = source.read(cls)
+    lacks_pooler = all(key.startswith("pooler.") for key in checkpoint.missing or "-")
+    if lacks_pooler and accepts(cls, "add_pooling_layer"):
+        return source.read(cls, add_pooling_layer=False)
+    return checkpoint
 
 
-def read_config(path: str) -> PreTrainedConfig:
-    """config.json of a directory or a Hub name; what it says of attention kernels, which may be code, is not followed.
-
-    Raises BadInput for a quantized checkpoint, and what from_pretrained raises.
-    """
-    check_counts(path)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False, **PLAIN)
-    if getattr(config, "quantization_config", None) is not None:
-        raise BadInput(
-            f"{path}: config.json says that it is quantized already; give the network before that"
-        )
-    compat.clear_attention(config)
-    return config
-
-
-def class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class of transformers that `architectures` names. Raises BadInput where it is none, or of other configs."""
-    name = (config.architectures or ["none"])[0]
-    kind = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not (
-        isinstance(kind, type) and issubclass(kind, PreTrainedModel)
-    ) or kind.config_class is not type(config):
-        raise BadInput(
-            f"{config.name_or_path}: its config.json names the class {name!r}, which is no "
-            f"{config.model_type} of transformers; give a directory of save_pretrained"
-        )
-    return kind
-
-
-def takes(kind: Any, option: str) -> bool:
-    """True where the class is made with this keyword."""
-    return option in inspect.signature(kind.__init__).parameters
-
-
-def _tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
-    where = model_path(Training(task="mlm", model_name_or_path=name))
-    if is_local(name) and not any(
-        path for form in TOKENIZER_FILES for path in Path(where).glob(form)
-    ):
+def load_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside a checkpoint, or None if there is none that can pad. Raises BadInput."""
+    path = model_path(Training(task="mlm", model_name_or_path=name))
+    saved = [file for pattern in TOKENIZER_FILES for file in Path(path).glob(pattern)]
+    if is_local(name) and not saved:
         return None
     try:
         with quiet():
-            check_tokenizer_class(where)
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+            check_tokenizer_class(path)
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as problem:
-        why = f"its tokenizer cannot be loaded ({first_line(problem)}); mend it, or take it out"
-        raise BadInput(f"{name}: {explain_load_error(problem, Path(where)) or why}") from problem
-    check_ids(name, model, tokenizer)
+        why = tokenization.diagnosis(problem, Path(path)) or (
+            f"its tokenizer cannot be loaded ({first_line(problem)}); repair or remove its files"
+        )
+        raise BadInput(f"{name}: {why}") from problem
+    tokenization.check_ids(name, model, tokenizer)
     usable = tokenizer.pad_token_id is not None and len(tokenizer) > len(tokenizer.all_special_ids)
     return tokenizer if usable else None
-
-
-def real_inputs(source: Source) -> tuple[list[dict[str, Tensor]], str]:
-    """A padded batch of 8 sentences of different lengths and a single long sequence, and a line that says what of.
-
-    The tensors are int64, (8, n) and (1, up to 512), named as the model takes them. Without a tokenizer they are ids
-    drawn with a fixed seed.
-    """
-    model, tokenizer = source.model, source.tokenizer
-    limit = longest(model, tokenizer)
-    if tokenizer is None:
-        batches, line = _drawn(model, limit), "ids drawn at random, for want of a tokenizer"
-    else:
-        texts = sentences()
-        spread = sorted(texts, key=len)[:: len(texts) // BATCH][:BATCH]
-        options: dict[str, Any] = {"truncation": True, "max_length": limit, "return_tensors": "pt"}
-        words = " ".join(texts).split()[:limit]  # at least a token each
-        batches = [
-            dict(tokenizer(each, padding=True, **options)) for each in (spread, [" ".join(words)])
-        ]
-        line = "English sentences of SST-2"
-    known = inspect.signature(model.forward).parameters
-    shapes = " and ".join("×".join(map(str, batch["input_ids"].shape)) for batch in batches)
-    return [
-        {key: value for key, value in batch.items() if key in known} for batch in batches
-    ], f"{line}, {shapes}"
-
-
-def sentences() -> list[str]:
-    """The sentences of the embedded SST-2 validation data."""
-    path = local_file(embedded_path("sst2"), "validation")
-    return [row["sentence"] for row in read_rows(path, {"sentence": "string"})]
-
-
-def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int:
-    """Tokens of the longest sequence that is tried: what the model has positions for, at most 512."""
-    pad = getattr(model.config, "pad_token_id", None)
-
-    def row(length: int) -> dict[str, Tensor]:
-        return {"input_ids": torch.full((1, length), 0 if pad else 1)}
-
-    limit = tokenizer.model_max_length if tokenizer else LONGEST
-    return longest_input(model.config._name_or_path, model, row, LONGEST, limit)
-
-
-def _drawn(model: PreTrainedModel, limit: int) -> list[dict[str, Tensor]]:
-    embeddings: Any = model.get_input_embeddings()
-    pad = getattr(model.config, "pad_token_id", None) or 0
-    source = torch.Generator().manual_seed(0)
-    batches = []
-    for lengths in ([max(1, limit * (i + 1) // (2 * BATCH)) for i in range(BATCH)], [limit]):
-        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-        ids = torch.randint(embeddings.num_embeddings - 1, mask.shape, generator=source)
-        ids += ids >= pad  # the padding's own id stands for padding alone
-        batches.append(
-            {"input_ids": ids.where(mask.bool(), torch.tensor(pad)), "attention_mask": mask}
-        )
-    return batches

@@ -1,1 +1,1 @@
-"""Timing every engine on this machine."""
+"""The speed check: is the sparse network faster on this machine than the dense one?"""

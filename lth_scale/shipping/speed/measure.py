@@ -1,4 +1,4 @@
-"""Callables timed against each other, interleaved and on pinned cores; knows no models."""
+"""Times of callables that are interleaved and pinned to cores, and their ratios."""
 
 import os
 import time
@@ -7,23 +7,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from lth_scale.config.texts import first_line
 from lth_scale.tracking.machine import usable_cores
 
 Spread = tuple[float, float, float]  # median, lower and upper quartile
+Row = dict[str, Any]  # of speed.json
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call in each sweep: on the clock, and of CPU time over all threads of the process."""
+    """Seconds of one call in each sweep: wall clock, and CPU time of all threads."""
 
     wall: Sequence[float]
     cpu: Sequence[float]
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles."""
+    """Median, lower and upper quartile."""
     import numpy
 
     median, low, high = numpy.quantile(values, [0.5, 0.25, 0.75]).tolist()
@@ -33,12 +35,13 @@ def spread(values: Sequence[float]) -> Spread:
 def measure(
     callables: Mapping[str, Callable[[], object]], repeats: int = 20, warmup: int = 3, seed: int = 0
 ) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Time `repeats` sweeps after `warmup` more; a sweep calls each once, in an order drawn anew from `seed`.
+    """Time `repeats` sweeps after `warmup` sweeps; a sweep calls each once, in a random order.
 
-    Returns the timings, and one line why for each that raised, which is called no more.
+    Returns the timings, and for each callable that raised the error in one line; it is not called
+    again.
     """
     random, failed = Random(seed), dict[str, str]()
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in callables}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in callables}
     for sweep in range(-warmup, repeats):
         order = [name for name in callables if name not in failed]
         random.shuffle(order)
@@ -49,12 +52,15 @@ def measure(
             except Exception as problem:
                 failed[name] = reason(problem)
                 continue
-            took = time.perf_counter() - wall, time.process_time() - cpu
+            elapsed = time.perf_counter() - wall, time.process_time() - cpu
             if sweep >= 0:
-                found[name].append(took)
-    return {
-        name: Timing(*zip(*took, strict=True)) for name, took in found.items() if name not in failed
-    }, failed
+                seconds[name].append(elapsed)
+    timings = {
+        name: Timing(*zip(*pairs, strict=True))
+        for name, pairs in seconds.items()
+        if name not in failed
+    }
+    return timings, failed
 
 
 def reason(problem: Exception) -> str:
@@ -63,36 +69,34 @@ def reason(problem: Exception) -> str:
 
 
 def ratio(reference: Timing, timing: Timing) -> Spread:
-    """How many times as fast as the reference: the spread of the ratios within each sweep."""
+    """How many times as fast as the reference: median and quartiles of the ratios in each sweep."""
     return spread([theirs / ours for theirs, ours in zip(reference.wall, timing.wall, strict=True)])
 
 
-def verdict(found: Spread) -> str:
-    """`faster` where both quartiles are above 1, `slower` where the median is below 1; else neither is shown."""
-    median, low, _ = found
+def verdict(times: Spread) -> str:
+    """`faster` if both quartiles are above 1, `slower` if the median is below 1, else neither."""
+    median, low, _ = times
     return "slower" if median < 1 else "faster" if low > 1 else "no difference shown"
 
 
 @contextmanager
 def pinned(threads: int) -> Iterator[None]:
-    """Keep all threads of this process on `threads` cores, and torch to as many threads; then restore both."""
+    """Keep all threads of this process on `threads` cores and torch to as many threads, inside."""
     import torch
 
     cores, count = usable_cores()[:threads], torch.get_num_threads()
-    before = {task: os.sched_getaffinity(task) for task in _tasks()}
-    for task in before:
-        os.sched_setaffinity(task, cores)
+    before = {thread: os.sched_getaffinity(thread) for thread in _threads()}
+    for thread in before:
+        os.sched_setaffinity(thread, cores)
     torch.set_num_threads(threads)
     try:
         yield
     finally:
         torch.set_num_threads(count)
-        for task in _tasks():
-            os.sched_setaffinity(
-                task, before.get(task, before[os.getpid()])
-            )  # younger ones were born with `cores`
+        for thread in _threads():  # threads started inside inherited `cores`
+            os.sched_setaffinity(thread, before.get(thread, before[os.getpid()]))
 
 
-def _tasks() -> list[int]:
+def _threads() -> list[int]:
     path = Path("/proc/self/task")
-    return [int(each.name) for each in path.iterdir()] if path.is_dir() else []
+    return [int(entry.name) for entry in path.iterdir()] if path.is_dir() else []
