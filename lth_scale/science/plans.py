@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from lth_scale.config import arguments, checks, parsers, resolution
+from lth_scale.config import arguments, checks, resolution
 from lth_scale.config.arguments import OTHER_ALLOWED, QUICK_LOOK
+from lth_scale.config.command import as_argv
 from lth_scale.config.errors import BadInput
-from lth_scale.config.texts import as_words
+from lth_scale.config.parsers import OneLineParser, add_flags
 from lth_scale.pruning.schedules import sparsities
 from lth_scale.science.study_file import KINDS, MOST_TRAININGS, WITHOUT_TICKET, Flags, StudySpec
 from lth_scale.tasks.registry import TASKS
@@ -34,7 +35,9 @@ class Job:
                 for name in ("ticket", "dense", "control")
                 if self.needs and name in given
             }
-            args = replace(resolution.resolve(given, KINDS[self.kind]), **late)  # not files yet
+            args: Any = replace(
+                resolution.resolve(given, KINDS[self.kind]), **late
+            )  # not files yet
             if self.kind == "imp":
                 checks.check_search(args)
         except BadInput as problem:
@@ -48,19 +51,9 @@ class Job:
 
 
 @functools.cache
-def parser_of(kind: str) -> parsers.OneLineParser:
+def parser_of(kind: str) -> OneLineParser:
     """The parser of a kind of job."""
-    return parsers.build_parser("", "", KINDS[kind])
-
-
-def as_argv(flags: Flags) -> list[str]:
-    """The flags as a command line; true is a flag without a value, false is left out."""
-    return [
-        word
-        for name, value in flags.items()
-        if value is not False
-        for word in as_words(name, value)
-    ]
+    return add_flags(OneLineParser(), KINDS[kind])
 
 
 def difference(old: Flags, new: Flags, but: Collection[str]) -> str:

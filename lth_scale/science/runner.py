@@ -7,17 +7,18 @@ import shlex
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
 from typing import IO, Any
 
-from lth_scale.config import arguments, files, locks, parsers
-from lth_scale.config.arguments import Training
+from lth_scale.config import files, locks
+from lth_scale.config.arguments import Training, flags_with
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted, without_secrets
 from lth_scale.config.texts import printable, quoted
-from lth_scale.science.plans import Job, Plan, as_argv, difference
+from lth_scale.science.plans import Job, Plan, difference
 from lth_scale.science.study_file import Flags
 from lth_scale.tracking import provenance
 from lth_scale.tracking.stages import starved_in
@@ -32,6 +33,7 @@ class Runner:
     made: Plan
     directory: Path
     jobs: list[Job]
+    command: Callable[[Job], list[str]]
     failed: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, str] = field(default_factory=dict)
 
@@ -94,7 +96,7 @@ class Runner:
     def start(self, job: Job, lock: int) -> None:
         """Run a job and say how it went. Its process holds the lock too, and so outlives a study that is killed."""
         print(f"[{self.jobs.index(job) + 1}/{len(self.jobs)}] {job.id} … ", end="", flush=True)
-        began, command, log = time.monotonic(), self.command(job), self.path(job, ".log")
+        began, command, log = time.monotonic(), self.command_line(job), self.path(job, ".log")
         with self._open(job, ".log") as to:
             print("$", printable(without_secrets(shlex.join(command))), file=to, flush=True)
             child = Popen(
@@ -122,15 +124,14 @@ class Runner:
             flush=True,
         )
 
-    def command(self, job: Job) -> list[str]:
+    def command_line(self, job: Job) -> list[str]:
         """A job's command line."""
         launcher = self.made.studies[0].keys["launcher"].split() or [sys.executable, "-m"]
         flags: Flags = {**job.flags, "output_dir": self.path(job)}
         flags |= {
             name: self.directory / flags[name] for name in ("ticket", "dense") if name in flags
         }
-        verbose = [parsers.VERBOSE] if parsers.is_verbose() else []
-        return [*launcher, f"lth_scale.{job.kind}", *as_argv(flags), *verbose]
+        return [*launcher, *self.command(replace(job, flags=flags))]
 
     def table(self) -> str:
         """How many jobs are done, and why the others are not."""
@@ -197,13 +198,13 @@ def refuse_other_flags(made: Plan, directory: Path) -> None:
         ) from problem
     for job in made.jobs.values():
         home, now = directory / "jobs" / job.id, redacted(job.flags)
-        differ = difference(before.get(job.id, now), now, but=arguments.COSMETIC)
+        differ = difference(before.get(job.id, now), now, but=flags_with("cosmetic"))
         if differ and (then := begun(home)):
             digests = provenance.content(
                 job.args.task, job.args.model_name_or_path, job.args.dataset_path
             )
             told = provenance.told_by_content(then, digests)
-            differ = difference(before.get(job.id, now), now, but={*arguments.COSMETIC, *told})
+            differ = difference(before.get(job.id, now), now, but=flags_with("cosmetic") | told)
         if differ and home.exists():
             raise BadInput(
                 f"--output_dir {directory}: {job.id} was begun with other flags: {differ}, then and now; "

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lth_scale.config import arguments, files
+from lth_scale.config import files
+from lth_scale.config.arguments import flags_with
 from lth_scale.config.errors import BadInput
 from lth_scale.science import results, sections
 from lth_scale.science.plans import difference
@@ -43,7 +44,7 @@ def joined(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     then = {job["id"]: job["flags"] for job in other["plan"]["jobs"] if other["rows"][job["id"]]}
     now = {job["id"]: job["flags"] for job in mine["plan"]["jobs"]}
     may_differ = {
-        *arguments.COSMETIC,
+        *flags_with("cosmetic"),
         "target_sparsity",
     }  # a search may have been meant to go less far
     same = [

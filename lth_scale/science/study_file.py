@@ -11,34 +11,18 @@ from typing import Any, NoReturn
 import yaml
 
 from lth_scale.config import files
-from lth_scale.config.arguments import Arguments, Transfer
+from lth_scale.config.arguments import Arguments, Training, Transfer, flags_with
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief, is_printable
 
 Flags = dict[str, Any]
-KINDS: dict[str, type] = {"imp": Arguments, "transfer": Transfer}
+KINDS: dict[str, type[Training]] = {"imp": Arguments, "transfer": Transfer}
 FLAGS = {kind: {spec.name for spec in fields(of)} for kind, of in KINDS.items()}
 
-LISTS = {"ignore"}  # the flags that take several values
-
-FLAGS["transfer"].discard(
-    "scope"
-)  # `add_cell` gives a search's to one_shot, which alone has a use for it
-# The grid decides these.
-RESERVED = {
-    "task",
-    "seed",
-    "seeds",
-    "output_dir",
-    "target_sparsity",
-    "ticket",
-    "theta",
-    "dense",
-    "keep_theta",
-    "rewind",
-    "rewind_step",
-    "control",
-}
+RESERVED = flags_with("grid")
+LISTS = flags_with("several") - RESERVED
+# `add_cell` gives a search's to one_shot, which alone uses it
+FLAGS["transfer"].discard("scope")
 LONGEST, MOST_FILES, MOST_TRAININGS = (
     2**18,
     100,

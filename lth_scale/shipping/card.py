@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
 from lth_scale.config import files, markdown
-from lth_scale.config.arguments import COSMETIC, Arguments, Training, Transfer
+from lth_scale.config.arguments import Arguments, Training, Transfer, flags_with
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.resolution import resolve
 from lth_scale.config.texts import as_words, printable
@@ -102,7 +102,7 @@ def command(run: Run) -> str:
     args = run.args
     short = {"task": args.task, **({"preset": args.preset} if args.preset else {})}
     usual, now = resolve(short, type(args)).as_dict(), args.as_dict()
-    but = {*COSMETIC, *short} - {"seeds"}
+    but = {*flags_with("cosmetic"), *short} - {"seeds"}
     changed = {
         name: value for name, value in now.items() if name not in but and value != usual[name]
     }

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from lth_scale.config import files
+from lth_scale.config.arguments import flags_with
 from lth_scale.config.defaults import EMBEDDED
-from lth_scale.config.parsers import PATHS
 from lth_scale.config.redaction import without_secrets
 from lth_scale.config.resolution import HUB_NAME
 
@@ -48,7 +48,7 @@ class Publication:
         held = {
             value
             for name, value in flags.items()
-            if isinstance(value, str) and value and name in PATHS
+            if isinstance(value, str) and value and name in flags_with("path")
         }
         held |= {self.base_model} if self.is_local(self.base_model) else set()
         known = {
@@ -103,7 +103,7 @@ class Publication:
             return value
         if key == "model_name_or_path":
             return self.text(self.model(value))
-        local = key in PATHS or (
+        local = key in flags_with("path") or (
             PATH_KEY.fullmatch(key) and (ABSOLUTE.match(value) or value in self.paths)
         )
         return self.text(bare(value) if local else value)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale.config import files, listing, locks, run_files
-from lth_scale.config.arguments import COSMETIC, Arguments, Training, Transfer, is_same
+from lth_scale.config.arguments import Arguments, Training, Transfer, flags_with, is_same
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted, without_secrets
 from lth_scale.config.resolution import launched_precision
@@ -177,7 +177,7 @@ class RunDirectory:
 
     def _loose(self, before: dict[str, Any]) -> set[str]:
         """The flags that may be others than before, or of which it is not known what they were."""
-        loose = {*COSMETIC, *(("seed",) if self._wanted() else ())}
+        loose = {*flags_with("cosmetic"), *(("seed",) if self._wanted() else ())}
         if "precision" not in before:
             loose |= launched_precision().keys()  # the launcher's was not written down
         if self.arguments.model_revision == before.get("revisions", {}).get("model", ""):

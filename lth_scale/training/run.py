@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 
 from lth_scale.config import listing, run_files
-from lth_scale.config.arguments import COSMETIC, Training, lasting
+from lth_scale.config.arguments import Training, flags_with, lasting
 from lth_scale.config.errors import AGAIN, BadInput, Stopped
 from lth_scale.config.notices import warn
 from lth_scale.config.redaction import redacted
@@ -310,7 +310,11 @@ def first_ticket(args: Training, net: Network) -> Ticket:
         except BadInput as problem:
             raise BadInput(f"--ticket {args.ticket}: {problem}") from problem
     given = redacted(
-        {name: value for name, value in args.to_keep().items() if name not in COSMETIC}
+        {
+            name: value
+            for name, value in args.to_keep().items()
+            if name not in flags_with("cosmetic")
+        }
     )
     if args.max_steps == 0:
         given |= {

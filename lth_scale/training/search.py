@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lth_scale.config import files, listing
-from lth_scale.config.arguments import COSMETIC, Arguments, Training, is_same
+from lth_scale.config.arguments import Arguments, Training, flags_with, is_same
 from lth_scale.config.checks import check_rounds, parse_rewind_step, points
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted
@@ -31,7 +31,10 @@ from lth_scale.training.run import Run, check_base, first_ticket, of_base
 log = logging.getLogger("lth_scale")
 CONTROLLED_ROUNDS = 2
 # A search may take its round 0 from another where these agree; what they find afterwards may differ.
-SHARED = {spec.name for spec in fields(Training)} - {*COSMETIC} | {"lr_span", "early_bird"}
+SHARED = {spec.name for spec in fields(Training)} - flags_with("cosmetic") | {
+    "lr_span",
+    "early_bird",
+}
 
 
 @dataclass

@@ -195,7 +195,7 @@ def test_a_directory_that_holds_a_name_which_a_run_would_write_is_refused(name, 
     taken.parent.mkdir()
     taken.write_text("7 of mine")
     with pytest.raises(BadInput, match=rf"--output_dir .*: .*{name}.*give another"):
-        RunDirectory.open(parse(small(), "t", "t"))
+        RunDirectory.open(parse(small()))
     assert taken.read_text() == "7 of mine"
 
 
@@ -204,7 +204,7 @@ def test_a_link_of_such_a_name_is_refused_too_wherever_it_leads(name, small, tmp
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).symlink_to(tmp_path / "nowhere")
     with pytest.raises(BadInput, match=rf"holds {name}, which a run writes"):
-        RunDirectory.open(parse(small(), "t", "t"))
+        RunDirectory.open(parse(small()))
 
 
 def test_what_a_killed_run_left_unfinished_is_swept_but_nothing_behind_a_link_or_of_another_run(

@@ -38,7 +38,7 @@ class Tracked:
 
     def __init__(self, out: Path):
         self.out, self.file = out, out.parent / "mlflow.db"
-        args = parse(["--task", "sst2", "--preset", "demo", "--output_dir", str(out)], "t", "t")
+        args = parse(["--task", "sst2", "--preset", "demo", "--output_dir", str(out)])
         self.record = RunDirectory(out, args)
 
     @property

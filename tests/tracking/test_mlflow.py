@@ -361,7 +361,7 @@ def live(out, mortal, resumed):
             setattr(MlflowClient, name, die_after(getattr(MlflowClient, name)))
         metrics = MlflowClient.log_batch
         MlflowClient.log_batch = lambda *args, **values: (metrics if "metrics" in values else params)(*args, **values)
-    args = parse(["--task", "sst2", "--preset", "demo", "--output_dir", str(out)], "t", "t")
+    args = parse(["--task", "sst2", "--preset", "demo", "--output_dir", str(out)])
     record = RunDirectory(out, args)
     rows = datasets.Dataset.from_dict({"input_ids": [[1, 2], [3]]})
     tracker = trackers.MlflowTracker(args, record, task=SimpleNamespace(train=rows, validation=rows, more={}))
@@ -415,7 +415,7 @@ def journal(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     out = tmp_path / "out"
     out.mkdir()
-    args = parse(["--task", "sst2", "--preset", "demo", "--output_dir", str(out)], "t", "t")
+    args = parse(["--task", "sst2", "--preset", "demo", "--output_dir", str(out)])
 
     def make():
         from lth_scale.tracking.mlflow.tracker import MlflowTracker

@@ -17,7 +17,7 @@ from lth_scale.training.batches import Batches
 
 @pytest.fixture
 def loaded(small):
-    args = parse(small(gradient_accumulation_steps=2), "t", "t")
+    args = parse(small(gradient_accumulation_steps=2))
     return registry.load_task(args), args
 
 
@@ -89,7 +89,7 @@ def test_a_batch_is_a_function_of_its_number(loaded):
 def test_masked_tokens_are_redrawn_each_time_and_replayed_for_the_same_number(
     small, text_data, monkeypatch
 ):
-    args = parse(small(task="mlm", dataset_path=text_data), "t", "t")
+    args = parse(small(task="mlm", dataset_path=text_data))
     task = registry.load_task(args)
     batches = Batches(task, args, 0, 1)
     monkeypatch.setattr(
@@ -152,13 +152,13 @@ def test_scores_do_not_depend_on_the_evaluation_batch(search, tmp_path):
     ],
 )
 def test_learning_rates_over_four_steps(kind, warmup, expected, small):
-    args = parse(small(lr_scheduler_type=kind, warmup_steps=warmup, learning_rate=1.0), "t", "t")
+    args = parse(small(lr_scheduler_type=kind, warmup_steps=warmup, learning_rate=1.0))
     rate = optimizers.learning_rates(args, 4)
     assert [rate(step) for step in range(4)] == expected
 
 
 def test_vectors_do_not_decay_and_matrices_do(small, loaded):
-    args = parse(small(weight_decay=0.1), "t", "t")
+    args = parse(small(weight_decay=0.1))
     optimizer = optimizers.make_optimizer(args, loaded[0].model, torch.device("cpu"))
     assert all(w.ndim >= 2 for w in optimizer.param_groups[0]["params"])
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
@@ -174,7 +174,7 @@ def test_bf16_on_a_cpu_that_imitates_it_is_told_of_once(bf16, imitates, small, m
 
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(environment, "imitates_bf16", lambda: imitates)
-    environment.make_accelerator(parse(small(bf16=bf16), "t", "t"))
+    environment.make_accelerator(parse(small(bf16=bf16)))
     said = [record.getMessage() for record in caplog.records if record.name == "lth_scale"]
     assert len(said) == bool(bf16 and imitates) and all(
         "--bf16" in line and "leave it out" in line for line in said
@@ -187,7 +187,7 @@ def test_a_flag_that_overrules_the_launchers_precision_is_told_of(small, monkeyp
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(environment, "imitates_bf16", lambda: False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    accelerator = environment.make_accelerator(parse(small(bf16=True), "t", "t"))
+    accelerator = environment.make_accelerator(parse(small(bf16=True)))
     assert environment.in_force(accelerator)["precision"] == "bf16"
     assert "the launcher's precision, fp16, is overruled: this is bf16" in caplog.text
 
@@ -221,7 +221,7 @@ def test_a_step_that_overflows_under_a_gradient_scaler_changes_nothing_and_a_res
     from lth_scale.training.run import first_ticket
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    args = parse(small(), "t", "t")
+    args = parse(small())
     accelerator = environment.make_accelerator(args)
     accelerator.scaler = torch.amp.GradScaler("cpu")
     net = networks.prepare(accelerator, registry.load_task(args), args)

@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lth_scale.config.arguments import COSMETIC, Arguments, Training, Transfer
+from lth_scale.config.arguments import Arguments, Training, Transfer, flags_with
 from lth_scale.config.redaction import redacted, without_secrets
 from lth_scale.config.resolution import source_name
 from lth_scale.tasks.registry import TASKS
@@ -40,7 +40,6 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = (
     "true"  # it prints passwords, and into the progress bars
 )
-METHOD = ("scope", "pattern", "score", "rewind", "rewind_step", "distill", "early_bird")
 
 
 class MlflowTracker:
@@ -192,14 +191,14 @@ def curve_of(args: Training, control: str) -> str:
         own = [
             spec
             for spec in fields(Arguments)
-            if spec.name in METHOD and getattr(args, spec.name) != spec.default
+            if spec.name in flags_with("method") and getattr(args, spec.name) != spec.default
         ]
         what = " ".join(["IMP", *(f"{spec.name}={getattr(args, spec.name)}" for spec in own)])
     elif args.ticket and control == "none":
         task = header(Path(args.ticket))["task"]
         what = "IMP" if task == args.task else f"IMP of {task}"
-    shared = {spec.name for spec in fields(Training)} - {*COSMETIC, "seed", "ticket"}
-    shared |= {"theta", "prune_rate", "schedule", "lr_span", *METHOD}
+    shared = {spec.name for spec in fields(Training)} - {*flags_with("cosmetic"), "seed", "ticket"}
+    shared |= {"theta", "prune_rate", "schedule", "lr_span", *flags_with("method")}
     flags = json.dumps(
         {name: value for name, value in args.as_dict().items() if name in shared}, sort_keys=True
     )
