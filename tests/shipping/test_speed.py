@@ -147,7 +147,9 @@ def test_markdown_json_picture_and_numbers_are_in_mlflow(checked):
 
 def test_two_targets_are_two_points_and_an_unknown_task_is_said(networks, tmp_path):
     targets = [str(each) for each in networks]
-    speed.time_targets(speed.COMMAND.parse([*targets, *QUICK, "--backends", "csr", "--output_dir", str(tmp_path)]))
+    speed.time_targets(
+        speed.COMMAND.parse([*targets, *QUICK, "--backends", "csr", "--output_dir", str(tmp_path)])
+    )
     found = json.loads((tmp_path / "speed.json").read_text())
     assert [round(cell["sparsity"], 1) for cell in found["cells"]] == [0.5, 0.9]
     assert [list(cell["rows"]) for cell in found["cells"]] == [[EAGER, "csr"]] * 2
@@ -294,7 +296,9 @@ def test_an_engine_that_fails_is_a_row_with_its_reason(networks, tmp_path, monke
 
     monkeypatch.setattr("lth_scale.shipping.export.formats.to_csr", refuse)
     speed.time_targets(
-        speed.COMMAND.parse([str(networks[0]), *QUICK, "--backends", "csr", "--output_dir", str(tmp_path)])
+        speed.COMMAND.parse(
+            [str(networks[0]), *QUICK, "--backends", "csr", "--output_dir", str(tmp_path)]
+        )
     )
     assert (
         "| csr | — | — | — | — | failed: ValueError: out of |"
