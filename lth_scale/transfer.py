@@ -1,6 +1,6 @@
-"""Train m ⊙ θ on a task, once for each seed, with a fresh head: from a ticket of any task, or a control of it.
+"""Train m ⊙ θ on a task with a fresh head, once per seed: a ticket of any task, or its control.
 
-`accelerate launch -m lth_scale.transfer --task sst2 --ticket runs/mlm-bert-base-uncased --seeds 1 2 3`
+`accelerate launch -m lth_scale.transfer --task sst2 --ticket runs/mlm-bert-base-uncased`
 """
 
 from pathlib import Path
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from lth_scale.config import files
 from lth_scale.config.arguments import Transfer
+from lth_scale.config.command import Command
 from lth_scale.config.errors import BadInput
 from lth_scale.config.exit_codes import exit_on_bad_input
-from lth_scale.config.resolution import parse
+from lth_scale.config.resolution import from_command_line
 from lth_scale.config.startup import first_imports
 from lth_scale.science.summary import scores_by_seed, show
 from lth_scale.shipping import hub
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def transfer(network: "TransferRun") -> None:
-    """Train the subnetwork with each seed; a seed that is complete is not trained again."""
+    """Train the subnetwork with each seed. Skips complete seeds."""
     for seed in network.args.seeds:
         if network.is_done_with(seed):
             continue
@@ -35,43 +36,49 @@ def transfer(network: "TransferRun") -> None:
 
 
 def run(args: Transfer) -> None:
-    """Transfer, or go on where that stopped, or show what was found. Raises BadInput."""
-    record = RunDirectory.open(args)
+    """Transfer a ticket; resume a run that was stopped. A finished run is only shown.
+
+    Raises BadInput.
+    """
+    directory = RunDirectory.open(args)
     if args.compare_with:
         check_comparable(args, Path(args.compare_with))
-    if not record.is_done():
+    if not directory.is_done():
         hub.check(args)
-        with first_imports():  # of torch: bad input and finished work do not wait for it
+        with first_imports():  # torch: bad input and finished runs do not wait for it
             from lth_scale.training.transfer import TransferRun
 
-        network = TransferRun.open(args, record)
+        network = TransferRun.begin(args, directory)
         transfer(network)
         network.close({})
-    TRACKERS[args.report_to].flush(record.directory)
-    show(record)
-    hub.push_when_done(record)
+    send_waiting(directory)
+    show(directory)
+    hub.push_when_done(directory)
 
 
 def check_comparable(args: Transfer, other: Path) -> None:
-    """Refuse a --compare_with that is no transfer, or one to another task. Raises BadInput."""
-    scores_by_seed(other)
+    """Raise BadInput unless --compare_with is a transfer to the same task."""
+    by_seed(other)
     task = files.read_json(other / "arguments.json")["task"]
     if task != args.task:
         raise BadInput(
-            f"--compare_with {other}: is a transfer to {task}, this one to {args.task}; give one to the same"
+            f"--compare_with {other}: a transfer to {task}, but this one is to {args.task}; "
+            f"specify a transfer to {args.task}"
         )
+
+
+COMMAND = Command(
+    name="transfer",
+    summary="train a ticket, or a control of it, on a task",
+    flags=Transfer,
+    run=run,
+    resolve=from_command_line,
+)
 
 
 def main() -> None:
-    """The command line of `lth_scale.transfer`."""
-    run(
-        parse(
-            None,
-            "lth_scale.transfer",
-            "Train a subnetwork on a task, from a ticket of any task.",
-            Transfer,
-        )
-    )
+    """Run the command line of `lth_scale.transfer`."""
+    COMMAND.main()
 
 
 if __name__ == "__main__":

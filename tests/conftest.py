@@ -193,7 +193,7 @@ def search(small, undrawn):
 
     def go(**overrides) -> Path:
         AcceleratorState._reset_state(reset_partial_state=True)  # one process, many searches
-        args = parse(small(**overrides), "test", "test")
+        args = parse(small(**overrides))
         imp.run(args)
         return Path(args.output_dir)
 
@@ -213,7 +213,7 @@ def transfer(small, tmp_path):
         AcceleratorState._reset_state(reset_partial_state=True)
         given = {"target_sparsity": None, "output_dir": tmp_path / "transfer", **overrides}
         flags = [*small(**given), "--seeds", *map(str, seeds or (42,))]
-        args = parse(flags, "test", "test", Transfer)
+        args = parse(flags, Transfer)
         transfer.run(args)
         return Path(args.output_dir)
 

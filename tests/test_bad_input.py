@@ -2389,11 +2389,9 @@ def made(tmp_path_factory, tiny_bert, sst2_data):
         *text.split(),
     ]
     AcceleratorState._reset_state(reset_partial_state=True)
-    imp.run(
-        parse([*common, "--output_dir", f"{directory}/search", "--target_sparsity", "0.3"], "", "")
-    )
+    imp.run(parse([*common, "--output_dir", f"{directory}/search", "--target_sparsity", "0.3"]))
     AcceleratorState._reset_state(reset_partial_state=True)
-    transfer.run(parse([*common, "--output_dir", f"{directory}/transfer"], "", "", Transfer))
+    transfer.run(parse([*common, "--output_dir", f"{directory}/transfer"], Transfer))
     export(str(directory / "search"), "compact", directory / "export")
     return directory
 

@@ -548,7 +548,7 @@ def test_a_quick_look_says_so_on_every_output(search, capsys, tmp_path):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_has_a_quick_preset_of_real_data_and_a_small_encoder(task):
-    args = parse(["--task", task, "--preset", "quick"], "t", "t")
+    args = parse(["--task", task, "--preset", "quick"])
     assert (
         args.dataset_path is None
         and args.max_train_samples <= 2000

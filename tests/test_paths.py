@@ -70,7 +70,7 @@ def test_a_relative_link_that_begins_with_a_dash_is_printed_as_a_path(
     (tmp_path / "-link").symlink_to("where it is")
     (tmp_path / "-link/ticket.safetensors").touch()
     monkeypatch.setattr(summary, "report", lambda record: "")
-    args = parse(["--task", "sst2", "--preset", "demo", "--output_dir=-link"], "", "")
+    args = parse(["--task", "sst2", "--preset", "demo", "--output_dir=-link"])
     summary.show(RunDirectory(Path(args.output_dir), args))
     assert printed("the ticket", capsys.readouterr().out) == "./-link/ticket.safetensors"
 
@@ -85,5 +85,5 @@ def test_a_study_in_a_directory_that_begins_with_a_dash_gives_its_jobs_flags_tha
         "early_bird": True,
         "distill": False,
     }
-    args = parse(plans.as_argv(flags), "", "")
+    args = parse(plans.as_argv(flags))
     assert args.output_dir == "-a b/jobs/x" and args.early_bird and not args.distill

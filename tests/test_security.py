@@ -235,7 +235,7 @@ def test_a_password_in_a_traceback_or_a_librarys_log_is_not_told(run, monkeypatc
         logging.getLogger("other").error("retrying %s", ADDRESSES[1])
         raise RuntimeError(f"cannot reach {ADDRESSES[1]}: password={SECRET}")
 
-    monkeypatch.setattr(imp, "run", fail)
+    monkeypatch.setattr(imp.RunDirectory, "open", fail)
     code, out, err = run()
     assert (
         code == 1

@@ -99,7 +99,7 @@ def test_every_seed_has_its_own_head_and_data_order_and_the_same_subnetwork(
 def test_a_ticket_brings_its_base_model_along(search, small, tiny_bert):
     found = search(max_steps=1, target_sparsity=0.1)
     flags = small(ticket=found, target_sparsity=None, model_name_or_path=None)
-    assert parse(flags, "t", "t", Transfer).model_name_or_path == str(tiny_bert)
+    assert parse(flags, Transfer).model_name_or_path == str(tiny_bert)
 
 
 @pytest.mark.parametrize(
@@ -297,10 +297,7 @@ def test_paths_mean_the_same_from_another_directory(
     saved = b"".join(path.read_bytes() for path in out.rglob("model/*.json"))
     assert b"./models" not in saved and b'"models/x' not in saved
     args = parse(
-        small(ticket=home / found, target_sparsity=None, model_name_or_path=None),
-        "t",
-        "t",
-        Transfer,
+        small(ticket=home / found, target_sparsity=None, model_name_or_path=None), Transfer
     )
     assert args.model_name_or_path == str(home / "models/x")
     for path in ("../here/models/x", "../link", str(tmp_path / "link/"), str(home / "models/x")):

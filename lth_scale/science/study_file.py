@@ -10,14 +10,14 @@ from typing import Any
 import yaml
 
 from lth_scale.config import files
-from lth_scale.config.arguments import Arguments, Transfer
+from lth_scale.config.arguments import Arguments, Training, Transfer, flags_with
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief
 from lth_scale.science.study_schema import SPARSITIES, StudySchema, TransferGrid, parse_study
 from lth_scale.science.yaml_loader import load_yaml
 
 Flags = dict[str, Any]
-KINDS: dict[str, type] = {"imp": Arguments, "transfer": Transfer}
+KINDS: dict[str, type[Training]] = {"imp": Arguments, "transfer": Transfer}
 FLAGS = {kind: {spec.name for spec in fields(of)} for kind, of in KINDS.items()}
 # Flags that take several values.
 LISTS = {"ignore"}

@@ -10,11 +10,13 @@ from dataclasses import MISSING, fields
 
 import pytest
 
+from lth_scale import cli
 from lth_scale.config import checks, exit_codes, parsers, resolution, startup, texts
-from lth_scale.config.arguments import Arguments, Transfer
+from lth_scale.config.arguments import Arguments, Transfer, flags_with
 from lth_scale.config.defaults import DEFAULTS
 from lth_scale.config.errors import BadInput, Stopped
-from lth_scale.config.parsers import GROUPS, build_parser
+from lth_scale.config.flags import Group, flags_of, value_type
+from lth_scale.config.registry import REGISTRIES, Registry
 
 KINDS = {"imp": Arguments, "transfer": Transfer}
 
@@ -24,7 +26,7 @@ def helped(request, monkeypatch) -> tuple[type, str]:
     """A kind, and its --help at 100 columns."""
     monkeypatch.setenv("COLUMNS", "100")
     kind = KINDS[request.param]
-    return kind, build_parser(f"lth_scale.{request.param}", "About.", kind).format_help()
+    return kind, cli.command(request.param).parser().format_help()
 
 
 def entries(text: str) -> dict[str, list[str]]:
@@ -38,16 +40,52 @@ def entries(text: str) -> dict[str, list[str]]:
     return found
 
 
-def test_each_flag_stands_once_and_in_one_group(helped):
+def test_help_lists_each_flag_once_in_its_group(helped):
     kind, text = helped
-    known = {spec.name for spec in fields(kind)}
-    grouped = [name for names in GROUPS.values() for name in names.split()]
-    assert len(grouped) == len(set(grouped))
-    assert set(grouped) == {spec.name for each in KINDS.values() for spec in fields(each)}
-    parts = dict(re.findall(r"^([\w ]+):\n((?:  .*\n)+)", text, re.MULTILINE))
-    assert [*parts] == ["options", *GROUPS]
-    for title, names in GROUPS.items():
-        assert [*entries(parts[title])] == [name for name in names.split() if name in known]
+    sections = dict(re.findall(r"^([\w ]+):\n((?:  .*\n)+)", text, re.MULTILINE))
+    assert [*sections] == ["options", *Group]
+    for group in Group:
+        names = [spec.name for spec, flag in flags_of(kind) if flag.group is group]
+        assert [*entries(sections[group])] == names
+
+
+def test_every_field_is_a_flag_in_a_group_and_numbers_have_a_range(helped):
+    kind, _ = helped
+    declared = dict(flags_of(kind))
+    assert [*declared] == [*fields(kind)]
+    assert all(flag.group for flag in declared.values())
+    for spec, flag in declared.items():
+        assert (flag.range is not None) == (value_type(spec)[0] in (int, float))
+
+
+def test_the_facts_of_flags_are_those_of_earlier_versions():
+    """Runs of earlier versions are compared, resumed and published by these names."""
+    cosmetic = """output_dir logging_steps report_to run_name dataloader_num_workers seeds
+        compare_with save_steps save_total_limit ddp_timeout push_to_hub hub_model_id
+        hub_private_repo keep_network"""
+    grid = """task seed seeds output_dir target_sparsity ticket theta dense keep_theta rewind
+        rewind_step control"""
+    assert flags_with("cosmetic") == {*cosmetic.split()}
+    assert flags_with("grid") == {*grid.split()}
+    method = "scope pattern score rewind rewind_step distill early_bird"
+    assert flags_with("method") == {*method.split()}
+    paths = "dataset_path output_dir dense compare_with ticket theta"
+    assert flags_with("path") == {*paths.split()}
+    assert flags_with("several") == {"ignore", "seeds"}
+
+
+def test_a_registered_name_becomes_a_choice(monkeypatch):
+    registry = REGISTRIES["schedule"]
+    ours = Registry("schedule")
+    for name, entry in {**registry, "ours": registry["linear"]}.items():
+        ours.register(name, entry)
+    monkeypatch.setitem(REGISTRIES, "schedule", ours)
+    assert "ours" in cli.command("imp").parser().format_help()
+    args = resolution.parse(["--task", "sst2", "--preset", "demo", "--schedule", "ours"])
+    assert args.schedule == "ours"
+    monkeypatch.setitem(REGISTRIES, "schedule", registry)
+    with pytest.raises(BadInput, match="--schedule: invalid choice: 'ours'"):
+        resolution.parse(["--task", "sst2", "--preset", "demo", "--schedule", "ours"])
 
 
 def test_a_flag_takes_two_lines_at_most_and_none_is_wider_than_the_terminal(helped):
@@ -67,7 +105,7 @@ def test_defaults_and_choices_are_said(helped):
     for spec in fields(kind):
         if spec.default not in (None, MISSING) and spec.default is not False:
             assert f"(default: {spec.default})" in said[spec.name]
-        assert all(choice in said[spec.name] for choice in spec.metadata.get("choices") or ())
+        assert all(choice in said[spec.name] for choice in spec.metadata["flag"].names)
     for name in DEFAULTS["mlm"]:
         usual, *others = re.search(r"\(default: (.*)\)", said[name])[1].split(", ")
         by_task = dict(other.split() for other in others)
@@ -82,7 +120,9 @@ def test_names_are_not_broken_at_their_hyphens(helped):
 
 def test_the_usage_says_how_the_command_was_called(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/lth", "imp"])
-    assert build_parser("lth_scale.imp", "", Arguments).prog == "lth imp"
+    assert cli.command("imp").parser().prog == "lth imp"
+    push = cli.command("hub").parser().parse_args(["push", "x", "--private"])
+    assert push.run == "x" and push.private
 
 
 def test_what_is_imported_first_is_never_searched_for_garbage_and_what_comes_later_is(monkeypatch):
@@ -128,11 +168,11 @@ def test_verbose_prints_what_a_library_said_above_the_line_and_else_the_line_nam
 
 def test_an_error_of_our_own_that_is_said_in_full_is_no_more_to_be_had():
     with pytest.raises(BadInput) as problem:
-        resolution.parse(["--task", "sst2", "--preset", "demo", "--optim_args", "eps"], "", "")
+        resolution.parse(["--task", "sst2", "--preset", "demo", "--optim_args", "eps"])
     assert not exit_codes.sums_up(problem.value)
     own = BadInput("outer")
     try:
-        checks._optim_arg("lr", "1", "sgd")
+        checks.parse_optim_arg("lr", "1", "sgd")
     except ValueError as cause:
         own.__cause__ = cause
     assert not exit_codes.sums_up(own)
@@ -142,9 +182,7 @@ def test_an_error_of_our_own_that_is_said_in_full_is_no_more_to_be_had():
     "command", ["imp", "transfer", "study", "report", "export", "speed", "ticket", "hub"]
 )
 def test_every_command_takes_verbose_and_no_run_is_told_of_it(command):
-    from lth_scale import cli
-
-    parser = cli.parser_of(command)
+    parser = cli.command(command).parser()
     assert "--verbose" in parser.format_help()
     words = {
         "imp": ["--task", "sst2"],
@@ -207,6 +245,6 @@ def test_flags_and_paths_that_are_printed_can_be_pasted(value):
 
 
 def argparse_value(words):
-    parser = parsers.OneLineParser("test")
+    parser = parsers.OneLineParser(prog="test")
     parser.add_argument("--output_dir")
     return parser.parse_args(words).output_dir

@@ -43,7 +43,7 @@ def test_the_first_line_of_a_config_is_a_command_that_uses_it(config):
 def resolve_flags(flags: list[str]):
     from lth_scale.config.resolution import parse
 
-    return parse(flags, "test", "test")
+    return parse(flags)
 
 
 def run_line(config: str, *flags: str, processes: int | None = None) -> subprocess.CompletedProcess:

@@ -115,7 +115,7 @@ def test_a_pod_runs_a_search_whose_output_lies_on_the_volume(monkeypatch):
         1,
         "node-0",
     )
-    search = parse(launch.training_script_args, "test", "test")
+    search = parse(launch.training_script_args)
     home = (FILE.parents[2] / "docker/Dockerfile").read_text().split("\nWORKDIR ")[-1].split()[0]
     assert f"{home}/{search.output_dir}".startswith(
         POD["containers"][0]["volumeMounts"][0]["mountPath"] + "/"

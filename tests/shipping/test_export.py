@@ -16,7 +16,7 @@ from test_families import FAMILIES
 from lth_scale import Ticket, load_exported
 from lth_scale.config import files, manifest
 from lth_scale.config.errors import BadInput, Stopped
-from lth_scale.export import build_parser, main
+from lth_scale.export import COMMAND, main
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.shipping.export import locations, writing
 from lth_scale.shipping.export.architectures import unique_state
@@ -542,7 +542,7 @@ def test_the_command_says_size_sparsity_difference_and_how_to_load(
 
 
 def test_the_command_imports_no_torch_before_its_flags_are_checked():
-    code = "import sys, lth_scale.export as m; m.build_parser().format_help(); sys.exit('torch' in sys.modules)"
+    code = "import sys, lth_scale.export as m; m.COMMAND.parser().format_help(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -493,7 +493,7 @@ def test_the_card_repeats_the_command_that_made_the_run(run, monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     words = shlex.split(found.command)
     assert words[:4] == ["accelerate", "launch", "-m", "lth_scale.imp"]
-    again = parse(words[4:], "test", "test").as_dict()
+    again = parse(words[4:]).as_dict()
     loose = {"output_dir", "report_to"}
     assert {k: v for k, v in again.items() if k not in loose} == {
         k: places[k].name if k in places else v for k, v in args.as_dict().items() if k not in loose

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lth_scale.config.parsers import PATHS
+from lth_scale.config.arguments import flags_with
 from lth_scale.shipping.publication import Publication, bare
 
 
@@ -75,7 +75,9 @@ def test_what_a_run_recorded_of_its_model_counts_and_not_what_lies_here(
 
 
 def test_every_flag_that_names_a_file_or_a_directory_is_known():
-    assert {"dataset_path", "output_dir", "ticket", "theta", "dense", "compare_with"} <= PATHS
+    assert {"dataset_path", "output_dir", "ticket", "theta", "dense", "compare_with"} <= flags_with(
+        "path"
+    )
 
 
 def test_values_and_texts_hold_last_names_and_keep_the_rest(tmp_path):

@@ -73,7 +73,7 @@ def checked(networks, sst2_data, tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{output.parent / 'store.db'}")
-        speed.run(*speed.parse([str(networks[1]), *flags]))
+        speed.time_targets(speed.COMMAND.parse([str(networks[1]), *flags]))
     return (
         output,
         json.loads((output / "speed.json").read_text()),
@@ -149,7 +149,9 @@ def test_markdown_json_picture_and_numbers_are_in_mlflow(checked):
 
 def test_two_targets_are_two_points_and_an_unknown_task_is_said(networks, tmp_path):
     targets = [str(each) for each in networks]
-    speed.run(*speed.parse([*targets, *QUICK, "--backends", "csr", "--output_dir", str(tmp_path)]))
+    speed.time_targets(
+        speed.COMMAND.parse([*targets, *QUICK, "--backends", "csr", "--output_dir", str(tmp_path)])
+    )
     found = json.loads((tmp_path / "speed.json").read_text())
     assert [round(cell["sparsity"], 1) for cell in found["cells"]] == [0.5, 0.9]
     assert [list(cell["rows"]) for cell in found["cells"]] == [[EAGER, "csr"]] * 2

@@ -96,14 +96,14 @@ def test_a_config_that_counts_too_many_is_refused_before_one_is_made(
     with pytest.raises(
         BadInput, match=f"--model_name_or_path .*{name.replace('text_config', 'num_labels')}"
     ):
-        load_tokenizer(parse(small(model_name_or_path=directory), "t", "t"))
+        load_tokenizer(parse(small(model_name_or_path=directory)))
     with pytest.raises(ValueError, match=r"config\.json"):
         read_config(str(directory))
 
 
 @pytest.mark.parametrize("odd", [{"num_labels": 1}, {"num_labels": 3, "id2label": None}], ids=str)
 def test_counts_that_a_network_may_have_are_taken(odd, odd_model, small):
-    load_tokenizer(parse(small(model_name_or_path=odd_model(**odd)), "t", "t"))
+    load_tokenizer(parse(small(model_name_or_path=odd_model(**odd))))
 
 
 DECODERS = {
@@ -120,10 +120,10 @@ def test_a_config_of_what_is_not_trained_so_is_refused(name, odd_model, small):
     with pytest.raises(
         BadInput, match=rf"config\.json has {name} .*; (set it to false|give the network before)"
     ):
-        load_tokenizer(parse(small(model_name_or_path=directory), "t", "t"))
+        load_tokenizer(parse(small(model_name_or_path=directory)))
 
 
 def test_weights_under_a_name_of_the_configs_own_are_refused(odd_model, small):
     directory = odd_model(transformers_weights="other.safetensors")
     with pytest.raises(BadInput, match="has transformers_weights"):
-        load_tokenizer(parse(small(model_name_or_path=directory), "t", "t"))
+        load_tokenizer(parse(small(model_name_or_path=directory)))

@@ -183,7 +183,7 @@ def test_a_label_of_the_hub_that_is_none_is_named_with_its_row(label):
 def test_labels_from_the_hub_are_checked_as_far_as_they_are_used(small, monkeypatch):
     rows = Dataset.from_dict({"sentence": ["a", "b", "c"], "label": [0, 1, -1], "idx": [0, 1, 2]})
     monkeypatch.setattr(data, "load_hub", lambda *name: {"train": rows, "validation": rows})
-    args = parse(small(dataset_path=None), "t", "t")
+    args = parse(small(dataset_path=None))
     found = data.load_splits(
         replace(args, max_train_samples=2, max_eval_samples=1), COLUMNS, (0, 1)
     )
@@ -311,7 +311,7 @@ def test_tokens_are_cached_by_all_that_a_tokenizer_does_wherever_it_lies(
     from lth_scale.config.resolution import parse
 
     def loaded(name):
-        return loading.load_tokenizer(parse(small(model_name_or_path=tmp_path / name), "t", "t"))
+        return loading.load_tokenizer(parse(small(model_name_or_path=tmp_path / name)))
 
     def encoded(tokenizer):
         options = dict(texts=("sentence",), length=16, segments=False)

@@ -19,9 +19,7 @@ def said(small, tmp_path, caplog):
         for split, numbers in (("train", range(40)), (TASKS[task].validation, range(40, 70))):
             write_jsonl(tmp_path / f"data/{split}.jsonl", change(split, [row(i) for i in numbers]))
         caplog.clear()
-        registry.load_task(
-            parse(small(task=task, dataset_path=tmp_path / "data", **flags), "t", "t")
-        )
+        registry.load_task(parse(small(task=task, dataset_path=tmp_path / "data", **flags)))
         return [
             r.getMessage().removeprefix(f"--dataset_path {tmp_path}/data: ") for r in caplog.records
         ]

@@ -35,7 +35,7 @@ def load(small, tmp_path):
         for split in kind.splits:
             write_jsonl(tmp_path / name / f"{split}.jsonl", rows)
         return registry.load_task(
-            parse(small(task=name, dataset_path=tmp_path / name, **overrides), "t", "t")
+            parse(small(task=name, dataset_path=tmp_path / name, **overrides))
         )
 
     return go
@@ -61,10 +61,7 @@ def test_mnli_has_mismatched_rows_too_where_they_are(load, small, tmp_path):
     )
     assert task.more["mismatched"].column_names == task.validation.column_names
     (tmp_path / "mnli/validation_mismatched.jsonl").unlink()
-    assert (
-        registry.load_task(parse(small(task="mnli", dataset_path=tmp_path / "mnli"), "t", "t")).more
-        == {}
-    )
+    assert registry.load_task(parse(small(task="mnli", dataset_path=tmp_path / "mnli"))).more == {}
     assert load("sst2").more == {}
 
 
@@ -107,7 +104,7 @@ def test_a_changed_file_is_read_again(small, tmp_path):
     rows = [{"sentence": sentence(i), "label": i % 2} for i in range(8)]
     for split in ("train", "validation"):
         write_jsonl(tmp_path / f"d/{split}.jsonl", rows)
-    args = parse(small(dataset_path=tmp_path / "d"), "t", "t")
+    args = parse(small(dataset_path=tmp_path / "d"))
     assert len(registry.load_task(args).train) == 8
     write_jsonl(tmp_path / "d/train.jsonl", [*rows, *rows])
     assert len(registry.load_task(args).train) == 16

@@ -111,7 +111,7 @@ def test_blocks_are_the_text_in_order_between_special_tokens(tokenizer):
 
 
 def test_validation_masks_are_the_same_each_time_and_15_percent(small, text_data):
-    args = parse(small(task="mlm", dataset_path=text_data), "t", "t")
+    args = parse(small(task="mlm", dataset_path=text_data))
     first, second = (registry.load_task(args) for _ in range(2))
     assert first.validation["labels"] == second.validation["labels"]
     labels = numpy.array(first.validation["labels"])
@@ -122,7 +122,7 @@ def test_validation_masks_are_the_same_each_time_and_15_percent(small, text_data
 
 
 def test_the_score_is_masked_accuracy_and_mean_loss_over_tokens(small, text_data):
-    task = registry.load_task(parse(small(task="mlm", dataset_path=text_data), "t", "t"))
+    task = registry.load_task(parse(small(task="mlm", dataset_path=text_data)))
     logits = torch.tensor([[5.0, 0.0], [0.0, 5.0], [5.0, 0.0]])
     batch = {"labels": torch.tensor([[0, -100, 1], [1, -100, -100]])}
     row = task.rows(logits, batch)
@@ -139,9 +139,7 @@ def test_validation_without_a_masked_token_is_refused(small, tmp_path, monkeypat
         write_jsonl(tmp_path / f"d/{split}.jsonl", [{"text": "the cat sat on the mat ."}])
     monkeypatch.setattr(mlm, "mask_for_evaluation", mask_nothing)
     with pytest.raises(BadInput, match="no token of its validation is masked"):
-        registry.load_task(
-            parse(small(task="mlm", dataset_path=tmp_path / "d", max_seq_length=8), "t", "t")
-        )
+        registry.load_task(parse(small(task="mlm", dataset_path=tmp_path / "d", max_seq_length=8)))
 
 
 def mask_nothing(batch: dict, tokenizer, seed: int) -> dict:

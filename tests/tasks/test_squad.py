@@ -86,7 +86,7 @@ def load(small, tmp_path):
             write_jsonl(tmp_path / f"squad/{split}.jsonl", rows)
         flags = {"max_seq_length": 32, "doc_stride": 8, **overrides}
         return registry.load_task(
-            parse(small(task="squad", dataset_path=tmp_path / "squad", **flags), "t", "t")
+            parse(small(task="squad", dataset_path=tmp_path / "squad", **flags))
         )
 
     return go

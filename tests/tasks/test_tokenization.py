@@ -284,9 +284,7 @@ def test_squad_refuses_a_tokenizer_without_offsets_by_its_class(kind, checkpoint
         BadInput, match=rf"--task squad: {type(tokenizer).__name__}, .* tokenizer\.json"
     ):
         registry.load_task(
-            parse(
-                small(task="squad", model_name_or_path=directory, dataset_path=tmp_path), "t", "t"
-            )
+            parse(small(task="squad", model_name_or_path=directory, dataset_path=tmp_path))
         )
 
 
@@ -326,9 +324,7 @@ def test_blocks_have_the_special_tokens_where_a_text_has_them(kind):
 )
 def test_lost_special_tokens_are_said_in_one_line(template, lost, checkpoint, small, caplog):
     tokenizer = of_words(template)
-    registry.load_task(
-        parse(small(model_name_or_path=checkpoint(bert(tokenizer), tokenizer)), "t", "t")
-    )
+    registry.load_task(parse(small(model_name_or_path=checkpoint(bert(tokenizer), tokenizer))))
     assert len([record for record in caplog.records if "adds no [CLS]" in record.message]) == lost
 
 
@@ -351,7 +347,7 @@ def test_texts_that_run_into_each_other_are_said_in_one_line(
         else kind(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=40)
     )
     directory = checkpoint(config, tokenizer, hf.AutoModel)
-    args = parse(small(model_name_or_path=directory, max_seq_length=16), "t", "t")
+    args = parse(small(model_name_or_path=directory, max_seq_length=16))
     model = hf.AutoModel.from_pretrained(directory)
     agree_on_inputs(args, model, tokenizer, texts)
     lines = [
@@ -368,14 +364,14 @@ def test_a_tokenizer_that_leaves_no_room_for_a_text_is_refused(most, tokenizer, 
     with pytest.raises(
         BadInput, match=r"tokenizer_config\.json has model_max_length .*take it out"
     ):
-        registry.load_task(parse(small(model_name_or_path=directory), "t", "t"))
+        registry.load_task(parse(small(model_name_or_path=directory)))
 
 
 def test_a_whole_number_that_json_writes_with_a_point_is_a_length(tokenizer, checkpoint, small):
     directory = checkpoint(bert(tokenizer), tokenizer)
     path = directory / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 9.0}))
-    task = registry.load_task(parse(small(model_name_or_path=directory), "t", "t"))
+    task = registry.load_task(parse(small(model_name_or_path=directory)))
     assert max(map(len, task.train["input_ids"])) == 9
 
 
@@ -401,9 +397,7 @@ def test_a_network_of_no_usable_scores_is_not_called_neutral_but_for_nan(
 )
 def test_an_id_beyond_the_embeddings_is_found_before_training(ids, rows, named, checkpoint, small):
     tokenizer = of_words(["[CLS]", "$A", "[SEP]"], ids)
-    args = parse(
-        small(model_name_or_path=checkpoint(bert(tokenizer, vocab_size=rows), tokenizer)), "t", "t"
-    )
+    args = parse(small(model_name_or_path=checkpoint(bert(tokenizer, vocab_size=rows), tokenizer)))
     if named is None:
         assert registry.load_task(args)
     else:
@@ -418,7 +412,7 @@ def test_an_added_token_beyond_the_embeddings_is_found(tokenizer, checkpoint, sm
     more.add_tokens(["<new>"], special_tokens=True)
     directory = checkpoint(bert(tokenizer), more)
     with pytest.raises(BadInput, match=f"'<new>' is {len(tokenizer)}"):
-        registry.load_task(parse(small(model_name_or_path=directory), "t", "t"))
+        registry.load_task(parse(small(model_name_or_path=directory)))
 
 
 READERS = {
@@ -524,9 +518,7 @@ def test_a_text_is_cut_on_the_tokenizers_own_side_and_keeps_its_special_tokens(
     directory = checkpoint(bert(tokenizer), tokenizer)
     path = directory / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "truncation_side": side}))
-    task = registry.load_task(
-        parse(small(model_name_or_path=directory, max_seq_length=8), "t", "t")
-    )
+    task = registry.load_task(parse(small(model_name_or_path=directory, max_seq_length=8)))
     whole = tokenizer(sentence(7), add_special_tokens=False)["input_ids"]
     kept = whole[:6] if side == "right" else whole[-6:]
     assert len(whole) > 6
@@ -540,7 +532,7 @@ def test_padding_is_masked_even_where_the_tokenizer_gives_no_mask(
     directory = checkpoint(bert(tokenizer), tokenizer)
     path = directory / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_input_names": names}))
-    task = registry.load_task(parse(small(model_name_or_path=directory), "t", "t"))
+    task = registry.load_task(parse(small(model_name_or_path=directory)))
     batch = task.eval_collate([task.validation[i] for i in range(8)])
     assert torch.equal(
         batch["attention_mask"], (batch["input_ids"] != tokenizer.pad_token_id).long()
@@ -556,7 +548,7 @@ def test_another_pad_id_than_the_tokenizers_is_said(
     config, pad, said, tokenizer, checkpoint, small, caplog
 ):
     directory = checkpoint(bert(tokenizer, **config), tokenizer)
-    task = registry.load_task(parse(small(model_name_or_path=directory), "t", "t"))
+    task = registry.load_task(parse(small(model_name_or_path=directory)))
     assert task.model.config.pad_token_id == pad
     assert ("take 7 as the padding's id, and its tokenizer pads with 0" in caplog.text) == said
 
@@ -723,9 +715,7 @@ def test_emoji_that_are_left_for_want_of_a_package_are_said(
     tokenizer = hf.BertweetTokenizer(
         str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes"), normalization=True
     )
-    registry.load_task(
-        parse(small(model_name_or_path=checkpoint(bert(tokenizer), tokenizer)), "t", "t")
-    )
+    registry.load_task(parse(small(model_name_or_path=checkpoint(bert(tokenizer), tokenizer))))
     assert "pip install emoji" in caplog.text
 
 
@@ -751,7 +741,7 @@ def test_code_of_a_models_own_that_is_not_run_is_said(
             {**json.loads(path.read_text()), "auto_map": {auto: ["house.House", None]}, **more}
         )
     )
-    registry.load_task(parse(small(model_name_or_path=tmp_path / "model"), "t", "t"))
+    registry.load_task(parse(small(model_name_or_path=tmp_path / "model")))
     assert f"(auto_map) is not run; it is read as {kind}" in caplog.text
 
 
@@ -770,9 +760,7 @@ def test_two_tokenizers_of_one_content_share_the_cache_and_another_does_not(
     shutil.copy(tmp_path / "data/train.jsonl", tmp_path / "data/validation.jsonl")
     flags = {"dataset_path": tmp_path / "data"}
     trains = [
-        registry.load_task(
-            parse(small(**flags, model_name_or_path=tmp_path / name), "t", "t")
-        ).train
+        registry.load_task(parse(small(**flags, model_name_or_path=tmp_path / name))).train
         for name in ("one", "two", "three")
     ]
     assert trains[0].cache_files == trains[1].cache_files != trains[2].cache_files

@@ -73,7 +73,7 @@ def renamed(old: str, new: str):
 def load(directory: Path, task: str = "sst2", *flags: str, seed: int = 7, **options):
     """The `Loaded` of a task."""
     given = ["--task", task, "--model_name_or_path", str(directory), "--seed", str(seed), *flags]
-    args = parse(given, "t", "t")
+    args = parse(given)
     tokenizer = load_tokenizer(args)
     return load_model(args, HEADS.get(task, CLASSIFIER), tokenizer, **label_config(**options))
 
@@ -440,7 +440,7 @@ def test_a_fresh_mlm_head_is_said_in_every_output(checkpoint, search, text_data,
         "a fresh MLM head" in row["note"] for row in json.loads((out / "results.json").read_text())
     )
     assert Ticket.load(out / "ticket.safetensors").arguments["fresh_head"] is True
-    args = parse(["--task", "mlm", "--fresh_head"], "t", "t")
+    args = parse(["--task", "mlm", "--fresh_head"])
     assert "a fresh MLM head" in summary.report(RunDirectory(out, args))
 
 
@@ -665,10 +665,7 @@ def test_keep_head_keeps_the_checkpoints_head_and_says_so(checkpoint, search, ca
 )
 def test_labels_without_names_of_their_own_are_in_the_tasks_order(names, checkpoint, small):
     flags = small(model_name_or_path=checkpoint("bert", CLASSIFIER, id2label=names), keep_head=True)
-    assert registry.load_task(parse(flags, "t", "t")).model.config.id2label == {
-        0: "negative",
-        1: "positive",
-    }
+    assert registry.load_task(parse(flags)).model.config.id2label == {0: "negative", 1: "positive"}
 
 
 def test_a_pointer_of_git_lfs_is_named_as_what_it_is(tiny_bert, tmp_path):
@@ -710,7 +707,7 @@ def test_keep_head_is_refused_where_the_head_does_not_fit(what, checkpoint, smal
     config, message = UNFIT[what]
     flags = small(model_name_or_path=checkpoint("bert", CLASSIFIER, **config), keep_head=True)
     with pytest.raises(BadInput, match=rf"{message}.*leave --keep_head out"):
-        registry.load_task(parse(flags, "t", "t"))
+        registry.load_task(parse(flags))
 
 
 def test_keep_head_is_refused_where_there_is_none(checkpoint):

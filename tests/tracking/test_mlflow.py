@@ -418,7 +418,7 @@ def journal(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     out = tmp_path / "out"
     out.mkdir()
-    args = parse(["--task", "sst2", "--preset", "demo", "--output_dir", str(out)], "t", "t")
+    args = parse(["--task", "sst2", "--preset", "demo", "--output_dir", str(out)])
 
     def make():
         from lth_scale.tracking.mlflow.tracker import MlflowTracker

@@ -106,7 +106,7 @@ def study(tmp_path_factory, tokenizer):
             given |= {"ticket": home / given["ticket"]} if "ticket" in given else {}
             kinds = {"imp": (imp, []), "transfer": (transfer, [Transfer])}
             command, kind = kinds[job.kind]
-            command.run(parse(plans.as_argv(given), "test", "test", *kind))
+            command.run(parse(plans.as_argv(given), *kind))
         for _ in range(2):  # again, and nothing is there twice
             patch.setattr(sys, "argv", ["report", str(home)])
             report.main()

@@ -56,7 +56,7 @@ def test_other_commands_refuse_them_too(flags, monkeypatch):
     with pytest.raises(BadInput, match=r"^MLFLOW_TAGS {: not a JSON object"):
         {"report": report, "speed": speed}[flags[0]].parse()
     monkeypatch.setattr("sys.argv", [*flags, "--report_to", "none"])
-    {"report": report, "speed": speed}[flags[0]].parse()
+    {"report": report, "speed": speed}[flags[0]].COMMAND.parse()
 
 
 def test_tags_are_what_mlflow_takes_without_secrets(monkeypatch):

@@ -87,7 +87,7 @@ def test_other_content_is_refused_and_touched_or_unread_files_are_not(
     ):
         (tmp_path / "model" / name).write_text("unread")
     (tmp_path / "data/test.jsonl").write_text("unread")
-    args = parse(small(**own), "t", "t")
+    args = parse(small(**own))
     before = (out / "arguments.json").read_bytes()
     for name, (change, *how) in CHANGES.items():
         content = (tmp_path / name).read_bytes()
@@ -112,14 +112,14 @@ def test_another_ticket_or_theta_under_the_same_name_is_refused(search, transfer
     shutil.copy(found / "theta.safetensors", given["theta"])
     out = transfer(**given)
     again = ["--seeds", "42", *small(output_dir=out, target_sparsity=None, **given)]
-    RunDirectory.open(parse(again, "t", "t", Transfer))
+    RunDirectory.open(parse(again, Transfer))
     shutil.copy(found / "rounds/03/ticket.safetensors", given["ticket"])
     with pytest.raises(BadInput, match=r"--ticket: t\.safetensors was sha256"):
-        RunDirectory.open(parse(again, "t", "t", Transfer))
+        RunDirectory.open(parse(again, Transfer))
     shutil.copy(found / "rounds/02/ticket.safetensors", given["ticket"])
     flip_a_bit(given["theta"])
     with pytest.raises(BadInput, match=r"--theta: theta\.safetensors was sha256"):
-        RunDirectory.open(parse(again, "t", "t", Transfer))
+        RunDirectory.open(parse(again, Transfer))
 
 
 def test_the_launchers_precision_is_recorded_as_the_flag_and_going_on_without_it_is_refused(
@@ -144,8 +144,8 @@ def test_the_launchers_precision_is_recorded_as_the_flag_and_going_on_without_it
 
 def test_a_flag_wins_over_the_launcher(small, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    assert parse(small(), "t", "t").fp16
-    args = parse(small(bf16=True), "t", "t")
+    assert parse(small()).fp16
+    args = parse(small(bf16=True))
     assert args.bf16 and not args.fp16
 
 
@@ -320,14 +320,12 @@ def test_the_same_content_under_another_path_goes_on(search, small, own, tmp_pat
     monkeypatch.chdir(tmp_path)
     shutil.copytree("data", "data2")
     RunDirectory.open(
-        parse(small(model_name_or_path="./model", dataset_path="data2", output_dir=out), "t", "t")
+        parse(small(model_name_or_path="./model", dataset_path="data2", output_dir=out))
     )
     rewrite(Path("data2/train.jsonl"), '"label": 1', '"label": 0')
     with pytest.raises(BadInput, match=r"--dataset_path: train\.jsonl was sha256"):
         RunDirectory.open(
-            parse(
-                small(model_name_or_path="./model", dataset_path="data2", output_dir=out), "t", "t"
-            )
+            parse(small(model_name_or_path="./model", dataset_path="data2", output_dir=out))
         )
     written = json.loads((out / "arguments.json").read_text())
     del written["digests"]["data"]
@@ -336,9 +334,7 @@ def test_the_same_content_under_another_path_goes_on(search, small, own, tmp_pat
         BadInput, match=r"--dataset_path was \S+/data, is data2"
     ):  # known of one side alone
         RunDirectory.open(
-            parse(
-                small(model_name_or_path="./model", dataset_path="data2", output_dir=out), "t", "t"
-            )
+            parse(small(model_name_or_path="./model", dataset_path="data2", output_dir=out))
         )
 
 
@@ -353,10 +349,10 @@ def test_a_path_that_was_written_down_relative_goes_on_absolute_and_the_other_wa
     old = {**written, "model_name_or_path": "model", "dataset_path": "./data"}
     del old["digests"]  # as version 0.1.0 wrote it
     (out / "arguments.json").write_text(json.dumps(old))
-    RunDirectory.open(parse(small(**own), "t", "t"))
+    RunDirectory.open(parse(small(**own)))
     shutil.copytree("data", "data2")
     with pytest.raises(BadInput, match=r"--dataset_path was \./data, is data2"):
-        RunDirectory.open(parse(small(**own | {"dataset_path": "data2"}), "t", "t"))
+        RunDirectory.open(parse(small(**own | {"dataset_path": "data2"})))
 
 
 def test_a_study_goes_on_with_the_same_model_under_another_path(small, own, tmp_path, monkeypatch):
@@ -408,12 +404,7 @@ def test_a_ticket_and_theta_of_another_name_and_a_copied_dense_network_are_the_s
         for name in given
     }
     RunDirectory.open(
-        parse(
-            ["--seeds", "42", *small(output_dir=out, target_sparsity=None, **moved)],
-            "t",
-            "t",
-            Transfer,
-        )
+        parse(["--seeds", "42", *small(output_dir=out, target_sparsity=None, **moved)], Transfer)
     )
     flags = small(
         **own | {"dataset_path": shutil.copytree(tmp_path / "data", tmp_path / "data2")},
@@ -422,7 +413,7 @@ def test_a_ticket_and_theta_of_another_name_and_a_copied_dense_network_are_the_s
     with pytest.raises(
         BadInput, match="has not kept its round 0"
     ):  # and was trained as these flags say
-        check_dense(parse(flags, "t", "t"), 3, {"precision": "no"})
+        check_dense(parse(flags), 3, {"precision": "no"})
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -457,7 +448,7 @@ DAMAGES = [
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=str)
 def test_damaged_facts_are_named(damage, small, own, tmp_path):
-    args = parse(small(**own), "t", "t")
+    args = parse(small(**own))
     (tmp_path / "out").mkdir()
     written = args.as_dict() | {"digests": provenance.digests(args)} | damage
     (tmp_path / "out/arguments.json").write_text(json.dumps(written))

@@ -57,9 +57,9 @@ def test_a_search_may_go_on_with_another_log_but_not_with_another_rate(search, s
     from lth_scale.tracking.run_directory import RunDirectory
 
     out = search()
-    assert RunDirectory.open(parse(small(logging_steps=3, run_name="x"), "t", "t")).directory == out
+    assert RunDirectory.open(parse(small(logging_steps=3, run_name="x"))).directory == out
     with pytest.raises(BadInput, match=r"--learning_rate was 0\.01, is 0\.02"):
-        RunDirectory.open(parse(small(learning_rate=0.02), "t", "t"))
+        RunDirectory.open(parse(small(learning_rate=0.02)))
 
 
 @pytest.mark.parametrize("rewind", ["weights", "none"])

@@ -337,7 +337,7 @@ def written(small, tmp_path):
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    args = parse(small(), "test", "test")
+    args = parse(small())
     net = networks.prepare(environment.make_accelerator(args), registry.load_task(args), args)
     theta, masks = (
         net.initial,

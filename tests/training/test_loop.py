@@ -18,7 +18,7 @@ from lth_scale.training.forward_check import check_forward
 
 @pytest.fixture
 def loaded(small):
-    args = parse(small(gradient_accumulation_steps=2), "t", "t")
+    args = parse(small(gradient_accumulation_steps=2))
     return registry.load_task(args), args
 
 
@@ -92,7 +92,7 @@ def test_a_batch_is_a_function_of_its_number(loaded):
 def test_masked_tokens_are_redrawn_each_time_and_replayed_for_the_same_number(
     small, text_data, monkeypatch
 ):
-    args = parse(small(task="mlm", dataset_path=text_data), "t", "t")
+    args = parse(small(task="mlm", dataset_path=text_data))
     task = registry.load_task(args)
     batches = Batches(task, args, 0, 1)
     monkeypatch.setattr(
@@ -155,13 +155,13 @@ def test_scores_do_not_depend_on_the_evaluation_batch(search, tmp_path):
     ],
 )
 def test_learning_rates_over_four_steps(kind, warmup, expected, small):
-    args = parse(small(lr_scheduler_type=kind, warmup_steps=warmup, learning_rate=1.0), "t", "t")
+    args = parse(small(lr_scheduler_type=kind, warmup_steps=warmup, learning_rate=1.0))
     rate = optimizers.learning_rates(args, 4)
     assert [rate(step) for step in range(4)] == expected
 
 
 def test_vectors_do_not_decay_and_matrices_do(small, loaded):
-    args = parse(small(weight_decay=0.1), "t", "t")
+    args = parse(small(weight_decay=0.1))
     optimizer = optimizers.make_optimizer(args, loaded[0].model, torch.device("cpu"))
     assert all(w.ndim >= 2 for w in optimizer.param_groups[0]["params"])
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
@@ -222,7 +222,7 @@ def test_a_step_that_overflows_changes_nothing_and_a_restart_restores_the_loss_s
     from lth_scale.training.tickets import initial_ticket
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    args = parse(small(), "t", "t")
+    args = parse(small())
     accelerator = environment.make_accelerator(args)
     accelerator.scaler = torch.amp.GradScaler("cpu")
     net = networks.prepare(accelerator, registry.load_task(args), args)

@@ -1,0 +1,64 @@
+"""Every name of the API pages stays importable from `lth_scale`, without torch until it is used."""
+
+import subprocess
+import sys
+
+import pytest
+
+NAMES = {  # as the API pages of version 0.2.0 list them → where they are now
+    "controls": "lth_scale.pruning.controls",
+    "matching": "lth_scale.science.matching",
+    "masking": "lth_scale.pruning.masking",
+    "imp.run": "lth_scale.imp.run",
+    "imp.imp": "lth_scale.imp.imp",
+    "transfer.run": "lth_scale.transfer.run",
+    "resolve": "lth_scale.config.resolution.resolve",
+    "Training": "lth_scale.config.arguments.Training",
+    "Arguments": "lth_scale.config.arguments.Arguments",
+    "Transfer": "lth_scale.config.arguments.Transfer",
+    "BadInput": "lth_scale.config.errors.BadInput",
+    "sparsities": "lth_scale.pruning.schedules.sparsities",
+    "prunable": "lth_scale.pruning.prunable_set.prunable",
+    "export.export": "lth_scale.shipping.export.export.export",
+    "export.load_exported": "lth_scale.shipping.export.export.load_exported",
+    "load_exported": "lth_scale.shipping.export.export.load_exported",
+    "hub.push": "lth_scale.shipping.hub.push",
+    "hub.pull": "lth_scale.shipping.pull.pull",
+    "hub.verify": "lth_scale.shipping.pull.verify",
+    "push": "lth_scale.shipping.hub.push",
+    "pull": "lth_scale.shipping.pull.pull",
+    "verify": "lth_scale.shipping.pull.verify",
+    "ticket.Ticket": "lth_scale.pruning.ticket.Ticket",
+    "ticket.digest": "lth_scale.pruning.ticket.digest",
+    "ticket.base_digest": "lth_scale.pruning.ticket.base_digest",
+    "Ticket": "lth_scale.pruning.ticket.Ticket",
+    "digest": "lth_scale.pruning.ticket.digest",
+    "base_digest": "lth_scale.pruning.ticket.base_digest",
+    "prune": "lth_scale.pruning.threshold.prune",
+    "smallest": "lth_scale.pruning.threshold.smallest",
+}
+
+
+def named(path: str) -> object:
+    """Import a dotted name: `from MODULE import NAME`, for a function also its attribute."""
+    module, _, name = path.rpartition(".")
+    return getattr(__import__(module, fromlist=[name]), name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_of_the_api_pages_is_importable_from_the_package(name):
+    package, _, attribute = f"lth_scale.{name}".rpartition(".")
+    scope: dict[str, object] = {}
+    exec(f"from {package} import {attribute} as value", scope)
+    exec(f"import {NAMES[name].rpartition('.')[0]}", scope)
+    assert scope["value"] is named(NAMES[name]) is not None
+
+
+def test_the_package_imports_no_torch():
+    code = "import lth_scale, sys; assert lth_scale.resolve; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(ImportError):
+        exec("from lth_scale import nothing_of_this_name")
