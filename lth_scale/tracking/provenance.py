@@ -22,7 +22,7 @@ Digests = dict[str, dict[str, str]]  # SHA-256 by input (a key of FLAGS) and fil
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # The flag of each input, if its name differs.
 FLAGS = {"model": "model_name_or_path", "tokenizer": "model_name_or_path", "data": "dataset_path"}
-SINGLE_FILES = {"ticket", "theta"}  # may have any name
+SINGLE_FILES = ("ticket", "theta")  # may have any name
 # What --dense starts from; the ticket holds the digest of θᵢ.
 DENSE = ("rounds/00/ticket.safetensors", "rounds/00/metrics.json")
 MAY_CHANGE = {"threads", "versions"}
@@ -31,11 +31,12 @@ MAY_CHANGE = {"threads", "versions"}
 def digests(args: Training) -> Digests:
     """Return the digests of all local files that a run reads. Raises BadInput."""
     inputs = input_digests(args.task, args.model_name_or_path, args.dataset_path)
-    for name in ("ticket", "theta"):
-        if path := getattr(args, name, None):
+    flags = args.as_dict()
+    for name in SINGLE_FILES:
+        if path := flags.get(name):
             inputs[name] = _digests(name, [Path(path)])
-    if dense := getattr(args, "dense", None):
-        inputs["dense"] = _digests("dense", [Path(dense) / part for part in DENSE])
+    if dense := flags.get("dense"):
+        inputs["dense"] = _digests("dense", [Path(dense, file) for file in DENSE])
     return inputs
 
 
@@ -50,7 +51,7 @@ def input_digests(task: str, model: str, dataset: str | None) -> Digests:
         names = {"model": ("config.json", *_weights(home)), "tokenizer": listing.TOKENIZER}
         for name, candidates in names.items():
             paths = (home / file for file in candidates)
-            present = [path for path in paths if os.path.lexists(path) and not path.is_dir()]
+            present = (path for path in paths if os.path.lexists(path) and not path.is_dir())
             inputs[name] = _digests(name, present)
     if directory := local_directory(task, dataset):
         splits = SPLITS.get(task, ("train", "validation"))

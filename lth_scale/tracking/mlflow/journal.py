@@ -111,7 +111,7 @@ def check(path: Path) -> None:
         raise ValueError("was not written by lth_scale")
 
 
-def journals(run: Path) -> list[Path]:
+def journals(output_dir: Path) -> list[Path]:
     """List the journals below an output directory: one of a search, one per seed of a transfer."""
-    paths = [run / NAME, *sorted(run.glob(f"seeds/*/{NAME}"))]
+    paths = [output_dir / NAME, *sorted(output_dir.glob(f"seeds/*/{NAME}"))]
     return [path for path in paths if os.path.lexists(path)]

@@ -15,9 +15,9 @@ LONGEST_PATH = 504  # bytes that SQLite opens, beside a journal of its own
 COLUMNS = {"experiment_id", "artifact_location", "lifecycle_stage"}  # of MLflow's `experiments`
 
 
-def tracking_uri(run: Path) -> str:
+def tracking_uri(output_dir: Path) -> str:
     """Return MLFLOW_TRACKING_URI, or the local store of an output directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or beside(run)
+    return os.environ.get("MLFLOW_TRACKING_URI") or beside(output_dir)
 
 
 def beside(directory: Path) -> str:

@@ -44,7 +44,7 @@ class MlflowTracker:
     """
 
     def __init__(self, args: Training, directory: Path, task: "Task | None" = None):
-        self.args, self.run, self.stage, self.key = args, Path(args.output_dir), "", ""
+        self.args, self.output_dir, self.stage, self.key = args, Path(args.output_dir), "", ""
         self.data = redacted(describe_data(task, args)) if task else []
         self.losses: dict[str, int] = {}  # the last step recorded, by stage
         self.usages: dict[str, int] = {}
@@ -57,7 +57,7 @@ class MlflowTracker:
         }
         if args.note:
             self.tags["note"] = args.note
-        store = stores.tracking_uri(self.run)
+        store = stores.tracking_uri(self.output_dir)
         self._report_store(store)
         self.sender = start_sending(directory / journal.NAME, store)
         for line in journal.events(self.sender.path):
@@ -68,7 +68,7 @@ class MlflowTracker:
             self._write_parent()
 
     def _report_store(self, store: str) -> None:
-        inside = self.run.resolve() / "mlflow.db"
+        inside = self.output_dir.resolve() / "mlflow.db"
         if store == stores.address(inside) and not inside.exists():
             print_line(f"MLflow: records go to {inside}: the parent directory is not writable")
 
@@ -156,7 +156,7 @@ class MlflowTracker:
 
     def _ticket(self, stage: Stage) -> dict[str, str]:
         """Describe the ticket of a pruned round; empty for other stages."""
-        file = self.run / stage.path / "ticket.safetensors"
+        file = self.output_dir / stage.path / "ticket.safetensors"
         is_found = stage.key == "round" and not stage.is_control and stage.number and file.is_file()
         return describe_ticket(file, self.args.seed) if is_found else {}
 
