@@ -400,7 +400,7 @@ def test_a_process_killed_after_any_write_and_started_again_records_everything_o
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     outs = [tmp_path / name / "out" for name in ("killed", "undisturbed")]
     done = subprocess.run(
-        [sys.executable, "-c", LIVES, *map(str, outs)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", LIVES, *map(str, outs)], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0 and 16 <= int(done.stdout) < 40, done
     killed, undisturbed = (contents(f"sqlite:///{out.parent}/mlflow.db", out) for out in outs)

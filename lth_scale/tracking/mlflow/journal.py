@@ -7,7 +7,7 @@ files that lth_scale did not write are never changed.
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def events(path: Path) -> Iterator[JournalLine]:
     return (line for line in read(path) if is_event(line.record))
 
 
-def is_event(record: Mapping[str, Any]) -> bool:
+def is_event(record: Record) -> bool:
     """True for a record that a tracker writes: a known event with its fields."""
     fields = EVENTS.get(str(record.get("event")))
     if fields is None or not isinstance(record.get("time"), int):

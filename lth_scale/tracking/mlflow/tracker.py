@@ -22,7 +22,7 @@ from lth_scale.tracking.mlflow.delivery import start_sending
 from lth_scale.tracking.mlflow.inputs import describe_data
 from lth_scale.tracking.mlflow.tickets import describe_ticket, metadata
 from lth_scale.tracking.mlflow.view import by_percent
-from lth_scale.tracking.rows import describe_starved
+from lth_scale.tracking.rows import Row, describe_starved
 from lth_scale.tracking.stages import Stage
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class MlflowTracker:
         if step > self.usages[self.stage]:
             self._write("usage", stage=self.stage, step=step, metrics=metrics)
 
-    def end(self, stage: Stage, row: Mapping[str, Any]) -> None:
+    def end(self, stage: Stage, row: Row) -> None:
         """Log a complete stage: metrics and ticket on its run, its points on the curves."""
         if stage.name in self.ended:
             return
