@@ -186,7 +186,11 @@ def changes(saved: Facts, current: Facts) -> list[str]:
     threads = current["threads"]
     if saved.get("threads", threads) != threads:
         lines.append(f"{threads} threads (was {saved['threads']})")
-    return [f"continues with {', '.join(sorted(lines))}: last bits may differ"] if lines else []
+    return (
+        [f"continues with {', '.join(sorted(lines))}: results may differ in the last bits"]
+        if lines
+        else []
+    )
 
 
 def not_recorded(saved: Facts, names: Iterable[str]) -> list[str]:

@@ -96,7 +96,7 @@ def check(path: Path) -> None:
         status = os.lstat(path)
         is_file = stat.S_ISREG(status.st_mode)
         if stat.S_ISLNK(status.st_mode) or (is_file and status.st_nlink > 1):
-            raise ValueError("is a link, and its target would be changed; replace it with a copy")
+            raise ValueError("is a link, and its target would be changed")
         if not is_file:
             raise ValueError("is not a file")
         if not os.access(path, os.R_OK | os.W_OK):
