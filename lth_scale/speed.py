@@ -167,9 +167,9 @@ def log(output: Path, cells: list[dict]) -> None:
     """Keep report and numbers in MLflow; where that fails it is said, and the report is written."""
     from lth_scale.shipping.speed import report
     from lth_scale.tracking.mlflow import reports  # imports mlflow
-    from lth_scale.tracking.mlflow.stores import beside
+    from lth_scale.tracking.mlflow.stores import tracking_uri
 
-    store = os.environ.get("MLFLOW_TRACKING_URI") or beside(output)
+    store = tracking_uri(output)
     paths = [path for name in FILES if (path := output / name).is_file()]
     try:
         reports.log_report(store, output.name, paths, "speed", report.metrics(cells))

@@ -17,10 +17,10 @@ COLUMNS = {"experiment_id", "artifact_location", "lifecycle_stage"}  # of MLflow
 
 def tracking_uri(output_dir: Path) -> str:
     """Return MLFLOW_TRACKING_URI, or the local store of an output directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or beside(output_dir)
+    return os.environ.get("MLFLOW_TRACKING_URI") or local_store(output_dir)
 
 
-def beside(directory: Path) -> str:
+def local_store(directory: Path) -> str:
     """Return the local store: `mlflow.db` in the parent, or inside if that is not writable.
 
     A directory keeps the store that it started with.
