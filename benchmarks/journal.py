@@ -1,4 +1,4 @@
-"""What it takes to send a journal of losses again: into a new store, and into one that has them all.
+"""The time to replay a journal of losses: into a new store, and into one that has them all.
 
 python benchmarks/journal.py --rounds 3
 python benchmarks/journal.py --rounds 1 --lines 2000 10000
@@ -21,7 +21,7 @@ from lth_scale.tracking.mlflow.sender import SENDERS
 
 
 def write(path: Path, lines: int) -> None:
-    """A journal of one run with one stage and so many losses, in batches of 100 with one line of system metrics."""
+    """Write a journal of one stage with `lines` losses, and system metrics every 100."""
     run = {"time": 1, "key": "a" * 32, "name": "search", "tags": {"task": "sst2"}}
     records = [
         {"event": "parent", **run, "params": {}},
@@ -46,7 +46,7 @@ def write(path: Path, lines: int) -> None:
 
 
 def send(path: Path, store: str) -> float:
-    """Seconds until the whole journal is sent."""
+    """Return the seconds until the whole journal is sent."""
     began = time.perf_counter()
     sender = start_sending(path, store)
     while not sender.is_sent():
@@ -79,8 +79,8 @@ def main() -> None:
     for (kind, lines), taken in sorted(seconds.items()):
         middle = statistics.median(taken)
         print(
-            f"{kind}, {lines:7,} lines: {middle:6.2f} s [{min(taken):.2f}, {max(taken):.2f}], n = {len(taken)}, "
-            f"{1e6 * middle / lines:.0f} µs a line"
+            f"{kind}, {lines:7,} lines: {middle:6.2f} s [{min(taken):.2f}, {max(taken):.2f}], "
+            f"n = {len(taken)}, {1e6 * middle / lines:.0f} µs a line"
         )
 
 

@@ -6,12 +6,12 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
 from lth_scale.config.redaction import without_secrets
+from lth_scale.tracking.rows import Row
 from lth_scale.tracking.stages import Stage
 
 # Without colors in a file, whatever FORCE_COLOR says.
@@ -121,7 +121,7 @@ class ProgressBars:
     def usage(self, step: int, metrics: Mapping[str, float]) -> None:
         """Ignore system metrics."""
 
-    def end(self, stage: Stage, row: Mapping[str, Any]) -> None:
+    def end(self, stage: Stage, row: Row) -> None:
         """Show the scores of a complete stage."""
         self.timer.end(row["steps"], time.monotonic())
         scores = ", ".join(f"{metric} {value:.4f}" for metric, value in row["eval"].items())

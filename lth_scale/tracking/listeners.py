@@ -1,8 +1,9 @@
 """Listeners: what is notified of the events of a run, such as the progress bars and MLflow."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
+from lth_scale.tracking.rows import Row
 from lth_scale.tracking.stages import Stage
 
 
@@ -18,7 +19,7 @@ class Listener(Protocol):
     def usage(self, step: int, metrics: Mapping[str, float]) -> None:
         """System metrics were read, every --logging_steps."""
 
-    def end(self, stage: Stage, row: Mapping[str, Any]) -> None:
+    def end(self, stage: Stage, row: Row) -> None:
         """A stage is complete; `row` is its metrics.json."""
 
     def finish(self, pictures: Mapping[str, bytes], table: str) -> None:

@@ -18,12 +18,13 @@ from lth_scale.config.errors import BadInput
 from lth_scale.tasks.locations import data_file, embedded_path, local_directory
 from lth_scale.tasks.registry import TASKS
 
+Facts = Mapping[str, Any]  # of arguments.json, by name
 Digests = dict[str, dict[str, str]]  # SHA-256 by input (a key of FLAGS) and file name
 # What `from_pretrained` reads beside config.json.
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # The flag of each input, if its name differs.
 FLAGS = {"model": "model_name_or_path", "tokenizer": "model_name_or_path", "data": "dataset_path"}
-SINGLE_FILES = {"ticket", "theta"}  # may have any name
+SINGLE_FILES = ("ticket", "theta")  # may have any name
 # What --dense starts from; the ticket holds the digest of θᵢ.
 DENSE = ("rounds/00/ticket.safetensors", "rounds/00/metrics.json")
 MAY_CHANGE = {"threads", "versions"}
@@ -32,11 +33,12 @@ MAY_CHANGE = {"threads", "versions"}
 def digests(args: Training) -> Digests:
     """Return the digests of all local files that a run reads. Raises BadInput."""
     inputs = input_digests(args.task, args.model_name_or_path, args.dataset_path)
-    for name in ("ticket", "theta"):
-        if path := getattr(args, name, None):
+    flags = args.as_dict()
+    for name in SINGLE_FILES:
+        if path := flags.get(name):
             inputs[name] = _digests(name, [Path(path)])
-    if dense := getattr(args, "dense", None):
-        inputs["dense"] = _digests("dense", [Path(dense) / part for part in DENSE])
+    if dense := flags.get("dense"):
+        inputs["dense"] = _digests("dense", [Path(dense, file) for file in DENSE])
     return inputs
 
 
@@ -51,7 +53,7 @@ def input_digests(task: str, model: str, dataset: str | None) -> Digests:
         names = {"model": ("config.json", *_weights(home)), "tokenizer": listing.TOKENIZER}
         for name, candidates in names.items():
             paths = (home / file for file in candidates)
-            present = [path for path in paths if os.path.lexists(path) and not path.is_dir()]
+            present = (path for path in paths if os.path.lexists(path) and not path.is_dir())
             inputs[name] = _digests(name, present)
     if directory := local_directory(task, dataset):
         splits = SPLITS.get(task, ("train", "validation"))
@@ -81,26 +83,26 @@ def _digests(name: str, paths: Iterable[Path]) -> dict[str, str]:
         ) from None
 
 
-def check_types(saved: Mapping[str, Any]) -> None:
+def check_types(saved: Facts) -> None:
     """Raise TypeError if a fact in arguments.json has a type that is never written."""
     for name, is_valid in VALID.items():
         if name in saved and not is_valid(saved[name]):
             raise TypeError(f"{name} has an unexpected type")
 
 
-def _is_map(value: Any, is_valid: Callable[[Any], bool]) -> bool:
+def _is_map(value: object, is_valid: Callable[[object], bool]) -> bool:
     return isinstance(value, dict) and all(map(is_valid, value.values()))
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return type(value) in (int, float)
 
 
-VALID: dict[str, Callable[[Any], bool]] = {
+VALID: dict[str, Callable[[object], bool]] = {
     "digests": lambda value: _is_map(value, lambda names: _is_map(names, _is_text)),
     "revisions": lambda value: _is_map(value, _is_text),
     "versions": lambda value: _is_map(value, lambda version: isinstance(version, str | None)),
@@ -113,13 +115,13 @@ VALID: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def flags_with_digests(saved: Mapping[str, Any], current: Digests) -> set[str]:
+def flags_with_digests(saved: Facts, current: Digests) -> set[str]:
     """Return the flags whose content is known then and now: their paths need not be the same."""
     known = saved.get("digests", {})
     return {FLAGS.get(name, name) for name in current if current[name] and known.get(name)}
 
 
-def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+def differences(saved: Facts, current: Facts) -> list[str]:
     """Describe each fact that is known then and now and differs, but for MAY_CHANGE."""
     lines: list[str] = []
     for name in current.keys() & saved.keys() - MAY_CHANGE:
@@ -128,7 +130,7 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
     return sorted(lines)
 
 
-def _compare_values(name: str, then: Any, now: Any) -> Iterator[str]:
+def _compare_values(name: str, then: object, now: object) -> Iterator[str]:
     if then != now:
         yield f"{name.replace('_', ' ')} was {then}, is {now}"
 
@@ -174,7 +176,7 @@ COMPARISONS: dict[str, Callable[[str, Any, Any], Iterator[str]]] = {
 }
 
 
-def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+def changes(saved: Facts, current: Facts) -> list[str]:
     """Describe versions and threads that changed, in one line or none."""
     then, now = saved.get("versions", {}), current["versions"]
     lines = [
@@ -185,10 +187,14 @@ def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     threads = current["threads"]
     if saved.get("threads", threads) != threads:
         lines.append(f"{threads} threads (was {saved['threads']})")
-    return [f"continues with {', '.join(sorted(lines))}: last bits may differ"] if lines else []
+    return (
+        [f"continues with {', '.join(sorted(lines))}: results may differ in the last bits"]
+        if lines
+        else []
+    )
 
 
-def not_recorded(saved: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+def not_recorded(saved: Facts, names: Iterable[str]) -> list[str]:
     """Describe the facts that a run did not record when it began, in one line or none."""
     missing = [name.replace("_", " ") for name in names if name not in saved]
     version = saved.get("versions", {}).get("lth_scale")

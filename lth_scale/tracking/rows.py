@@ -1,12 +1,11 @@
 """Rows: what a stage's metrics.json holds, and results.json lists."""
 
-from collections.abc import Mapping
 from typing import Any
 
 Row = dict[str, Any]
 
 
-def describe_starved(row: Mapping[str, Any]) -> str:
+def describe_starved(row: Row) -> str:
     """Describe the matrices that keep fewer weights than they have outputs; empty if none does."""
     kept = row.get("starved")
     if not isinstance(kept, dict) or not kept or {*map(type, kept.values())} != {int}:

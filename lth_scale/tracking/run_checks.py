@@ -6,7 +6,6 @@ Refused are another run, files that were not written by lth_scale, links, and da
 import os
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from lth_scale.config import files, locks, run_files
 from lth_scale.config.arguments import COSMETIC, Training, Transfer, is_same
@@ -14,6 +13,7 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted
 from lth_scale.config.resolution import launched_precision
 from lth_scale.tracking import provenance
+from lth_scale.tracking.provenance import Facts
 from lth_scale.tracking.trackers import TRACKERS
 
 # What arguments.json of every version has.
@@ -45,7 +45,7 @@ def check(directory: Path, args: Training) -> None:
         ) from None
 
 
-def saved_arguments(directory: Path) -> dict[str, Any]:
+def saved_arguments(directory: Path) -> Facts:
     """Return arguments.json of a run, or {} if there is none. Raises BadInput if it is damaged."""
     try:
         saved = {**files.read_json(directory / "arguments.json")}
@@ -87,7 +87,7 @@ def check_arguments(directory: Path, args: Training) -> None:
     check_facts(directory, {"digests": digests})
 
 
-def check_facts(directory: Path, facts: dict[str, Any]) -> None:
+def check_facts(directory: Path, facts: Facts) -> None:
     """Raise BadInput if the run in the directory began with other facts of `provenance`."""
     if differences := provenance.differences(saved_arguments(directory), facts):
         raise BadInput(
@@ -101,7 +101,7 @@ def seeds(args: Training) -> set[int]:
     return {*args.seeds} if isinstance(args, Transfer) else set()
 
 
-def _may_differ(saved: dict[str, Any], args: Training) -> set[str]:
+def _may_differ(saved: Facts, args: Training) -> set[str]:
     """Return the flags that may change in a run, or whose earlier value is not known."""
     names = {*COSMETIC, *(("seed",) if seeds(args) else ())}
     if "precision" not in saved:

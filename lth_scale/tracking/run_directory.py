@@ -7,13 +7,13 @@ share.
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lth_scale.config import files, listing, locks, run_files
 from lth_scale.config.arguments import Arguments, Training, Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted
 from lth_scale.tracking import provenance, run_checks
+from lth_scale.tracking.provenance import Facts
 from lth_scale.tracking.rows import Row
 from lth_scale.tracking.stages import Stage
 from lth_scale.tracking.versions import git_commit, versions
@@ -35,15 +35,15 @@ class RunDirectory:
         run_checks.check(directory, args)
         return cls(directory, args)
 
-    def saved_arguments(self) -> dict[str, Any]:
+    def saved_arguments(self) -> Facts:
         """Return arguments.json of when the run began, or {} before. Raises BadInput if damaged."""
         return run_checks.saved_arguments(self.directory)
 
-    def check_facts(self, facts: dict[str, Any]) -> None:
+    def check_facts(self, facts: Facts) -> None:
         """Raise BadInput if the run began with other facts of `provenance`."""
         run_checks.check_facts(self.directory, facts)
 
-    def notices(self, facts: dict[str, Any]) -> list[str]:
+    def notices(self, facts: Facts) -> list[str]:
         """Describe what changed since the run began, or was not recorded then; a line each."""
         if not (saved := self.saved_arguments()):
             return []
@@ -51,7 +51,7 @@ class RunDirectory:
         changes = provenance.changes(saved, {**facts, "versions": versions()})
         return changes + provenance.not_recorded(saved, names)
 
-    def begin(self, facts: dict[str, Any]) -> None:
+    def begin(self, facts: Facts) -> None:
         """Lock the directory and write arguments.json, after all checks. Raises BadInput.
 
         facts: what results depend on besides flags, digests and versions. Waits for a process

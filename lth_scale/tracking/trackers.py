@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from lth_scale.tasks.base import Task
 
 
-def _nothing(directory: Path) -> None: ...
+def _nothing(directory: Path) -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True)

@@ -64,18 +64,18 @@ def test_the_time_left_counts_the_steps_and_evaluations_of_all_rounds_to_come():
         assert timer.remaining() == pytest.approx((stage, stage + 2 * (10 * 2 + 30)))
 
 
-def test_nothing_is_claimed_before_a_step_was_timed():
+def test_no_time_is_estimated_before_a_step_was_timed():
     timer = Timer(stages=2)
     timer.start(100)
     assert timer.remaining() is None
     timer.record(1, 60.0)
-    assert timer.remaining() is None  # what came before it was loading
+    assert timer.remaining() is None  # loading came before it
     timer.record(2, 61.0)
     assert timer.remaining() == pytest.approx((98, 198))
 
 
 def test_steps_done_before_a_stop_do_not_make_the_rest_look_fast():
-    """A search of 10 rounds goes on in its ninth, at step 500 of 1,000."""
+    """A search of 10 rounds continues in its ninth, at step 500 of 1,000."""
     timer = Timer(stages=2)
     timer.start(1000)
     for number in range(501, 511):

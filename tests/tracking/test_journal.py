@@ -27,7 +27,7 @@ SEARCH = "sst2 · seed 42 · embedded"
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory):
-    """A database of MLflow: to make one takes seconds, to copy it none."""
+    """An empty MLflow database, to be copied: creating one takes seconds."""
     path = tmp_path_factory.mktemp("empty") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
@@ -46,7 +46,7 @@ class Tracked:
         return stores.tracking_uri(self.out)
 
     def begin(self):
-        """The tracker of the search, which begins or goes on."""
+        """Start or continue the search; return its tracker."""
         from lth_scale.tracking.mlflow.tracker import MlflowTracker
 
         check(self.out)
@@ -66,7 +66,7 @@ class Tracked:
         flush(self.out)
 
     def go(self, *rounds: int) -> None:
-        """One command from its beginning to its end."""
+        """Run a command from start to end."""
         self.train(self.begin(), *rounds)
 
     def check(self, *rounds: int) -> None:
@@ -121,7 +121,7 @@ ODD = ["john's", "100%", "a%20b", "why?", "a?uri=true", "#1", "a & b", 'say "so"
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_any_path_of_a_store_takes_records_and_files_and_is_left_alone_otherwise(
+def test_a_store_at_any_path_gets_records_and_artifacts_and_nothing_else(
     name, tracked, capfd, tmp_path
 ):
     search = tracked(name)
@@ -167,9 +167,7 @@ DELETIONS = [delete_child, delete_parent, delete_all, purge, delete_experiment]
 
 
 @pytest.mark.parametrize("delete", DELETIONS)
-def test_what_was_deleted_is_made_anew_from_the_journal_when_the_command_goes_on(
-    delete, tracked, capfd
-):
+def test_deleted_runs_are_sent_again_when_the_command_continues(delete, tracked, capfd):
     search = tracked()
     search.go(0, 1)
     client = MlflowClient(search.store)
@@ -181,7 +179,7 @@ def test_what_was_deleted_is_made_anew_from_the_journal_when_the_command_goes_on
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_a_database_that_was_deleted_is_made_anew_from_the_journal(finished, tracked, empty):
+def test_a_deleted_database_is_filled_again_from_the_journal(finished, tracked, empty):
     search = tracked()
     search.go(0, 1)
     search.file.unlink()
@@ -193,7 +191,7 @@ def test_a_database_that_was_deleted_is_made_anew_from_the_journal(finished, tra
     search.check(*((0, 1) if finished else (0, 1, 2)))
 
 
-def test_runs_stay_in_an_experiment_that_got_another_name(tracked):
+def test_runs_stay_in_a_renamed_experiment(tracked):
     search = tracked()
     search.go(0)
     client = MlflowClient(search.store)
@@ -203,7 +201,7 @@ def test_runs_stay_in_an_experiment_that_got_another_name(tracked):
     assert len(client.search_runs([experiment])) == 3
 
 
-BAD_NOTES = [
+INVALID_PROGRESS = [
     b'{"sto',
     b"",
     b"[]",
@@ -217,10 +215,8 @@ BAD_NOTES = [
 ]
 
 
-@pytest.mark.parametrize("content", [*BAD_NOTES, "link", "directory", "pipe"])
-def test_notes_that_are_not_ours_are_kept_under_another_name_and_nothing_is_sent_twice(
-    content, tracked, capfd
-):
+@pytest.mark.parametrize("content", [*INVALID_PROGRESS, "link", "directory", "pipe"])
+def test_invalid_progress_is_quarantined_and_nothing_is_sent_twice(content, tracked, capfd):
     search = tracked()
     search.go(0)
     notes, kept = search.out / "mlflow.json", search.out / "mlflow.json.1"
@@ -241,7 +237,7 @@ def test_notes_that_are_not_ours_are_kept_under_another_name_and_nothing_is_sent
     assert not isinstance(content, bytes) or kept.read_bytes() == content
 
 
-def test_notes_of_other_runs_or_of_half_a_line_are_checked_against_the_store(tracked):
+def test_wrong_progress_is_checked_against_the_store(tracked):
     search = tracked()
     search.go(0)
     notes = search.out / "mlflow.json"
@@ -272,7 +268,7 @@ FOREIGN = [
 @pytest.mark.parametrize(
     "content", [*FOREIGN, "link", "hard link", "dangling link", "directory", "pipe"]
 )
-def test_a_journal_that_is_not_ours_is_refused_and_left_as_it_is(content, tracked):
+def test_a_journal_of_another_program_is_refused_and_not_changed(content, tracked):
     search = tracked()
     path, other = search.out / "mlflow.jsonl", search.out / "other"
     other.write_bytes(b"")
@@ -295,14 +291,14 @@ def test_a_journal_that_is_not_ours_is_refused_and_left_as_it_is(content, tracke
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"ev', b'{"event": "parent", "ti'])
-def test_a_journal_whose_first_line_is_torn_is_begun_anew(torn, tracked):
+def test_a_journal_whose_first_line_is_torn_starts_over(torn, tracked):
     search = tracked()
     (search.out / "mlflow.jsonl").write_bytes(torn)
     search.go(0)
     search.check(0)
 
 
-def test_damaged_and_refused_lines_are_left_out_and_cost_no_others(tracked, empty, capfd):
+def test_damaged_and_rejected_lines_are_skipped_and_all_others_are_sent(tracked, empty, capfd):
     search = tracked()
     search.go(0)
     path = search.out / "mlflow.jsonl"
@@ -337,7 +333,7 @@ def test_damaged_and_refused_lines_are_left_out_and_cost_no_others(tracked, empt
     assert path.read_bytes().startswith(b"".join(lines))
 
 
-def test_a_journal_is_sent_again_with_one_question_a_metric_and_a_thousand_points_a_call(
+def test_a_replay_asks_once_per_metric_and_sends_a_thousand_points_per_request(
     tracked, monkeypatch
 ):
     search = tracked()
@@ -389,7 +385,7 @@ def test_a_journal_is_sent_again_with_one_question_a_metric_and_a_thousand_point
     ],
     ids=["text", "pipe", "directory", "dangling", "loop"],
 )
-def test_what_is_no_database_is_refused_with_one_line(make, tracked):
+def test_a_file_that_is_not_a_database_is_refused_in_one_line(make, tracked):
     search = tracked()
     search.file.unlink()
     make(search.file)
@@ -400,7 +396,7 @@ def test_what_is_no_database_is_refused_with_one_line(make, tracked):
     assert "\n" not in str(refused.value)
 
 
-def test_the_database_of_another_program_is_refused_and_not_altered(tracked):
+def test_the_database_of_another_program_is_refused_and_not_changed(tracked):
     search = tracked()
     search.file.unlink()
     for script in ("CREATE TABLE songs (title)", "CREATE TABLE experiments (title)"):
@@ -420,14 +416,14 @@ def test_the_database_of_another_program_is_refused_and_not_altered(tracked):
     "given",
     ["http://", "http://host:port", "sqlite:////proc/no/x.db", f"sqlite:////{'x/' * 300}x.db"],
 )
-def test_a_store_that_cannot_be_is_refused_with_one_line(given, tracked, monkeypatch):
+def test_an_impossible_store_is_refused_in_one_line(given, tracked, monkeypatch):
     search = tracked()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
     with pytest.raises(BadInput, match=r"^MLFLOW_TRACKING_URI .*--report_to none$"):
         search.go(0)
 
 
-def test_where_the_parent_cannot_be_written_the_store_is_inside_and_stays_there(
+def test_the_store_is_inside_a_directory_whose_parent_is_read_only_and_stays_there(
     tracked, monkeypatch, capfd
 ):
     from lth_scale.config import files
@@ -455,7 +451,7 @@ def test_where_the_parent_cannot_be_written_the_store_is_inside_and_stays_there(
 
 
 class Wrong(BaseHTTPRequestHandler):
-    """A server that is not MLflow, or lets nobody in: it answers with the number in the path."""
+    """A server that is not MLflow or denies access: it answers with the status in the path."""
 
     def do_GET(self):
         self.send_response(int(self.path.split("/")[1]))
@@ -476,7 +472,7 @@ def wrong():
     server.shutdown()
 
 
-CLOSED = {
+REMEDIES = {
     "http://{}/401": "MLFLOW_TRACKING_TOKEN",
     "http://{}/403": "MLFLOW_TRACKING_TOKEN",
     "http://{}/404": "correct MLFLOW_TRACKING_URI",
@@ -487,8 +483,8 @@ CLOSED = {
 }
 
 
-@pytest.mark.parametrize("address", CLOSED)
-def test_a_store_that_waiting_does_not_open_is_said_once_with_a_remedy_and_not_waited_for(
+@pytest.mark.parametrize("address", REMEDIES)
+def test_a_permanent_failure_is_reported_once_with_a_remedy_and_not_waited_for(
     address, wrong, tracked, monkeypatch, capfd
 ):
     search, home = tracked(), os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -501,7 +497,7 @@ def test_a_store_that_waiting_does_not_open_is_said_once_with_a_remedy_and_not_w
     assert (
         len(said) == 2
         and said[0] == said[1]
-        and CLOSED[address] in said[0]
+        and REMEDIES[address] in said[0]
         and "pl4nted" not in said[0]
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", home)
@@ -521,7 +517,7 @@ def test_a_database_of_another_version_of_mlflow_is_not_waited_for(tracked, capf
 
 
 @pytest.mark.parametrize("delete", [delete_all, delete_experiment, "the database"])
-def test_what_is_deleted_while_the_command_works_is_made_anew(delete, tracked, empty, capfd):
+def test_runs_deleted_during_the_command_are_sent_again(delete, tracked, empty, capfd):
     search = tracked()
     tracker = search.begin()
     while not tracker.sender.is_sent():
@@ -538,9 +534,7 @@ def test_what_is_deleted_while_the_command_works_is_made_anew(delete, tracked, e
     assert "MLflow:" not in capfd.readouterr().err
 
 
-def test_a_database_that_cannot_be_written_is_said_once_without_a_traceback(
-    tracked, monkeypatch, capfd
-):
+def test_a_read_only_database_is_reported_once_without_a_traceback(tracked, monkeypatch, capfd):
     search = tracked()
     monkeypatch.setenv(
         "MLFLOW_TRACKING_URI", f"sqlite+pysqlite:///file:{search.file}?mode=ro&uri=true"

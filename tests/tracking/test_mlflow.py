@@ -84,7 +84,7 @@ def test_each_round_is_a_child_with_its_metrics_and_its_loss(runs):
     assert [point.step for point in losses] == [1, 2, 3, 4]
 
 
-def test_going_on_reopens_the_runs_and_repeats_no_step(search, tmp_path, monkeypatch):
+def test_continuing_reopens_the_runs_and_repeats_no_step(search, tmp_path, monkeypatch):
     from lth_scale.training import evaluation
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -114,7 +114,7 @@ def test_report_to_none_writes_no_store(search, tmp_path):
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_each_seed_of_a_transfer_is_a_run_that_says_where_its_ticket_comes_from(
+def test_each_seed_of_a_transfer_is_a_run_that_names_its_ticket(
     search, transfer, tmp_path, monkeypatch
 ):
     found = search(output_dir=tmp_path / "found", target_sparsity=0.1, max_steps=1)
@@ -151,7 +151,7 @@ def test_each_seed_of_a_transfer_is_a_run_that_says_where_its_ticket_comes_from(
         assert child.info.run_name == f"seed 0{seed} · 10.01 %"  # 410 of 4,096 weights
 
 
-def test_processes_that_make_one_store_at_once_share_one_experiment(tmp_path):
+def test_processes_that_create_a_store_together_share_one_experiment(tmp_path):
     code = f"from lth_scale.tracking.mlflow.connection import connect; print(connect('sqlite:///{tmp_path}/new/mlflow.db')[1])"
     started = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -315,9 +315,8 @@ def test_a_server_that_hangs_does_not_hold_up_training_and_gets_each_record_once
     undisturbed = search(**impatient, output_dir=tmp_path / "undisturbed", max_steps=5)
     monkeypatch.setattr(sender, "PAUSE", 0.05)
     monkeypatch.setattr(evaluation, "evaluate", hang_in_round_one)
-    monkeypatch.setattr(
-        sender, "PATIENCE", 4.0
-    )  # long enough for a request to time out and be sent again
+    # Long enough for a request to time out and be sent again.
+    monkeypatch.setattr(sender, "PATIENCE", 4.0)
     out = search(**impatient, max_steps=5)
     assert len(calls) == 3 and (out / "complete").is_file()
     if ending == "is killed":
@@ -390,7 +389,7 @@ for out in (killed, undisturbed):
 assert in_a_process(undisturbed, False, False) == 0
 deaths = 0
 while deaths < 40 and in_a_process(killed, True, deaths not in (0, 7)) == -signal.SIGKILL:
-    deaths += 1  # in the 8th life, round 1 begins anew
+    deaths += 1  # in the 8th life, round 1 starts over
 print(deaths)
 """
 
@@ -401,7 +400,7 @@ def test_a_process_killed_after_any_write_and_started_again_records_everything_o
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     outs = [tmp_path / name / "out" for name in ("killed", "undisturbed")]
     done = subprocess.run(
-        [sys.executable, "-c", LIVES, *map(str, outs)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", LIVES, *map(str, outs)], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0 and 16 <= int(done.stdout) < 40, done
     killed, undisturbed = (contents(f"sqlite:///{out.parent}/mlflow.db", out) for out in outs)
@@ -414,7 +413,7 @@ def test_a_process_killed_after_any_write_and_started_again_records_everything_o
 
 @pytest.fixture
 def journal(tmp_path, monkeypatch):
-    """Make a tracker whose store is never there; and read what it has written down."""
+    """A function that makes a tracker whose store is down, and one that reads its journal."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     out = tmp_path / "out"
     out.mkdir()
@@ -432,7 +431,7 @@ def journal(tmp_path, monkeypatch):
     sender.SENDERS.pop(out / "mlflow.jsonl").stop()
 
 
-def test_a_stage_that_is_resumed_writes_no_step_twice_and_one_begun_anew_writes_all(journal):
+def test_a_resumed_stage_writes_no_step_twice_and_a_restarted_one_writes_all(journal):
     make, lines = journal
     row = {"round": 0, "sparsity": 0.0, "eval": {"accuracy": 0.5}}
     for resumed, until in ((False, 5), (True, 7), (True, 9), (False, 4)):
@@ -455,7 +454,7 @@ def test_a_stage_that_is_resumed_writes_no_step_twice_and_one_begun_anew_writes_
     ]
 
 
-def test_the_parameters_of_a_ticket_tell_its_base_where_it_is_known(tmp_path):
+def test_the_parameters_of_a_ticket_name_its_base_if_it_is_known(tmp_path):
     for base in ("a" * 64, ""):
         ticket = Ticket({"a": torch.ones(2, 2, dtype=torch.bool)}, base_model="x", base_sha256=base)
         ticket.save(tmp_path / "t.safetensors")
@@ -466,23 +465,25 @@ def test_the_parameters_of_a_ticket_tell_its_base_where_it_is_known(tmp_path):
 def test_a_torn_last_line_of_the_journal_is_cut_and_the_others_are_sent(torn, tmp_path):
     path, sent = tmp_path / "mlflow.jsonl", []
 
-    def deliver(box, lines):
+    def deliver(_, lines):
         for line in lines:
             sent.append(line.record["a"])
             yield line.end
 
     path.write_bytes(b'{"a": 1}\n{"a": 2}\n' + torn)
-    box = sender.start(path, "http://me:pl4nted@host", deliver)
-    box.append({"a": 3})
-    sender.wait([box])
+    journal_sender = sender.start(path, "http://me:pl4nted@host", deliver)
+    journal_sender.append({"a": 3})
+    sender.wait([journal_sender])
     sender.SENDERS.clear()
     assert sent == [1, 2, 3] and path.read_bytes() == b'{"a": 1}\n{"a": 2}\n{"a": 3}\n'
-    notes = json.loads((tmp_path / "mlflow.json").read_text())
-    assert notes == {"store": "http://host", "sent": path.stat().st_size}
+    progress = json.loads((tmp_path / "mlflow.json").read_text())
+    assert progress == {"store": "http://host", "sent": path.stat().st_size}
 
 
-def test_what_a_full_disk_refuses_is_written_with_the_next_record(tmp_path, monkeypatch):
-    box = JournalSender(tmp_path / "mlflow.jsonl", "http://host", lambda box, lines: iter(()))
+def test_what_a_full_disk_rejects_is_written_with_the_next_record(tmp_path, monkeypatch):
+    journal_sender = JournalSender(
+        tmp_path / "mlflow.jsonl", "http://host", lambda _, lines: iter(())
+    )
     write = os.write
     for some in (
         lambda file, text: write(file, text[:3]),
@@ -490,14 +491,16 @@ def test_what_a_full_disk_refuses_is_written_with_the_next_record(tmp_path, monk
         write,
     ):
         monkeypatch.setattr(os, "write", some)
-        box.append({"a": 1})
-    assert [line.record for line in box.read(0)] == [{"a": 1}] * 3 and box.buffer == b""
+        journal_sender.append({"a": 1})
+    assert [line.record for line in journal_sender.read(0)] == [
+        {"a": 1}
+    ] * 3 and journal_sender.buffer == b""
 
 
 @pytest.mark.parametrize(
     "store", ["foo://me:pl4nted@host/x", "file:///tmp/x", "/tmp/x", "./mlruns", "htp://host"]
 )
-def test_a_store_that_mlflow_does_not_know_is_refused_before_anything_is_written(
+def test_an_unsupported_store_is_refused_before_anything_is_written(
     store, search, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
@@ -506,13 +509,13 @@ def test_a_store_that_mlflow_does_not_know_is_refused_before_anything_is_written
     assert "pl4nted" not in str(refused.value) and not (tmp_path / "out").exists()
 
 
-def test_the_stores_that_are_accepted_are_those_that_mlflow_knows():
+def test_the_accepted_stores_are_those_that_mlflow_supports():
     from mlflow.tracking._tracking_service.utils import _tracking_store_registry as known
 
     assert set(known._registry) - {"", "file", "databricks-uc", "uc"} == set(SCHEMES)
 
 
-def test_what_waits_of_a_finished_search_is_sent_without_torch(
+def test_waiting_records_of_a_finished_search_are_sent_without_torch(
     search, small, command, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

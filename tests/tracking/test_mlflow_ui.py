@@ -151,7 +151,7 @@ def server(study):
 
 @pytest.fixture(scope="module")
 def browser():
-    """A page of headless Chromium, with MLflow's panel for its assistant shut."""
+    """A page of headless Chromium, with MLflow's assistant closed."""
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = chromium.new_page(viewport={"width": 1280, "height": 880})

@@ -32,7 +32,7 @@ def unset(monkeypatch):
         (json.dumps({"a": "x" * 8001}), "8,001 characters"),
     ],
 )
-def test_tags_that_mlflow_would_not_take_are_refused_before_anything_is_written(
+def test_tags_that_mlflow_does_not_accept_are_refused_before_anything_is_written(
     text, words, search, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MLFLOW_TAGS", text)
@@ -59,7 +59,7 @@ def test_other_commands_refuse_them_too(flags, monkeypatch):
     {"report": report, "speed": speed}[flags[0]].COMMAND.parse()
 
 
-def test_tags_are_what_mlflow_takes_without_secrets(monkeypatch):
+def test_tags_have_no_secrets(monkeypatch):
     given = {
         "release.candidate": "RC1",
         "n": 3,
@@ -77,9 +77,7 @@ def test_tags_are_what_mlflow_takes_without_secrets(monkeypatch):
     }
 
 
-def test_names_that_are_too_long_are_refused_and_a_run_id_is_said_not_to_be_followed(
-    monkeypatch, caplog
-):
+def test_long_names_are_refused_and_a_run_id_is_reported_as_ignored(monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_RUN_ID", "0123")
     variables.check()
     assert [*caplog.messages] == [
@@ -95,7 +93,7 @@ def runs_of(client, name):
     return client.search_runs([found.experiment_id]) if found else []
 
 
-def test_a_search_follows_the_variables_and_goes_on_in_the_experiment_in_which_it_began(
+def test_a_search_follows_the_variables_and_continues_in_its_experiment(
     search, tmp_path, monkeypatch, capfd
 ):
     store, name = f"sqlite:///{tmp_path / 'mlflow.db'}", "Ana's tickets / 100 % “ü”"
@@ -112,9 +110,8 @@ def test_a_search_follows_the_variables_and_goes_on_in_the_experiment_in_which_i
     client.create_experiment("theirs")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "theirs")
     theirs = client.get_experiment(connection.connect(store)[1])
-    assert (
-        theirs.name == "theirs" and "mlflow.note.content" not in theirs.tags
-    )  # not ours to describe
+    # An experiment of others keeps its description.
+    assert theirs.name == "theirs" and "mlflow.note.content" not in theirs.tags
 
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
     for path in ("complete", "rounds/01/complete"):
@@ -132,9 +129,8 @@ def test_a_search_follows_the_variables_and_goes_on_in_the_experiment_in_which_i
     client.delete_experiment(number)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
     assert connection.connect(store)[1] == number
-    assert (
-        client.get_experiment(number).lifecycle_stage == "active"
-    )  # MLflow keeps its name, and so it is restored
+    # MLflow reserves the name of a deleted experiment, so it is restored.
+    assert client.get_experiment(number).lifecycle_stage == "active"
 
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)

@@ -98,7 +98,7 @@ def test_other_content_is_refused_and_touched_or_unread_files_are_not(
         ):
             RunDirectory.open(args)
         (tmp_path / name).write_bytes(content)
-        RunDirectory.open(args)  # what was put back is the same
+        RunDirectory.open(args)  # restored content is the same
     (tmp_path / "model/vocab.txt").write_text("new")
     with pytest.raises(BadInput, match=r"--model_name_or_path: vocab\.txt was missing, is sha256"):
         RunDirectory.open(args)
@@ -122,7 +122,7 @@ def test_another_ticket_or_theta_under_the_same_name_is_refused(search, transfer
         RunDirectory.open(parse(again, Transfer))
 
 
-def test_the_launchers_precision_is_recorded_as_the_flag_and_going_on_without_it_is_refused(
+def test_the_launchers_precision_is_recorded_as_a_flag_and_must_not_change(
     begun, monkeypatch, tmp_path
 ):
     out = begun()
@@ -133,9 +133,8 @@ def test_the_launchers_precision_is_recorded_as_the_flag_and_going_on_without_it
     other = begun(output_dir=tmp_path / "other", max_steps=0)
     written = json.loads((other / "arguments.json").read_text())
     assert written["bf16"] is True and written["precision"] == "bf16"
-    assert (
-        Ticket.load(other / "ticket.safetensors").arguments["bf16"] is False
-    )  # θ₀ has no precision
+    # θ₀ has no precision.
+    assert Ticket.load(other / "ticket.safetensors").arguments["bf16"] is False
     assert begun(output_dir=other, max_steps=0, bf16=True) == other
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     with pytest.raises(BadInput, match=r"--bf16 was True, is False"):
@@ -164,7 +163,7 @@ def test_another_compile_backend_or_ladder_is_refused_and_nothing_is_written(
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_other_versions_and_threads_are_said_in_one_line_and_the_run_goes_on(
+def test_changed_versions_and_threads_are_reported_in_one_line_and_the_run_continues(
     begun, tmp_path, capfd
 ):
     path = tmp_path / "out/arguments.json"
@@ -180,7 +179,7 @@ def test_other_versions_and_threads_are_said_in_one_line_and_the_run_goes_on(
     assert (out / "complete").exists()
 
 
-def test_a_run_that_version_0_1_0_began_goes_on(search, tmp_path, monkeypatch, capfd):
+def test_a_run_of_version_0_1_0_continues(search, tmp_path, monkeypatch, capfd):
     shutil.unpack_archive(OLD, tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)
     flags = dict(
@@ -194,9 +193,8 @@ def test_a_run_that_version_0_1_0_began_goes_on(search, tmp_path, monkeypatch, c
     before = {path: path.read_bytes() for pattern in kept for path in Path("run").glob(pattern)}
     with pytest.raises(BadInput, match=r"--seed was 42, is 7"):
         search(**flags, target_sparsity=0.2, seed=7)
-    monkeypatch.setenv(
-        "ACCELERATE_MIXED_PRECISION", "bf16"
-    )  # it may have begun so: that was not written down
+    # It may have begun so: version 0.1.0 did not record the launcher's precision.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(BadInput, match=r"another run \(--target_sparsity was 0\.2, is 0\.4\)"):
         search(**flags, target_sparsity=0.4)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
@@ -206,15 +204,13 @@ def test_a_run_that_version_0_1_0_began_goes_on(search, tmp_path, monkeypatch, c
     assert len(said) == 1 and "version 0.1.0" in said[0] and "digests, precision" in said[0]
     assert [row["pruned"] for row in json.loads((out / "results.json").read_text())] == [0, 58, 115]
     assert before == {path: path.read_bytes() for path in before} and len(before) == 4
-    assert {Ticket.load(path).base_sha256 for path in out.rglob("ticket.safetensors")} == {
-        ""
-    }  # of no one base alone
-    assert (
-        "pooler.dense.weight" in Ticket.load(out / "ticket.safetensors").masks
-    )  # fresh, but it was pruned then
+    bases = {Ticket.load(path).base_sha256 for path in out.rglob("ticket.safetensors")}
+    assert bases == {""}  # as in its first tickets
+    # The pooler was initialized fresh, but version 0.1.0 pruned it.
+    assert "pooler.dense.weight" in Ticket.load(out / "ticket.safetensors").masks
 
 
-def test_what_takes_its_dense_network_or_ticket_from_version_0_1_0(
+def test_runs_that_take_their_dense_network_or_ticket_from_version_0_1_0(
     search, transfer, tmp_path, monkeypatch
 ):
     shutil.unpack_archive(OLD, tmp_path, filter="data")
@@ -226,18 +222,16 @@ def test_what_takes_its_dense_network_or_ticket_from_version_0_1_0(
     assert "ignore" not in written
     kept = Path(shutil.copytree(out, "kept"))
     (kept / "rounds/00/model").mkdir(exist_ok=True)
-    shutil.copytree(
-        "kept/rounds/02/model", "kept/rounds/00/model", dirs_exist_ok=True
-    )  # as --keep_theta had left it
+    # As --keep_theta left it.
+    shutil.copytree("kept/rounds/02/model", "kept/rounds/00/model", dirs_exist_ok=True)
     again = search(**flags, output_dir="again", dense="kept", save_steps=0, target_sparsity=0.3)
     assert [row["prunable"] for row in json.loads((again / "results.json").read_text())] == [
         576
     ] * 4
     moved = transfer(**flags, ticket=out, output_dir="moved")
-    assert (
-        json.loads((moved / "results.json").read_text())[0]["prunable"] == 512
-    )  # a new run: no fresh pooler
-    # as a transfer of version 0.1.0 had begun it
+    # A new run does not prune a fresh pooler.
+    assert json.loads((moved / "results.json").read_text())[0]["prunable"] == 512
+    # As a transfer of version 0.1.0 began.
     for file in ("complete", "seeds/42/complete", "results.json"):
         (moved / file).unlink()
     Ticket.load(out / "ticket.safetensors").save(moved / "seeds/42/ticket.safetensors")
@@ -249,7 +243,7 @@ def test_what_takes_its_dense_network_or_ticket_from_version_0_1_0(
     assert json.loads((moved / "results.json").read_text())[0]["prunable"] == 576
 
 
-def test_runs_tickets_and_exports_of_version_0_2_0_go_on_working(
+def test_runs_tickets_and_exports_of_version_0_2_0_still_work(
     search, small, tmp_path, monkeypatch, capfd
 ):
     shutil.unpack_archive(RECENT, tmp_path, filter="data")
@@ -276,7 +270,7 @@ def test_runs_tickets_and_exports_of_version_0_2_0_go_on_working(
         assert torch.equal(exported[name], weight), name
 
 
-def test_a_flag_that_a_run_has_never_heard_of_is_not_different(search, small, own):
+def test_a_flag_that_a_run_did_not_record_is_not_different(search, small, own):
     out = search(**own)
     written = json.loads((out / "arguments.json").read_text())
     (out / "arguments.json").write_text(
@@ -290,10 +284,7 @@ def test_a_dense_network_of_other_data_is_refused(search, own, tmp_path):
     dense = search(**own, keep_theta="2", output_dir=tmp_path / "dense")
     flags = {**own, "dense": dense, "rewind_step": "2"}
     rewrite(tmp_path / "data/train.jsonl", '"label": 1', '"label": 0')
-    with pytest.raises(
-        BadInput,
-        match=r"--dense \S+: trained differently \(--dataset_path: train\.jsonl was sha256",
-    ):
+    with pytest.raises(BadInput, match=r"--dense \S+: .*--dataset_path: train\.jsonl was sha256"):
         search(**flags)
     rewrite(tmp_path / "data/train.jsonl", '"label": 0', '"label": 1')
 
@@ -308,14 +299,11 @@ def test_a_study_is_not_continued_on_other_data(small, own, tmp_path):
     path.write_text(json.dumps({**args.as_dict(), "digests": provenance.digests(args)}))
     runner.refuse_other_content(made, tmp_path / "out")
     write_jsonl(tmp_path / "data/train.jsonl", [{"sentence": sentence(1), "label": 1}])
-    with pytest.raises(
-        BadInput,
-        match=r"first was begun with other content \(--dataset_path: train\.jsonl was sha256",
-    ):
+    with pytest.raises(BadInput, match=r"first .*--dataset_path: train\.jsonl was sha256"):
         runner.refuse_other_content(made, tmp_path / "out")
 
 
-def test_the_same_content_under_another_path_goes_on(search, small, own, tmp_path, monkeypatch):
+def test_the_same_content_under_another_path_continues(search, small, own, tmp_path, monkeypatch):
     out = search(**own)
     monkeypatch.chdir(tmp_path)
     shutil.copytree("data", "data2")
@@ -330,15 +318,14 @@ def test_the_same_content_under_another_path_goes_on(search, small, own, tmp_pat
     written = json.loads((out / "arguments.json").read_text())
     del written["digests"]["data"]
     (out / "arguments.json").write_text(json.dumps(written))
-    with pytest.raises(
-        BadInput, match=r"--dataset_path was \S+/data, is data2"
-    ):  # known of one side alone
+    # Digests are known on one side only.
+    with pytest.raises(BadInput, match=r"--dataset_path was \S+/data, is data2"):
         RunDirectory.open(
             parse(small(model_name_or_path="./model", dataset_path="data2", output_dir=out))
         )
 
 
-def test_a_path_that_was_written_down_relative_goes_on_absolute_and_the_other_way_round(
+def test_relative_and_absolute_paths_of_the_same_file_are_the_same(
     search, small, own, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -355,7 +342,9 @@ def test_a_path_that_was_written_down_relative_goes_on_absolute_and_the_other_wa
         RunDirectory.open(parse(small(**own | {"dataset_path": "data2"})))
 
 
-def test_a_study_goes_on_with_the_same_model_under_another_path(small, own, tmp_path, monkeypatch):
+def test_a_study_continues_with_the_same_model_under_another_path(
+    small, own, tmp_path, monkeypatch
+):
     def planned(model) -> Plan:
         return Plan(
             [],
@@ -386,10 +375,7 @@ def test_a_study_goes_on_with_the_same_model_under_another_path(small, own, tmp_
         runner.refuse_other_flags(planned(model), tmp_path / "out")
     flip_a_bit(Path("copied/model.safetensors"))
     runner.refuse_other_flags(planned("copied"), tmp_path / "out")
-    with pytest.raises(
-        BadInput,
-        match=r"first was begun with other content \(--model_name_or_path: model\.safetensors",
-    ):
+    with pytest.raises(BadInput, match=r"first .*--model_name_or_path: model\.safetensors"):
         runner.refuse_other_content(planned("copied"), tmp_path / "out")
 
 
@@ -410,14 +396,13 @@ def test_a_ticket_and_theta_of_another_name_and_a_copied_dense_network_are_the_s
         **own | {"dataset_path": shutil.copytree(tmp_path / "data", tmp_path / "data2")},
         dense=found,
     )
-    with pytest.raises(
-        BadInput, match="has not kept its round 0"
-    ):  # and was trained as these flags say
-        check_dense(parse(flags), 3, {"precision": "no"})
+    # It was trained as these flags say.
+    with pytest.raises(BadInput, match="round 0"):
+        check_dense(parse(flags, "t", "t"), 3, {"precision": "no"})
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_of_weights_that_which_is_read_counts(whole, tmp_path):
+def test_only_weights_that_are_loaded_have_digests(whole, tmp_path):
     names = ["a.safetensors", "../b.safetensors"]
     index = {"weight_map": {"x": names[0], "y": names[1]}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -454,5 +439,5 @@ def test_damaged_facts_are_named(damage, small, own, tmp_path):
     (tmp_path / "out/arguments.json").write_text(json.dumps(written))
     with pytest.raises(BadInput, match=r"arguments\.json is damaged"):
         RunDirectory.open(args)
-    with pytest.raises(BadInput, match="not a search, or damaged"):
+    with pytest.raises(BadInput, match="--dense"):
         check_dense(replace(args, dense=args.output_dir), 0, {})

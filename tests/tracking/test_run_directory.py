@@ -51,7 +51,7 @@ def test_equal_tensors_are_equal_bytes(tmp_path):
     assert len(contents) == 1
 
 
-def test_a_search_may_go_on_with_another_log_but_not_with_another_rate(search, small):
+def test_a_search_may_continue_with_another_log_but_not_with_another_rate(search, small):
     from lth_scale.config.errors import BadInput
     from lth_scale.config.resolution import parse
     from lth_scale.tracking.run_directory import RunDirectory
@@ -70,9 +70,7 @@ def test_only_the_last_round_keeps_its_network(rewind, search):
     assert kept == (["03"] if rewind == "none" else [])
 
 
-def test_a_directory_that_another_process_works_in_is_refused_and_one_whose_process_died_is_not(
-    search, tmp_path, monkeypatch
-):
+def test_a_directory_is_refused_while_another_process_runs_there(search, tmp_path, monkeypatch):
     from lth_scale.tracking import run_directory
 
     hold = (

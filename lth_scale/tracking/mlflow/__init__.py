@@ -1,1 +1,1 @@
-"""MLflow: what is journaled, sent and shown."""
+"""Reporting to MLflow: the journal of a run, its delivery, and what MLflow shows."""

@@ -13,13 +13,13 @@ from lth_scale.tracking.mlflow import journal, stores, variables
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
-def check(run: Path) -> None:
+def check(output_dir: Path) -> None:
     """Raise BadInput if the run in this output directory cannot be reported to MLflow."""
     variables.check()
-    store = stores.tracking_uri(run)
+    store = stores.tracking_uri(output_dir)
     _check_scheme(store)
     _check_store(store)
-    for path in journal.journals(run):
+    for path in journal.journals(output_dir):
         try:
             journal.check(path)
         except (OSError, ValueError) as error:

@@ -9,25 +9,13 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 
-from lth_scale.config import locks
-from lth_scale.distributed import compat
+from lth_scale.config import files, locks
 from lth_scale.tracking.mlflow import stores, variables
 from lth_scale.tracking.mlflow.view import view
 
 NOTE = "mlflow.note.content"  # Markdown that MLflow shows with a run or an experiment
 VIEW = "mlflow.sharedViewState.curves"
-ABOUT = """**Score against sparsity. Each curve is a mean over seeds; its step is the percentage \
-of weights pruned.**
-
-- `IMP`: the subnetwork that iterative magnitude pruning found, trained from the pre-trained \
-weights; at 0 % the full network. `IMP of mlm`: the ticket of that other task.
-- `random_mask`, `reinit`, `one_shot` and so on: controls, with a mask or weights that were not \
-found. `dense`: no mask.
-
-The rest of a curve's name is its task, its model and a digest of the flags: only runs that differ \
-in nothing but the seed share a curve. Open a run for its table, figure, data and rounds; *Models* \
-for the tickets; *Model registry* for those that match the full network, under the rule that the \
-alias names."""
+ABOUT = Path(__file__).with_name("about.md")  # what MLflow shows with the experiment
 
 
 def link(run: str, path: str) -> str:
@@ -57,13 +45,13 @@ def open_experiment(client: MlflowClient, artifacts: str | None) -> str:
     """Return the id of the experiment. It gets our view and, if it is ours, our description."""
     name, tags = variables.experiment_name(), {VIEW: view()}
     experiment = find_experiment(client)
+    is_ours = not experiment or experiment.name == variables.EXPERIMENT
     if not experiment:
         experiment = client.get_experiment(
             client.create_experiment(name, artifact_location=artifacts)
         )
-        tags[NOTE] = ABOUT
-    elif experiment.name == variables.EXPERIMENT and NOTE not in experiment.tags:
-        tags[NOTE] = ABOUT
+    if is_ours and NOTE not in experiment.tags:
+        tags[NOTE] = files.read_text(ABOUT)
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     for key, value in tags.items():

@@ -59,8 +59,9 @@ class MlflowDelivery:
             yield batch[-1].end
 
     def _send(self, lines: list[JournalLine]) -> None:
-        record, runs = lines[0].record, self.sender.progress.runs
-        if record["event"] != "start" and runs.get(record.get("stage", "")) == SKIPPED:
+        record = lines[0].record
+        run = self.sender.progress.runs.get(record.get("stage", ""))
+        if record["event"] != "start" and run == SKIPPED:
             raise ValueError("its run could not be created")
         self.writer.write(lines, is_replay=lines[0].start < self.sender.replay_end)
 

@@ -12,15 +12,15 @@ from lth_scale.tracking.mlflow.sender import SENDERS
 start_sending = lazy("lth_scale.tracking.mlflow.delivery:start_sending")  # imports mlflow
 
 
-def flush(run: Path) -> None:
+def flush(output_dir: Path) -> None:
     """Deliver the waiting records of an output directory, on the main process, within limits.
 
     Prints how many are left, and how to send them.
     """
     if os.environ.get("RANK", "0") != "0":
         return
-    store = stores.tracking_uri(run)
-    for path in journals(run):
+    store = stores.tracking_uri(output_dir)
+    for path in journals(output_dir):
         if path in SENDERS:
             continue
         if sender.load_progress(path, store).sent < path.stat().st_size:

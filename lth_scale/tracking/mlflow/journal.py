@@ -7,7 +7,7 @@ files that lth_scale did not write are never changed.
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def events(path: Path) -> Iterator[JournalLine]:
     return (line for line in read(path) if is_event(line.record))
 
 
-def is_event(record: Mapping[str, Any]) -> bool:
+def is_event(record: Record) -> bool:
     """True for a record that a tracker writes: a known event with its fields."""
     fields = EVENTS.get(str(record.get("event")))
     if fields is None or not isinstance(record.get("time"), int):
@@ -96,7 +96,7 @@ def check(path: Path) -> None:
         status = os.lstat(path)
         is_file = stat.S_ISREG(status.st_mode)
         if stat.S_ISLNK(status.st_mode) or (is_file and status.st_nlink > 1):
-            raise ValueError("is a link, and its target would be changed; replace it with a copy")
+            raise ValueError("is a link, and its target would be changed")
         if not is_file:
             raise ValueError("is not a file")
         if not os.access(path, os.R_OK | os.W_OK):
@@ -111,7 +111,7 @@ def check(path: Path) -> None:
         raise ValueError("was not written by lth_scale")
 
 
-def journals(run: Path) -> list[Path]:
+def journals(output_dir: Path) -> list[Path]:
     """List the journals below an output directory: one of a search, one per seed of a transfer."""
-    paths = [run / NAME, *sorted(run.glob(f"seeds/*/{NAME}"))]
+    paths = [output_dir / NAME, *sorted(output_dir.glob(f"seeds/*/{NAME}"))]
     return [path for path in paths if os.path.lexists(path)]

@@ -34,7 +34,8 @@ class RunWriter:
     """
 
     def __init__(self, client: MlflowClient, progress: Progress):
-        self.client, self.progress, self.is_replay = client, progress, False
+        self.client, self.progress, self.runs = client, progress, progress.runs
+        self.is_replay = False
         self._created: set[str] = set()  # runs that nobody else can have written to
         self._logged: dict[tuple[str, str], set[int]] = {}  # steps by run and metric
         self._writers = {
@@ -65,7 +66,7 @@ class RunWriter:
         return all_pages(self.client.search_runs, sorted(experiments), query)
 
     def _get_or_create(self, line: JournalLine, tags: Mapping[str, str]) -> str:
-        """Return the id of the run that a line creates, with these tags too."""
+        """Return the id of the run that a line creates."""
         record = line.record
         key = f"{record['key']}/{line.start}"
         runs = self.find(f"= '{key}'", [self.progress.experiment]) if self.is_replay else []
@@ -86,7 +87,7 @@ class RunWriter:
     def _delete_orphans(self, key: str) -> None:
         """Delete runs of this journal that were replaced, or created by a lost request."""
         for run in self.find(f"LIKE '{key}/%'", [self.progress.experiment]):
-            if run.info.run_id not in self.progress.runs.values():
+            if run.info.run_id not in self.runs.values():
                 self.client.delete_run(run.info.run_id)
 
     def _log(self, run: str, points: list[Metric]) -> None:
@@ -111,10 +112,10 @@ class RunWriter:
             is_loss = record["event"] == "loss"
             values = {"loss": record["loss"]} if is_loss else record["metrics"]
             points += metrics(values, record, record["step"])
-        self._log(self.progress.runs[records[0]["stage"]], points)
+        self._log(self.runs[records[0]["stage"]], points)
 
     def _write_parent(self, line: JournalLine) -> None:
-        run = self.progress.runs["parent"] = self._get_or_create(line, {})
+        run = self.runs["parent"] = self._get_or_create(line, {})
         params = [Param(name, value) for name, value in line.record["params"].items()]
         for start in range(0, len(params), MOST_PARAMS):
             self.client.log_batch(run, params=params[start : start + MOST_PARAMS])
@@ -132,8 +133,7 @@ class RunWriter:
                     data["digest"],
                     data["kind"],
                     data["source"],
-                    None,
-                    data["profile"],
+                    profile=data["profile"],
                 ),
                 [InputTag("mlflow.data.context", data["split"])],
             )
@@ -143,24 +143,25 @@ class RunWriter:
             self.client.log_inputs(run, inputs)
 
     def _reopen(self, line: JournalLine) -> None:
-        self.client.update_run(self.progress.runs["parent"], status="RUNNING")
+        self.client.update_run(self.runs["parent"], status="RUNNING")
 
     def _start(self, line: JournalLine) -> None:
-        runs, stage = self.progress.runs, line.record["stage"]
-        is_restart = stage in runs
-        runs[stage] = self._get_or_create(line, {"mlflow.parentRunId": runs["parent"]})
-        self._log_inputs(runs[stage], line.record)
+        stage = line.record["stage"]
+        is_restart = stage in self.runs
+        tags = {"mlflow.parentRunId": self.runs["parent"]}
+        run = self.runs[stage] = self._get_or_create(line, tags)
+        self._log_inputs(run, line.record)
         if is_restart:
             self._delete_orphans(line.record["key"])
 
     def _end(self, line: JournalLine) -> None:
-        record, runs = line.record, self.progress.runs
-        parent, child = runs["parent"], runs[record["stage"]]
+        record = line.record
+        parent, child = self.runs["parent"], self.runs[record["stage"]]
         model = self._log_ticket(child, record["ticket"]) if record.get("ticket") else None
         self._log(child, metrics(record["metrics"], record, 0, model))
         if "point" in record:
             point = metrics(record["point"], record, record["percent"])
-            self._log(runs[record["owner"]], point)
+            self._log(self.runs[record["owner"]], point)
         if starved := record.get("starved"):
             self.client.set_tag(child, "starved", starved)
             self.client.set_tag(parent, "starved", f"{record['stage']}: {starved}")
@@ -176,7 +177,7 @@ class RunWriter:
         return model
 
     def _finish(self, line: JournalLine) -> None:
-        record, parent = line.record, self.progress.runs["parent"]
+        record, parent = line.record, self.runs["parent"]
         with tempfile.TemporaryDirectory() as folder:
             for name, picture in record["pictures"].items():
                 Path(folder, name).write_bytes(base64.b64decode(picture))

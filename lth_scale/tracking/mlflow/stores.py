@@ -15,12 +15,12 @@ LONGEST_PATH = 504  # bytes that SQLite opens, beside a journal of its own
 COLUMNS = {"experiment_id", "artifact_location", "lifecycle_stage"}  # of MLflow's `experiments`
 
 
-def tracking_uri(run: Path) -> str:
+def tracking_uri(output_dir: Path) -> str:
     """Return MLFLOW_TRACKING_URI, or the local store of an output directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or beside(run)
+    return os.environ.get("MLFLOW_TRACKING_URI") or local_store(output_dir)
 
 
-def beside(directory: Path) -> str:
+def local_store(directory: Path) -> str:
     """Return the local store: `mlflow.db` in the parent, or inside if that is not writable.
 
     A directory keeps the store that it started with.

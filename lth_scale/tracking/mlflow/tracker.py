@@ -22,7 +22,7 @@ from lth_scale.tracking.mlflow.delivery import start_sending
 from lth_scale.tracking.mlflow.inputs import describe_data
 from lth_scale.tracking.mlflow.tickets import describe_ticket, metadata
 from lth_scale.tracking.mlflow.view import by_percent
-from lth_scale.tracking.rows import describe_starved
+from lth_scale.tracking.rows import Row, describe_starved
 from lth_scale.tracking.stages import Stage
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class MlflowTracker:
     """
 
     def __init__(self, args: Training, directory: Path, task: "Task | None" = None):
-        self.args, self.run, self.stage, self.key = args, Path(args.output_dir), "", ""
+        self.args, self.output_dir, self.stage, self.key = args, Path(args.output_dir), "", ""
         self.data = redacted(describe_data(task, args)) if task else []
         self.losses: dict[str, int] = {}  # the last step recorded, by stage
         self.usages: dict[str, int] = {}
@@ -57,7 +57,7 @@ class MlflowTracker:
         }
         if args.note:
             self.tags["note"] = args.note
-        store = stores.tracking_uri(self.run)
+        store = stores.tracking_uri(self.output_dir)
         self._report_store(store)
         self.sender = start_sending(directory / journal.NAME, store)
         for line in journal.events(self.sender.path):
@@ -68,7 +68,7 @@ class MlflowTracker:
             self._write_parent()
 
     def _report_store(self, store: str) -> None:
-        inside = self.run.resolve() / "mlflow.db"
+        inside = self.output_dir.resolve() / "mlflow.db"
         if store == stores.address(inside) and not inside.exists():
             print_line(f"MLflow: records go to {inside}: the parent directory is not writable")
 
@@ -127,7 +127,7 @@ class MlflowTracker:
         if step > self.usages[self.stage]:
             self._write("usage", stage=self.stage, step=step, metrics=metrics)
 
-    def end(self, stage: Stage, row: Mapping[str, Any]) -> None:
+    def end(self, stage: Stage, row: Row) -> None:
         """Log a complete stage: metrics and ticket on its run, its points on the curves."""
         if stage.name in self.ended:
             return
@@ -156,7 +156,7 @@ class MlflowTracker:
 
     def _ticket(self, stage: Stage) -> dict[str, str]:
         """Describe the ticket of a pruned round; empty for other stages."""
-        file = self.run / stage.path / "ticket.safetensors"
+        file = self.output_dir / stage.path / "ticket.safetensors"
         is_found = stage.key == "round" and not stage.is_control and stage.number and file.is_file()
         return describe_ticket(file, self.args.seed) if is_found else {}
 
