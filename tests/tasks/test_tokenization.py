@@ -329,7 +329,7 @@ def test_lost_special_tokens_are_said_in_one_line(template, lost, checkpoint, sm
     registry.load_task(
         parse(small(model_name_or_path=checkpoint(bert(tokenizer), tokenizer)), "t", "t")
     )
-    assert len([record for record in caplog.records if "adds no [CLS]" in record.message]) == lost
+    assert len([record for record in caplog.records if "does not add [CLS]" in record.message]) == lost
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_a_tokenizer_that_leaves_no_room_for_a_text_is_refused(most, tokenizer, 
     path = directory / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": most}))
     with pytest.raises(
-        BadInput, match=r"tokenizer_config\.json has model_max_length .*take it out"
+        BadInput, match=r"tokenizer_config\.json has model_max_length .*remove it"
     ):
         registry.load_task(parse(small(model_name_or_path=directory), "t", "t"))
 
@@ -408,7 +408,7 @@ def test_an_id_beyond_the_embeddings_is_found_before_training(ids, rows, named, 
         assert registry.load_task(args)
     else:
         with pytest.raises(
-            BadInput, match=f"more tokens than its embeddings .*{named}, and they end at {rows - 1}"
+            BadInput, match=f"more tokens than its embeddings .*{named}, and the last one is {rows - 1}"
         ):
             registry.load_task(args)
 
@@ -558,7 +558,7 @@ def test_another_pad_id_than_the_tokenizers_is_said(
     directory = checkpoint(bert(tokenizer, **config), tokenizer)
     task = registry.load_task(parse(small(model_name_or_path=directory), "t", "t"))
     assert task.model.config.pad_token_id == pad
-    assert ("take 7 as the padding's id, and its tokenizer pads with 0" in caplog.text) == said
+    assert ("take 7 as the id of padding, and its tokenizer pads with 0" in caplog.text) == said
 
 
 LENGTHS = {
@@ -642,7 +642,7 @@ def test_a_model_that_does_not_run_on_tokens_is_refused_by_name(tokenizer, small
     model = hf.AutoModelForSequenceClassification.from_config(bert(tokenizer))
     model.bert.embeddings.token_type_embeddings = torch.nn.Embedding(2, 7)
     with pytest.raises(
-        BadInput, match="BertForSequenceClassification does not run on what its tokenizer gives"
+        BadInput, match="BertForSequenceClassification fails on its tokenizer's output"
     ):
         agreed(model, tokenizer, small)
 
@@ -752,7 +752,7 @@ def test_code_of_a_models_own_that_is_not_run_is_said(
         )
     )
     registry.load_task(parse(small(model_name_or_path=tmp_path / "model"), "t", "t"))
-    assert f"(auto_map) is not run; it is read as {kind}" in caplog.text
+    assert f"(auto_map) is not run; it is loaded as transformers' {kind}" in caplog.text
 
 
 def test_two_tokenizers_of_one_content_share_the_cache_and_another_does_not(
