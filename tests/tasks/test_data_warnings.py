@@ -97,10 +97,7 @@ def test_a_class_that_is_nearly_always_right_is_told_of(rare, told, said):
         ]
 
     lines = said("sst2", review, change)
-    assert (
-        lines
-        == ["validation: label 0 is correct in 29 of its 30 rows; add other rows"] * told
-    )
+    assert lines == ["validation: label 0 is correct in 29 of its 30 rows; add other rows"] * told
 
 
 @pytest.mark.parametrize(("task", "row"), [("sst2", review), ("squad", question), ("mlm", article)])

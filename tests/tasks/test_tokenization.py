@@ -329,7 +329,9 @@ def test_lost_special_tokens_are_said_in_one_line(template, lost, checkpoint, sm
     registry.load_task(
         parse(small(model_name_or_path=checkpoint(bert(tokenizer), tokenizer)), "t", "t")
     )
-    assert len([record for record in caplog.records if "does not add [CLS]" in record.message]) == lost
+    assert (
+        len([record for record in caplog.records if "does not add [CLS]" in record.message]) == lost
+    )
 
 
 @pytest.mark.parametrize(
@@ -365,9 +367,7 @@ def test_a_tokenizer_that_leaves_no_room_for_a_text_is_refused(most, tokenizer, 
     directory = checkpoint(bert(tokenizer), tokenizer)
     path = directory / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": most}))
-    with pytest.raises(
-        BadInput, match=r"tokenizer_config\.json has model_max_length .*remove it"
-    ):
+    with pytest.raises(BadInput, match=r"tokenizer_config\.json has model_max_length .*remove it"):
         registry.load_task(parse(small(model_name_or_path=directory), "t", "t"))
 
 
@@ -408,7 +408,8 @@ def test_an_id_beyond_the_embeddings_is_found_before_training(ids, rows, named, 
         assert registry.load_task(args)
     else:
         with pytest.raises(
-            BadInput, match=f"more tokens than its embeddings .*{named}, and the last one is {rows - 1}"
+            BadInput,
+            match=f"more tokens than its embeddings .*{named}, and the last one is {rows - 1}",
         ):
             registry.load_task(args)
 

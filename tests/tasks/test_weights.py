@@ -481,7 +481,7 @@ def test_the_head_is_drawn_from_the_seed_whatever_the_checkpoint_was_fine_tuned_
 ):
     directories = [*tuned_elsewhere(checkpoint, family)]
     found = [
-        load(directory, names=("no", "yes"), kind="single_label_classification")
+        load(directory, labels=("no", "yes"), problem_type="single_label_classification")
         for directory in directories
     ]
     assert all(same(found[0].model.state_dict(), each.model.state_dict()) for each in found[1:])
@@ -492,7 +492,9 @@ def test_the_head_is_drawn_from_the_seed_whatever_the_checkpoint_was_fine_tuned_
     headless = edit(
         directories[0], lambda w: {n: each for n, each in w.items() if n.startswith(prefix)}
     )
-    assert same(load(headless, names=("no", "yes")).model.state_dict(), found[0].model.state_dict())
+    assert same(
+        load(headless, labels=("no", "yes")).model.state_dict(), found[0].model.state_dict()
+    )
     for each in found:
         assert each.model.config.id2label == {0: "no", 1: "yes"} and each.model.config.label2id == {
             "no": 0,
