@@ -1,4 +1,4 @@
-"""tasks/cautions.py: a line of warning for data on which a score says little, and none for data as it should be."""
+"""tasks/data_warnings.py: one line for data whose scores mean little, and none for other data."""
 
 import json
 
@@ -13,7 +13,7 @@ from lth_scale.tasks.registry import TASKS
 
 @pytest.fixture
 def said(small, tmp_path, caplog):
-    """What loading a task warns of, given a row for each number; `change` is given a split's rows."""
+    """The warnings of loading a task. row: number → row; change: (split, rows) → rows."""
 
     def go(task, row, change=lambda split, rows: rows, **flags) -> list[str]:
         for split, numbers in (("train", range(40)), (TASKS[task].validation, range(40, 70))):
@@ -138,8 +138,8 @@ def test_empty_texts_are_told_of(task, row, column, said):
         lambda split, rows: [*rows, rows[0] | {column: " \n"}] if split == "train" else rows,
     )
     assert (
-        line
-        == "train: 1 of 41 rows, the first of them row 41, have an empty text; fill it in, or remove the row"
+        line == "train: 1 of 41 rows, the first of them row 41, have an empty text; fill it in, or "
+        "remove the row"
     )
 
 

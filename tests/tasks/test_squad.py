@@ -43,8 +43,8 @@ def make(tokenizer, rows: list[dict], length=32, stride=8, segments=True) -> tup
     )
     listed = [
         dict(zip(columns, values, strict=True), window=i)
-        for i, values in enumerate(zip(*columns.values()))
-    ]  # noqa: B905
+        for i, values in enumerate(zip(*columns.values(), strict=True))
+    ]
     return columns, squad.collate(listed, DataCollatorWithPadding(tokenizer))
 
 

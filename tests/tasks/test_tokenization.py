@@ -1,4 +1,4 @@
-"""tasks/tokens.py: what decides the ids decides the cache, and model and tokenizer agree before training."""
+"""tasks/tokenizer_*.py, inputs.py: the cache key of ids, and what model and tokenizer agree on."""
 
 import copy
 import json
@@ -41,7 +41,7 @@ def rebuilt(state: dict, **options) -> PreTrainedTokenizerFast:
 def of_words(
     template: list[str] | None = None, ids: dict[str, int] | None = None, **options
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words that puts these special tokens around a text, "$A"; ids: further words."""
+    """A whole-word tokenizer that puts these special tokens around a text ("$A"). ids: extra words."""
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({*WORDS})]
     vocabulary = {word: i for i, word in enumerate(names)} | (ids or {})
     state = {
@@ -653,7 +653,8 @@ def test_a_model_that_does_not_run_on_tokens_is_refused_by_name(tokenizer, small
     [
         (
             ImportError(
-                "You need to install sacremoses to use XLMTokenizer. See https://x for installation."
+                "You need to install sacremoses to use XLMTokenizer. See https://x for "
+                "installation."
             ),
             "sacremoses",
         ),
@@ -668,7 +669,8 @@ def test_a_model_that_does_not_run_on_tokens_is_refused_by_name(tokenizer, small
         ),
         (
             ValueError(
-                "`tiktoken` is required to read a `tiktoken` file. Install it with `pip install tiktoken`."
+                "`tiktoken` is required to read a `tiktoken` file. Install it with `pip install "
+                "tiktoken`."
             ),
             "sentencepiece",
         ),

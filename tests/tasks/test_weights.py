@@ -1,4 +1,4 @@
-"""tasks/weights.py: the model that is trained is the checkpoint, and its head is fresh, kept, or refused by name."""
+"""tasks/weights.py: the checkpoint's encoder, complete, with a head that is fresh, kept or refused."""
 
 import json
 import shutil
@@ -234,7 +234,8 @@ REFUSED = {
     "LayerNorms of another library": (
         renamed("LayerNorm.", "ln."),
         {},
-        r"lacks bert\.embeddings\.LayerNorm\.weight and 9 more weights \(it has bert\.embeddings\.ln\.bias and",
+        r"lacks bert\.embeddings\.LayerNorm\.weight and 9 more weights "
+        r"\(it has bert\.embeddings\.ln\.bias and",
     ),
     "no bias": (
         without("layer.1.output.dense.bias"),

@@ -1,4 +1,4 @@
-"""tasks/task.py: what a model's config says of its outputs is neither here nor there."""
+"""tasks/loading.py: config fields that change no score, and configs that are refused."""
 
 import json
 import shutil
