@@ -76,7 +76,7 @@ def characters():
 
 @pytest.fixture
 def keep(request, tmp_path):
-    """Save a family's checkpoint as it would be published, with a tokenizer; return the directory."""
+    """Save a checkpoint of a family as it would be published, with a tokenizer; return its path."""
 
     def go(family: Family, directory=tmp_path / "model"):
         tokenizer = request.getfixturevalue(family.tokenizer)

@@ -41,7 +41,7 @@ def rebuilt(state: dict, **options) -> PreTrainedTokenizerFast:
 def of_words(
     template: list[str] | None = None, ids: dict[str, int] | None = None, **options
 ) -> PreTrainedTokenizerFast:
-    """A whole-word tokenizer that puts these special tokens around a text ("$A"). ids: extra words."""
+    """A whole-word tokenizer with these special tokens around a text ("$A"). ids: extra words."""
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({*WORDS})]
     vocabulary = {word: i for i, word in enumerate(names)} | (ids or {})
     state = {

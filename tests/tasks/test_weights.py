@@ -1,4 +1,4 @@
-"""tasks/weights.py: the checkpoint's encoder, complete, with a head that is fresh, kept or refused."""
+"""tasks/weights.py: the checkpoint's encoder is complete; its head is fresh, kept or refused."""
 
 import json
 import shutil
