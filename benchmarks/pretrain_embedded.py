@@ -1,8 +1,8 @@
-"""Pre-train the embedded BERT from scratch: `python benchmarks/pretrain_embedded.py --output_dir DIR`.
+"""Pre-train the embedded BERT: `python benchmarks/pretrain_embedded.py --output_dir DIR`.
 
-Reads the public-domain books shipped beside this file, trains a WordPiece vocabulary and a small
-BERT on them with the masked-LM objective (15 %, 80/10/10; Devlin et al. 2019), and writes a
-Hugging Face model directory whose README states what came out. Only this recipe made `bert/`.
+Reads the public-domain books inside the package, trains a WordPiece vocabulary and a small BERT on
+them with the masked-LM objective (15 %, 80/10/10; Devlin et al. 2019), and writes a Hugging Face
+model directory whose README states the results. `lth_scale/tasks/embedded/bert` was made this way.
 """
 
 import argparse
@@ -29,20 +29,19 @@ from transformers import (
 
 from lth_scale.tasks.locations import embedded_path
 
-HERE = embedded_path("bert").parent
 BLOCK = 128
 SHORT = 32
 EVAL_SEED = 1234
 
 
 def read_books(split: str) -> list[str]:
-    """The paragraphs of one split (`train` or `validation`) of the shipped books."""
-    with lzma.open(HERE / "mlm" / f"{split}.jsonl.xz", "rt", encoding="utf-8") as lines:
+    """The paragraphs of one split (`train` or `validation`) of the books."""
+    with lzma.open(embedded_path("mlm") / f"{split}.jsonl.xz", "rt", encoding="utf-8") as lines:
         return [json.loads(line)["text"] for line in lines]
 
 
 def train_tokenizer(paragraphs: list[str], vocab_size: int, directory: Path) -> BertTokenizer:
-    """An uncased WordPiece tokenizer learnt from `paragraphs`, saved to `directory`."""
+    """Train an uncased WordPiece tokenizer on `paragraphs` and save it to `directory`."""
     pieces = BertWordPieceTokenizer(lowercase=True)
     pieces.train_from_iterator(
         paragraphs, vocab_size=vocab_size, min_frequency=2, show_progress=False
@@ -54,10 +53,10 @@ def train_tokenizer(paragraphs: list[str], vocab_size: int, directory: Path) -> 
 
 @torch.no_grad()
 def place_sinusoids(positions: torch.Tensor, scale: float) -> None:
-    """Start the position embeddings (length, hidden) from sinusoids of standard deviation `scale`.
+    """Initialise the position embeddings (length, hidden) with sinusoids of deviation `scale`.
 
-    Offsets are then linear maps (Vaswani et al. 2017, section 3.5), and a small model finds its
-    neighbours thousands of steps earlier than from noise.
+    Offsets are then linear maps (Vaswani et al. 2017, section 3.5), and a small model learns to
+    attend to neighbours thousands of steps earlier than from noise.
     """
     length, hidden = positions.shape
     rates = torch.exp(torch.arange(0, hidden, 2) * (-math.log(10_000.0) / hidden))
@@ -66,7 +65,7 @@ def place_sinusoids(positions: torch.Tensor, scale: float) -> None:
 
 
 def pack(documents: list[list[int]], tokenizer: BertTokenizer, length: int) -> list[list[int]]:
-    """Join token lists and cut them into [CLS] … [SEP] blocks of `length` tokens; the rest is dropped."""
+    """Concatenate token lists and cut them into [CLS] … [SEP] blocks of `length` tokens."""
     stream = [token for document in documents for token in document]
     width = length - 2
     starts = range(0, len(stream) - width + 1, width)
@@ -78,9 +77,9 @@ def pack(documents: list[list[int]], tokenizer: BertTokenizer, length: int) -> l
 def masked_loss(
     model: BertForMaskedLM, batch: dict
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(mean cross-entropy, logits (n, vocab), labels (n,)) at the n masked positions only.
+    """Mean cross-entropy, logits (n, vocab) and labels (n,) at the n masked positions.
 
-    A block shorter than BLOCK stands at a random place of it, so that every position is trained.
+    A block shorter than BLOCK starts at a random position, so that all positions are trained.
     """
     chosen, length = batch["labels"] != -100, batch["labels"].shape[1]
     offset = int(torch.randint(BLOCK - length + 1, ()))
@@ -94,11 +93,11 @@ def masked_loss(
 
 @torch.no_grad()
 def evaluate(model: BertForMaskedLM, blocks: list[list[int]], collate) -> dict[str, float]:
-    """Masked accuracy and loss over `blocks` with masks fixed by EVAL_SEED; n is the masked tokens."""
+    """Masked accuracy and loss over `blocks`, masked with EVAL_SEED; n counts the masked tokens."""
     model.eval()
     right = total = loss = 0.0
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(EVAL_SEED)  # the CPU's alone
+        torch.default_generator.manual_seed(EVAL_SEED)  # not CUDA's
         for i in range(0, len(blocks), 32):
             mean, logits, labels = masked_loss(
                 model, collate([{"input_ids": b} for b in blocks[i : i + 32]])
@@ -111,7 +110,7 @@ def evaluate(model: BertForMaskedLM, blocks: list[list[int]], collate) -> dict[s
 
 
 def unigram_baseline(train: list[list[int]], validation: list[list[int]]) -> dict[str, float]:
-    """Accuracy of always naming the most frequent training token, and the unigram cross-entropy."""
+    """Accuracy of the most frequent training token, and the unigram cross-entropy."""
     counts = Counter(token for document in train for token in document)
     total, kinds = sum(counts.values()), len(counts)
     tokens = [token for document in validation for token in document]
@@ -125,8 +124,8 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for the rest.
 
-    With AdamW alone this small model stays on the plateau of word frequencies (loss 5.9) for thousands
-    of steps; Muon leaves it within one thousand.
+    With AdamW alone this small model stays on the plateau of word frequencies (loss 5.9) for
+    thousands of steps; with Muon it leaves the plateau within one thousand.
     """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".encoder." in name]
     chosen = set(map(id, matrices))
@@ -142,7 +141,7 @@ def make_optimizers(
 
 
 def train(args: argparse.Namespace, model, train_docs, validation, tokenizer) -> list[dict]:
-    """Train `model` in place for args.max_steps; evaluates every args.eval_steps; returns those rows."""
+    """Train `model` in place, evaluate every args.eval_steps, and return the evaluations."""
     collate = DataCollatorForLanguageModeling(tokenizer)
     masker = DataCollatorForLanguageModeling(tokenizer, mlm_probability=args.mlm_probability)
     optimizers = make_optimizers(model, args)
@@ -174,13 +173,13 @@ def train(args: argparse.Namespace, model, train_docs, validation, tokenizer) ->
 
 
 def save(model: BertForMaskedLM, tokenizer: BertTokenizer, directory: Path) -> None:
-    """Write the model in fp16 (the smallest form that loses nothing that matters) and its tokenizer."""
+    """Save the model in fp16, and its tokenizer."""
     copy.deepcopy(model).half().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
 def model_card(result: dict) -> str:
-    """The model's README: what it is, and what came out against a unigram baseline and random weights."""
+    """The model's README, with its results, a unigram baseline and random weights."""
     last, flags = result["history"][-1], result["arguments"]
     given = " ".join(f"--{name} {value}" for name, value in flags.items() if value is not None)
     rows = {
@@ -193,25 +192,33 @@ def model_card(result: dict) -> str:
     )
     return f"""# The embedded BERT
 
-A small uncased BERT (4 layers, hidden 128, 4 heads, {flags["vocab_size"]:,} WordPieces) for demonstrations
-and tests, pre-trained from scratch with the masked-LM objective on the public-domain books in `../mlm`
-({result["train_tokens"]:,} tokens). It has no pooler and knows nothing but these books. Weights are stored in fp16.
+A small uncased BERT (4 layers, hidden 128, 4 heads, {flags["vocab_size"]:,} WordPieces) for
+demonstrations and tests, pre-trained from scratch with the masked-LM objective on the public-domain
+books in `../mlm` ({result["train_tokens"]:,} tokens). It has no pooler and has seen only these
+books. Weights are stored in fp16.
 
     python benchmarks/pretrain_embedded.py --output_dir DIR {given}
 
-{last["step"]:,} steps; {result["machine"]}; one run. On held-out paragraphs, {last["n"]:,} masked tokens:
+{last["step"]:,} steps; {result["machine"]}; one run. On {last["n"]:,} masked tokens of held-out
+paragraphs:
 
 | | masked accuracy | loss (nats) |
 | --- | --- | --- |
 {table}
 
-`unigram` always names the most frequent token; its loss is the cross-entropy of the training frequencies.
-The curve over the steps is in `pretraining.json`.
+`unigram` always predicts the most frequent token; its loss is the cross-entropy of the training
+frequencies. `pretraining.json` has the evaluations during training.
 """
 
 
-def main() -> None:
-    """Run the recipe; see --help."""
+def machine() -> str:
+    """The machine and the software in a few words."""
+    threads = torch.get_num_threads()
+    return f"{platform.machine()}, {threads} threads, torch {torch.__version__}"
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--max_steps", type=int, default=12_000)
@@ -229,8 +236,30 @@ def main() -> None:
     parser.add_argument("--vocab_size", type=int, default=8192)
     parser.add_argument("--initializer_range", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=42)
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def new_model(vocab_size: int, initializer_range: float) -> BertForMaskedLM:
+    """A small BERT with random weights."""
+    config = BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=BLOCK,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=initializer_range,
+    )
+    model = BertForMaskedLM(config)
+    place_sinusoids(model.bert.embeddings.position_embeddings.weight, initializer_range)
+    return model
+
+
+def main() -> None:
+    """Run the recipe; see --help."""
+    args = parse_args()
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     books, held_out = read_books("train"), read_books("validation")
@@ -242,21 +271,9 @@ def main() -> None:
         for texts in (books, held_out)
     )
     validation = pack(held_docs, tokenizer, BLOCK)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=512,
-        max_position_embeddings=BLOCK,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=args.initializer_range,
-    )
-    model = BertForMaskedLM(config)
-    place_sinusoids(model.bert.embeddings.position_embeddings.weight, args.initializer_range)
+    model = new_model(len(tokenizer), args.initializer_range)
     result = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": machine(),
         "train_tokens": sum(map(len, train_docs)),
         "unigram": unigram_baseline(train_docs, held_docs),
         "random_init": evaluate(model, validation, DataCollatorForLanguageModeling(tokenizer)),

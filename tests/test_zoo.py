@@ -1,4 +1,4 @@
-"""Every family of encoders: searched with the prunable set that was counted by hand, or refused in one line."""
+"""Every family of encoders: the search prunes the set counted by hand, or refuses the family."""
 
 import json
 import math
@@ -49,7 +49,7 @@ def cases(taken: bool) -> list:
 
 @pytest.fixture(scope="session")
 def two_separators(tokenizer):
-    """The embedded tokenizer with two separators between the texts of a pair, as RoBERTa's puts them."""
+    """The embedded tokenizer with two separators between the texts of a pair, like RoBERTa's."""
     from tokenizers.processors import TemplateProcessing
 
     backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
@@ -76,7 +76,7 @@ def characters():
 
 @pytest.fixture
 def keep(request, tmp_path):
-    """Save a family's checkpoint, as it would be published, with a tokenizer, and return the directory."""
+    """Save a checkpoint of a family as it would be published, with a tokenizer; return its path."""
 
     def go(family: Family, directory=tmp_path / "model"):
         tokenizer = request.getfixturevalue(family.tokenizer)
@@ -99,7 +99,7 @@ def keep(request, tmp_path):
 
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory):
-    """Rows for the three tasks, of a few words up to more than any network of the zoo has positions for."""
+    """Rows for the three tasks, from a few words to more than any network has positions for."""
     root = tmp_path_factory.mktemp("rows")
     for split, count in (("train", 16), ("validation", 8)):
         texts = [" ".join(sentence(i + j) for j in range(1 + i % 2 * 7)) for i in range(count)]
@@ -122,7 +122,7 @@ def question(i: int, context: str) -> dict:
 
 
 def flags(task: str, directory, rows, **more) -> dict:
-    """Those of a search of two rounds that asks for more tokens than any network of the zoo takes."""
+    """The flags of a search of two rounds, with longer rows than any network takes."""
     return {
         "task": task,
         "model_name_or_path": directory,
@@ -184,7 +184,7 @@ def test_a_network_that_cannot_be_pruned_or_read_is_refused_in_one_line(
     ("name", "task"), [("gpt2", "mlm"), ("gte", "squad"), ("splinter", "sst2")]
 )
 def test_a_family_without_a_network_for_the_task_is_refused_by_name(name, task, keep, rows, search):
-    with pytest.raises(BadInput, match=rf"--task {task} needs .*{CLASSES[task].__name__}.*; take"):
+    with pytest.raises(BadInput, match=rf"--task {task} needs .*{CLASSES[task].__name__}.*; use"):
         search(**flags(task, keep(KNOWN[name]), rows))
 
 

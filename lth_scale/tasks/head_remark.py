@@ -28,7 +28,7 @@ def head_remark(loaded: LoadedWeights, seed: int, keeps: bool, as_found: bool) -
         renamed = ", under another name there" if loaded.renamed else ""
         parts.append(f"the head ({own}) is the checkpoint's{renamed}")
     if pooler := _modules((name for name in loaded.initialized if name.startswith(prefix)), 3):
-        pruned = "" if as_found else " and is not prunable"
+        pruned = "" if as_found else " and stays dense"
         parts.append(f"{pooler} is not in the checkpoint: it is initialised from --seed{pruned}")
     return "; ".join(parts)
 

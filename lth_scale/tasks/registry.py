@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lth_scale.config.arguments import Training
+from lth_scale.config.defaults import DEFAULTS, GLUE_DEFAULTS
 from lth_scale.config.registry import Registry, lazy
 
 if TYPE_CHECKING:
@@ -50,12 +51,13 @@ class TaskKind:
 TASKS: Registry[TaskKind] = Registry("task")
 
 
-def register_task(name: str, kind: TaskKind) -> None:
-    """Make `name` a value of --task. Its flags default to those of GLUE.
+def register_task(name: str, kind: TaskKind, **defaults: Any) -> None:
+    """Make `name` a value of --task.
 
-    Raises ValueError if the name is taken.
+    defaults: of its flags, where they differ from GLUE's. Raises ValueError if the name is taken.
     """
     TASKS.register(name, kind)
+    DEFAULTS.setdefault(name, GLUE_DEFAULTS | defaults)
 
 
 def load_task(args: Training) -> "Task":

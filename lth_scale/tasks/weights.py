@@ -107,7 +107,7 @@ def _tied_elsewhere(source: CheckpointSource, checkpoint: LoadedCheckpoint) -> d
 def _rebuilt(
     model: PreTrainedModel, initialized: Collection[str], tied: Mapping[str, Tensor], seed: int
 ) -> PreTrainedModel:
-    """A copy of the model with the `initialized` tensors drawn from `seed` and the `tied` ones set."""
+    """A copy of the model with its `initialized` tensors drawn from `seed`, and `tied` set."""
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in initialized}
     set_seed(seed)
     model_class: Any = type(model)
@@ -124,7 +124,7 @@ def check_complete(
     tied: Collection[str],
     head: RequiredHead | None,
 ) -> None:
-    """Raise BadInput unless checkpoint and `tied` cover the base model and head, without extra layers."""
+    """Raise BadInput if `checkpoint` and `tied` lack a weight, or there are extra layers."""
     flag, name = source.flag, type(checkpoint.model).__name__
     if not checkpoint.prefix:
         raise BadInput(

@@ -70,51 +70,51 @@ def test_rows_are_the_same_however_a_file_of_json_was_written(content, tmp_path)
 CUT = f"{LINES[0]}\n{LINES[1][:-9]}"
 WRONG = {
     "utf-16": ("\n".join(LINES).encode("utf-16"), "is UTF-16"),
-    "utf-16 without a mark": (LINES[0].encode("utf-16-le"), "line 1 holds NUL bytes"),
-    "gzip": (gzip.compress(LINES[0].encode()), "is packed by gzip"),
-    "xz": (lzma.compress(LINES[0].encode()), "is packed by xz"),
+    "utf-16 without a mark": (LINES[0].encode("utf-16-le"), "line 1: contains NUL bytes"),
+    "gzip": (gzip.compress(LINES[0].encode()), "is compressed with gzip"),
+    "xz": (lzma.compress(LINES[0].encode()), "is compressed with xz"),
     "latin-1": (
         f'{LINES[0]}\n{{"sentence": "caf\xe9"}}'.encode("latin-1"),
-        r"line 2 is not UTF-8 \(byte 0xe9",
+        r"line 2: not UTF-8 \(byte 0xe9",
     ),
-    "latin-1 in an array": (f'[{LINES[0]},\n"\xe9"]'.encode("latin-1"), "line 2 is not UTF-8"),
-    "zeros after a crash": (LINES[0].encode() + b"\n" + bytes(9), "line 2 holds NUL bytes"),
-    "cut": (CUT, "line 2 is no JSON"),
-    "cut, ended by CR": (CUT.replace("\n", "\r"), "line 2 is no JSON"),
-    "cut array": (f"[\n{LINES[0]},\n\n{LINES[1][:-9]}", "line 4 is no JSON"),
-    "array that is not closed": (f"[{LINES[0]}\n", "line 1 is no JSON .*delimiter"),
-    "array without a comma": (f"[\n{LINES[0]}\n{LINES[0]}]", "line 3 is no JSON .*delimiter"),
-    "array with a last comma": (f"[\n{LINES[0]},\n]", "line 3 is no JSON"),
-    "two arrays": (f"[{LINES[0]}]\n[{LINES[0]}]", "line 2 is no JSON .Extra data"),
+    "latin-1 in an array": (f'[{LINES[0]},\n"\xe9"]'.encode("latin-1"), "line 2: not UTF-8"),
+    "zeros after a crash": (LINES[0].encode() + b"\n" + bytes(9), "line 2: contains NUL bytes"),
+    "cut": (CUT, "line 2: invalid JSON"),
+    "cut, ended by CR": (CUT.replace("\n", "\r"), "line 2: invalid JSON"),
+    "cut array": (f"[\n{LINES[0]},\n\n{LINES[1][:-9]}", "line 4: invalid JSON"),
+    "array that is not closed": (f"[{LINES[0]}\n", "line 1: invalid JSON .*delimiter"),
+    "array without a comma": (f"[\n{LINES[0]}\n{LINES[0]}]", "line 3: invalid JSON .*delimiter"),
+    "array with a last comma": (f"[\n{LINES[0]},\n]", "line 3: invalid JSON"),
+    "two arrays": (f"[{LINES[0]}]\n[{LINES[0]}]", "line 2: invalid JSON .Extra data"),
     "bad row of an array": (
         json.dumps([*GOOD, {"sentence": 1}], indent=1),
-        "line 10: .*sentence.* holds 1",
+        "line 10: .*sentence.* is 1",
     ),
     "an object over many lines": (
         json.dumps(GOOD[0], indent=1),
-        "line 1 is no JSON .*one whole object a line",
+        "line 1: invalid JSON .*one complete object on each line",
     ),
     "rows inside an object": (
         json.dumps({"version": "1.1", "data": GOOD}),
-        "line 1: .*rows are in 'data'",
+        "line 1: .*rows are nested in 'data'",
     ),
-    "two rows in a line": (" ".join(LINES), "line 1 is no JSON .Extra data"),
-    "comma after a row": (",\n".join(LINES), "line 1 is no JSON .Extra data"),
-    "a comment": (f"{LINES[0]}\n# more\n", "line 2 is no JSON"),
+    "two rows in a line": (" ".join(LINES), "line 1: invalid JSON .Extra data"),
+    "comma after a row": (",\n".join(LINES), "line 1: invalid JSON .Extra data"),
+    "a comment": (f"{LINES[0]}\n# more\n", "line 2: invalid JSON"),
     "a key twice": (
         '{"sentence": "x", "label": 0, "label": 1}',
-        "line 1 is no JSON .'label' is there twice",
+        "line 1: invalid JSON .duplicate key 'label'",
     ),
     "deep in a column that is not read": (
         f'{LINES[0]}\n{{"x": {"[" * 10**5}',
-        "line 2 is no JSON .nested too deeply",
+        "line 2: invalid JSON .nested too deeply",
     ),
     "a number of 5,000 digits": (
         f'{{"sentence": "x", "label": {"9" * 5000}}}',
-        "line 1 is no JSON .Exceeds",
+        "line 1: invalid JSON .Exceeds",
     ),
-    "words": ("good film\t1\n", "line 1 is no JSON"),
-    "a text": (f'{LINES[0]}\n"x"', "line 2: is no JSON object"),
+    "words": ("good film\t1\n", "line 1: invalid JSON"),
+    "a text": (f'{LINES[0]}\n"x"', "line 2: not a JSON object"),
 }
 
 
@@ -152,7 +152,7 @@ def test_what_is_no_file_of_rows_is_named_with_its_line(what, tmp_path):
 )
 def test_a_label_is_one_of_the_classes_or_named_with_its_line(value, tmp_path):
     with pytest.raises(
-        BadInput, match=r"train.jsonl: line 2: .*label.*(an integer|not within 0 … 1)"
+        BadInput, match=r"train.jsonl: line 2: .*label.*(an integer|out of range 0 … 1)"
     ):
         read(tmp_path / "train.jsonl", f'{LINES[0]}\n{{"sentence": "x", "label": {value}}}')
 
@@ -163,7 +163,7 @@ def test_a_label_is_one_of_the_classes_or_named_with_its_line(value, tmp_path):
 def test_a_score_is_within_its_scale_or_named_with_its_line(value, tmp_path):
     columns, scale = {"label": "float32"}, (0.0, 5.0)
     assert read(tmp_path / "a", '{"label": 5}\n{"label": 0.0}\n{"label": 4.2}', columns, scale)
-    with pytest.raises(BadInput, match=r"a: line 2: .*label.*(a number|not within 0.0 … 5.0)"):
+    with pytest.raises(BadInput, match=r"a: line 2: .*label.*(a number|out of range 0.0 … 5.0)"):
         read(tmp_path / "a", f'{{"label": 5}}\n{{"label": {value}}}', columns, scale)
 
 
@@ -287,7 +287,7 @@ def test_whatever_a_file_holds_it_is_rows_or_named_with_its_line(tmp_path_factor
                 assert row["context"][start:].startswith(text)
     except BadInput as problem:
         assert re.match(
-            rf"--dataset_path {path}: (line \d+[: ]|is [\w -]+, and no JSON lines)", str(problem)
+            rf"--dataset_path {path}: (line \d+[: ]|is [\w -]+, not JSON Lines)", str(problem)
         )
 
 

@@ -1,4 +1,4 @@
-"""tasks/cautions.py: a line of warning for data on which a score says little, and none for data as it should be."""
+"""tasks/data_warnings.py: one line for data whose scores mean little, and none for other data."""
 
 import json
 
@@ -13,7 +13,7 @@ from lth_scale.tasks.registry import TASKS
 
 @pytest.fixture
 def said(small, tmp_path, caplog):
-    """What loading a task warns of, given a row for each number; `change` is given a split's rows."""
+    """The warnings of loading a task. row: number → row; change: (split, rows) → rows."""
 
     def go(task, row, change=lambda split, rows: rows, **flags) -> list[str]:
         for split, numbers in (("train", range(40)), (TASKS[task].validation, range(40, 70))):
@@ -70,17 +70,17 @@ def test_a_split_without_a_class_is_told_of(task, said):
     lines = said(task, row, max_train_samples=20)
     if task == "stsb":
         assert lines == [
-            f"{split}: score 2.5 is right in {n} of its {n} rows; {help}"
+            f"{split}: score 2.5 is correct in {n} of its {n} rows; {help}"
             for split, n, help in (
                 ("train", 20, "shuffle the file, or raise --max_train_samples"),
-                ("validation", 30, "give it other rows too"),
+                ("validation", 30, "add other rows"),
             )
         ]
         return
     train, validation = lines
     missing = "1, 2" if classes == 3 else "1"
     assert train == (
-        f"train: none of its 20 rows has label {missing}, so label 0 is always right; "
+        f"train: none of its 20 rows has label {missing}, so label 0 is always correct; "
         "shuffle the file, or raise --max_train_samples"
     )
     assert validation.startswith(f"{kind.validation}: none of its 30 rows has label 0")
@@ -95,17 +95,14 @@ def test_a_class_that_is_nearly_always_right_is_told_of(rare, told, said):
         ]
 
     lines = said("sst2", review, change)
-    assert (
-        lines
-        == ["validation: label 0 is right in 29 of its 30 rows; give it other rows too"] * told
-    )
+    assert lines == ["validation: label 0 is correct in 29 of its 30 rows; add other rows"] * told
 
 
 @pytest.mark.parametrize(("task", "row"), [("sst2", review), ("squad", question), ("mlm", article)])
 def test_rows_of_validation_that_are_in_train_too_are_told_of(task, row, said):
     lines = said(task, row, lambda split, rows: [row(i) for i in range(20)] + rows[:12])
     assert (
-        len(lines) == 1 and "validation: 20 of its 32 different rows are in train too" in lines[0]
+        len(lines) == 1 and "validation: 20 of its 32 distinct rows are also in train" in lines[0]
     )
     assert said(task, row, lambda split, rows: [row(i) for i in range(10)] + rows[:12]) == []
 
@@ -125,7 +122,7 @@ def test_lost_characters_are_told_of_in_every_run(task, row, what, said):
 
     for _ in range(2):  # the second time from the cache
         (line,) = said(task, row, change)
-        assert line.startswith("train: 2 of 40 rows, the first of them row 7, hold U+FFFD")
+        assert line.startswith("train: 2 of 40 rows, the first of them row 7, contain U+FFFD")
 
 
 @pytest.mark.parametrize(
@@ -139,8 +136,8 @@ def test_empty_texts_are_told_of(task, row, column, said):
         lambda split, rows: [*rows, rows[0] | {column: " \n"}] if split == "train" else rows,
     )
     assert (
-        line
-        == "train: 1 of 41 rows, the first of them row 41, have an empty text; fill it, or remove the row"
+        line == "train: 1 of 41 rows, the first of them row 41, have an empty text; fill it in, or "
+        "remove the row"
     )
 
 
@@ -167,7 +164,7 @@ def same_word(split: str, rows: list[dict]) -> list[dict]:
 )
 def test_answers_that_need_no_reading_are_told_of(change, what, said):
     lines = said("squad", question, change, max_seq_length=64)
-    assert lines == [f"validation: {what} is right in 30 of its 30 rows; give it other rows too"]
+    assert lines == [f"validation: {what} is correct in 30 of its 30 rows; add other rows"]
 
 
 def test_few_masked_tokens_are_told_of(said):
@@ -193,9 +190,9 @@ def test_a_correlation_that_is_not_defined_counts_as_0_and_why_is_told(
     rows = json.loads((out / "results.json").read_text(), parse_constant=pytest.fail)
     assert [next(iter(row["eval"].values())) for row in rows] == [0.0, 0.0]
     lines = [
-        r.getMessage() for r in caplog.records if "no correlation is defined" in r.getMessage()
+        r.getMessage() for r in caplog.records if "the correlation is undefined" in r.getMessage()
     ]
-    assert "all 12 labels are 1, so no correlation is defined, and it counts as 0" in lines
+    assert "all 12 labels are 1, so the correlation is undefined and counts as 0" in lines
 
 
 @pytest.mark.parametrize(("size", "told"), [(12, False), (13, True)])

@@ -1,4 +1,4 @@
-"""metrics/: hand-computed and published values, undefined cases, and loading with no network by several at once."""
+"""tasks/metrics: hand-computed and published values, undefined cases, loading without a network."""
 
 import multiprocessing
 import socket
@@ -64,7 +64,8 @@ def test_correlations():
     assert glue("pearson+spearman", [0.0, 1, 2, 3, 4, 5], [0.0, 1, 2, 3, 4, 5]) == pytest.approx(
         {"pearson": 1, "spearman": 1}
     )
-    # centred (−2, −1, 0, 1, 2) and (−1, −3, −1, 1, 4): 14 / √(10 · 28); ranks (1, 2, 3, 4, 5) and (2.5, 1, 2.5, 4, 5)
+    # centred (−2, −1, 0, 1, 2) and (−1, −3, −1, 1, 4): 14 / √(10 · 28)
+    # ranks (1, 2, 3, 4, 5) and (2.5, 1, 2.5, 4, 5)
     found = glue("pearson+spearman", [1.0, 2, 3, 4, 5], [2.0, 0, 2, 4, 7])
     assert found == pytest.approx({"pearson": 14 / 280**0.5, "spearman": 8 / 95**0.5})
 
@@ -142,7 +143,7 @@ def test_squad_averages_over_rows_in_their_order():
 
 
 def load_afresh(cache, barrier, results) -> None:
-    """In a process of its own: an empty modules cache, no network, and the others at the same moment."""
+    """Load the metrics with an empty modules cache and no network, when all processes are ready."""
     for name in [name for name in sys.modules if name.startswith("evaluate_modules")]:
         del sys.modules[name]
     sys.path.remove(str(evaluate.config.HF_MODULES_CACHE))

@@ -43,8 +43,8 @@ def make(tokenizer, rows: list[dict], length=32, stride=8, segments=True) -> tup
     )
     listed = [
         dict(zip(columns, values, strict=True), window=i)
-        for i, values in enumerate(zip(*columns.values()))
-    ]  # noqa: B905
+        for i, values in enumerate(zip(*columns.values(), strict=True))
+    ]
     return columns, squad.collate(listed, DataCollatorWithPadding(tokenizer))
 
 
@@ -239,14 +239,14 @@ def test_a_start_without_the_most_context_gives_no_answer(tokenizer):
     ids=["CLS", "question", "backwards", "ends in question"],
 )
 def test_what_is_no_span_of_the_context_is_the_empty_answer(start, stop, tokenizer, monkeypatch):
-    monkeypatch.setattr(squad, "BEST", 1)
+    monkeypatch.setattr(squad, "N_BEST", 1)
     _, batch = make(tokenizer, [example("the cat sat on the mat .", "mat")])
     rows = squad.best_spans(pointing(batch, start, stop), batch)
     assert rows[0, 1:4].tolist() == [0, 0, -numpy.inf]
 
 
 def test_an_answer_has_at_most_30_tokens(tokenizer, monkeypatch):
-    monkeypatch.setattr(squad, "BEST", 1)
+    monkeypatch.setattr(squad, "N_BEST", 1)
     context = " ".join(["cat"] * 60)
     _, batch = make(tokenizer, [example(context, "cat")], length=96)
     first = int((batch["ends"][0] >= 0).nonzero()[0])
@@ -270,7 +270,7 @@ def test_a_long_question_is_cut_to_64_tokens(tokenizer):
 
 
 def test_a_question_that_leaves_no_room_is_refused(load):
-    with pytest.raises(BadInput, match=r"--max_seq_length 32: the question 'cat cat .* give 96"):
+    with pytest.raises(BadInput, match=r"--max_seq_length 32: the question 'cat cat .* use 96"):
         load([example(LONG, "good dog", " ".join(["cat"] * 29))])
     assert len(load([example(LONG, "good dog", " ".join(["cat"] * 28))]).train) > 20
     with pytest.raises(BadInput, match="--doc_stride 0"):
@@ -457,10 +457,10 @@ def test_a_context_of_many_windows_takes_time_in_proportion():
 
 GOOD = example("the cat sat", "cat")
 BAD = [
-    ({"answers": None}, "'answers' holds null"),
-    ({"answers": [{"text": "cat", "answer_start": 4}]}, "'answers' holds a list"),
+    ({"answers": None}, "'answers' is null"),
+    ({"answers": [{"text": "cat", "answer_start": 4}]}, "'answers' is a list"),
     ({"answers": {"text": ["cat"]}}, "two lists of equal length"),
-    ({"answers": {"text": [], "answer_start": []}}, "has no answer"),
+    ({"answers": {"text": [], "answer_start": []}}, "'answers' is empty"),
     ({"answers": {"text": ["the cat sat on it"], "answer_start": [0]}}, "not at character 0"),
     ({"answers": {"text": ["cat"], "answer_start": [True]}}, '"cat" at true'),
     ({"answers": {"text": ["cat"], "answer_start": [4.0]}}, '"cat" at 4.0'),

@@ -1,4 +1,4 @@
-"""tasks/tokens.py: what decides the ids decides the cache, and model and tokenizer agree before training."""
+"""tasks/tokenizer_*.py, inputs.py: the cache key of ids, and what model and tokenizer agree on."""
 
 import copy
 import json
@@ -41,7 +41,7 @@ def rebuilt(state: dict, **options) -> PreTrainedTokenizerFast:
 def of_words(
     template: list[str] | None = None, ids: dict[str, int] | None = None, **options
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words that puts these special tokens around a text, "$A"; ids: further words."""
+    """A whole-word tokenizer with these special tokens around a text ("$A"). ids: extra words."""
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({*WORDS})]
     vocabulary = {word: i for i, word in enumerate(names)} | (ids or {})
     state = {
@@ -324,8 +324,12 @@ def test_blocks_have_the_special_tokens_where_a_text_has_them(kind):
 )
 def test_lost_special_tokens_are_said_in_one_line(template, lost, checkpoint, small, caplog):
     tokenizer = of_words(template)
-    registry.load_task(parse(small(model_name_or_path=checkpoint(bert(tokenizer), tokenizer))))
-    assert len([record for record in caplog.records if "adds no [CLS]" in record.message]) == lost
+    registry.load_task(
+        parse(small(model_name_or_path=checkpoint(bert(tokenizer), tokenizer)), "t", "t")
+    )
+    assert (
+        len([record for record in caplog.records if "does not add [CLS]" in record.message]) == lost
+    )
 
 
 @pytest.mark.parametrize(
@@ -361,10 +365,8 @@ def test_a_tokenizer_that_leaves_no_room_for_a_text_is_refused(most, tokenizer, 
     directory = checkpoint(bert(tokenizer), tokenizer)
     path = directory / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": most}))
-    with pytest.raises(
-        BadInput, match=r"tokenizer_config\.json has model_max_length .*take it out"
-    ):
-        registry.load_task(parse(small(model_name_or_path=directory)))
+    with pytest.raises(BadInput, match=r"tokenizer_config\.json has model_max_length .*remove it"):
+        registry.load_task(parse(small(model_name_or_path=directory), "t", "t"))
 
 
 def test_a_whole_number_that_json_writes_with_a_point_is_a_length(tokenizer, checkpoint, small):
@@ -402,7 +404,8 @@ def test_an_id_beyond_the_embeddings_is_found_before_training(ids, rows, named, 
         assert registry.load_task(args)
     else:
         with pytest.raises(
-            BadInput, match=f"more tokens than its embeddings .*{named}, and they end at {rows - 1}"
+            BadInput,
+            match=f"more tokens than its embeddings .*{named}, and the last one is {rows - 1}",
         ):
             registry.load_task(args)
 
@@ -550,7 +553,7 @@ def test_another_pad_id_than_the_tokenizers_is_said(
     directory = checkpoint(bert(tokenizer, **config), tokenizer)
     task = registry.load_task(parse(small(model_name_or_path=directory)))
     assert task.model.config.pad_token_id == pad
-    assert ("take 7 as the padding's id, and its tokenizer pads with 0" in caplog.text) == said
+    assert ("take 7 as the id of padding, and its tokenizer pads with 0" in caplog.text) == said
 
 
 LENGTHS = {
@@ -634,7 +637,7 @@ def test_a_model_that_does_not_run_on_tokens_is_refused_by_name(tokenizer, small
     model = hf.AutoModelForSequenceClassification.from_config(bert(tokenizer))
     model.bert.embeddings.token_type_embeddings = torch.nn.Embedding(2, 7)
     with pytest.raises(
-        BadInput, match="BertForSequenceClassification does not run on what its tokenizer gives"
+        BadInput, match="BertForSequenceClassification fails on its tokenizer's output"
     ):
         agreed(model, tokenizer, small)
 
@@ -644,7 +647,8 @@ def test_a_model_that_does_not_run_on_tokens_is_refused_by_name(tokenizer, small
     [
         (
             ImportError(
-                "You need to install sacremoses to use XLMTokenizer. See https://x for installation."
+                "You need to install sacremoses to use XLMTokenizer. See https://x for "
+                "installation."
             ),
             "sacremoses",
         ),
@@ -659,7 +663,8 @@ def test_a_model_that_does_not_run_on_tokens_is_refused_by_name(tokenizer, small
         ),
         (
             ValueError(
-                "`tiktoken` is required to read a `tiktoken` file. Install it with `pip install tiktoken`."
+                "`tiktoken` is required to read a `tiktoken` file. Install it with `pip install "
+                "tiktoken`."
             ),
             "sentencepiece",
         ),
@@ -741,8 +746,8 @@ def test_code_of_a_models_own_that_is_not_run_is_said(
             {**json.loads(path.read_text()), "auto_map": {auto: ["house.House", None]}, **more}
         )
     )
-    registry.load_task(parse(small(model_name_or_path=tmp_path / "model")))
-    assert f"(auto_map) is not run; it is read as {kind}" in caplog.text
+    registry.load_task(parse(small(model_name_or_path=tmp_path / "model"), "t", "t"))
+    assert f"(auto_map) is not run; it is loaded as transformers' {kind}" in caplog.text
 
 
 def test_two_tokenizers_of_one_content_share_the_cache_and_another_does_not(

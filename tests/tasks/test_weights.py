@@ -1,4 +1,4 @@
-"""tasks/weights.py: the model that is trained is the checkpoint, and its head is fresh, kept, or refused by name."""
+"""tasks/weights.py: the checkpoint's encoder is complete; its head is fresh, kept or refused."""
 
 import json
 import shutil
@@ -203,7 +203,7 @@ def test_it_is_missing_where_the_config_does_not_tie_it(task, checkpoint):
         checkpoint("roberta"), only_the_heads_name("roberta"), tie_word_embeddings=False
     )
     with pytest.raises(
-        BadInput, match=r"lacks roberta\.embeddings\.word_embeddings\.weight.*give a whole one"
+        BadInput, match=r"lacks roberta\.embeddings\.word_embeddings\.weight.*use a complete one"
     ):
         load(directory, task)
 
@@ -234,7 +234,8 @@ REFUSED = {
     "LayerNorms of another library": (
         renamed("LayerNorm.", "ln."),
         {},
-        r"lacks bert\.embeddings\.LayerNorm\.weight and 9 more weights \(it has bert\.embeddings\.ln\.bias and",
+        r"lacks bert\.embeddings\.LayerNorm\.weight and 9 more weights "
+        r"\(it has bert\.embeddings\.ln\.bias and",
     ),
     "no bias": (
         without("layer.1.output.dense.bias"),
@@ -279,12 +280,12 @@ REFUSED = {
     "labels in a list": (
         lambda w: w,
         {"id2label": ["a", "b"]},
-        r"id2label \['a', 'b'\], and labels have numbers",
+        r"id2label \['a', 'b'\]; its keys must be numbers",
     ),
     "labels by name": (
         lambda w: w,
         {"id2label": {"a": 0}},
-        r"id2label \{'a': 0\}, and labels have numbers",
+        r"id2label \{'a': 0\}; its keys must be numbers",
     ),
     "another shape": (
         lambda w: w,
@@ -323,7 +324,7 @@ REFUSED = {
             w | {"bert.encoder.layer.0.output.dense.weight": torch.ones(16, 32, dtype=torch.int8)}
         ),
         {},
-        "holds I8",
+        "is I8",
     ),
 }
 
@@ -353,7 +354,7 @@ def test_shards_are_read_and_refused_where_they_do_not_fit_their_index(checkpoin
         load(directory)
     index.write_text(whole)
     (directory / "a-2.safetensors").unlink()
-    with pytest.raises(BadInput, match=r"index\.json names a-2\.safetensors, which is not there"):
+    with pytest.raises(BadInput, match=r"index\.json names a-2\.safetensors, which is missing"):
         load(directory)
 
 
@@ -379,7 +380,7 @@ HEADLESS = {
     "an encoder alone": (
         "bert",
         hf.AutoModel,
-        r"cls\.predictions\.bias and 5 more weights of the MLM head",
+        r"cls\.predictions\.bias and 5 more weights of the head that --task mlm trains",
     ),
     "a classifier": ("roberta", CLASSIFIER, r"lm_head\.bias and 5 more"),
     "a discriminator": (
@@ -433,7 +434,7 @@ def test_a_fresh_mlm_head_is_said_in_every_output(checkpoint, search, text_data,
     )
     printed = capfd.readouterr()
     assert (
-        "the head (cls) is drawn from --seed 42" in printed.err
+        "the head (cls) is initialised from --seed 42" in printed.err
         and "**a fresh MLM head: " in printed.out
     )
     assert all(
@@ -481,7 +482,7 @@ def test_the_head_is_drawn_from_the_seed_whatever_the_checkpoint_was_fine_tuned_
 ):
     directories = [*tuned_elsewhere(checkpoint, family)]
     found = [
-        load(directory, names=("no", "yes"), kind="single_label_classification")
+        load(directory, labels=("no", "yes"), problem_type="single_label_classification")
         for directory in directories
     ]
     assert all(same(found[0].model.state_dict(), each.model.state_dict()) for each in found[1:])
@@ -492,7 +493,9 @@ def test_the_head_is_drawn_from_the_seed_whatever_the_checkpoint_was_fine_tuned_
     headless = edit(
         directories[0], lambda w: {n: each for n, each in w.items() if n.startswith(prefix)}
     )
-    assert same(load(headless, names=("no", "yes")).model.state_dict(), found[0].model.state_dict())
+    assert same(
+        load(headless, labels=("no", "yes")).model.state_dict(), found[0].model.state_dict()
+    )
     for each in found:
         assert each.model.config.id2label == {0: "no", 1: "yes"} and each.model.config.label2id == {
             "no": 0,
@@ -507,7 +510,7 @@ def test_so_is_that_of_question_answering(checkpoint):
     first, second = load(directory, "squad"), load(directory, "squad", seed=8)
     assert (
         first.fresh == {"qa_outputs.weight", "qa_outputs.bias"}
-        and "own is left out" in first.remark
+        and "own is not used" in first.remark
     )
     weights = [each.model.qa_outputs.weight for each in (first, second)]
     assert (
@@ -673,7 +676,7 @@ def test_a_pointer_of_git_lfs_is_named_as_what_it_is(tiny_bert, tmp_path):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     (tmp_path / "model/model.safetensors").write_text(pointer)
     with pytest.raises(
-        BadInput, match=r"its model\.safetensors is a pointer of Git LFS .*git lfs pull"
+        BadInput, match=r"its model\.safetensors is a Git LFS pointer.*git lfs pull"
     ):
         load(tmp_path / "model")
 
@@ -706,8 +709,8 @@ UNFIT = {
 def test_keep_head_is_refused_where_the_head_does_not_fit(what, checkpoint, small, sst2_data):
     config, message = UNFIT[what]
     flags = small(model_name_or_path=checkpoint("bert", CLASSIFIER, **config), keep_head=True)
-    with pytest.raises(BadInput, match=rf"{message}.*leave --keep_head out"):
-        registry.load_task(parse(flags))
+    with pytest.raises(BadInput, match=rf"{message}.*omit --keep_head"):
+        registry.load_task(parse(flags, "t", "t"))
 
 
 def test_keep_head_is_refused_where_there_is_none(checkpoint):
@@ -773,7 +776,7 @@ def test_a_run_that_began_with_the_checkpoints_head_goes_on_with_it_and_says_so(
     theirs = load_file(given["model_name_or_path"] / "model.safetensors")["classifier.weight"]
     assert torch.equal(load_file(out / "theta.safetensors")["classifier.weight"], theirs) is old
     assert (
-        "is the checkpoint's, as when version 0.1.0 began this run" in capfd.readouterr().err
+        "is the checkpoint's, as in version 0.1.0, which began this run" in capfd.readouterr().err
     ) is old
     assert Ticket.load(out / "ticket.safetensors").arguments["keep_head"] is (
         None if old else False

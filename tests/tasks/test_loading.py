@@ -1,4 +1,4 @@
-"""tasks/task.py: what a model's config says of its outputs is neither here nor there."""
+"""tasks/loading.py: config fields that change no score, and configs that are refused."""
 
 import json
 import shutil
@@ -118,7 +118,7 @@ DECODERS = {
 def test_a_config_of_what_is_not_trained_so_is_refused(name, odd_model, small):
     directory = odd_model(**{name: DECODERS[name]})
     with pytest.raises(
-        BadInput, match=rf"config\.json has {name} .*; (set it to false|give the network before)"
+        BadInput, match=rf"config\.json has {name} .*; (set it to false|use the network before)"
     ):
         load_tokenizer(parse(small(model_name_or_path=directory)))
 

@@ -1,4 +1,4 @@
-"""tasks/data.py: the `datasets` cache, damaged or not to be written."""
+"""tasks/dataset_cache.py: entries that are damaged, or cannot be written."""
 
 import os
 from pathlib import Path
