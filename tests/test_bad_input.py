@@ -2138,7 +2138,7 @@ PUSHES = [
         "hub",
         "pull onto other files",
         "--output_dir …/out",
-        "give another",
+        "use another",
         argv="pull a/b --output_dir …/out",
         lay=put("out/mine", "precious"),
     ),
