@@ -1,8 +1,8 @@
 """Every private API of other libraries that lth_scale relies on, one function each.
 
-Each docstring names the version that the function was checked against and the upstream issue, if
-there is one; tests/distributed/test_compat.py fails when one of them moves. Libraries are imported
-inside the functions: doors and tasks that need one function do not wait for DeepSpeed or MLflow.
+A section names the versions that its functions were checked against, a docstring the upstream
+issue, if there is one; tests/distributed/test_compat.py fails when a private name moves. Libraries
+are imported inside the functions: who needs one function does not wait for DeepSpeed or MLflow.
 """
 
 import atexit
