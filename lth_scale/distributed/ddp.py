@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lth_scale.distributed.base import AcceleratedEngine
+from lth_scale.distributed.engine import Engine
 from lth_scale.distributed.pieces import Piece, moments_of
 
 
@@ -55,6 +56,6 @@ def prepare(
     optimizer: torch.optim.Optimizer,
     micro_batch: int,
     max_norm: float,
-) -> ReplicatedEngine:
+) -> Engine:
     """See `prepare_engine`."""
     return ReplicatedEngine(accelerator, model, optimizer)

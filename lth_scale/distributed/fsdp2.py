@@ -14,6 +14,7 @@ from lth_scale.config.errors import BadInput
 from lth_scale.distributed import compat
 from lth_scale.distributed.base import AcceleratedEngine
 from lth_scale.distributed.encoder import base_model
+from lth_scale.distributed.engine import Engine
 from lth_scale.distributed.pieces import Piece, moments_of
 
 
@@ -101,6 +102,6 @@ def prepare(
     optimizer: torch.optim.Optimizer,
     micro_batch: int,
     max_norm: float,
-) -> FSDP2Engine:
+) -> Engine:
     """See `prepare_engine`."""
     return FSDP2Engine(accelerator, model, optimizer)

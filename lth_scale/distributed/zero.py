@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from lth_scale.config.errors import BadInput, Diverged
 from lth_scale.distributed import compat
 from lth_scale.distributed.base import AcceleratedEngine
-from lth_scale.distributed.engine import LossScale
+from lth_scale.distributed.engine import Engine, LossScale
 from lth_scale.distributed.pieces import Piece, empty_piece, moments_of
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def prepare(
     optimizer: torch.optim.Optimizer,
     micro_batch: int,
     max_norm: float,
-) -> ZeroEngine:
+) -> Engine:
     """See `prepare_engine`. Raises BadInput for a DeepSpeed configuration that is not supported."""
     stage = compat.deepspeed_config(accelerator)["zero_optimization"]["stage"]
     if stage not in STAGES:
