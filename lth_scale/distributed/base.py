@@ -51,9 +51,7 @@ class AcceleratedEngine(Engine):
         """Enclose `accelerator.prepare`. Raises BadInput if Accelerate cannot prepare the model."""
         try:
             yield
-        except (
-            ValueError
-        ) as problem:  # e.g. DeepSpeed's "Type fp16 is not supported on your device"
+        except ValueError as problem:  # e.g. "Type fp16 is not supported on your device"
             raise BadInput(
                 f"--config_file: {self.name} cannot be prepared ({problem}); change the file"
             ) from problem

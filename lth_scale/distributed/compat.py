@@ -117,7 +117,15 @@ def set_fsdp_units(accelerator: "Accelerator", classes: list[str]) -> None:
     accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = classes
 
 
-# transformers 5.23, datasets 5.2
+# transformers 5.23, datasets 5.2, huggingface_hub 2.4
+
+
+def go_offline() -> None:
+    """Let both libraries read their caches alone from now on; they read HF_HUB_OFFLINE once."""
+    import datasets
+    import huggingface_hub.constants
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
 def save_unwrapped(

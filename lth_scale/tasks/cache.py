@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import datasets
-import huggingface_hub.constants
 from accelerate import PartialState
 from datasets import Dataset, Features
 from datasets.exceptions import DatasetGenerationError
@@ -18,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from lth_scale.config.errors import BadInput, Stopped
 from lth_scale.config.exit_codes import FULL
 from lth_scale.config.texts import first_line
+from lth_scale.distributed import compat
 
 log = logging.getLogger("lth_scale")
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream of Arrow's
@@ -93,5 +93,4 @@ def settle_for_cache(path: str, kind: str) -> None:
             return  # the Hub answered; what it said is for the loading code to tell
     except Exception:
         pass
-    huggingface_hub.constants.HF_HUB_OFFLINE = True
-    datasets.config.HF_HUB_OFFLINE = True
+    compat.go_offline()

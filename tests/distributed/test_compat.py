@@ -217,6 +217,16 @@ def test_a_fingerprint_depends_on_the_rows():
     assert compat.fingerprint(rows) != compat.fingerprint(rows.select([0]))
 
 
+def test_the_libraries_go_offline(monkeypatch):
+    import datasets
+    from huggingface_hub import constants, is_offline_mode
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    compat.go_offline()
+    assert is_offline_mode() and datasets.config.HF_HUB_OFFLINE
+
+
 # mlflow
 
 

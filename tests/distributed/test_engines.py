@@ -135,13 +135,13 @@ def plain(results) -> dict:
     from lth_scale.tasks import registry
     from lth_scale.training.batches import Batches
 
-    found: dict = {}
+    reference: dict = {}
     for name in OPTIMIZERS:
         args = arguments(results, name, 1)
         task = registry.load_task(args)
         model, batches, known = task.model, Batches(task, args, 0, 1), prunable(task.model)
         weights = {key: known[key] for key in task.prunable}
-        found["theta"] = {key: weight.detach().clone() for key, weight in weights.items()}
+        reference["theta"] = {key: weight.detach().clone() for key, weight in weights.items()}
         masks = half_mask({key: weight.shape for key, weight in weights.items()})
         for key, weight in weights.items():
             weight.data *= masks[key]
@@ -164,11 +164,11 @@ def plain(results) -> dict:
             norms.append(float(norm))
             optimizer.step()
             optimizer.zero_grad()
-        found[name] = {
+        reference[name] = {
             "norms": norms,
             "weights": {k: w.detach().clone() for k, w in model.named_parameters()},
         }
-    return found
+    return reference
 
 
 def test_deepspeed_compiles_nothing_on_a_cpu(results):
@@ -179,9 +179,9 @@ def test_deepspeed_compiles_nothing_on_a_cpu(results):
 @pytest.mark.parametrize("world", CASES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_tile_a_parameter_in_the_order_of_the_ranks(kind, world, results):
-    found = [rank["pieces"] for rank in ranks_of(results, f"{kind}-no", world)]
-    for name, (_, _, numel) in found[0].items():
-        pieces = [rank[name] for rank in found]
+    ranks = [rank["pieces"] for rank in ranks_of(results, f"{kind}-no", world)]
+    for name, (_, _, numel) in ranks[0].items():
+        pieces = [rank[name] for rank in ranks]
         if kind == "ddp":
             assert pieces == [(0, numel, numel)] * world
             continue
@@ -189,16 +189,16 @@ def test_pieces_tile_a_parameter_in_the_order_of_the_ranks(kind, world, results)
         ends = [*itertools.accumulate((size for _, size in held), initial=0)]
         assert [offset for offset, _ in held] == ends[:-1] and ends[-1] == numel
     if kind != "ddp" and world == 3:  # a rank holds nothing of some, and ZeRO-3 pads
-        assert any(rank[name][1] == 0 for rank in found for name in found[0])
-        assert any(numel % 3 for _, _, numel in found[0].values())
+        assert any(rank[name][1] == 0 for rank in ranks for name in ranks[0])
+        assert any(numel % 3 for _, _, numel in ranks[0].values())
 
 
 @pytest.mark.parametrize(("case", "world"), TRAINED)
 def test_the_mask_equals_a_stable_sort_in_one_process(case, world, results, plain):
-    found = ranks_of(results, case, world)[0]
+    result = ranks_of(results, case, world)[0]
     for weights, masks, sparsities in (
-        (plain["theta"], found["masks"], [0.1, 0.5, 0.9]),
-        (tied(plain["theta"]), found["tied"], [0.0, 0.1, 0.3, 0.5, 1.0]),
+        (plain["theta"], result["masks"], [0.1, 0.5, 0.9]),
+        (tied(plain["theta"]), result["tied"], [0.0, 0.1, 0.3, 0.5, 1.0]),
     ):
         keep, total = ones(weights), sum(w.numel() for w in weights.values())
         for sparsity, mask in zip(sparsities, masks, strict=True):
@@ -212,19 +212,19 @@ def test_every_rank_computes_the_same_base_digest(case, world, results):
     from transformers import AutoModel
 
     base = base_digest(AutoModel.from_pretrained(results / "model"))
-    assert {found["base"] for found in ranks_of(results, case, world)} == {base}
+    assert {rank["base"] for rank in ranks_of(results, case, world)} == {base}
 
 
 @pytest.mark.parametrize(("case", "world"), TRAINED)
 def test_a_pattern_equals_that_of_one_process(case, world, results, plain):
     from lth_scale.pruning import patterns
 
-    found = ranks_of(results, case, world)[0]["patterns"]
+    masks = ranks_of(results, case, world)[0]["patterns"]
     for pattern in ("2:4", "block:4x1"):
         keep = ones(plain["theta"])
         for sparsity in (0.3, 0.5):
             patterns.prune(plain["theta"], keep, sparsity, "global", pattern)
-            assert all(torch.equal(found[pattern, sparsity][name], keep[name]) for name in keep)
+            assert all(torch.equal(masks[pattern, sparsity][name], keep[name]) for name in keep)
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -261,10 +261,10 @@ def test_clipping_sees_the_norm_of_the_masked_gradient(optimizer, case, world, r
 
 @pytest.mark.parametrize(("case", "world", "optimizer"), RUNS)
 def test_the_trajectory_is_that_of_one_masked_process(optimizer, case, world, results, plain):
-    found = ranks_of(results, case, world)[0][optimizer]["weights"]
+    weights = ranks_of(results, case, world)[0][optimizer]["weights"]
     expected = plain[optimizer]["weights"]
-    assert [*found] == [*expected]
-    away = torch.cat([(found[name] - expected[name]).flatten() for name in expected]).norm()
+    assert [*weights] == [*expected]
+    away = torch.cat([(weights[name] - expected[name]).flatten() for name in expected]).norm()
     whole = torch.cat([weight.flatten() for weight in expected.values()]).norm()
     assert away < (1e-5 if case.endswith("-no") else 1e-2) * whole
 
