@@ -33,15 +33,15 @@ class Watcher(Protocol):
     """What watches the other ranks of a launched command."""
 
     def explain(self, error: BaseException) -> str | None:
-        """Report an error of this rank to the others; return what to print if one of them caused it.
+        """Report an error of this rank to the others; return the message if one of them caused it.
 
-        "" if another rank of this node prints it, and None if the error is this rank's own.
+        "" if another rank of this node prints the message, None if the error is this rank's own.
         """
 
 
 @dataclass
 class Process:
-    """How this process ends. The distributed launch sets both, so that this room need not know it."""
+    """How this process ends. A distributed launch sets both."""
 
     watcher: Watcher | None = None
     exit: Callable[[int], NoReturn] = sys.exit

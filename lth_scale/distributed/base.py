@@ -1,6 +1,6 @@
 """What the engines that Accelerate prepares have in common."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,34 +8,32 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lth_scale.config.errors import BadInput
-from lth_scale.distributed import compat, gathering
-from lth_scale.distributed.engine import LossScale
+from lth_scale.distributed import compat
+from lth_scale.distributed.engine import Engine, LossScale
 from lth_scale.distributed.pieces import Piece
 from lth_scale.distributed.ranks import Ranks
 
 
-class AcceleratedEngine(ABC):
-    """An `Engine` that Accelerate prepares. Subclasses find the pieces and keep copies in sync."""
+class AcceleratedEngine(Engine):
+    """An engine that Accelerate prepares. Subclasses find the pieces and keep copies in sync."""
 
-    name: str
     sharded = True
-    model: nn.Module
-    optimizer: AcceleratedOptimizer
-    pieces: Mapping[str, Piece]
-    ranks: Ranks
-    meta_model: PreTrainedModel
 
     def __init__(
-        self, accelerator: Accelerator, model: PreTrainedModel, optimizer: torch.optim.Optimizer
+        self,
+        accelerator: Accelerator,
+        model: PreTrainedModel,
+        optimizer: torch.optim.Optimizer,
+        micro_batch: int,
+        max_norm: float,
     ):
-        """Hand model and optimizer to Accelerate. Raises BadInput."""
+        """See `prepare_engine`."""
         names = [name for name, _ in model.named_parameters()]
-        self.accelerator = accelerator
+        self.accelerator, self.micro_batch, self.max_norm = accelerator, micro_batch, max_norm
         self.buffers = saved_buffers(model)
         with torch.device("meta"):
             self.meta_model = type(model)(model.config)
@@ -53,9 +51,7 @@ class AcceleratedEngine(ABC):
         """Enclose `accelerator.prepare`. Raises BadInput if Accelerate cannot prepare the model."""
         try:
             yield
-        except (
-            ValueError
-        ) as problem:  # e.g. DeepSpeed's "Type fp16 is not supported on your device"
+        except ValueError as problem:  # e.g. "Type fp16 is not supported on your device"
             raise BadInput(
                 f"--config_file: {self.name} cannot be prepared ({problem}); change the file"
             ) from problem
@@ -83,8 +79,9 @@ class AcceleratedEngine(ABC):
         """The rank itself if it holds a shard, else rank 0."""
         return self.ranks.index if self.sharded else 0
 
-    def warm_up(self, loss: Callable[[], Tensor]) -> None:  # noqa: B027
-        """Do nothing: this engine's first backward pass is like the others."""
+    def warm_up(self, loss: Callable[[], Tensor]) -> None:
+        """Do nothing: the first backward pass is like the others."""
+        return
 
     def backward(self, loss: Tensor) -> None:
         """Run the backward pass on the loss, scaled by Accelerate."""
@@ -104,8 +101,9 @@ class AcceleratedEngine(ABC):
         for name, piece in self.pieces.items():
             piece.master().copy_(piece.cut(weights[name]))
 
-    def sync(self) -> None:  # noqa: B027
+    def sync(self) -> None:
         """Do nothing: the forward pass reads the master weights."""
+        return
 
     def reset(self) -> None:
         """Clear gradients and optimizer states, and restore the initial loss scale."""
@@ -163,12 +161,32 @@ class AcceleratedEngine(ABC):
     @torch.no_grad()
     def gather(self, parts: Mapping[str, Tensor], pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
         """Return whole CPU tensors on the main process, and {} on the others."""
-        return gathering.gather(parts, pieces, self.ranks)
+        wholes = {}
+        for name, part in parts.items():
+            whole = self._reduce_bits(part, pieces[name])
+            if self.ranks.is_main:
+                whole = whole.to("cpu", copy=True).view(part.dtype)
+                wholes[name] = whole.view(pieces[name].shape)
+        return wholes
+
+    def _reduce_bits(self, part: Tensor, piece: Piece) -> Tensor:
+        bits = part.view(torch.int32 if part.dtype == torch.float32 else torch.uint8)
+        if self.ranks.shards == 1:
+            return bits
+        whole = torch.zeros(piece.shape.numel(), dtype=bits.dtype, device=self.ranks.device)
+        piece.cut(whole).copy_(bits)
+        dist.reduce(whole, 0)  # an element is 0 on all ranks but one: the sum of bits is exact
+        return whole
 
     @torch.no_grad()
     def all_gather(self, part: Tensor, piece: Piece) -> Tensor:
         """Return one parameter's whole fp32 tensor on every rank."""
-        return gathering.all_gather(part, piece, self.ranks)
+        if self.ranks.shards == 1:
+            return part.view(piece.shape)
+        whole = torch.zeros(piece.shape.numel(), dtype=torch.int32, device=self.ranks.device)
+        piece.cut(whole).copy_(part.view(torch.int32))
+        dist.all_reduce(whole)  # as in `gather`
+        return whole.view(torch.float32).view(piece.shape)
 
     def full_weights(self) -> dict[str, Tensor]:
         """Return every fp32 master weight on the CPU of the main process, and {} elsewhere."""

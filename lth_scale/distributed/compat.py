@@ -1,8 +1,8 @@
 """Every private API of other libraries that lth_scale relies on, one function each.
 
-Each docstring names the version that the function was checked against and the upstream issue, if
-there is one; tests/distributed/test_compat.py fails when one of them moves. Libraries are imported
-inside the functions: doors and tasks that need one function do not wait for DeepSpeed or MLflow.
+A section names the versions that its functions were checked against, a docstring the upstream
+issue, if there is one; tests/distributed/test_compat.py fails when a private name moves. Libraries
+are imported inside the functions: who needs one function does not wait for DeepSpeed or MLflow.
 """
 
 import atexit
@@ -117,7 +117,15 @@ def set_fsdp_units(accelerator: "Accelerator", classes: list[str]) -> None:
     accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = classes
 
 
-# transformers 5.23, datasets 5.2
+# transformers 5.23, datasets 5.2, huggingface_hub 2.4
+
+
+def go_offline() -> None:
+    """Let both libraries read their caches alone from now on; they read HF_HUB_OFFLINE once."""
+    import datasets
+    import huggingface_hub.constants
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
 def save_unwrapped(

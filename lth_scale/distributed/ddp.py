@@ -3,9 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from lth_scale.distributed.base import AcceleratedEngine
 from lth_scale.distributed.pieces import Piece, moments_of
@@ -47,14 +45,3 @@ def replicated(weight: nn.Parameter, optimizer: torch.optim.Optimizer) -> Piece:
         gradient=lambda: None if weight.grad is None else weight.grad.view(-1),
         moments=moments,
     )
-
-
-def prepare(
-    accelerator: Accelerator,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    micro_batch: int,
-    max_norm: float,
-) -> ReplicatedEngine:
-    """See `prepare_engine`."""
-    return ReplicatedEngine(accelerator, model, optimizer)

@@ -17,20 +17,22 @@ LossScale = dict[str, float]
 class Engine(Protocol):
     """A prepared network whose weights may be sharded over ranks.
 
-    name: recorded in checkpoints, which only the engine of the same name loads. model: what is
-    called for a forward pass. pieces: this rank's piece of every parameter, by its name in the
-    model. meta_model: the model on the meta device, unsharded.
+    model: what is called for a forward pass. pieces: this rank's piece of every parameter, by its
+    name in the model. meta_model: the model on the meta device, unsharded.
 
     Weights are changed in place, through `pieces` or `load_weights`, followed by `sync`: the engine
     is prepared once and serves every round.
     """
 
-    name: str
     model: nn.Module
     optimizer: AcceleratedOptimizer
     pieces: Mapping[str, Piece]
     ranks: Ranks
     meta_model: PreTrainedModel
+
+    @property
+    def name(self) -> str:
+        """Recorded in checkpoints, which only an engine of the same name loads."""
 
     @property
     def writer(self) -> int:

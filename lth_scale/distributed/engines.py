@@ -20,8 +20,8 @@ ENGINES: Registry[PrepareEngine] = Registry("engine")
 register_engine = ENGINES.register
 
 register_engine("DEEPSPEED", lazy("lth_scale.distributed.zero:prepare"))
-register_engine("FSDP", lazy("lth_scale.distributed.fsdp2:prepare"))
-replicate = register_engine("NO", lazy("lth_scale.distributed.ddp:prepare"))
+register_engine("FSDP", lazy("lth_scale.distributed.fsdp2:FSDP2Engine"))
+replicate = register_engine("NO", lazy("lth_scale.distributed.ddp:ReplicatedEngine"))
 
 
 def prepare_engine(

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
@@ -93,14 +92,3 @@ def layer_classes(model: nn.Module) -> list[str]:
     lists = (module for module in base_model(model).modules() if isinstance(module, nn.ModuleList))
     layers = (layer for stack in lists for layer in stack if not isinstance(layer, nn.ModuleList))
     return sorted({type(layer).__name__ for layer in layers})
-
-
-def prepare(
-    accelerator: Accelerator,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    micro_batch: int,
-    max_norm: float,
-) -> FSDP2Engine:
-    """See `prepare_engine`."""
-    return FSDP2Engine(accelerator, model, optimizer)

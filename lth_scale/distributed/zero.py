@@ -2,7 +2,9 @@
 
 import logging
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +14,7 @@ from transformers import PreTrainedModel
 from lth_scale.config.errors import BadInput, Diverged
 from lth_scale.distributed import compat
 from lth_scale.distributed.base import AcceleratedEngine
-from lth_scale.distributed.engine import LossScale
+from lth_scale.distributed.engine import Engine, LossScale
 from lth_scale.distributed.pieces import Piece, empty_piece, moments_of
 
 if TYPE_CHECKING:
@@ -23,16 +25,27 @@ if TYPE_CHECKING:
 class ZeroEngine(AcceleratedEngine):
     """What the stages have in common: DeepSpeed scales, clips and steps."""
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: PreTrainedModel,
-        optimizer: torch.optim.Optimizer,
-        stage: int,
-    ):
-        """Hand model and optimizer to Accelerate. Raises BadInput."""
-        self.name = f"zero{stage}"
-        super().__init__(accelerator, model, optimizer)
+    @property
+    def name(self) -> str:
+        """zero1, zero2 or zero3."""
+        return f"zero{stage_of(self.accelerator)}"
+
+    @contextmanager
+    def preparing(self, model: PreTrainedModel) -> Iterator[None]:
+        """Set from the flags what the DeepSpeed configuration could also set. Raises BadInput."""
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        config = compat.deepspeed_config(self.accelerator)
+        check_config(config)
+        config |= {
+            "train_batch_size": "auto",
+            "train_micro_batch_size_per_gpu": self.micro_batch,
+            "gradient_accumulation_steps": self.accelerator.gradient_accumulation_steps,
+            "gradient_clipping": self.max_norm,
+        }
+        # --optim decides, even if its steps run on the CPU
+        config.setdefault("zero_force_ds_cpu_optimizer", False)
+        with super().preparing(model):
+            yield
 
     @property
     def deepspeed(self) -> "DeepSpeedEngine":
@@ -174,7 +187,9 @@ def narrowed_moments(
     return {key: value.narrow(0, start, size) for key, value in moments.items()}
 
 
-STAGES: dict[int, type[ZeroEngine]] = {1: Zero12Engine, 2: Zero12Engine, 3: Zero3Engine}
+def stage_of(accelerator: Accelerator) -> int:
+    """Return the stage that the launcher's configuration sets."""
+    return compat.deepspeed_config(accelerator)["zero_optimization"]["stage"]
 
 
 def prepare(
@@ -183,32 +198,22 @@ def prepare(
     optimizer: torch.optim.Optimizer,
     micro_batch: int,
     max_norm: float,
-) -> ZeroEngine:
-    """See `prepare_engine`. Raises BadInput for a DeepSpeed configuration that is not supported."""
-    stage = compat.deepspeed_config(accelerator)["zero_optimization"]["stage"]
-    if stage not in STAGES:
+) -> Engine:
+    """See `prepare_engine`. Raises BadInput if the stage is not 1, 2 or 3."""
+    stage = stage_of(accelerator)
+    if stage not in (1, 2, 3):
         raise BadInput(
             f"zero_stage {stage}: shards nothing; use accelerate_configs/multi_gpu_ddp.yaml"
         )
-    configure(accelerator, micro_batch, max_norm)
-    return STAGES[stage](accelerator, model, optimizer, stage)
+    engine = Zero3Engine if stage == 3 else Zero12Engine
+    return engine(accelerator, model, optimizer, micro_batch, max_norm)
 
 
-def configure(accelerator: Accelerator, micro_batch: int, max_norm: float) -> None:
-    """Set from the flags what a DeepSpeed configuration could also set. Raises BadInput."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    config = compat.deepspeed_config(accelerator)
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise BadInput if the DeepSpeed configuration sets what a flag sets, or offloads to NVMe."""
     for key, flag in (("optimizer", "--optim"), ("scheduler", "--lr_scheduler_type")):
         if key in config:
             raise BadInput(f"deepspeed_config_file: has {key!r}, which {flag} sets; remove it")
     for part in ("offload_optimizer", "offload_param"):
         if config["zero_optimization"].get(part, {}).get("device") == "nvme":
             raise BadInput(f"{part}_device nvme: not supported; use cpu")
-    config |= {
-        "train_batch_size": "auto",
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
-        "gradient_clipping": max_norm,
-    }
-    # --optim decides, even if its steps run on the CPU
-    config.setdefault("zero_force_ds_cpu_optimizer", False)

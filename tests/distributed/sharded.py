@@ -1,4 +1,4 @@
-"""One rank of tests/test_sharding.py: every case of a world size on real engines, and what it found on disk."""
+"""One rank of test_engines.py: it runs every case of a world size and writes the results."""
 
 import ctypes
 import gc
@@ -47,7 +47,7 @@ OPTIMIZERS = {
 }
 
 
-# Pairs of kinds that share their code share the optimizers: the offload has AdamW, which also counts its steps.
+# Kinds of the same code share the optimizers; the offload has AdamW, which counts its steps.
 SHARED = {
     "zero1-bf16": "adamw",
     "zero2-bf16": "sgd",
@@ -57,14 +57,14 @@ SHARED = {
 
 
 def trains(case: str, world: int) -> tuple[str, ...]:
-    """With which optimizers a case trains: both, in fp32 over the world sizes, in bf16 over kinds of the same code."""
+    """The optimizers of a case: both, in fp32 over the world sizes, or over kinds of one code."""
     if case.endswith("-no"):
         return ("sgd",) if world == 2 else ("adamw",)
     return (SHARED[case],) if case in SHARED else ("adamw", "sgd")
 
 
 def arguments(directory: Path, optimizer: str, world: int, precision: str = "no"):
-    """The same 12 examples a step for every world size."""
+    """Flags with 12 examples a step at every world size."""
     from lth_scale.config.resolution import resolve
 
     options = OPTIMIZERS[optimizer]
@@ -104,7 +104,7 @@ def tied(weights: dict) -> dict:
 
 
 def prepared(args):
-    """A net on fresh Accelerate state, with θ₀."""
+    """A network on fresh Accelerate state, and θ₀."""
     from accelerate.state import AcceleratorState
 
     from lth_scale.tasks import registry
@@ -117,7 +117,7 @@ def prepared(args):
 
 
 def masks_at(net, weights: dict, sparsities: list[float]) -> list[dict]:
-    """The nested masks that the threshold finds for `weights`, whole, on the main process."""
+    """The nested masks of `weights` at rising sparsities, whole, on the main process."""
     from lth_scale.pruning import threshold
     from lth_scale.training import networks
 
@@ -125,12 +125,12 @@ def masks_at(net, weights: dict, sparsities: list[float]) -> list[dict]:
         name: torch.ones(piece.shape, dtype=torch.bool) for name, piece in net.targets.items()
     }
     networks.restart(net, weights, everything, 0, 1)
-    found = []
+    masks = []
     for sparsity in sparsities:
         masters = {name: piece.master() for name, piece in net.targets.items()}
         threshold.prune(masters, net.masks, sparsity, "global", net.engine.ranks)
-        found.append(net.engine.gather(net.masks, net.targets))
-    return found
+        masks.append(net.engine.gather(net.masks, net.targets))
+    return masks
 
 
 def pattern_masks(net, weights: dict) -> dict:
@@ -140,8 +140,8 @@ def pattern_masks(net, weights: dict) -> dict:
     from lth_scale.pruning.registries import parse_pattern
     from lth_scale.training import networks
 
-    targets, found = net.targets, {}
-    layout = Orientation(
+    targets, masks = net.targets, {}
+    layout = patterns.Orientation(
         lambda n, part: net.engine.all_gather(part, targets[n]), lambda n, w: targets[n].cut(w)
     )
     for pattern in ("2:4", "block:4x1"):
@@ -151,10 +151,11 @@ def pattern_masks(net, weights: dict) -> dict:
         networks.restart(net, weights, everything, 0, 1)
         masters = {name: piece.master() for name, piece in targets.items()}
         for sparsity in (0.3, 0.5):
-            parsed, ranks = parse_pattern(pattern), net.engine.ranks
-            structured.prune(masters, net.masks, sparsity, "global", parsed, ranks, layout)
-            found[pattern, sparsity] = net.engine.gather(net.masks, targets)
-    return found
+            patterns.prune(
+                masters, net.masks, sparsity, "global", pattern, net.engine.ranks, layout
+            )
+            masks[pattern, sparsity] = net.engine.gather(net.masks, targets)
+    return masks
 
 
 def go(net, until: int) -> dict:
@@ -170,7 +171,7 @@ def same(one: dict, other: dict) -> bool:
 
 
 def train(net, theta: dict, masks: dict, home: Path) -> dict:
-    """30 masked steps from θ: what they led to, what was seen on the way, and whether they can be repeated."""
+    """Train 30 masked steps from θ, twice; return the weights, norms, and whether they repeat."""
     from lth_scale.pruning import masking
     from lth_scale.training import checkpoints, evaluation, loop, networks
 
@@ -189,7 +190,7 @@ def train(net, theta: dict, masks: dict, home: Path) -> dict:
     weights = go(net, STEPS)
     loop.step_optimizer = step
     moments = sorted({key for piece in net.targets.values() for key in piece.moments()})
-    evaluation.evaluate(net)  # leaves FSDP2's root gathered: the next restart must not be fooled
+    evaluation.evaluate(net)  # leaves FSDP2's root gathered, which the restart must undo
     networks.restart(net, theta, masks, 0, 1)
     repeats = same(first, go(net, SAVED))
     networks.restart(net, theta, masks, 0, 1)
@@ -205,28 +206,28 @@ def train(net, theta: dict, masks: dict, home: Path) -> dict:
 
 
 def train_cases(kind: str, precision: str, directory: Path, world: int) -> dict:
-    """The trainings with each optimizer, and the masks of θ₀ and of a θ full of ties."""
-    found: dict = {}
+    """The training with each optimizer, and the masks of θ₀ and of a θ full of ties."""
+    results: dict = {}
     for optimizer in trains(f"{kind}-{precision}", world):
         net, theta = prepared(arguments(directory, optimizer, world, precision))
         if precision == "fp16":
-            found["skipped"] = skip_a_step(net, theta)
+            results["skipped"] = skip_a_step(net, theta)
         masks = half_mask({name: piece.shape for name, piece in net.targets.items()})
         home = directory / f"checkpoints-{kind}-{precision}-{world}-{optimizer}"
-        found[optimizer] = train(net, theta, masks, home)
-    found["base"] = net.base_sha256
-    found["masks"] = masks_at(net, theta, [0.1, 0.5, 0.9])
-    found["tied"] = masks_at(net, tied(theta), [0.0, 0.1, 0.3, 0.5, 1.0])
-    found["patterns"] = pattern_masks(net, theta)
-    found["broken"] = break_one_weight(net)
-    found["pieces"] = {
+        results[optimizer] = train(net, theta, masks, home)
+    results["base"] = net.task.base_sha256
+    results["masks"] = masks_at(net, theta, [0.1, 0.5, 0.9])
+    results["tied"] = masks_at(net, tied(theta), [0.0, 0.1, 0.3, 0.5, 1.0])
+    results["patterns"] = pattern_masks(net, theta)
+    results["broken"] = break_one_weight(net)
+    results["pieces"] = {
         name: (p.offset, p.size, p.shape.numel()) for name, p in net.engine.pieces.items()
     }
-    return found
+    return results
 
 
 def skip_a_step(net, theta: dict) -> dict:
-    """Under an impossible loss scale a step is skipped, and a restart brings the first back; the least one ends it."""
+    """Overflow a step, then restart, then overflow at the minimum loss scale."""
     from lth_scale.config.errors import Diverged
     from lth_scale.pruning import masking
     from lth_scale.training import loop, networks
@@ -244,15 +245,15 @@ def skip_a_step(net, theta: dict) -> dict:
     scaler.cur_scale = scaler.min_scale = 2.0**40
     try:
         loop.train(net, 9, lambda _: 1.0, lambda *_: None)
-        said = "nothing"
+        error = ""
     except Diverged as problem:
-        said = str(problem)
+        error = str(problem)
     scaler.min_scale = least
-    return {"scales": [*scales, first], "same": same(before, after), "held": held, "said": said}
+    return {"scales": [*scales, first], "same": same(before, after), "held": held, "error": error}
 
 
 def break_one_weight(net) -> tuple[str, str]:
-    """(what the threshold says on this rank when the last rank that holds a piece has a NaN in it, what it should)."""
+    """The error on this rank if the last rank with a piece has a NaN, and the expected one."""
     from lth_scale.pruning import threshold
 
     ranks = net.engine.ranks
@@ -269,7 +270,7 @@ def break_one_weight(net) -> tuple[str, str]:
 
 
 def search_rounds(directory: Path, kind: str, first: int, last: int) -> dict:
-    """Rounds `first` to `last` of one search, in a directory that another number of ranks may have begun."""
+    """Run rounds `first` to `last` of a search, which another world size may have begun."""
     from accelerate.state import AcceleratorState
 
     from lth_scale.config.resolution import resolve
@@ -279,13 +280,13 @@ def search_rounds(directory: Path, kind: str, first: int, last: int) -> dict:
 
     AcceleratorState._reset_state(reset_partial_state=True)
     out = directory / ("begun" if first == 0 else f"ended-{kind}")
-    given = arguments(directory, "adamw", 1).as_dict() | {
+    flags = arguments(directory, "adamw", 1).as_dict() | {
         "output_dir": str(out),
         "max_steps": 3,
         "rewind_step": "1",
     }
-    args = resolve({name: value for name, value in given.items() if value is not None})
-    search, done = Search.open(args, RunDirectory.open(args)), Search.is_complete
+    args = resolve({name: value for name, value in flags.items() if value is not None})
+    search, done = Search.begin(args, RunDirectory.open(args)), Search.is_complete
     trained = [k for k in search.rounds if not done(search, k)]
     Search.is_complete = lambda self, k, control="none": k > last or done(self, k, control)
     imp(search)
@@ -294,7 +295,7 @@ def search_rounds(directory: Path, kind: str, first: int, last: int) -> dict:
 
 
 def twenty_rounds(directory: Path, world: int) -> dict:
-    """Resident memory, in bytes, after each of 20 rounds of a model of 7 MB."""
+    """The resident memory, in bytes, after each of 20 rounds of a 7 MB model."""
     import dataclasses
 
     from lth_scale.pruning import threshold
@@ -307,7 +308,7 @@ def twenty_rounds(directory: Path, world: int) -> dict:
     masks = {name: torch.ones(piece.shape, dtype=torch.bool) for name, piece in net.targets.items()}
     memory = []
     gc.collect()
-    gc.freeze()  # what was imported is not gone through again each round
+    gc.freeze()  # do not collect imports again each round
     for k in range(20):
         networks.restart(net, theta, masks, 0, 1)
         loop.train(net, 1, lambda _: 1e-4, lambda *_: None)
@@ -317,14 +318,14 @@ def twenty_rounds(directory: Path, world: int) -> dict:
         net.engine.full_weights()
         net.engine.gather(net.masks, net.targets)
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back: the rest is held
+        ctypes.CDLL(None).malloc_trim(0)  # return free memory to the system
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         memory.append(pages * os.sysconf("SC_PAGE_SIZE"))
     return {"memory": memory, "model": 4 * sum(weight.numel() for weight in theta.values())}
 
 
 def threshold_cases(rank: int, world: int) -> dict:
-    """Any matrices, cut anywhere: the masks of all ranks together, against a stable sort; and what travels."""
+    """Masks of matrices cut anywhere, compared with a stable sort; and the traffic."""
     from hypothesis import given, settings
     from test_threshold import dense_reference, ones, problems
 
@@ -333,16 +334,15 @@ def threshold_cases(rank: int, world: int) -> dict:
 
     seen = []
 
-    @settings(
-        max_examples=60, deadline=None, derandomize=True, database=None
-    )  # the same examples on every rank
+    # derandomized: the same examples on every rank
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
     @given(problem=problems(world))
     def check(problem) -> None:
         weights, first, second, cuts = problem
         keep = dense_reference(weights, ones(weights), first)
-        mine = {name: slice(cut[rank], cut[rank + 1]) for name, cut in cuts.items()}
-        masks = {name: keep[name].view(-1)[part].clone() for name, part in mine.items()}
-        pieces = {name: weights[name].view(-1)[part] for name, part in mine.items()}
+        slices = {name: slice(cut[rank], cut[rank + 1]) for name, cut in cuts.items()}
+        masks = {name: keep[name].view(-1)[part].clone() for name, part in slices.items()}
+        pieces = {name: weights[name].view(-1)[part] for name, part in slices.items()}
         threshold.smallest(pieces, masks, second, Ranks(rank, world, world))
         parts: list[dict] = [{}] * world
         torch.distributed.all_gather_object(parts, masks)
@@ -355,15 +355,15 @@ def threshold_cases(rank: int, world: int) -> dict:
         )
 
     check()
-    traffic = [
-        travels(Ranks(rank, world, world), *shape)
+    sent = [
+        traffic(Ranks(rank, world, world), *shape)
         for shape in ((4, 1000), (4, 400_000), (40, 1000))
     ]
-    return {"equal": seen, "traffic": traffic}
+    return {"equal": seen, "traffic": sent}
 
 
-def travels(ranks, matrices: int, numel: int) -> tuple[int, int]:
-    """(collectives, bytes handed to them) for one threshold over so many matrices of so many weights a rank."""
+def traffic(ranks, matrices: int, numel: int) -> tuple[int, int]:
+    """The collectives and bytes of a threshold over `matrices` of `numel` weights a rank."""
     from lth_scale.pruning import threshold
 
     sent, all_reduce = [], torch.distributed.all_reduce
@@ -382,29 +382,29 @@ def travels(ranks, matrices: int, numel: int) -> tuple[int, int]:
 
 
 def run(case: str, directory: Path, world: int) -> dict:
-    kind, what = case.split("-", 1)
+    kind, task = case.split("-", 1)
     os.environ |= VARIABLES[kind]
-    if what == "begin":
-        found = search_rounds(directory, kind, 0, 1)
-    elif what == "end":
-        found = search_rounds(directory, kind, 2, 3)
-    elif what == "threshold":
-        found = threshold_cases(int(os.environ["RANK"]), world)
-    elif what == "memory":
-        found = twenty_rounds(directory, world)
+    if task == "begin":
+        results = search_rounds(directory, kind, 0, 1)
+    elif task == "end":
+        results = search_rounds(directory, kind, 2, 3)
+    elif task == "threshold":
+        results = threshold_cases(int(os.environ["RANK"]), world)
+    elif task == "memory":
+        results = twenty_rounds(directory, world)
     else:
-        if what == "fp16":  # DeepSpeed asks the CPU for fast fp16, and slow will do
+        if task == "fp16":  # DeepSpeed requires fast fp16 of a CPU; slow is enough here
             from deepspeed.accelerator import get_accelerator
 
             get_accelerator().is_fp16_supported = lambda: True
-        found = train_cases(kind, what, directory, world)
+        results = train_cases(kind, task, directory, world)
     for name in VARIABLES[kind]:
         del os.environ[name]
-    return found
+    return results
 
 
 def end_with_the_tests() -> None:
-    """Also where they are killed."""
+    """End this process with its parent, even if that is killed."""
     parent = multiprocessing.parent_process()
     assert parent
     parent.join()
@@ -412,19 +412,19 @@ def end_with_the_tests() -> None:
 
 
 def rank(environment: dict[str, str], directory: Path, cases: list[str], log: Path) -> None:
-    """The process of a rank: runs cases (a case is KIND-WHAT), and is gone."""
-    with log.open("w") as to:
-        os.dup2(to.fileno(), 1)
-        os.dup2(to.fileno(), 2)
+    """Run the cases of a rank, KIND-TASK each, and end the process."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     os.environ |= environment
     threading.Thread(target=end_with_the_tests, daemon=True).start()
-    world, mine = environment["WORLD_SIZE"], environment["RANK"]
+    world, index = environment["WORLD_SIZE"], environment["RANK"]
     try:
         for case in cases:
-            torch.save(run(case, directory, int(world)), directory / f"{case}-{world}-{mine}.pt")
+            torch.save(run(case, directory, int(world)), directory / f"{case}-{world}-{index}.pt")
         torch.distributed.barrier()
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)  # at once, so that the other ranks see it
+        os._exit(1)  # at once, for the other ranks to see
     os._exit(0)

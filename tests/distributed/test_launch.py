@@ -1,4 +1,4 @@
-"""The command in the first line of each file of accelerate_configs/, on gloo ranks and the demo preset."""
+"""The command in the first line of each file in accelerate_configs/, on gloo ranks."""
 
 import json
 import os
@@ -12,16 +12,8 @@ import yaml
 from lth_scale import Ticket
 
 SHORT = [
-    "--preset",
-    "demo",
-    "--max_steps",
-    "2",
-    "--max_train_samples",
-    "64",
-    "--max_eval_samples",
-    "16",
-    "--target_sparsity",
-    "0.3",
+    *("--preset", "demo", "--max_steps", "2", "--target_sparsity", "0.3"),
+    *("--max_train_samples", "64", "--max_eval_samples", "16"),
 ]
 
 
@@ -47,14 +39,10 @@ def resolve_flags(flags: list[str]):
 
 
 def run_line(config: str, *flags: str, processes: int | None = None) -> subprocess.CompletedProcess:
-    """The command in a config's first line, with more flags, as a shell would run it; on so many processes."""
+    """Run the command in a config's first line with more flags, on `processes` if given."""
     root = Path(__file__).parents[2]
-    line = (
-        (root / "accelerate_configs" / f"{config}.yaml")
-        .read_text()
-        .splitlines()[0]
-        .removeprefix("# run: ")
-    )
+    text = (root / "accelerate_configs" / f"{config}.yaml").read_text()
+    line = text.splitlines()[0].removeprefix("# run: ")
     line = line.replace("launch", f"launch --num_processes {processes}", 1) if processes else line
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment.pop("MLFLOW_TRACKING_URI", None)
@@ -74,16 +62,14 @@ ONE_SHOT = ["--task", "sst2", *SHORT, "--max_steps", "0"]
 
 @pytest.fixture(scope="module")
 def one_shot(tmp_path_factory) -> bytes:
-    """The ticket of θ₀ that one plain process finds."""
+    """The one-shot ticket of one process without a launcher."""
     out = tmp_path_factory.mktemp("one") / "out"
     done = run_line("single_cpu", *ONE_SHOT, "--report_to", "none", "--output_dir", str(out))
     assert done.returncode == 0, done.stderr
     return (out / "ticket.safetensors").read_bytes()
 
 
-def test_two_ranks_find_the_ticket_of_one_speak_as_one_and_neither_run_twice_nor_are_mixed_with_another(
-    one_shot, tmp_path
-):
+def test_two_ranks_find_the_ticket_of_one_once_and_refuse_other_flags(one_shot, tmp_path):
     out = tmp_path / "runs/two"
     flags = [*ONE_SHOT, "--output_dir", str(out)]
     done = run_line("multi_cpu", *flags)
@@ -92,7 +78,7 @@ def test_two_ranks_find_the_ticket_of_one_speak_as_one_and_neither_run_twice_nor
     assert [round(row["sparsity"], 3) for row in rows] == [0, 0.1, 0.2, 0.3]
     assert Ticket.load(out / "ticket.safetensors").pruned == rows[-1]["pruned"]
     assert (out / "ticket.safetensors").read_bytes() == one_shot
-    assert done.stdout.count("| round |") == 1  # one process speaks
+    assert done.stdout.count("| round |") == 1  # one process prints
     assert str(out) in done.stdout and "mlflow ui" in done.stdout
     assert "random_mask 03" in done.stderr and "\x1b[" not in done.stderr
 
@@ -108,52 +94,39 @@ def test_two_ranks_find_the_ticket_of_one_speak_as_one_and_neither_run_twice_nor
 
 
 def test_zero1_is_zero2_but_for_its_stage():
-    """So that one of them is launched below; tests/test_sharding.py trains both."""
-    one, two = (
-        yaml.safe_load(path.read_text()) for path in CONFIGS if path.stem in ("zero1", "zero2")
-    )
-    assert (
-        one.pop("deepspeed_config") == two.pop("deepspeed_config") | {"zero_stage": 1}
-        and one == two
-    )
+    """So that one of them is launched below; test_engines.py trains both."""
+    paths = [path for path in CONFIGS if path.stem in ("zero1", "zero2")]
+    one, two = (yaml.safe_load(path.read_text()) for path in paths)
+    assert one.pop("deepspeed_config") == two.pop("deepspeed_config") | {"zero_stage": 1}
+    assert one == two
 
 
 @pytest.mark.parametrize("config", ["zero2", "zero3_offload", "fsdp2"])
-def test_the_command_of_a_config_finds_the_ticket_of_one_process_whatever_its_shards_and_precision(
-    config, one_shot, tmp_path
-):
+def test_a_ticket_depends_on_neither_engine_nor_precision(config, one_shot, tmp_path):
     done = run_line(config, *ONE_SHOT, "--report_to", "none", "--output_dir", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/ticket.safetensors").read_bytes() == one_shot
 
 
-def test_fp16_is_refused_where_the_cpu_has_none(tmp_path):
+def test_fp16_is_refused_if_the_cpu_has_none(tmp_path):
     from deepspeed.accelerator import get_accelerator
 
     if get_accelerator().is_fp16_supported():
-        pytest.skip("this processor, or a GPU, has fp16")
+        pytest.skip("this machine has fp16")
     done = run_line("zero2_fp16", *ONE_SHOT, "--output_dir", str(tmp_path / "out"), processes=1)
     assert done.returncode != 0 and done.stderr.count("error: ") == 1
     assert "fp16 is not supported" in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_processes_that_do_not_know_each_other_are_refused(tmp_path):
-    """`--multi_gpu` without ACCELERATE_USE_CPU on a machine without GPUs gives two ranks 0 of 1."""
+    """`--multi_gpu` without ACCELERATE_USE_CPU gives two ranks 0 of 1 if there is no GPU."""
     import torch
 
     if torch.cuda.is_available():
-        pytest.skip("with a GPU the launch is right")
+        pytest.skip("the launch is valid with a GPU")
+    flags = ["--task", "sst2", *SHORT, "--output_dir", str(tmp_path / "o")]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "lth_scale.imp",
-            "--task",
-            "sst2",
-            *SHORT,
-            "--output_dir",
-            str(tmp_path / "o"),
-        ],
+        [sys.executable, "-m", "lth_scale.imp", *flags],
         capture_output=True,
         text=True,
         timeout=100,

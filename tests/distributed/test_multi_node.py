@@ -1,4 +1,4 @@
-"""Two machines, each with its own `accelerate launch` on the CPU: two network namespaces on one virtual cable."""
+"""Two machines with an `accelerate launch` each: network namespaces on one virtual cable."""
 
 import json
 import os
@@ -30,56 +30,36 @@ SECONDS = 400
 
 
 def succeed(*command: str) -> None:
-    """Run a command; OSError with what it printed where it fails."""
+    """Run a command. Raises OSError with what it printed if it fails."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise OSError(f"{' '.join(command)}: {done.stdout.strip()}")
 
 
 def boot() -> subprocess.Popen:
-    """A machine: a shell whose network and processes are its own, for as long as its standard input is open.
+    """Start a machine: a shell with a network and processes of its own.
 
-    That ends with pytest, however pytest ends, and then the kernel kills every process of the machine.
+    It lives until its standard input is closed, at the latest when pytest ends; the kernel then
+    kills every process of the machine.
     """
-    unshare = [
-        "unshare",
-        "--net",
-        "--pid",
-        "--fork",
-        "--mount-proc",
-        "sh",
-        "-c",
-        "echo up; exec cat",
-    ]
+    namespaces = ["unshare", "--net", "--pid", "--fork", "--mount-proc"]
+    unshare = [*namespaces, "sh", "-c", "echo up; exec cat"]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     shell = subprocess.Popen(unshare, text=True, **pipes)
-    if (said := shell.stdout.readline().strip()) != "up":
+    if (line := shell.stdout.readline().strip()) != "up":
         shell.communicate()
-        raise OSError(said)
+        raise OSError(line)
     return shell
 
 
 @pytest.fixture
 def machines() -> Iterator[list[list[str]]]:
-    """For each of two machines on one cable, what to put before a command so that it runs there."""
+    """For each of two machines on one cable, the prefix of a command that runs there."""
     with ExitStack() as stack:
         try:
             zero, one = pids = [str(stack.enter_context(boot()).pid) for _ in ADDRESSES]
-            succeed(
-                "ip",
-                "link",
-                "add",
-                "eth0",
-                "netns",
-                zero,
-                "type",
-                "veth",
-                "peer",
-                "name",
-                "eth0",
-                "netns",
-                one,
-            )
+            ends = f"eth0 netns {zero} type veth peer name eth0 netns {one}"
+            succeed("ip", "link", "add", *ends.split())
         except OSError as problem:
             pytest.skip(f"no network namespaces here ({problem})")
         enter = [
@@ -93,32 +73,21 @@ def machines() -> Iterator[list[list[str]]]:
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    """No GPU; the device that gloo listens on (else it takes the host name's, here 127.0.0.1)."""
+    """No GPU, and the device that gloo listens on, else the host name's, which is 127.0.0.1."""
     return os.environ | {"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "eth0"}
 
 
 def search(out: Path, steps: int) -> list[str]:
     """The flags of a search of `steps` steps a round."""
     return [
-        "-m",
-        "lth_scale.imp",
-        "--task",
-        "sst2",
-        *SHORT,
-        "--max_steps",
-        str(steps),
-        "--control",
-        "none",
-        "--report_to",
-        "none",
-        "--output_dir",
-        str(out),
+        *("-m", "lth_scale.imp", "--task", "sst2", *SHORT, "--max_steps", str(steps)),
+        *("--control", "none", "--report_to", "none", "--output_dir", str(out)),
     ]
 
 
-@cache  # a fixture for the module would run also where the tests are skipped
+@cache  # a fixture of the module would run even if the tests are skipped
 def ticket_of_one_process() -> bytes:
-    """The ticket of θ₀ as one process finds it."""
+    """The one-shot ticket of one process."""
     with TemporaryDirectory() as out:
         subprocess.run([sys.executable, *search(Path(out), 0)], check=True, timeout=SECONDS)
         return Path(out, "ticket.safetensors").read_bytes()
@@ -127,39 +96,23 @@ def ticket_of_one_process() -> bytes:
 def run_on(
     machines: list[list[str]], kind: str, environment: dict[str, str], flags: list[str], logs: Path
 ) -> str:
-    """Launch on both machines at once and return what they printed; fails as soon as one of them does."""
+    """Launch on both machines at once and return what they printed. Fails when one of them does."""
     extra, launch = LAUNCHES[kind]
     both = [
-        "--num_machines",
-        "2",
-        "--num_processes",
-        "2",
-        "--main_process_ip",
-        ADDRESSES[0],
-        "--main_process_port",
+        *("--num_machines", "2", "--num_processes", "2"),
+        *("--main_process_ip", ADDRESSES[0], "--main_process_port", "29500"),
     ]
     written, running = [logs / f"{rank}.log" for rank in (0, 1)], []
     for rank, enter in enumerate(machines):
-        command = [
-            *enter,
-            *ACCELERATE,
-            *launch,
-            *both,
-            "29500",
-            "--machine_rank",
-            str(rank),
-            *flags,
-        ]
+        command = [*enter, *ACCELERATE, *launch, *both, "--machine_rank", str(rank), *flags]
         with written[rank].open("w") as log:
             streams = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
             running.append(subprocess.Popen(command, env=environment | extra, **streams))
     deadline = time.monotonic() + SECONDS
-    while (
-        None in (ended := [process.poll() for process in running])
-        and not any(ended)
-        and time.monotonic() < deadline
-    ):
+    ended: list[int | None] = [None]
+    while None in ended and not any(ended) and time.monotonic() < deadline:
         time.sleep(0.1)
+        ended = [process.poll() for process in running]
     printed = "\n".join(log.read_text() for log in written)
     assert ended == [0, 0], printed
     return printed
@@ -171,15 +124,9 @@ def test_two_machines_find_the_ticket_of_one_process(kind, machines, environment
     assert (tmp_path / "out/ticket.safetensors").read_bytes() == ticket_of_one_process()
 
 
-def test_two_machines_train_to_the_last_round_and_one_of_them_speaks(
-    machines, environment, tmp_path
-):
+def test_two_machines_train_to_the_last_round(machines, environment, tmp_path):
     printed = run_on(machines, "zero3", environment, search(tmp_path / "out", 2), tmp_path)
     rows = json.loads((tmp_path / "out/results.json").read_text())
-    assert [(round(row["sparsity"], 3), row["steps"]) for row in rows] == [
-        (0, 2),
-        (0.1, 2),
-        (0.2, 2),
-        (0.3, 2),
-    ]
+    assert [round(row["sparsity"], 3) for row in rows] == [0, 0.1, 0.2, 0.3]
+    assert {row["steps"] for row in rows} == {2}
     assert (tmp_path / "out/complete").is_file() and printed.count("| round |") == 1
