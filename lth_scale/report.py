@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from lth_scale.config import files
+from lth_scale.config import directories
 from lth_scale.config.errors import BadInput
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.parsers import OneLineParser, Range, check_ranges
@@ -47,7 +47,7 @@ def parse() -> argparse.Namespace:
         variables.check()
     try:
         if args.save:
-            files.check_writable(args.save.parent)
+            directories.check_writable(args.save.parent)
     except OSError as problem:
         raise BadInput(
             f"--save {args.save}: cannot be written ({problem.strerror}); give another"

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lth_scale.config import files, listing, parsers
+from lth_scale.config import directories, listing, parsers
 from lth_scale.config.errors import BadInput
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.parsers import Range, flag
@@ -116,7 +116,7 @@ def check_ranges(args: Speed) -> None:
 def check_output(directory: Path) -> None:
     """Raise BadInput unless the report can be written there."""
     try:
-        files.check_writable(directory)
+        directories.check_writable(directory)
         listing.check_listed(directory, FILES, ("speed.md", b"# Speed check\n\n## Machine\n"))
     except OSError as problem:
         raise BadInput(

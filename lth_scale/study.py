@@ -6,7 +6,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from lth_scale.config import files, parsers
+from lth_scale.config import directories, files, parsers
 from lth_scale.config.errors import BadInput
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.redaction import redacted, without_secrets
@@ -98,7 +98,7 @@ def main() -> None:
         print(costs(runner))
         return
     try:
-        files.check_writable(directory)
+        directories.check_writable(directory)
     except OSError as problem:
         raise BadInput(
             f"--output_dir {directory}: cannot be written ({problem.strerror}); give another"

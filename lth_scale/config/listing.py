@@ -1,4 +1,4 @@
-"""Directories that may hold files of others: a list in `.files` names our own."""
+"""Directories that may hold other files: `.files` lists those that this package wrote."""
 
 import errno
 import os
@@ -7,38 +7,30 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lth_scale.config.files import (
-    move_into,
-    read_json,
-    sync_tree,
-    temporary_directory,
-    write_bytes,
-    write_json,
-)
+from lth_scale.config.directories import move_into, sync_tree, temporary_directory
+from lth_scale.config.files import read_json, write_bytes, write_json
 
-LISTING, LISTED = (
-    ".files",
-    "lth_scale.files/1",
-)  # in a directory: which names there are ours; and its format
-# What a tokenizer is made of, of all classes of transformers that this package takes.
+# The file that names our own in a directory, and its format
+LISTING, LISTED = ".files", "lth_scale.files/1"
+# The files of all tokenizer classes of transformers
 TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "entity_vocab.json", "merges.txt", "bpe.codes", "dict.txt"),
     *("tokenizer.model", "spiece.model", "spm.model", "spm_char.model", "sentencepiece.model"),
     *("sentencepiece.bpe.model", "word_shape.json", "word_pronunciation.json"),
 )
-# What `save_pretrained` writes, for networks that were saved without a listing.
+# What `save_pretrained` writes, for networks saved without a listing
 NETWORK = re.compile(
-    r"((generation_)?config|model\.safetensors\.index)\.json|model(-\d+-of-\d+)?\.safetensors|chat_template\.jinja|"
-    + "|".join(map(re.escape, TOKENIZER))
+    r"((generation_)?config|model\.safetensors\.index)\.json"
+    r"|model(-\d+-of-\d+)?\.safetensors|chat_template\.jinja|" + "|".join(map(re.escape, TOKENIZER))
 )
 
 
 @contextmanager
 def listed_directory(path: Path) -> Iterator[Path]:
-    """Like `new_directory`, but it takes the place of what was written there in the same way before.
+    """Like `new_directory`, but replaces what was written to `path` in this way before.
 
-    Files of others in `path` stay.
+    Other files in `path` stay.
     """
     with temporary_directory(path) as unfinished:
         yield unfinished
@@ -55,7 +47,7 @@ def listed_directory(path: Path) -> Iterator[Path]:
 
 
 def remove_listed(directory: Path) -> None:
-    """Delete what `listed_directory` wrote, and the directory unless something else lies in it."""
+    """Delete what `listed_directory` wrote, and the directory if it is empty then."""
     if directory.is_symlink() or not directory.is_dir():
         return
     names = listed(directory) or [
@@ -65,7 +57,7 @@ def remove_listed(directory: Path) -> None:
 
 
 def remove_files(directory: Path, names: Iterable[str]) -> None:
-    """Delete the files of these names in a directory, and then each directory in which nothing else lies."""
+    """Delete these files of a directory, and then each directory that is empty."""
     paths = [
         directory / name
         for name in names
@@ -75,12 +67,12 @@ def remove_files(directory: Path, names: Iterable[str]) -> None:
         if path.is_file() or path.is_symlink():
             path.unlink(missing_ok=True)
     for parent in sorted({path.parent for path in paths} | {directory}, reverse=True):
-        with suppress(OSError):  # others have files there
+        with suppress(OSError):  # not empty
             parent.rmdir()
 
 
 def listed(directory: Path) -> list[str]:
-    """The names in a directory that its list says are ours; none where there is no list, or none of ours."""
+    """The names in a directory's listing; empty if it has none that this package wrote."""
     try:
         listing = read_json(directory / LISTING)
         return [str(name) for name in listing["files"]] if listing["format"] == LISTED else []
@@ -89,19 +81,19 @@ def listed(directory: Path) -> list[str]:
 
 
 def is_foreign(listing: Path) -> bool:
-    """True where a file of the name of our lists is somebody else's."""
+    """True if a file has the name of a listing but was not written by this package."""
     return os.path.lexists(listing) and not listed(listing.parent)
 
 
 def write_listing(directory: Path, names: Iterable[str]) -> None:
-    """Say in a directory which names there are ours."""
+    """Write the listing of a directory."""
     write_json(directory / LISTING, {"format": LISTED, "files": sorted(names)})
 
 
 def check_listed(directory: Path, names: Iterable[str], sign: tuple[str, bytes]) -> None:
-    """Raise FileExistsError where one of `names` is in a directory and its list does not have it as ours.
+    """Raise FileExistsError if a directory has one of `names` and its listing does not.
 
-    sign: a name, and how its content begins where it is ours: the directory was then written before there were lists.
+    sign: a name, and how its content begins if it is ours; then the directory may lack a listing.
     """
     if not os.path.lexists(directory / LISTING) and _begins_with(directory / sign[0], sign[1]):
         return
@@ -111,7 +103,7 @@ def check_listed(directory: Path, names: Iterable[str], sign: tuple[str, bytes])
             if other != LISTING
             else is_foreign(directory / LISTING)
         ):
-            why = f"{other} is there already, and was not written by this command"
+            why = f"{other} already exists, and was not written by this command"
             raise FileExistsError(errno.EEXIST, why, str(directory / other))
 
 
@@ -123,7 +115,7 @@ def _begins_with(path: Path, mark: bytes) -> bool:
 
 
 def write_listed(directory: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files into a directory that may hold others, with a list of them. Call `check_listed` before."""
+    """Write files into a directory that may hold others, and list them. Call `check_listed` first."""
     write_listing(directory, {*listed(directory), *contents})
     for name, content in contents.items():
         write_bytes(directory / name, content)

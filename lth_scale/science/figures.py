@@ -54,7 +54,7 @@ def drawn(picture: Callable[P, bytes]) -> Callable[P, bytes]:
     @functools.wraps(picture)
     def draw(*args: P.args, **kwargs: P.kwargs) -> bytes:
         try:
-            caches.settle("MPLCONFIGDIR")
+            caches.ensure_writable("MPLCONFIGDIR")
             # an import with a backend or a file that it does not know would fail
             with mock.patch.dict(os.environ, MPLBACKEND="agg", MATPLOTLIBRC=str(_defaults())):
                 import matplotlib

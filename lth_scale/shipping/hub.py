@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lth_scale.config import files
+from lth_scale.config import directories, files
 from lth_scale.config.arguments import Training
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput, Stopped
@@ -51,7 +51,7 @@ def push(
     check_name(repo)
     root = place.model.absolute().parents[2]
     try:
-        files.check_writable(root)
+        directories.check_writable(root)
     except OSError as problem:
         raise BadInput(
             f"{run}: cannot be written ({problem.strerror}), and what is uploaded is made there; give a "
@@ -60,7 +60,7 @@ def push(
     done = root / "hub.json"
     if os.path.lexists(done) and not pushed(done):
         raise BadInput(f"{done}: is there already, and no push wrote it; move it away")
-    with session(), files.temporary_directory(root / "hub") as folder:
+    with session(), directories.temporary_directory(root / "hub") as folder:
         if not dry_run:
             repo = request(lambda: full_name(repo), repo)
         licence = licence_of(Publication(place.run, root), ask=not dry_run)

@@ -4,7 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
-from lth_scale.config import files
+from lth_scale.config import directories
 from lth_scale.config.errors import BadInput
 from lth_scale.config.hub_access import check_source, fetch, session
 from lth_scale.shipping.export.locations import (
@@ -49,7 +49,7 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
             return snapshot_download(name, revision=commit, allow_patterns=sorted(names))
 
         cache = Path(fetch(snapshot, name, revision))
-    with files.new_directory(out) as made:
+    with directories.new_directory(out) as made:
         try:
             copy(cache, made, names)
             verify(made)
@@ -92,7 +92,7 @@ def copy(cache: Path, made: Path, names: dict[str, str]) -> None:
             if is_card(name):
                 continue
             raise BadInput(f"{made}/{name}: is missing; push or pull again")
-        files.make_directory(target.parent)
+        directories.make_directory(target.parent)
         shutil.copyfile(source, target)
         if digest and not is_whole(target, digest):
             if not is_card(name):

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from lth_scale.config import files, listing, locks, run_files
+from lth_scale.config import directories, files, listing, locks, run_files
 from lth_scale.config.arguments import COSMETIC, Arguments, Training, Transfer, is_same
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted, without_secrets
@@ -75,7 +75,7 @@ class RunDirectory:
                 f"--output_dir {args.output_dir}: {problem}; put back a copy of it, or give another directory"
             ) from None
         try:
-            files.check_writable(record.directory)
+            directories.check_writable(record.directory)
         except OSError as problem:
             raise BadInput(
                 f"--output_dir {args.output_dir}: cannot be written ({problem.strerror}); give another"
@@ -106,7 +106,7 @@ class RunDirectory:
             elif not stores.has_host(store):
                 raise ValueError("names no host and port")
             if path and given:
-                files.check_writable(path.parent)
+                directories.check_writable(path.parent)
         except (OSError, ValueError) as problem:
             why = (
                 f"cannot be written ({problem.strerror})"
@@ -157,7 +157,7 @@ class RunDirectory:
             raise BadInput(
                 f"--output_dir {self.directory}: its .lock is none of ours; move it away"
             )
-        if link := run_files.link_in(self.directory):
+        if link := run_files.find_link(self.directory):
             raise BadInput(
                 f"--output_dir {self.directory}: {link.relative_to(self.directory)} is a link, and what it leads to "
                 "would be written and deleted; put the directory itself there"
@@ -223,13 +223,13 @@ class RunDirectory:
         for.
         """
         began = time.monotonic()
-        while other := locks.claim(self.directory):
+        while other := locks.acquire(self.directory):
             if time.monotonic() - began > PATIENCE:
                 raise BadInput(
                     f"--output_dir {self.directory}: {other} works there; wait for it, or stop it"
                 )
             time.sleep(0.5)
-        run_files.sweep(self.directory)
+        run_files.delete_unfinished(self.directory)
         path = self.directory / "arguments.json"
         if path.exists():
             self._refuse_other_arguments()  # another process may have begun there since they were looked at
@@ -260,7 +260,7 @@ class RunDirectory:
         """metrics.json of every complete stage of a kind, in order."""
         homes = [
             path
-            for path in run_files.stages(self.directory)
+            for path in run_files.stage_directories(self.directory)
             if path.parent == self.directory / room
         ]
         done = [path for path in homes if (path / "complete").is_file()]

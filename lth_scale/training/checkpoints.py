@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
 
-from lth_scale.config import files, listing
+from lth_scale.config import directories, files, listing
 from lth_scale.config.errors import AGAIN, Stopped
 from lth_scale.tracking import console
 from lth_scale.training.networks import Network
@@ -34,10 +34,10 @@ def save(net: Network, home: Path, extras: Mapping[str, Tensor], seconds: float,
     extras: flat tensors of this rank beside the network that decide the future; seconds: what the stage took so far.
     """
     path, main = home / f"checkpoint-{net.step}", net.accelerator.is_main_process
-    unfinished = files.temporary(path)
+    unfinished = directories.temporary(path)
     if main:
         shutil.rmtree(unfinished, ignore_errors=True)
-        files.make_directory(unfinished)
+        directories.make_directory(unfinished)
     unfinished = Path(broadcast_object_list([str(unfinished)])[0])
     written: dict[str, str] = {}
     problems: list[str] = []
@@ -98,9 +98,9 @@ def _write(net: Network, directory: Path, extras: Mapping[str, Tensor]) -> tuple
 
 def _finish(unfinished: Path, path: Path, agreed: dict[str, Any]) -> None:
     files.write_json(unfinished / "checkpoint.json", agreed)
-    files.sync_directory(unfinished)
+    directories.sync_directory(unfinished)
     remove(path)
-    files.move_into(unfinished, path)
+    directories.move_into(unfinished, path)
     files.write_bytes(path / "complete", files.sha256(path / "checkpoint.json").encode())
 
 

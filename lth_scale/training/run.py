@@ -192,7 +192,9 @@ class Run:
     def close(self, pictures: dict[str, bytes]) -> None:
         """Close the tracked runs and mark everything done."""
         if self.is_main:
-            for home in run_files.stages(self.record.directory):  # a kill may have left some
+            for home in run_files.stage_directories(
+                self.record.directory
+            ):  # a kill may have left some
                 if (home / "complete").is_file():
                     self._drop_checkpoints(home)
             self.tell("finish", pictures, summary.report(self.record))

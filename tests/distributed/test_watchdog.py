@@ -118,7 +118,7 @@ def test_a_rank_that_hangs_is_named_and_all_stop_within_the_timeout(flags, tmp_p
     hangs.send_signal(signal.SIGCONT)
     code, said = search.end(60)
     assert code == 1 and took < 20 + 10
-    assert said.count("error: rank 1 of 2 (") == 1 and "start the same command again" in said
+    assert said.count("error: rank 1 of 2 (") == 1 and "run the same command again" in said
 
 
 BROKEN = """

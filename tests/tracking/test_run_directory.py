@@ -73,7 +73,7 @@ def test_a_directory_that_another_process_works_in_is_refused_and_one_whose_proc
 ):
     from lth_scale.tracking import run_directory
 
-    hold = "import sys; from lth_scale.config.locks import Path, claim; claim(Path(sys.argv[1])); print('held'); input()"
+    hold = "import sys; from lth_scale.config.locks import Path, acquire; acquire(Path(sys.argv[1])); print('held'); input()"
     pipes = dict(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lth_scale.config import files
+from lth_scale.config import directories
 from lth_scale.config.errors import BadInput
 from lth_scale.config.startup import first_imports
 from lth_scale.shipping.export.locations import KINDS, check_output, locate
@@ -53,7 +53,7 @@ def export(
         formats.check_2_4(source.model)
     missing = [parent for parent in out.absolute().parents if not parent.exists()]
     try:
-        with files.new_directory(out) as folder:
+        with directories.new_directory(out) as folder:
             return disk.fill(folder, source, content)
     except BaseException:
         with suppress(OSError):  # the first one that is not empty

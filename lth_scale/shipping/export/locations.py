@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lth_scale.config import files, run_files
+from lth_scale.config import directories, files, run_files
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import HUB_NAME
@@ -88,7 +88,11 @@ def locate(path: str) -> Place:
     if (where / MANIFEST).is_file():
         return Place(where)
     if (where / "rounds").is_dir():
-        rounds = [stage for stage in run_files.stages(where) if stage.parent == where / "rounds"]
+        rounds = [
+            stage
+            for stage in run_files.stage_directories(where)
+            if stage.parent == where / "rounds"
+        ]
         kept = [stage for stage in rounds if (stage / "complete").is_file() and _has_network(stage)]
         if not kept:
             raise BadInput(
@@ -98,7 +102,11 @@ def locate(path: str) -> Place:
     if (where / "seeds").is_dir() or where.absolute().parent.name == "seeds":
         kept = [
             where,
-            *(stage for stage in run_files.stages(where) if stage.parent == where / "seeds"),
+            *(
+                stage
+                for stage in run_files.stage_directories(where)
+                if stage.parent == where / "seeds"
+            ),
         ]
         for stage in filter(_has_network, kept):
             return _of_round(stage)
@@ -224,7 +232,7 @@ def is_taken(directory: Path) -> bool:
     """True where anything but an empty directory lies; a link is something. Raises BadInput where nothing can."""
     try:
         directory.exists()  # not where the name is too long
-        files.check_writable(directory.parent)
+        directories.check_writable(directory.parent)
         empty = directory.is_dir() and not directory.is_symlink() and not any(directory.iterdir())
     except OSError as problem:
         raise BadInput(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lth_scale.config import caches, files, locks
+from lth_scale.config import caches, directories, locks
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import first_line
 from lth_scale.distributed.encoder import base_model
@@ -57,7 +57,7 @@ def _build() -> None:
     """Load the library; where there is none of these sources and this torch yet, compile it, one process at a time."""
     from torch.utils import cpp_extension
 
-    caches.settle("TORCH_EXTENSIONS_DIR")
+    caches.ensure_writable("TORCH_EXTENSIONS_DIR")
     here = Path(__file__).parent
     content = (
         b"".join((here / name).read_bytes() for name in SOURCES)
@@ -71,7 +71,7 @@ def _build() -> None:
                 raise OSError(
                     f"there is no C++ compiler {cpp_extension.get_cxx_compiler()}; install g++"
                 )
-            with files.new_directory(home) as made:
+            with directories.new_directory(home) as made:
                 cpp_extension.load(
                     name,
                     [str(here / SOURCES[0])],

@@ -75,7 +75,7 @@ def _torch(dtype: str, compiled: bool, setup: Setup) -> "Run":
     import torch
 
     if compiled:
-        caches.settle(*caches.COMPILERS)
+        caches.ensure_writable(*caches.COMPILERS)
     model: Any = copy.deepcopy(setup.model).to(getattr(torch, dtype)).to(setup.device)  # type: ignore[arg-type]
     return partial(
         _call, torch.compile(model, options={"freezing": True}) if compiled else model, setup.device

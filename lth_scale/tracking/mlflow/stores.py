@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from lth_scale.config import files
+from lth_scale.config import directories
 from lth_scale.config.redaction import without_secrets
 from lth_scale.config.texts import reason
 from lth_scale.tracking import journal
@@ -75,7 +75,7 @@ def beside(directory: Path) -> str:
 
 def _is_closed(directory: Path) -> bool:
     try:
-        files.check_writable(directory)
+        directories.check_writable(directory)
     except PermissionError:
         return True
     except OSError as problem:
