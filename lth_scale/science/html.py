@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from lth_scale.config.markdown import Section, Table, _absent, clean
+from lth_scale.config.markdown import Section, Table, clean, missing_picture
 
 BEGINNING = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Report: '  # of a study's page
 
@@ -67,7 +67,7 @@ def _row(cells: Sequence[str], tag: str) -> str:
 
 def _figure(caption: str, png: bytes) -> str:
     if not png:
-        return f"<p>{escape(_absent(caption))}</p>"
+        return f"<p>{escape(missing_picture(caption))}</p>"
     width = int.from_bytes(png[16:20]) * 96 // 150  # its IHDR's pixels, drawn at 150 an inch
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     caption = _plain(caption)

@@ -15,6 +15,7 @@ from typing import IO, Any
 from lth_scale.config import arguments, files, locks, parsers
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput
+from lth_scale.config.markdown import Table, markdown_table
 from lth_scale.config.redaction import redacted, without_secrets
 from lth_scale.config.texts import printable, quoted
 from lth_scale.science.plans import Job, Plan, as_argv, difference
@@ -139,12 +140,8 @@ class Runner:
             "failed": len(self.failed),
             "waiting": len(self.waiting),
         }
-        lines = [
-            "",
-            "| state   | jobs |",
-            "|---------|------|",
-            *(f"| {k:<7} | {n:4} |" for k, n in counts.items()),
-        ]
+        rows = [[state, str(count)] for state, count in counts.items()]
+        lines = ["", markdown_table(Table("", ["state", "jobs"], rows), align=True)]
         for state, jobs in (("failed", self.failed), ("waiting", self.waiting)):
             lines += [f"{state:<8} {job}: {why}" for job, why in jobs.items()]
         return "\n".join([*lines, *self.starved()])

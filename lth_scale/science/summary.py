@@ -6,14 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from lth_scale.config import files
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
-from lth_scale.config.markdown import literal
+from lth_scale.config.markdown import Table, literal, markdown_table
 from lth_scale.config.texts import printable, quoted
 from lth_scale.tracking.journal import read_notes
 from lth_scale.tracking.run_directory import RunDirectory
@@ -27,47 +23,32 @@ DELTA = (
 def table(rows: list[dict[str, Any]]) -> str:
     """The stages as a Markdown table: number, sparsity, pruned weights, threshold, scores, seconds."""
     metrics, key = list(rows[0]["eval"]), "seed" if "seed" in rows[0] else "round"
-    grid = Table(box=box.MARKDOWN)
-    for title in (
-        key,
-        "sparsity",
-        "pruned weights",
-        "threshold",
-        *map(literal, metrics),
-        "seconds",
-    ):
-        grid.add_column(title, justify="right", no_wrap=True)
-    for row in rows:
-        scores = [f"{row['eval'][metric]:.4f}" for metric in metrics]
-        pruned = f"{row['pruned']:,} / {row['prunable']:,}"
-        grid.add_row(
+    header = [key, "sparsity", "pruned weights", "threshold", *metrics, "seconds"]
+    lines = [
+        [
             str(row[key]),
             f"{100 * row['sparsity']:.2f} %",
-            pruned,
+            f"{row['pruned']:,} / {row['prunable']:,}",
             f"{row['threshold']:.3e}",
-            *scores,
+            *(f"{row['eval'][metric]:.4f}" for metric in metrics),
             f"{row['seconds']:.1f}",
-        )
-    return _render(grid)
+        ]
+        for row in rows
+    ]
+    return markdown_table(Table("", header, lines), align=True)
 
 
 def comparison(rows: list[dict[str, Any]], controls: list[dict[str, Any]], control: str) -> str:
-    """The last tickets beside a control of the same sparsity, as a Markdown table of the task's first metric."""
+    """The last tickets beside a control of the same sparsity, by the task's first metric."""
     metric = next(iter(rows[0]["eval"]))
-    named = literal(metric)
-    found = {row["round"]: row for row in rows}
-    grid = Table(box=box.MARKDOWN)
-    for title in ("sparsity", f"ticket: {named}", f"{control}: {named}", "ticket − control"):
-        grid.add_column(title, justify="right", no_wrap=True)
-    for row in controls:
-        ours, theirs = found[row["round"]]["eval"][metric], row["eval"][metric]
-        grid.add_row(
-            f"{100 * row['sparsity']:.2f} %",
-            f"{ours:.4f}",
-            f"{theirs:.4f}",
-            f"{ours - theirs:+.4f}",
-        )
-    return _render(grid)
+    scores = {row["round"]: row["eval"][metric] for row in rows}
+    header = ["sparsity", f"ticket: {metric}", f"{control}: {metric}", "ticket − control"]
+    pairs = [(row, scores[row["round"]], row["eval"][metric]) for row in controls]
+    lines = [
+        [f"{100 * row['sparsity']:.2f} %", f"{own:.4f}", f"{other:.4f}", f"{own - other:+.4f}"]
+        for row, own, other in pairs
+    ]
+    return markdown_table(Table("", header, lines), align=True)
 
 
 def report(record: RunDirectory) -> str:
@@ -157,10 +138,3 @@ def how_to_open_mlflow(path: Path) -> list[str]:
         f"MLflow      {mlflow} ui --host 127.0.0.1 --backend-store-uri {shlex.quote(store)}",
         f"            then open http://127.0.0.1:5000/{page}",
     ]
-
-
-def _render(grid: Table) -> str:
-    console = Console(width=200, force_terminal=False, color_system=None, markup=False, emoji=False)
-    with console.capture() as capture:
-        console.print(grid)
-    return "\n".join(line.strip() for line in capture.get().splitlines() if line.strip())
