@@ -30,7 +30,7 @@ HELD: dict[Path, DirectoryLock] = {}  # by resolved directory
 
 
 def temporary(path: Path) -> Path:
-    """The temporary name beside `path`, with the mark of the run that it belongs to or a new one."""
+    """The temporary name beside `path`, with the mark of the run it belongs to or a new one."""
     mark = next(iter(marks(path)), uuid.uuid4().hex)
     stem = path.name.encode(errors="surrogateescape")[:180].decode(errors="ignore")
     return path.with_name(f".{stem}.{mark}.tmp")

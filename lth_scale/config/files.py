@@ -1,4 +1,4 @@
-"""Files that are complete or absent: write to a temporary name, fsync, rename, fsync the directory."""
+"""Files that are complete or absent: write a temporary file, fsync, rename, fsync the directory."""
 
 import errno
 import hashlib

@@ -98,11 +98,8 @@ def check_listed(directory: Path, names: Iterable[str], sign: tuple[str, bytes])
     if not os.path.lexists(directory / LISTING) and _begins_with(directory / sign[0], sign[1]):
         return
     for other in sorted({*names, LISTING} - {*listed(directory)}):
-        if (
-            os.path.lexists(directory / other)
-            if other != LISTING
-            else is_foreign(directory / LISTING)
-        ):
+        path = directory / other
+        if is_foreign(path) if other == LISTING else os.path.lexists(path):
             why = f"{other} already exists, and was not written by this command"
             raise FileExistsError(errno.EEXIST, why, str(directory / other))
 
@@ -115,7 +112,7 @@ def _begins_with(path: Path, mark: bytes) -> bool:
 
 
 def write_listed(directory: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files into a directory that may hold others, and list them. Call `check_listed` first."""
+    """Write files into a directory that may hold others, and list them; `check_listed` first."""
     write_listing(directory, {*listed(directory), *contents})
     for name, content in contents.items():
         write_bytes(directory / name, content)

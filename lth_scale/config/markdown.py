@@ -13,7 +13,7 @@ from lth_scale.config.texts import printable
 # What would act as Markdown in CommonMark, GitHub's, MLflow's (Showdown) or Python-Markdown. The
 # last character of a match is escaped; the rest stays readable in the file.
 ACTIVE = r"""
-    [\\`*{|~$]                            # code, emphasis, attributes, cells, strikethrough, formulas
+    [\\`*{|~$]                            # code, emphasis, attributes, cells, deletion, formulas
     | (?<![^\W_])_ | _(?![^\W_])          # emphasis, but not within_a_word
     | \](?=\s*[\[(:])                     # a link, an image, or the definition of one
     | <(?!\s) | (?<=\\)< | &(?=[\#\w])     # a tag or an address, an entity
