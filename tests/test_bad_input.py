@@ -195,9 +195,9 @@ FLAGS = [
             ("--ignore ( pooler", "regular expression", "'pooler'"),
             ("--ignore a{9,1}", "regular expression"),
             ("--ignore *x", "regular expression"),
-            ("--ignore querry pooler", "in no name"),
-            ("--ignore querry", "in no name of a weight of BertModel"),
-            ("--ignore encoder", "no matrix is left"),
+            ("--ignore querry pooler", "matches no weight"),
+            ("--ignore querry", "matches no weight of BertModel"),
+            ("--ignore encoder", "no matrix"),
             ("--score taylor", "movement"),
             ("--score movement --max_steps 0", "--max_steps"),
             ("--early_bird --rewind none", "--lr_span round"),
@@ -229,7 +229,7 @@ FLAGS = [
             ("--scope layerwise", "one_shot"),
             ("--scope each --control one_shot --target_sparsity 0.5", "layerwise"),
             ("--ignore [", "regular expression"),
-            ("--ignore querry", "in no name"),
+            ("--ignore querry", "no weight"),
             ("--connectivity", "--seeds 1 2"),
             ("--theta /no/theta", "theta.safetensors"),
             ("--rewind lr", "--help"),
@@ -933,7 +933,7 @@ TICKETS = [
         "transfer",
         "--ticket: a link to itself",
         "…/t",
-        "round in a circle",
+        "form a loop",
         argv="--ticket …/t",
         lay=link("t", "t"),
         without=("target_sparsity",),
@@ -2481,7 +2481,7 @@ def test_what_may_be_left_of_a_run_that_was_killed_is_no_damage(search, tmp_path
     out = search()
     (out / "complete").unlink()
     (out / "rounds/03/complete").unlink()
-    mark = locks.LOCK.fullmatch((out / ".lock").read_text())[2]
+    mark = locks.CONTENT.fullmatch((out / ".lock").read_text())[2]
     put(f"out/rounds/03/.metrics.json.{mark}.tmp", "{")(tmp_path, tmp_path)
     put(f"out/.theta.safetensors.{mark}.tmp", "{")(tmp_path, tmp_path)
     search()

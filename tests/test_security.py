@@ -16,7 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from lth_scale import Ticket, imp, transfer
-from lth_scale.config import files, locks
+from lth_scale.config import directories, files, locks
 from lth_scale.config.exit_codes import exit_on_bad_input
 
 ROOT = Path(__file__).parent.parent
@@ -302,7 +302,7 @@ def modes(directory: Path) -> dict[str, int]:
 
 def test_files_are_writable_by_their_user_alone_and_a_stricter_umask_is_kept(umask, tmp_path):
     files.write_bytes(tmp_path / "a/b/file", b"x")
-    with files.new_directory(tmp_path / "c/made") as made:
+    with directories.new_directory(tmp_path / "c/made") as made:
         (made / "deep").mkdir()
         (made / "deep/file").write_text("x")
     with locks.exclusive(tmp_path / "d/lock"):
@@ -336,11 +336,11 @@ def test_json_that_is_written_holds_escapes_for_what_drives_a_terminal(bad, tmp_
 @pytest.mark.parametrize("name", ["unfinished", ".lock"])
 def test_a_planted_link_is_not_followed(name, tmp_path):
     if name == "unfinished":
-        locks.claim(tmp_path)
+        locks.acquire(tmp_path)
     link = locks.temporary(tmp_path / "file") if name == "unfinished" else tmp_path / name
     link.symlink_to(tmp_path / "precious")
     with pytest.raises(OSError, match="symbolic"):
-        files.write_bytes(tmp_path / "file", b"x") if name == "unfinished" else locks.claim(
+        files.write_bytes(tmp_path / "file", b"x") if name == "unfinished" else locks.acquire(
             tmp_path
         )
     assert not (tmp_path / "precious").exists()

@@ -1,15 +1,15 @@
 """Errors of this package."""
 
-AGAIN = "start the same command again: it goes on from what was written last"
+AGAIN = "run the same command again to resume from what was written last"
 
 
 class BadInput(ValueError):
-    """Something the user gave cannot be used; the message names the flag, its value and the remedy."""
+    """Invalid user input. The message is one line: the flag, its value and the remedy."""
 
 
 class Stopped(RuntimeError):
-    """A command that ends before its work is done; what was written before it stands, and it can go on from there."""
+    """A command stopped before its work was done. What it wrote is kept, and it can be resumed."""
 
 
 class Diverged(Stopped):
-    """A training whose loss is no number any more."""
+    """The training loss is NaN or infinite."""

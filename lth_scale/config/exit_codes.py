@@ -15,18 +15,17 @@ from typing import NoReturn, Protocol
 from lth_scale.config.errors import AGAIN, BadInput, Stopped
 from lth_scale.config.parsers import VERBOSE, is_verbose
 from lth_scale.config.redaction import redact_logs, without_secrets
-from lth_scale.config.texts import printable, shortened
+from lth_scale.config.texts import limit_digits, printable
 
 UNUSABLE = {
-    errno.ENAMETOOLONG: "the name is too long, and a shorter one is needed",
-    errno.ELOOP: "its links lead round in a circle",
+    errno.ENAMETOOLONG: "the name is too long; use a shorter path",
+    errno.ELOOP: "its symbolic links form a loop; use another path",
 }
-FULL = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "File too large",
-)  # in the words of safetensors' errors
-SILENCE = 20  # seconds in which the first rank of a node can say what the others would say too
+# As in the messages of safetensors
+FULL = ("No space left on device", "Disk quota exceeded", "File too large")
+# Asked first for the message of an error: the watchdog, which knows of the other ranks.
+EXPLAINERS: list[Callable[[BaseException], str | None]] = []
+SILENCE = 20  # seconds in which a node's first rank can print what the others would print too
 
 
 class Watcher(Protocol):
@@ -51,53 +50,65 @@ PROCESS = Process()
 
 
 def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
-    """Run a command; BadInput becomes one `error: …` line a node and exit code 2, Stopped the same and 1.
+    """Run a command and exit.
 
-    It is the last line on stderr. With --verbose the traceback stands above it, with the errors that led to it.
-    What it writes can be written by its user alone: the umask is 022 or stricter. Nothing that it says, a traceback
-    or a library's log included, holds a password or token.
+    BadInput becomes one `error: …` line a node and exit code 2, Stopped the same with exit code 1.
+    It is the last line on stderr; with --verbose, the traceback stands above it. The umask becomes
+    022 or stricter. Passwords and tokens are removed from all output, logs of libraries included.
     """
     redact_logs()
     os.umask(os.umask(0o022) | 0o022)
-    code, said = 0, ""
-    caught: Exception | None = None
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    code = _run(command)
+    if is_alone:
+        sys.exit(code)
+    # Threads of gloo and its store would crash an interpreter that is shutting down.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _run(command: Callable[[], None]) -> int:
+    """Run a command, print its error, and return the exit code."""
     try:
         command()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        code, said = 1, f"interrupted; {AGAIN}"
+        print_error(f"interrupted; {AGAIN}", None)
+        return 1
     except Exception as problem:
-        caught, verdict = (
-            problem,
-            (128 + signal.SIGPIPE, "") if is_left(problem) else exit_status(problem),
-        )
-        if verdict is None:
-            print(_whole(problem), end="", file=sys.stderr, flush=True)
-        code, said = verdict or (1, "")
-    if said:
-        tell(said, caught)
-    PROCESS.exit(code)
+        if is_stdout_closed(problem):
+            return 128 + signal.SIGPIPE
+        status = exit_status(problem)
+        if status is None:
+            print(_format(problem), end="", file=sys.stderr, flush=True)
+            return 1
+        code, message = status
+        if message:
+            print_error(message, problem)
+        return code
+    return 0
 
 
-def tell(said: str, problem: Exception | None) -> None:
-    """Print the line that says what went wrong; with --verbose, above it, the traceback of what it sums up."""
+def print_error(message: str, problem: Exception | None) -> None:
+    """Print the `error:` line; with --verbose, above it, the traceback that it summarises."""
     is_ours = problem is None or isinstance(problem, BadInput | Stopped)
-    more = problem and (not is_ours or sums_up(problem))
-    if problem and more and is_verbose():
-        print(_whole(problem), end="", file=sys.stderr)
-    elif more and is_ours:
-        said += f"; add {VERBOSE} for the whole error"
-    line = shortened(printable(" ".join(without_secrets(said).split())))
+    has_more = problem and (not is_ours or summarises(problem))
+    if problem and has_more and is_verbose():
+        print(_format(problem), end="", file=sys.stderr)
+    elif has_more and is_ours:
+        message += f"; add {VERBOSE} for the whole error"
+    line = limit_digits(printable(" ".join(without_secrets(message).split())))
     print("error:", line, file=sys.stderr, flush=True)
 
 
-def _whole(problem: Exception) -> str:
+def _format(problem: Exception) -> str:
     text = "".join(traceback.format_exception(problem))
     return printable(without_secrets(text).expandtabs())
 
 
-def sums_up(problem: BaseException) -> bool:
-    """True where an error of ours was raised from a library's, which says more."""
+def summarises(problem: BaseException) -> bool:
+    """True if an error of this package was raised from one of a library, which says more."""
     cause = problem.__cause__
     while isinstance(cause, BadInput | Stopped):
         cause = cause.__cause__
@@ -107,50 +118,43 @@ def sums_up(problem: BaseException) -> bool:
     return not any(Path(name).is_relative_to(Path(__file__).parent) for name in raised)
 
 
-def is_left(problem: Exception) -> bool:
-    """True where stdout is a pipe that nobody reads any more, as under `| head`; what waits for it is dropped."""
+def is_stdout_closed(problem: Exception) -> bool:
+    """True if stdout is a pipe without a reader, as under `| head`; drops what is buffered then."""
     if not isinstance(problem, BrokenPipeError):
         return False
     poll = select.poll()
-    poll.register(sys.stdout, 0)  # POLLERR is always told
-    left = bool(poll.poll(0))
-    if left:
+    poll.register(sys.stdout, 0)  # POLLERR is always reported
+    closed = bool(poll.poll(0))
+    if closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return left
+    return closed
 
 
 def exit_status(problem: Exception) -> tuple[int, str] | None:
-    """The exit code for an error, and what this rank is to say of it; None for one that nobody has foreseen."""
-    number = getattr(problem, "errno", None)
-    if number in UNUSABLE:
-        problem = BadInput(
-            f"{getattr(problem, 'filename', '')}: {UNUSABLE[number]}; give another path"
-        )
-    if isinstance(problem, RuntimeError) and "Symlink loop from" in str(
-        problem
-    ):  # Path.resolve's of Python 3.11
-        problem = BadInput(
-            f"{str(problem).partition('from ')[2]}: {UNUSABLE[errno.ELOOP]}; give another path"
-        )
-    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
-        words in str(problem) for words in FULL
-    )
-    if full and not isinstance(problem, Stopped):
-        problem = Stopped(
-            f"{problem}; what was written before stands: free some room, then {AGAIN}"
-        )
-    watched = PROCESS.watcher is not None
-    of_others = PROCESS.watcher.explain(problem) if PROCESS.watcher else None
-    if of_others is not None:
-        return 1, of_others
+    """The exit code for an error, and this rank's message; None for an unforeseen error."""
+    problem = _of_system(problem)
+    is_watched = bool(EXPLAINERS)
+    explained = (explain(problem) for explain in [*EXPLAINERS])
+    if (message := next(filter(None.__ne__, explained), None)) is not None:
+        return 1, message
     if not isinstance(problem, BadInput | Stopped):
         return None
-    code, first = (
-        2 if isinstance(problem, BadInput) else 1,
-        os.environ.get("LOCAL_RANK", "0") == "0",
-    )
-    if not (
-        first or watched
-    ):  # the first rank of the node speaks, and a launcher ends the others with it
-        time.sleep(SILENCE)
-    return code, str(problem) if first or not watched else ""
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if not (is_first or is_watched):
+        time.sleep(SILENCE)  # the first rank prints, and a launcher ends the others with it
+    message = str(problem) if is_first or not is_watched else ""
+    return 2 if isinstance(problem, BadInput) else 1, message
+
+
+def _of_system(problem: Exception) -> Exception:
+    """BadInput for an error about a path, Stopped for a full disk, else the error itself."""
+    number, text = getattr(problem, "errno", None), str(problem)
+    if number in UNUSABLE:
+        return BadInput(f"{getattr(problem, 'filename', '')}: {UNUSABLE[number]}")
+    if isinstance(problem, RuntimeError) and "Symlink loop from" in text:
+        # of Path.resolve in Python 3.11
+        return BadInput(f"{text.partition('from ')[2]}: {UNUSABLE[errno.ELOOP]}")
+    is_full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if (is_full or any(words in text for words in FULL)) and not isinstance(problem, Stopped):
+        return Stopped(f"{problem}; what was written before is kept: free disk space, then {AGAIN}")
+    return problem

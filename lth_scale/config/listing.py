@@ -1,4 +1,4 @@
-"""Directories that may hold files of others: `.files` lists the ones that we wrote."""
+"""Directories that may hold other files: `.files` lists those that this package wrote."""
 
 import errno
 import os
@@ -7,29 +7,30 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lth_scale.config.files import move_into, sync_tree, temporary_directory, write_bytes
-from lth_scale.config.manifest import Manifest
+from lth_scale.config.directories import move_into, sync_tree, temporary_directory
+from lth_scale.config.files import read_json, write_bytes, write_json
 
-LISTING, LISTED = ".files", "lth_scale.files/1"  # the file that lists our names, and its format
-# The files of a tokenizer, of all classes of transformers that are supported.
+# The file that names our own in a directory, and its format
+LISTING, LISTED = ".files", "lth_scale.files/1"
+# The files of all tokenizer classes of transformers
 TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "entity_vocab.json", "merges.txt", "bpe.codes", "dict.txt"),
     *("tokenizer.model", "spiece.model", "spm.model", "spm_char.model", "sentencepiece.model"),
     *("sentencepiece.bpe.model", "word_shape.json", "word_pronunciation.json"),
 )
-# The files of `save_pretrained`, for networks that were saved without a list.
+# What `save_pretrained` writes, for networks saved without a listing
 NETWORK = re.compile(
-    r"((generation_)?config|model\.safetensors\.index)\.json|model(-\d+-of-\d+)?\.safetensors|"
-    r"chat_template\.jinja|" + "|".join(map(re.escape, TOKENIZER))
+    r"((generation_)?config|model\.safetensors\.index)\.json"
+    r"|model(-\d+-of-\d+)?\.safetensors|chat_template\.jinja|" + "|".join(map(re.escape, TOKENIZER))
 )
 
 
 @contextmanager
 def listed_directory(path: Path) -> Iterator[Path]:
-    """Like `new_directory`, but replaces what was written to `path` in the same way before.
+    """Like `new_directory`, but replaces what was written to `path` in this way before.
 
-    Files of others in `path` are kept.
+    Other files in `path` stay.
     """
     with temporary_directory(path) as unfinished:
         yield unfinished
@@ -56,7 +57,7 @@ def remove_listed(directory: Path) -> None:
 
 
 def remove_files(directory: Path, names: Iterable[str]) -> None:
-    """Delete the files of these names in a directory, and each directory that is empty then."""
+    """Delete these files of a directory, and then each directory that is empty."""
     paths = [
         directory / name
         for name in names
@@ -66,12 +67,12 @@ def remove_files(directory: Path, names: Iterable[str]) -> None:
         if path.is_file() or path.is_symlink():
             path.unlink(missing_ok=True)
     for parent in sorted({path.parent for path in paths} | {directory}, reverse=True):
-        with suppress(OSError):  # others have files there
+        with suppress(OSError):  # not empty
             parent.rmdir()
 
 
 def listed(directory: Path) -> list[str]:
-    """Return the names in a directory's list, or [] if it has no valid list."""
+    """The names in a directory's listing; empty if it has none that this package wrote."""
     try:
         return [*Manifest.read(directory / LISTING, LISTED).files]
     except (OSError, ValueError):
@@ -79,28 +80,25 @@ def listed(directory: Path) -> list[str]:
 
 
 def is_foreign(listing: Path) -> bool:
-    """Return True if there is a file of the name of our lists that we did not write."""
+    """True if a file has the name of a listing but was not written by this package."""
     return os.path.lexists(listing) and not listed(listing.parent)
 
 
 def write_listing(directory: Path, names: Iterable[str]) -> None:
-    """Write the list of the names in a directory that are ours."""
-    Manifest(LISTED, dict.fromkeys(sorted(names), "")).write(directory / LISTING)
+    """Write the listing of a directory."""
+    write_json(directory / LISTING, {"format": LISTED, "files": sorted(names)})
 
 
 def check_listed(directory: Path, names: Iterable[str], sign: tuple[str, bytes]) -> None:
-    """Raise FileExistsError if one of `names` is in a directory and not in its list.
+    """Raise FileExistsError if a directory has one of `names` and its listing does not.
 
-    sign: a name, and how its content starts if we wrote it; then the directory predates lists.
+    sign: a name, and how its content begins if it is ours; then the directory may lack a listing.
     """
     if not os.path.lexists(directory / LISTING) and _begins_with(directory / sign[0], sign[1]):
         return
     for other in sorted({*names, LISTING} - {*listed(directory)}):
-        if (
-            os.path.lexists(directory / other)
-            if other != LISTING
-            else is_foreign(directory / LISTING)
-        ):
+        path = directory / other
+        if is_foreign(path) if other == LISTING else os.path.lexists(path):
             why = f"{other} already exists, and was not written by this command"
             raise FileExistsError(errno.EEXIST, why, str(directory / other))
 
@@ -113,7 +111,7 @@ def _begins_with(path: Path, mark: bytes) -> bool:
 
 
 def write_listed(directory: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files into a directory that may hold others, and list them, after `check_listed`."""
+    """Write files into a directory that may hold others, and list them; `check_listed` first."""
     write_listing(directory, {*listed(directory), *contents})
     for name, content in contents.items():
         write_bytes(directory / name, content)

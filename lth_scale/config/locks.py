@@ -1,4 +1,4 @@
-"""Locks: one process at a time in a directory."""
+"""Locks: one process at a time in a directory or for a path."""
 
 import fcntl
 import os
@@ -9,55 +9,56 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lth_scale.config.files import CLAIMED, Claim, make_directory, open_own
+from lth_scale.config.directories import HELD, DirectoryLock, make_directory
+from lth_scale.config.files import open_own
 
-LOCK = re.compile(r"process \d+ on .+\n(mark ([0-9a-f]{32})\n)?")
+CONTENT = re.compile(r"process \d+ on .+\n(mark ([0-9a-f]{32})\n)?")
 
 
-def claim(directory: Path) -> str:
-    """Be the one process that works in `directory` until it ends, or `release`; nothing, or who that is already."""
+def acquire(directory: Path) -> str:
+    """Lock `directory` until this process ends or calls `release`.
+
+    Returns an empty string, or who holds the lock.
+    """
     release(directory)
     make_directory(directory)
-    lock = os.fdopen(open_own(directory / ".lock", os.O_RDWR), "r+")
+    file = os.fdopen(open_own(directory / ".lock", os.O_RDWR), "r+")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        with lock:
-            return lock.readline().strip() or "another process"
-    before = LOCK.fullmatch(lock.read())
-    mark = (before and before[2]) or uuid.uuid4().hex
-    lock.seek(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}\nmark {mark}\n")
-    lock.truncate()
-    lock.flush()
-    CLAIMED[directory.resolve()] = Claim(lock, mark)
+        with file:
+            return file.readline().strip() or "another process"
+    previous = CONTENT.fullmatch(file.read())
+    mark = (previous and previous[2]) or uuid.uuid4().hex
+    file.seek(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\nmark {mark}\n")
+    file.truncate()
+    file.flush()
+    HELD[directory.resolve()] = DirectoryLock(file, mark)
     return ""
 
 
+def release(directory: Path) -> None:
+    """Unlock `directory` if this process holds its lock."""
+    if directory.resolve() in HELD:
+        HELD.pop(directory.resolve()).file.close()
+
+
 def is_lock(path: Path) -> bool:
-    """True for a `.lock` that `claim` wrote."""
+    """True if `path` is a `.lock` that `acquire` wrote."""
     try:
-        return (
-            not path.is_symlink()
-            and path.is_file()
-            and bool(LOCK.fullmatch(path.read_bytes()[:1000].decode()))
-        )
+        if path.is_symlink() or not path.is_file():
+            return False
+        return bool(CONTENT.fullmatch(path.read_bytes()[:1000].decode()))
     except (OSError, ValueError):
         return False
 
 
-def release(directory: Path) -> None:
-    """Let other processes work in `directory`."""
-    if directory.resolve() in CLAIMED:
-        CLAIMED.pop(directory.resolve()).lock.close()
-
-
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """One process at a time, of those that ask for the same path; a lock of the system, gone when its holder is."""
+    """Wait until no other process is inside `exclusive(path)`; a process that dies unlocks it."""
     make_directory(path.parent)
-    with os.fdopen(
-        open_own(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_APPEND), "a+"
-    ) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    descriptor = open_own(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_APPEND)
+    with os.fdopen(descriptor, "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,6 +1,7 @@
-"""Sections of text, tables and pictures, as Markdown and as one HTML file that needs no other.
+"""Sections of text, tables and figures as Markdown.
 
-The writers take plain text and show it as it is, whatever it holds: names and notes are anybody's.
+The writers take plain text, names and notes of anybody included, and escape it so that it is shown
+as it is.
 """
 
 import re
@@ -9,27 +10,28 @@ from dataclasses import dataclass, field
 
 from lth_scale.config.texts import printable
 
-# What would act as Markdown in CommonMark, GitHub's, MLflow's (Showdown) or Python-Markdown. The last character of a
-# match is to be escaped; what acts nowhere is left as it is, so that the file reads well too.
-ACTS = r"""
-    [\\`*{|~$]                            # code, emphasis, attributes, cells, strikethrough, formulas
+# What would act as Markdown in CommonMark, GitHub's, MLflow's (Showdown) or Python-Markdown. The
+# last character of a match is escaped; the rest stays readable in the file.
+ACTIVE = r"""
+    [\\`*{|~$]                            # code, emphasis, attributes, cells, deletion, formulas
     | (?<![^\W_])_ | _(?![^\W_])          # emphasis, but not within_a_word
-    | \](?=\s*[\[(:])                     # a link, a picture, or the definition of one
-    | <(?!\s) | (?<=\\)< | &(?=[\#\w])  # a tag or an address, an entity
-    | :(?=//|[\w+-]+:) | \bwww\.         # an address, an emoji
-    | (?<!\w)@(?=\w) | @(?=[\w-]+\.\w)         # a mention, an address of mail
-    | \#(?=\#*$)                         # the end of a heading
-    | ^[\#>\[]                           # a heading, a quotation, a definition
+    | \](?=\s*[\[(:])                     # a link, an image, or the definition of one
+    | <(?!\s) | (?<=\\)< | &(?=[\#\w])     # a tag or an address, an entity
+    | :(?=//|[\w+-]+:) | \bwww\.          # an address, an emoji
+    | (?<!\w)@(?=\w) | @(?=[\w-]+\.\w)    # a mention, a mail address
+    | \#(?=\#*$)                          # the end of a heading
+    | ^[\#>\[]                            # a heading, a quotation, a definition
     | ^-(?=[-\s]|$) | ^\+(?=\s|$) | ^\d+[.)](?=\s|$)    # a rule, a list
 """
-LITERAL = re.compile(ACTS, re.VERBOSE)
-LABEL = re.compile(rf"{ACTS} | [\[\]]", re.VERBOSE)
-BACKSLASHED = "\\`*{|_[]-+.)"  # which every renderer takes back; the others need an entity
+LITERAL = re.compile(ACTIVE, re.VERBOSE)
+LABEL = re.compile(rf"{ACTIVE} | [\[\]]", re.VERBOSE)
+# Every renderer undoes a backslash before these; other characters need an entity.
+BACKSLASHED = "\\`*{|_[]-+.)"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Text in rows; the same for Markdown and HTML."""
+    """Rows of plain text; the same for Markdown and HTML."""
 
     title: str
     header: Sequence[str]
@@ -38,10 +40,7 @@ class Table:
 
 @dataclass
 class Section:
-    """A heading and what is below it; pictures are PNG by file name, with what they show.
-
-    One that could not be drawn is empty, and the page says so.
-    """
+    """A heading and its content. pictures: (caption, PNG) by file name; empty if drawing failed."""
 
     title: str
     text: list[str] = field(default_factory=list)
@@ -50,18 +49,18 @@ class Section:
 
 
 def clean(text: str) -> str:
-    """A text on one line, without what could drive a terminal or reorder the line."""
+    """A text on one line, without what could control a terminal or reorder the line."""
     return printable(re.sub(r"\s", " ", text)).strip()
 
 
-def literal(text: str, acts: re.Pattern[str] = LITERAL) -> str:
-    """Markdown of one line that shows `text` as it is; with LABEL also as the text of a link or a picture."""
-    return acts.sub(_escape, clean(text))
+def literal(text: str, active: re.Pattern[str] = LITERAL) -> str:
+    """Escape a text as one line of Markdown; with LABEL also inside a link or an image."""
+    return active.sub(_escape, clean(text))
 
 
-def _escape(found: re.Match[str]) -> str:
-    last = found[0][-1]
-    return found[0][:-1] + (f"\\{last}" if last in BACKSLASHED else _entity(last))
+def _escape(match: re.Match[str]) -> str:
+    last = match[0][-1]
+    return match[0][:-1] + (f"\\{last}" if last in BACKSLASHED else _entity(last))
 
 
 def _entity(character: str) -> str:
@@ -69,12 +68,12 @@ def _entity(character: str) -> str:
 
 
 def literal_in_html(text: str) -> str:
-    """The same inside of an HTML element of a Markdown page, where some renderers read Markdown and some do not."""
-    return LITERAL.sub(lambda found: found[0][:-1] + _entity(found[0][-1]), clean(text))
+    """`literal` inside an HTML element, where some renderers read Markdown and some do not."""
+    return LITERAL.sub(lambda match: match[0][:-1] + _entity(match[0][-1]), clean(text))
 
 
 def code(text: str) -> str:
-    """Markdown that shows `text` as code within a line."""
+    """`text` as inline code."""
     text = clean(text)
     fence = "`" * (1 + longest_run(text))
     space = " " if "`" in text else ""
@@ -82,51 +81,51 @@ def code(text: str) -> str:
 
 
 def code_block(text: str, language: str) -> str:
-    """Markdown that shows the lines of `text` as code."""
+    """`text` as a fenced code block."""
     fence = "`" * max(3, 1 + longest_run(text))
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def longest_run(text: str) -> int:
-    """How many backticks follow each other in `text` at most."""
+    """The length of the longest run of backticks in `text`."""
     return max(map(len, re.findall("`+", text)), default=0)
 
 
 def markdown(title: str, note: str, sections: Iterable[Section]) -> str:
-    """The sections as Markdown, their pictures as files beside it."""
+    """The sections as a Markdown page; pictures are files beside it."""
     parts = [f"# {literal(title)}", *([f"> **{literal(note)}**"] if clean(note) else [])]
     for section in sections:
         parts += [f"## {literal(section.title)}", *map(literal, section.text)]
         for table in section.tables:
             parts += [f"### {literal(table.title)}", markdown_table(table)]
         parts += [
-            f"![{literal(caption, LABEL)}]({name})" if png else literal(_absent(caption))
+            f"![{literal(caption, LABEL)}]({name})" if png else literal(missing_picture(caption))
             for name, (caption, png) in section.pictures.items()
         ]
     return "\n\n".join(parts) + "\n"
 
 
-def markdown_table(table: Table, aligned: bool = False) -> str:
+def markdown_table(table: Table, align: bool = False) -> str:
     """A table as Markdown, without its title.
 
-    aligned: pad the cells for a terminal, columns of numbers to the right.
+    align: pad cells for a terminal, columns of numbers to the right and others to the left.
     """
-    lines = [[*map(literal, line)] for line in (table.header, *table.rows)]
-    rule = f"| {' | '.join(['---'] * len(table.header))} |"
-    if aligned:
-        columns = map(_padded, zip(*lines, strict=True))
-        lines = [[*cells] for cells in zip(*columns, strict=True)]
-        rule = f"|{'|'.join('-' * (len(cell) + 2) for cell in lines[0])}|"
-    header, *rows = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([header, rule, *rows])
+    lines = [[*map(literal, row)] for row in (table.header, *table.rows)]
+    rule = ["---"] * len(table.header)
+    if align:
+        columns = [_aligned(column) for column in zip(*lines, strict=True)]
+        lines = [[*row] for row in zip(*columns, strict=True)]
+        rule = ["-" * (len(cell) + 2) for cell in lines[0]]
+    header, *rows = (f"| {' | '.join(row)} |" for row in lines)
+    return "\n".join([header, f"|{'|'.join(rule)}|" if align else f"| {' | '.join(rule)} |", *rows])
 
 
-def _padded(column: Sequence[str]) -> list[str]:
-    """The cells of a column at one width, to the right if each below the header has a digit."""
+def _aligned(column: Sequence[str]) -> list[str]:
     width = max(map(len, column))
-    numbers = all(re.search(r"\d", cell) for cell in column[1:])
-    return [cell.rjust(width) if numbers else cell.ljust(width) for cell in column]
+    is_numeric = all(re.match(r"[-+−\d]|nan|inf", cell) for cell in column[1:])
+    return [cell.rjust(width) if is_numeric else cell.ljust(width) for cell in column]
 
 
-def _absent(caption: str) -> str:
+def missing_picture(caption: str) -> str:
+    """What a page says instead of a picture that could not be drawn."""
     return f"The picture of {caption} could not be drawn."

@@ -1,14 +1,15 @@
-"""A line of warning, by one process for all. Does not import torch."""
+"""Warnings that one process logs for all. Does not import torch."""
 
 import logging
 import os
-from typing import Any
 
 log = logging.getLogger("lth_scale")
 
 
-def warn(message: str, *values: Any) -> None:
-    """Log a warning on the first rank alone. message, values: as `logging.Logger.warning` takes them; a message
-    without values is shown as it is, whatever `%` it holds."""
+def warn(message: str, *values: object) -> None:
+    """Log a warning on the first rank only.
+
+    message, values: as for `logging.Logger.warning`; without values, `%` is not a placeholder.
+    """
     if os.environ.get("RANK", "0") == "0":
         log.warning(message, *values)

@@ -10,9 +10,9 @@ Entry = TypeVar("Entry")
 
 
 class Registry(Mapping[str, Entry]):
-    """Entries by name, in the order of their registration.
+    """Entries by name, in the order of registration.
 
-    kind: what an entry is called in messages, and the name under which `REGISTRIES` has the registry.
+    kind: what messages call an entry, and the key of the registry in `REGISTRIES`.
     """
 
     def __init__(self, kind: str):
@@ -21,7 +21,7 @@ class Registry(Mapping[str, Entry]):
         REGISTRIES[kind] = self
 
     def register(self, name: str, entry: Entry) -> Entry:
-        """Add an entry and return it. Raises ValueError where the name is taken."""
+        """Add an entry and return it. Raises ValueError if the name is taken."""
         if name in self._entries:
             raise ValueError(f"the {self.kind} {name!r} is registered already")
         self._entries[name] = entry
@@ -41,16 +41,15 @@ REGISTRIES: dict[str, Registry[Any]] = {}
 
 
 def parse_with(parsers: Registry[Callable[[str], Entry | None]], text: str) -> Entry:
-    """What the first of the registered parsers that understands `text` makes of it.
+    """What the first registered parser that accepts `text` returns; the others return None.
 
     The names in the registry are the syntaxes that the flag of its kind takes. Raises BadInput.
     """
-    parsed = (parse(text) for parse in parsers.values())
-    entry = next((entry for entry in parsed if entry is not None), None)
-    if entry is None:
-        syntaxes = ", ".join(parsers)
-        raise BadInput(f"--{parsers.kind} {text}: unknown {parsers.kind}; use one of {syntaxes}")
-    return entry
+    for parse in parsers.values():
+        if (entry := parse(text)) is not None:
+            return entry
+    syntaxes = ", ".join(parsers)
+    raise BadInput(f"--{parsers.kind} {text}: unknown {parsers.kind}; use one of {syntaxes}")
 
 
 def lazy(reference: str) -> Callable[..., Any]:

@@ -12,13 +12,13 @@ from lth_scale.config.errors import BadInput
 
 @contextmanager
 def first_imports() -> Iterator[None]:
-    """Where torch is still to come, what is imported inside is never searched for garbage.
+    """Import torch and the like without garbage collection, after replacing unwritable caches.
 
-    Python would go through it all again and again: a sixth of the time of a short command (benchmarks/start.py).
-    Caches that cannot be written are replaced before it. Raises BadInput where nothing can be written.
+    The collector would go through the new modules again and again, which takes a sixth of the time
+    of a short command (benchmarks/start.py). Raises BadInput if no directory can be written.
     """
     try:
-        caches.settle(*caches.DATA)
+        caches.ensure_writable(*caches.DATA)
     except OSError as problem:
         raise BadInput(
             f"TMPDIR: {problem.strerror}; set it to a directory that can be written"

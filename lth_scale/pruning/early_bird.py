@@ -52,7 +52,7 @@ class EarlyBird:
         }
 
     def update(self, masks: dict[str, Tensor], step: int) -> bool:
-        """Compare the masks of `step` (bool, this rank's pieces) with the last; True once converged."""
+        """Compare the masks of `step` with the last; return `converged`."""
         self.step = step
         if self.last:
             self.distances.append(self._distance(masks))

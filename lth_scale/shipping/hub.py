@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lth_scale.config import files
+from lth_scale.config import directories, files
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput, Stopped
 from lth_scale.config.hub_access import _answered, polite

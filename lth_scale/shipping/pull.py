@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from lth_scale.config import files
+from lth_scale.config import directories
 from lth_scale.config.errors import BadInput
 from lth_scale.config.hub_access import _fetched, check_source, polite
 from lth_scale.config.manifest import Manifest

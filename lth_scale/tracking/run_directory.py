@@ -65,7 +65,7 @@ class RunDirectory:
                     "stop it"
                 )
             time.sleep(0.5)
-        run_files.sweep(self.directory)
+        run_files.delete_unfinished(self.directory)
         path = self.directory / "arguments.json"
         if path.exists():  # perhaps written by another process since the first check
             run_checks.check_arguments(self.directory, self.arguments)

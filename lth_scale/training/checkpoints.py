@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
 
-from lth_scale.config import files, listing
+from lth_scale.config import directories, files, listing
 from lth_scale.config.errors import AGAIN, Stopped
 from lth_scale.config.manifest import Manifest
 from lth_scale.tracking import console
@@ -45,7 +45,7 @@ def save(
     unfinished = files.temporary(path)
     if is_main:
         shutil.rmtree(unfinished, ignore_errors=True)
-        files.make_directory(unfinished)
+        directories.make_directory(unfinished)
     unfinished = Path(broadcast_object_list([str(unfinished)])[0])
     written = gather_object([_write_rank(net, unfinished, state)])
     problems = [f"{name}: {problem}" for name, _, problem in written if problem]

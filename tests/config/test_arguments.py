@@ -175,7 +175,7 @@ def test_an_error_of_our_own_that_is_said_in_full_is_no_more_to_be_had():
         checks.parse_optim_arg("lr", "1", "sgd")
     except ValueError as cause:
         own.__cause__ = cause
-    assert not exit_codes.sums_up(own)
+    assert not exit_codes.summarises(own)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ VARIABLES = (*EVERY, "HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR")
 
 
 @pytest.fixture
-def settle(tmp_path, monkeypatch):
-    """`caches.settle` as a new process would do it, with a home and a temporary directory below `tmp_path`."""
+def ensure_writable(tmp_path, monkeypatch):
+    """`caches.ensure_writable` as a new process would do it, with a home and a temporary directory below `tmp_path`."""
     for name in VARIABLES:
         monkeypatch.setenv(name, "")  # so that what is set is unset afterwards
         monkeypatch.delenv(name)
@@ -26,15 +26,15 @@ def settle(tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "file").write_text("mine")
-    return caches.settle.__wrapped__
+    return caches.ensure_writable.__wrapped__
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_cache_in_whose_place_a_file_lies_is_replaced_in_a_line_that_names_it(
-    name, settle, tmp_path, caplog, monkeypatch
+    name, ensure_writable, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setenv(name, str(tmp_path / "file"))
-    settle(*EVERY)
+    ensure_writable(*EVERY)
     instead = Path(os.environ[name])
     assert instead.is_relative_to(tmp_path / f"tmp/lth_scale-{os.getuid()}")
     (line,) = caplog.messages
@@ -48,38 +48,38 @@ def test_a_cache_in_whose_place_a_file_lies_is_replaced_in_a_line_that_names_it(
     [("HF_HOME", "file"), ("XDG_CACHE_HOME", "file/below"), ("HOME", "/proc/nothing")],
 )
 def test_what_other_variables_lead_to_is_replaced_in_one_line_too(
-    name, place, settle, tmp_path, caplog, monkeypatch
+    name, place, ensure_writable, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setenv(name, str(tmp_path / place))
-    settle(*caches.DATA)
+    ensure_writable(*caches.DATA)
     (line,) = caplog.messages
     assert all(each in line and "lth_scale-" in os.environ[each] for each in caches.DATA)
 
 
 def test_caches_that_can_be_written_are_let_be_and_nothing_is_made(
-    settle, tmp_path, caplog, monkeypatch
+    ensure_writable, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "sp ace's ü/datasets"))
-    settle(*EVERY)
+    ensure_writable(*EVERY)
     assert caplog.messages == [] and os.environ["HF_DATASETS_CACHE"].endswith("datasets")
     assert not (tmp_path / "home").exists() and not any((tmp_path / "tmp").iterdir())
 
 
 @pytest.mark.parametrize("place", ["file", "nothing/here", "file/below"])
 def test_a_temporary_directory_that_cannot_be_used_is_said(
-    place, settle, tmp_path, caplog, monkeypatch
+    place, ensure_writable, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setenv("TMPDIR", str(tmp_path / place))
-    settle()
+    ensure_writable()
     (line,) = caplog.messages
     assert f"TMPDIR {tmp_path}/{place}" in line and os.environ["TMPDIR"] == str(tmp_path / "tmp")
 
 
-def test_a_spare_directory_of_somebody_else_is_not_used(settle, tmp_path, monkeypatch):
+def test_a_spare_directory_of_somebody_else_is_not_used(ensure_writable, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
     (tmp_path / f"tmp/lth_scale-{os.getuid()}").mkdir(mode=0o777)
     (tmp_path / f"tmp/lth_scale-{os.getuid()}").chmod(0o777)
-    monkeypatch.setattr(caches, "settle", settle)
+    monkeypatch.setattr(caches, "ensure_writable", ensure_writable)
     with (
         pytest.raises(errors.BadInput, match=r"^TMPDIR: .* is not this user's alone; set it to"),
         startup.first_imports(),
@@ -87,20 +87,22 @@ def test_a_spare_directory_of_somebody_else_is_not_used(settle, tmp_path, monkey
         pass
 
 
-def test_a_link_in_the_place_of_the_spare_directory_is_not_followed(settle, tmp_path, monkeypatch):
+def test_a_link_in_the_place_of_the_spare_directory_is_not_followed(
+    ensure_writable, tmp_path, monkeypatch
+):
     (tmp_path / f"tmp/lth_scale-{os.getuid()}").symlink_to(tmp_path)
     with pytest.raises(PermissionError):
-        caches.spare()
+        caches.fallback()
 
 
 def test_a_user_without_a_home_makes_no_directory_called_tilde(
-    settle, tmp_path, caplog, monkeypatch
+    ensure_writable, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.delenv("HOME")
     monkeypatch.delenv("LOGNAME")
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])
     monkeypatch.chdir(tmp_path)
-    settle(*EVERY)
+    ensure_writable(*EVERY)
     (line,) = caplog.messages
     assert line.startswith("HOME is not set") and os.environ["HOME"].startswith(
         str(tmp_path / "tmp")

@@ -13,7 +13,7 @@ import numpy
 import pytest
 
 from lth_scale import report, speed, study, ticket
-from lth_scale.config import files, listing, locks, run_files
+from lth_scale.config import directories, files, listing, locks, run_files
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
 from lth_scale.shipping import hub
@@ -215,15 +215,15 @@ def test_what_a_killed_run_left_unfinished_is_swept_but_nothing_behind_a_link_or
     (ours / "nested/rounds/00").mkdir(parents=True)
     (elsewhere / "01").mkdir(parents=True)
     (ours / "seeds").symlink_to(elsewhere)
-    locks.claim(ours)
+    locks.acquire(ours)
     left = [ours / "a", ours / "rounds/00/b", ours / "rounds/00/checkpoint-3/complete"]
     kept = [elsewhere / "01/c", ours / "nested/d", ours / "nested/rounds/00/e"]
     for path in (*left, *kept):
-        mark = locks.CLAIMED[ours.resolve()].mark
+        mark = directories.HELD[ours.resolve()].mark
         path.with_name(f".{path.name}.{mark}.tmp").write_text("half")
     locks.release(ours)
-    locks.claim(ours)
-    run_files.sweep(ours)
+    locks.acquire(ours)
+    run_files.delete_unfinished(ours)
     found = {path.name[1] for path in [*ours.rglob(".*.tmp"), *elsewhere.rglob(".*.tmp")]}
     assert found == {"c", "d", "e"}
     locks.release(ours)
@@ -233,7 +233,7 @@ def test_a_live_run_in_a_directory_of_another_goes_on(tmp_path):
     """The outer run sweeps while the inner one writes the same file again and again."""
     script = (
         "import sys; from pathlib import Path; from lth_scale.config import files, locks\n"
-        "home = Path(sys.argv[1]); locks.claim(home)\n"
+        "home = Path(sys.argv[1]); locks.acquire(home)\n"
         "for n in range(10**9):\n"
         "    files.write_json(home / 'rounds/00/metrics.json', {'n': n})\n"
     )
@@ -242,8 +242,8 @@ def test_a_live_run_in_a_directory_of_another_goes_on(tmp_path):
     while not (inner / "rounds/00/metrics.json").exists():
         assert writer.poll() is None, writer.stderr.read()
     for _ in range(300):
-        locks.claim(tmp_path)
-        run_files.sweep(tmp_path)
+        locks.acquire(tmp_path)
+        run_files.delete_unfinished(tmp_path)
     assert writer.poll() is None
     writer.kill()
     writer.communicate()
@@ -271,14 +271,17 @@ def test_a_directory_that_was_not_finished_does_not_replace_the_old_one(tmp_path
 
 def test_a_new_directory_replaces_nothing(tmp_path):
     (tmp_path / "new").mkdir()
-    with files.new_directory(tmp_path / "new") as folder:
+    with directories.new_directory(tmp_path / "new") as folder:
         (folder / "a").write_text("ours")
         (tmp_path / "new/b").write_text(TEXT)  # between the check and the end
         with pytest.raises(OSError, match="not empty"):
             os.rename(folder, tmp_path / "new")
         (tmp_path / "new/b").unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
-    with pytest.raises(OSError, match="not empty"), files.new_directory(tmp_path / "new") as folder:
+    with (
+        pytest.raises(OSError, match="not empty"),
+        directories.new_directory(tmp_path / "new") as folder,
+    ):
         (folder / "a").write_text("other")
     assert (tmp_path / "new/a").read_text() == "ours" and len([*tmp_path.iterdir()]) == 1
 
@@ -287,8 +290,8 @@ def test_what_a_killed_process_left_of_a_new_directory_is_deleted_by_the_next_an
     tmp_path,
 ):
     script = (
-        "import sys, time; from pathlib import Path; from lth_scale.config import files\n"
-        "with files.new_directory(Path(sys.argv[1])) as folder:\n"
+        "import sys, time; from pathlib import Path; from lth_scale.config import directories\n"
+        "with directories.new_directory(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'half').write_text(''); print(folder, flush=True); time.sleep(600)\n"
     )
     writers = [
@@ -303,7 +306,7 @@ def test_what_a_killed_process_left_of_a_new_directory_is_deleted_by_the_next_an
     shutil.copytree(halves[0], tmp_path / ".other.0123456789abcdef0123456789abcdef.tmp")
     (tmp_path / ".new.0123456789abcdef0123456789abcdef.tmp").mkdir()
     (tmp_path / ".new.0123456789abcdef0123456789abcdef.tmp/thesis").write_text(TEXT)
-    with files.new_directory(tmp_path / "new"):
+    with directories.new_directory(tmp_path / "new"):
         pass
     assert [half.exists() for half in halves] == [False, True]
     assert (tmp_path / ".other.0123456789abcdef0123456789abcdef.tmp/half").exists()

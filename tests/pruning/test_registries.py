@@ -30,7 +30,7 @@ class Halving:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Half:
     """A pattern: single weights, at half of the requested sparsity, in matrices of even height."""
 
     tile = (2, 1)
@@ -38,7 +38,7 @@ class Rows:
     default_sparsity = 0.75
 
     @classmethod
-    def parse(cls, text: str) -> "Rows | None":
+    def parse(cls, text: str) -> "Half | None":
         return cls() if text == "half" else None
 
     def prune(self, step) -> float:
@@ -62,7 +62,7 @@ def third_party(monkeypatch) -> Iterator[None]:
     )
     registries.register_score("largest_first", largest_first)
     registries.register_schedule("halving", Halving())
-    registries.register_pattern("half", Rows.parse)
+    registries.register_pattern("half", Half.parse)
     registries.register_control("keep_all", "dense control", keep_all, base_weights=True)
 
 
@@ -102,7 +102,9 @@ def test_a_score_decides_which_weights_go(third_party, search):
 def test_a_pattern_prunes_and_its_facts_bind_the_flags(third_party, search, small):
     args = parse(small(pattern="half", target_sparsity=None), "test", "test")
     assert args.target_sparsity == 0.75
-    with pytest.raises(BadInput, match=r"--target_sparsity 0\.3: --pattern half is reached at 0\.5"):
+    with pytest.raises(
+        BadInput, match=r"--target_sparsity 0\.3: --pattern half is reached at 0\.5"
+    ):
         parse(small(pattern="half", target_sparsity=0.3), "test", "test")
     with pytest.raises(BadInput, match="does not divide odd"):
         registries.check_pattern("half", {"even": (2, 3), "odd": (3, 2)})

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lth_scale.config import files, run_files
+from lth_scale.config import directories, files, run_files
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
 from lth_scale.config.manifest import Manifest

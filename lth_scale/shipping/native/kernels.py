@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lth_scale.config import caches, files, locks
+from lth_scale.config import caches, directories, locks
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import first_line
 

@@ -37,7 +37,7 @@ def local_store(directory: Path) -> str:
 
 def _is_read_only(directory: Path) -> bool:
     try:
-        files.check_writable(directory)
+        directories.check_writable(directory)
     except PermissionError:
         return True
     except OSError as error:
