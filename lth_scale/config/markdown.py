@@ -4,7 +4,7 @@ The writers take plain text and show it as it is, whatever it holds: names and n
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lth_scale.config.texts import printable
@@ -92,20 +92,6 @@ def longest_run(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
 
 
-def markdown(title: str, note: str, sections: Iterable[Section]) -> str:
-    """The sections as Markdown, their pictures as files beside it."""
-    parts = [f"# {literal(title)}", *([f"> **{literal(note)}**"] if clean(note) else [])]
-    for section in sections:
-        parts += [f"## {literal(section.title)}", *map(literal, section.text)]
-        for table in section.tables:
-            parts += [f"### {literal(table.title)}", markdown_table(table)]
-        parts += [
-            f"![{literal(caption, LABEL)}]({name})" if png else literal(_absent(caption))
-            for name, (caption, png) in section.pictures.items()
-        ]
-    return "\n\n".join(parts) + "\n"
-
-
 def markdown_table(table: Table, aligned: bool = False) -> str:
     """A table as Markdown, without its title.
 
@@ -126,7 +112,3 @@ def _padded(column: Sequence[str]) -> list[str]:
     width = max(map(len, column))
     numbers = all(re.search(r"\d", cell) for cell in column[1:])
     return [cell.rjust(width) if numbers else cell.ljust(width) for cell in column]
-
-
-def _absent(caption: str) -> str:
-    return f"The picture of {caption} could not be drawn."

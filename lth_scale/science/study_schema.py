@@ -150,7 +150,7 @@ class StudySchema(_Part):
         tasks = {*self.tasks}
         for key in SPARSITIES:
             values = getattr(self, key)
-            if not isinstance(values, dict):
+            if key not in given or not isinstance(values, dict):
                 continue
             differing = {*values} - tasks or (key == "sparsities" and tasks - {*values})
             if differing:

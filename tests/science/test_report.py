@@ -2,6 +2,7 @@
 
 import re
 
+import evidence_page
 import pytest
 from markdown_it import MarkdownIt
 from test_results import Plan
@@ -82,6 +83,6 @@ def test_what_it_saves_is_a_page_s_numbers(tmp_path, main):
     for seed in plan.seeds:
         plan.search("sst2", seed)
     main(plan.write(), "--report_to", "none", "--save", tmp_path / "facts/small.json")
-    (tmp_path / "facts/page.in").write_text("dense {{score small sst2 0}}")
-    assert str(tmp_path / "facts.md") in main(tmp_path / "facts")
+    (tmp_path / "facts/page.in").write_text("dense {{ score('small', 'sst2', 0) }}")
+    assert evidence_page.write(tmp_path / "facts") == tmp_path / "facts.md"
     assert (tmp_path / "facts.md").read_text() == "dense 91.9 ± 0.1 (n = 2)"

@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM
 
 from lth_scale import study
 from lth_scale.config.errors import BadInput
-from lth_scale.science import costs, plans, runner, study_file
+from lth_scale.science import compatibility, costs, jobs, plans, study_file, yaml_loader
 from lth_scale.science.plans import Condition
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -105,7 +105,7 @@ def ran(tmp_path):
 
 
 def planned(file: Path, **flags) -> plans.Plan:
-    return plans.plan(study_file.load_study(file, flags))
+    return plans.build_plan(study_file.load_study(file, flags))
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
@@ -125,7 +125,7 @@ def test_a_grid_becomes_searches_controls_and_cells(write):
     assert reinit.flags["ticket"] == "jobs/search-sst2-seed2/rounds/02/ticket.safetensors"
     random = made.jobs["transfer-sst2-seed2-0.20-random_mask"]
     assert random.needs == () and random.flags["target_sparsity"] == 0.2
-    cells = plans.summary(made)["cells"]
+    cells = made.to_dict()["cells"]
     assert len(cells) == 4 * (1 + 3 + 2)  # dense, found, controls
     assert {
         "task": "sst2",
@@ -140,7 +140,7 @@ def test_a_grid_becomes_searches_controls_and_cells(write):
     assert [cell["job"] for cell in dense] == searches and {cell["source"] for cell in dense} == {
         None
     }
-    assert "quick look" in plans.summary(made)["note"]
+    assert "quick look" in made.to_dict()["note"]
 
 
 def test_rewound_searches_share_the_dense_network_and_keep_its_points(write):
@@ -167,7 +167,7 @@ def test_rewound_searches_share_the_dense_network_and_keep_its_points(write):
     )
     shown = [
         (cell.rewind, cell.source, job)
-        for cell, job in made.cells.items()
+        for cell, job in made.conditions.items()
         if cell.sparsity and cell.control == "none"
     ]
     assert shown == [
@@ -184,9 +184,11 @@ def test_transfers_train_the_dense_network_once_and_one_shot_for_all_sources(wri
     assert kinds == {"search": 2, "dense": 2, "transfer": 2 * (2 + 1 + 2)}
     assert made.jobs["transfer-mlm-seed1-from-sst2-seed1-0.30-none"].needs == ("search-sst2-seed1",)
     assert made.jobs["transfer-mlm-seed1-0.30-one_shot"].needs == ()
-    assert made.cells[Condition("mlm", 1, 0.3, "one_shot")] == "transfer-mlm-seed1-0.30-one_shot"
-    assert made.cells[Condition("mlm", 1, 0.3, source="mlm")] == "search-mlm-seed1"
-    assert made.cells[Condition("mlm", 2)] == "dense-mlm-seed2"
+    assert (
+        made.conditions[Condition("mlm", 1, 0.3, "one_shot")] == "transfer-mlm-seed1-0.30-one_shot"
+    )
+    assert made.conditions[Condition("mlm", 1, 0.3, source="mlm")] == "search-mlm-seed1"
+    assert made.conditions[Condition("mlm", 2)] == "dense-mlm-seed2"
 
 
 def test_the_scope_of_a_study_is_that_of_its_searches_and_of_one_shot(write):
@@ -236,7 +238,7 @@ def test_a_file_included_twice_counts_once_however_many_ways_lead_to_it(write):
         below = "deep.yaml" if k == 39 else f"level{k + 1}.yaml"
         top = write(f"level{k}", include=[below, f"./{below}"])
     made = planned(top)
-    assert made.jobs == once.jobs and made.cells == once.cells and len(made.studies) == 41
+    assert made.jobs == once.jobs and made.conditions == once.conditions and len(made.studies) == 41
 
 
 def test_a_study_of_more_than_100_files_is_refused(write):
@@ -263,13 +265,11 @@ def test_a_study_of_more_than_100_files_is_refused(write):
     ],
 )
 def test_values_that_are_what_they_look_like_are_read(text, value):
-    assert study_file.PlainLoader(f"[{text}]").get_single_data() == [value]
+    assert yaml_loader.PlainLoader(f"[{text}]").get_single_data() == [value]
 
 
 def test_a_note_may_be_written_in_several_lines(write):
-    assert (
-        planned(write(**SMALL, note="one\n  sentence\n")).studies[0].keys["note"] == "one sentence"
-    )
+    assert planned(write(**SMALL, note="one\n  sentence\n")).studies[0].note == "one sentence"
 
 
 def test_flags_of_the_command_line_win_and_the_task_is_filled_in(write, tmp_path):
@@ -307,17 +307,17 @@ def test_tickets_are_not_searched_for_in_other_weights_than_they_are_trained_in(
         transfer = {**TRANSFER, "seeds": [1]}
         return planned(write(flags=GRID["flags"], tasks=models, transfer=transfer), **flags)
 
-    runner.refuse_other_weights(made(engine))
-    named = rf"transfer-\S+: --model_name_or_path \S+: is base_sha256 \w{{12}}….* of {tiny_bert}.*--allow_other_weights"
+    compatibility.check_weights(made(engine))
+    named = rf"transfer-\S+: --model_name_or_path \S+: has base_sha256 \w{{12}}….* of {tiny_bert}.*--allow_other_weights"
     with pytest.raises(BadInput, match=named.replace(str(tiny_bert), r"\S+")):
-        runner.refuse_other_weights(made(other_bert))
+        compatibility.check_weights(made(other_bert))
     allowed = made(other_bert, allow_other_weights=True)
-    runner.refuse_other_weights(allowed)
+    compatibility.check_weights(allowed)
     assert (
-        "--allow_other_weights" in plans.summary(allowed)["note"]
-        and "quick look" in plans.summary(allowed)["note"]
+        "--allow_other_weights" in allowed.to_dict()["note"]
+        and "quick look" in allowed.to_dict()["note"]
     )
-    assert "--allow_other_weights" not in plans.summary(made(engine))["note"]
+    assert "--allow_other_weights" not in made(engine).to_dict()["note"]
 
 
 def test_regexes_to_ignore_reach_every_job_as_one_flag_of_several_values(write):
@@ -329,11 +329,11 @@ def test_regexes_to_ignore_reach_every_job_as_one_flag_of_several_values(write):
     with pytest.raises(BadInput, match="x: belongs to no flag"):
         study.overrides(["--bf16", "--optim=sgd", "x"])
     file = write(**{**SMALL, "flags": {**GRID["flags"], "ignore": ["pooler", r"key\."]}})
-    jobs = planned(file).jobs.values()
-    assert {job.kind for job in jobs} == {"imp", "transfer"} and all(
-        job.args.ignore for job in jobs
+    planned_jobs = planned(file).jobs.values()
+    assert {job.kind for job in planned_jobs} == {"imp", "transfer"} and all(
+        job.args.ignore for job in planned_jobs
     )
-    argv = plans.as_argv(next(iter(jobs)).flags)
+    argv = jobs.as_argv(next(iter(planned_jobs)).flags)
     assert argv[argv.index("--ignore") :][:3] == ["--ignore", "pooler", r"key\."]
     assert planned(file, ignore=["value"]).jobs["search-sst2-seed1"].args.ignore == ("value",)
 
@@ -451,7 +451,7 @@ def test_steps_come_from_the_data_or_the_papers_sizes(write, sst2_data):
                 "flags": {"num_train_epochs": 2, "per_device_train_batch_size": 16, **flags},
             }
         )
-        return costs.steps_a_round(planned(file).jobs["search-sst2-seed1"].args)
+        return costs.steps_per_round(planned(file).jobs["search-sst2-seed1"].args)
 
     assert steps() == 2 * -(-67_349 // 16)
     assert steps(max_train_samples=100) == 2 * 7
@@ -472,11 +472,11 @@ def test_steps_come_from_the_data_or_the_papers_sizes(write, sst2_data):
 )
 def test_the_shipped_studies_plan_and_every_flag_resolves(name, jobs, cells):
     made = planned(STUDIES / f"{name}.yaml")
-    assert (len(made.jobs), len(made.cells)) == (jobs, cells)
-    assert plans.summary(made)["name"] == name
+    assert (len(made.jobs), len(made.conditions)) == (jobs, cells)
+    assert made.to_dict()["name"] == name
     place = {job: i for i, job in enumerate(made.jobs)}
     assert all(place[need] < place[job.id] for job in made.jobs.values() for need in job.needs)
-    assert set(made.cells.values()) == set(made.jobs)  # no job for nothing
+    assert set(made.conditions.values()) == set(made.jobs)  # no job for nothing
 
 
 def test_other_flags_into_the_same_directory_are_refused(write, begin, tmp_path):
