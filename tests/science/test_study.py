@@ -269,7 +269,7 @@ def test_values_that_are_what_they_look_like_are_read(text, value):
 
 
 def test_a_note_may_be_written_in_several_lines(write):
-    assert planned(write(**SMALL, note="one\n  sentence\n")).studies[0].note == "one sentence"
+    assert planned(write(**SMALL, note="one\n  sentence\n")).studies[0].content.note == "one sentence"
 
 
 def test_flags_of_the_command_line_win_and_the_task_is_filled_in(write, tmp_path):
@@ -308,7 +308,7 @@ def test_tickets_are_not_searched_for_in_other_weights_than_they_are_trained_in(
         return planned(write(flags=GRID["flags"], tasks=models, transfer=transfer), **flags)
 
     compatibility.check_weights(made(engine))
-    named = rf"transfer-\S+: --model_name_or_path \S+: has base_sha256 \w{{12}}….* of {tiny_bert}.*--allow_other_weights"
+    named = rf"transfer-\S+: --model_name_or_path \S+: has base_sha256 \w{{12}}….* in {tiny_bert}.*--allow_other_weights"
     with pytest.raises(BadInput, match=named.replace(str(tiny_bert), r"\S+")):
         compatibility.check_weights(made(other_bert))
     allowed = made(other_bert, allow_other_weights=True)
