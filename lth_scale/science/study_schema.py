@@ -142,14 +142,13 @@ class StudySchema(_Part):
 
     @field_validator("rewind")
     @classmethod
-    def _check_points(cls, points: list[int | float | str]) -> list[str]:
-        names = [str(point) for point in points if point not in (0, "0")]
-        for name in names:
-            if not REWIND_POINT.fullmatch(name):  # it becomes part of a directory's name
+    def _check_points(cls, points: list[str]) -> list[str]:
+        for point in points:
+            if not REWIND_POINT.fullmatch(point):  # it becomes part of a directory's name
                 raise ValueError(
-                    f"{brief(repr(name))}: use none, steps such as 100, or a fraction such as 0.05"
+                    f"{brief(repr(point))}: use none, steps such as 100, or a fraction such as 0.05"
                 )
-        return names
+        return [point for point in points if point != "0"]
 
     @model_validator(mode="after")
     def _check_grid(self) -> "StudySchema":

@@ -1,4 +1,4 @@
-"""evidence.py: a kept study gives the report of the study itself, and a page has its numbers from files alone."""
+"""evidence_page.py: a saved study gives the same report, and the page has no other numbers."""
 
 import json
 
@@ -116,8 +116,7 @@ def test_a_file_that_save_did_not_write_is_not_overwritten(tmp_path, text):
     run, file = part(tmp_path / "a", (1,)), tmp_path / "mine.json"
     file.write_text(text)
     with pytest.raises(
-        BadInput,
-        match=r"mine\.json: exists and was not written by --save; specify another file or delete it",
+        BadInput, match=r"mine\.json: exists and was not written by --save; specify another file or"
     ):
         saved.save(run, file)
     assert file.read_text() == text
@@ -125,7 +124,9 @@ def test_a_file_that_save_did_not_write_is_not_overwritten(tmp_path, text):
 
 def test_scores_and_verdicts_are_those_of_the_results(filled):
     said = filled(
-        "{{ score('small-*', 'sst2', 0) }} | {{ score('small-mrpc', 'mrpc', 0.5, 'random_mask') }} | {{ highest('small-*', 'sst2', 'strict') }}"
+        "{{ score('small-*', 'sst2', 0) }} | "
+        "{{ score('small-mrpc', 'mrpc', 0.5, 'random_mask') }} | "
+        "{{ highest('small-*', 'sst2', 'strict') }}"
     )
     assert said == "92.0 ± 0.2 (n = 3) | 64.6 ± 0.3 (n = 2 of 3) | 30 %"
     assert (
@@ -209,16 +210,17 @@ def test_a_speed_check_says_its_command_and_its_verdicts(filled, folder):
         and (folder / "fast.png").is_file()
     )
     assert (
-        "| runs/x | 70 % | 1 | dense-eager | 1.00 [0.50, 2.00] | 1.00 [1.00, 1.00] | the best dense |"
-        in said
+        "| runs/x | 70 % | 1 | dense-eager | 1.00 [0.50, 2.00] | 1.00 [1.00, 1.00] |"
+        " the best dense |" in said
     )
     assert (
-        "<summary>runs/x, 70 % sparse: batch 1 × 128 tokens, threads: 1</summary>\n\nBest dense here: dense"
-        in said
+        "<summary>runs/x, 70 % sparse: batch 1 × 128 tokens, threads: 1</summary>\n\n"
+        "Best dense here: dense" in said
     )
     assert "| dense-eager | 2.00 [1.00, 3.00] |" in said
     assert said.endswith(
-        "Made by `python -m lth_scale.speed runs/x --batch_size 1 8 --repeats 10` on a CPU, no GPU (torch 2).</small>"
+        "Made by `python -m lth_scale.speed runs/x --batch_size 1 8 --repeats 10` "
+        "on a CPU, no GPU (torch 2).</small>"
     )
     assert (
         filled("{{ times('fast', 'dense-eager') }}")
@@ -232,6 +234,21 @@ def test_minutes_are_those_of_all_trainings_of_a_job(filled, folder):
         len(rows) == 5
         and filled("{{ minutes('small-sst2', 'search-sst2-0-seed1') }}") == "0 minutes"
     )  # a second each
+
+
+def test_a_page_of_somebody_else_stays(tmp_path):
+    (tmp_path / "facts").mkdir()
+    (tmp_path / "facts/page.in").write_text("text")
+    (tmp_path / "facts.md").write_text("precious")
+    with pytest.raises(BadInput, match=r"facts\.md: exists and was not written from .*move it"):
+        evidence_page.write(tmp_path / "facts")
+    assert (tmp_path / "facts.md").read_text() == "precious"
+
+
+def test_a_page_that_is_not_utf_8_is_refused(tmp_path):
+    (tmp_path / "page.in").write_bytes(b"\xff")
+    with pytest.raises(BadInput, match=r"page\.in: not UTF-8"):
+        evidence_page.render(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from lth_scale.config import listing
 
 @pytest.fixture
 def main(monkeypatch, capsys):
-    """Run the command in this process, without a server in the environment; returns what it printed."""
+    """Run the command in this process, without a tracking server, and return its output."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def go(*flags):
@@ -38,8 +38,8 @@ def test_the_report_is_one_run_in_the_store_of_the_jobs(tmp_path, main):
     client = MlflowClient(store)
     (run,) = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
     assert run.info.run_name == "report · small" and run.info.status == "FINISHED"
-    kept = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert kept == {path.name for path in (tmp_path / "report").iterdir()} - {listing.LISTING}
+    artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert artifacts == {path.name for path in (tmp_path / "report").iterdir()} - {listing.LISTING}
 
 
 def test_names_and_notes_are_shown_on_the_page_and_in_mlflow_and_make_nothing(tmp_path, main):

@@ -1,12 +1,14 @@
-"""The report on studies written here: numbers, missing cells, dark cells, and what the page depends on."""
+"""The report on studies written here: numbers, missing trainings, dark cells, and its files."""
 
 import json
 import re
 from dataclasses import replace
 
+import pandas
 import pytest
 import torch
 
+from lth_scale.config import listing
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import figures, paper, report, results, saved
 from lth_scale.science.sections import rewinding, table2, transfer
@@ -184,9 +186,8 @@ def test_the_table_holds_hand_computed_numbers(written):
         ours["mrpc"]["f(m_IMP, θ₀)"] == "84.8 ± 0.4 (n = 3)" and ours["mrpc"]["sparsity"] == "50 %"
     )
     assert ours["mrpc"]["f(m_RP, θ₀)"] == "64.8 ± 0.4 (n = 3)"
-    assert (
-        ours["mrpc"]["f(m_IMP, θ₀″), layers shuffled, as the paper's code"] == "59.8 ± 0.4 (n = 3)"
-    )
+    shuffled = "f(m_IMP, θ₀″), layers shuffled, as the paper's code"
+    assert ours["mrpc"][shuffled] == "59.8 ± 0.4 (n = 3)"
     theirs = rows[rows.index(ours["mrpc"]) + 1]
     assert theirs["full f(θ₀)"] == "85.2 ± 0.1 (n = 5)" and theirs["f(m_RP, θ₀)"] == "69.6"
     assert (
@@ -292,7 +293,8 @@ def test_the_highest_sparsity_by_each_rule(written):
 def test_transfer_is_the_difference_of_means_and_dark_as_in_the_paper(written):
     found = tables(written[0])
     here = {row[""]: row for row in found["Transfer − full network, points"]}
-    assert here["mlm"]["mrpc"] == "−4.00 ●"  # 5 points of loss, 1 gained: above mrpc's own −5.00
+    # 5 points of loss, 1 gained: above mrpc's own −5.00
+    assert here["mlm"]["mrpc"] == "−4.00 ●"
     assert here["mrpc"]["mrpc"] == "−5.00" and here["sst2"]["mrpc"] == "−6.00"
     assert (
         here["mlm"]["sst2"] == "missing" and "n = 2 or 3 (each in the last section)" in written[0]
@@ -334,6 +336,23 @@ def test_rewind_points_have_names():
         "100 steps",
         "standard pruning",
     ]
+
+
+def test_results_csv_has_a_row_per_condition_and_metric(written, study):
+    table = pandas.read_csv(study / "report/results.csv", dtype={"rewind": str})
+    assert [*table] == [*results.COLUMNS]
+    (row,) = table[
+        (table.task == "mrpc")
+        & (table.control == "random_mask")
+        & (table.seed == 2)
+        & (table.metric == "accuracy")
+    ].to_dict("records")
+    assert row["sparsity"] == 0.5 and row["source"] == "mrpc" and row["rewind"] == "0"
+    assert row["value"] == pytest.approx(100 * score("mrpc", 2, 0.5, "random_mask"))
+    mrpc = table[(table.task == "mrpc") & (table.seed == 1) & (table.sparsity == 0)]
+    assert [*mrpc.metric] == ["accuracy", "f1", "loss"] and [*mrpc.primary] == [True, False, False]
+    assert table.primary.sum() == 168 and table[table.primary].value.isna().sum() == 15
+    assert "results.csv" in listing.listed(study / "report")
 
 
 def test_masks_by_layer_and_their_overlap(written):
