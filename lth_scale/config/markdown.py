@@ -5,7 +5,7 @@ as it is.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lth_scale.config.texts import printable

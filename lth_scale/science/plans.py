@@ -12,6 +12,8 @@ from lth_scale.science.jobs import Job, difference
 from lth_scale.science.study_file import MOST_TRAININGS, WITHOUT_TICKET, Flags, StudySpec
 from lth_scale.tasks.registry import TASKS
 
+CONTROLS_AT, REWOUND_AT = "control_sparsities", "rewind_sparsities"
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -119,7 +121,7 @@ class Plan:
         first, jobs = self.studies[0], self.jobs.values()
         return {
             "name": first.name,
-            "note": "; ".join(filter(None, (first.note, *self._notes()))),
+            "note": "; ".join(filter(None, (first.content.note, *self._notes()))),
             "model": ", ".join(sorted({job.args.model_name_or_path for job in jobs})),
             "tasks": [task for task in TASKS if any(task == c.task for c in self.conditions)],
             "sparsities": sorted({c.sparsity for c in self.conditions if c.sparsity}),
@@ -157,12 +159,12 @@ def build_plan(studies: list[StudySpec]) -> Plan:
 
 def count_trainings(study: StudySpec) -> int:
     """An upper bound of the number of trainings: those shared with other studies included."""
-    per_seed = 0
-    for task, own in study.sparsities.items():
-        controls = len(study.controls) * len(study.control_sparsities.get(task, ()))
-        rewound = len(study.rewind) * (1 + len(study.rewind_sparsities.get(task, ())))
-        per_seed += 1 + len(own) + controls + rewound
-    total = len(study.seeds) * per_seed
+    content, per_seed = study.content, 0
+    controls, rewound = (study.sparsities(key) for key in (CONTROLS_AT, REWOUND_AT))
+    for task, own in study.sparsities().items():
+        per_seed += 1 + len(own) + len(content.controls) * len(controls.get(task, ()))
+        per_seed += len(content.rewind) * (1 + len(rewound.get(task, ())))
+    total = len(content.seeds) * per_seed
     if grid := study.transfer:
         per_target = 1 + len(grid.sources) * (1 + len(grid.controls))
         total += len(grid.targets) * len(grid.seeds) * per_target + len(grid.sources)
@@ -181,18 +183,17 @@ def fraction(sparsity: float) -> str:
 
 def add_searches(plan: Plan, study: StudySpec) -> None:
     """Add the searches of a study's grid and of its transfers' sources."""
-    for task, seed in product(study.sparsities, study.seeds):
-        rewound = study.rewind_sparsities.get(task, [])
-        points = study.rewind if rewound else []
-        steps = [point for point in points if point != "none"]
-        sparsities = study.sparsities[task] + study.control_sparsities.get(task, [])
-        kept = {"keep_theta": ",".join(steps)} if steps else {}
-        plan.add_search(study, task, seed, sparsities, **kept)
+    controls, rewound = (study.sparsities(key) for key in (CONTROLS_AT, REWOUND_AT))
+    for (task, own), seed in product(study.sparsities().items(), study.content.seeds):
+        points = study.content.rewind if task in rewound else []
+        steps = ",".join(point for point in points if point != "none")
+        kept = {"keep_theta": steps} if steps else {}
+        plan.add_search(study, task, seed, own + controls.get(task, []), **kept)
         for point in points:
             flags = {"rewind_step": point, "dense": f"jobs/{search_id(task, seed)}"}
             if point == "none":
                 flags = {"rewind": "none"}
-            plan.add_search(study, task, seed, rewound, **flags)
+            plan.add_search(study, task, seed, rewound[task], **flags)
     if grid := study.transfer:
         for task in grid.sources:
             plan.add_search(study, task, grid.source_seed, [grid.sparsity])
@@ -200,13 +201,15 @@ def add_searches(plan: Plan, study: StudySpec) -> None:
 
 def add_grid(plan: Plan, study: StudySpec) -> None:
     """Add the dense networks, tickets, controls and rewound tickets of a study's tasks."""
-    for task, seed in product(study.sparsities, study.seeds):
+    content = study.content
+    controls, rewound = (study.sparsities(key) for key in (CONTROLS_AT, REWOUND_AT))
+    for (task, own), seed in product(study.sparsities().items(), content.seeds):
         plan.add_dense(study, task, seed)
-        for sparsity in study.sparsities[task]:
+        for sparsity in own:
             plan.add_subnetwork(study, Condition(task, seed, sparsity, source=task), seed)
-        for control, sparsity in product(study.controls, study.control_sparsities.get(task, [])):
+        for control, sparsity in product(content.controls, controls.get(task, [])):
             plan.add_subnetwork(study, Condition(task, seed, sparsity, control, task), seed)
-        for point, sparsity in product(study.rewind, study.rewind_sparsities.get(task, [])):
+        for point, sparsity in product(content.rewind, rewound.get(task, [])):
             search = search_id(task, seed, point)
             plan.round_at(search, sparsity)
             condition = Condition(task, seed, sparsity, source=task, rewind=point)

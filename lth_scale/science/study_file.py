@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import dataclass, fields
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from lth_scale.config import files
 from lth_scale.config.arguments import Arguments, Training, Transfer, flags_with
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief
-from lth_scale.science.study_schema import SPARSITIES, StudySchema, TransferGrid, parse_study
+from lth_scale.science.study_schema import StudySchema, TransferGrid, parse_study
 from lth_scale.science.yaml_loader import load_yaml
 
 Flags = dict[str, Any]
@@ -37,26 +36,30 @@ WITHOUT_TICKET = ("one_shot", "random_mask")
 
 @dataclass(frozen=True)
 class StudySpec:
-    """A study file with all defaults filled in.
-
-    flags: of all jobs; tasks: the flags of each task. Both include the overrides. Sparsities are
-    by task; rewind: the points other than θ₀.
-    """
+    """A study file. flags: of all jobs; tasks: the flags of each task; both with the overrides."""
 
     file: Path
-    name: str
-    note: str
-    launcher: str
-    include: list[str]
+    content: StudySchema
     flags: Flags
     tasks: dict[str, Flags]
-    seeds: list[int]
-    controls: list[str]
-    rewind: list[str]
-    sparsities: dict[str, list[float]]
-    control_sparsities: dict[str, list[float]]
-    rewind_sparsities: dict[str, list[float]]
-    transfer: TransferGrid | None
+
+    @property
+    def name(self) -> str:
+        """The study's name; the file's without one."""
+        return self.content.name if "name" in self.content.model_fields_set else self.file.stem
+
+    @property
+    def transfer(self) -> TransferGrid | None:
+        """The grid of transfers with its defaults."""
+        if (grid := self.content.transfer) is None:
+            return None
+        seeds = grid.seeds or self.content.seeds
+        source_seed = grid.source_seed if "source_seed" in grid.model_fields_set else seeds[0]
+        return grid.model_copy(update={"seeds": seeds, "source_seed": source_seed})
+
+    def sparsities(self, key: str = "sparsities") -> dict[str, list[float]]:
+        """Sparsities by task; of controls and of rewound tickets they default to the tickets'."""
+        return getattr(self.content, key if key in self.content.model_fields_set else "sparsities")
 
     def flags_of(self, task: str, kind: str) -> Flags:
         """The flags of a task's jobs of one kind."""
@@ -102,7 +105,7 @@ def _include(
         raise BadInput(
             f"{file}: cannot be read as YAML ({problem}); specify a study such as studies/demo.yaml"
         ) from problem
-    for name in study.include:
+    for name in study.content.include:
         _include(file.parent / name, study.flags, (*parents, path), studies)
 
 
@@ -128,39 +131,10 @@ def check_flags(flags: Flags) -> None:
             )
 
 
-def resolve_study(file: Path, schema: StudySchema, overrides: Flags) -> StudySpec:
-    """Fill in the defaults of a study file. Raises BadInput for flags that it cannot have."""
-    own = schema.tasks if isinstance(schema.tasks, dict) else {}
-    flags = {**schema.flags, **overrides}
-    tasks = {task: {**flags, **own.get(task, {}), **overrides} for task in schema.tasks}
-    for part in chain((flags,), tasks.values()):
+def resolve_study(file: Path, content: StudySchema, overrides: Flags) -> StudySpec:
+    """Combine a study file with the overrides. Raises BadInput for flags that it cannot have."""
+    flags = {**content.flags, **overrides}
+    tasks = {task: {**flags, **own, **overrides} for task, own in content.tasks.items()}
+    for part in (flags, *tasks.values()):
         check_flags(part)
-    given = schema.model_fields_set
-    sparsities = {}
-    for key in SPARSITIES:
-        values = getattr(schema, key if key in given else "sparsities")
-        sparsities[key] = values if isinstance(values, dict) else dict.fromkeys(tasks, values)
-    return StudySpec(
-        file=file,
-        name=schema.name if "name" in given else file.stem,
-        note=schema.note,
-        launcher=schema.launcher,
-        include=schema.include,
-        flags=flags,
-        tasks=tasks,
-        seeds=schema.seeds,
-        controls=schema.controls,
-        # θ₀ is always in the grid.
-        rewind=[str(point) for point in schema.rewind if point not in (0, "0")],
-        transfer=_resolve_transfer(schema),
-        **sparsities,
-    )
-
-
-def _resolve_transfer(schema: StudySchema) -> TransferGrid | None:
-    if (transfer := schema.transfer) is None:
-        return None
-    seeds = transfer.seeds or schema.seeds
-    known = "source_seed" in transfer.model_fields_set
-    source_seed = transfer.source_seed if known else seeds[0]
-    return transfer.model_copy(update={"seeds": seeds, "source_seed": source_seed})
+    return StudySpec(file, content, flags, tasks)

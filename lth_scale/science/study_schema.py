@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -23,6 +24,24 @@ from lth_scale.config.texts import brief, is_printable
 MOST_NOTE_CHARACTERS = 1000
 SPARSITIES = ("sparsities", "control_sparsities", "rewind_sparsities")
 REWIND_POINT = re.compile(r"none|\d{1,18}|0?\.\d+|\d(\.\d+)?e-\d+", re.ASCII)
+# Examples of values, for messages.
+FLAGS = {"max_steps": 100, "learning_rate": 1e-3, "optim": "sgd", "bf16": True, "ignore": ["key"]}
+EXAMPLES: dict[str, tuple[Any, ...]] = {
+    "name": ("mine",),
+    "note": ("one sentence",),
+    "launcher": ("accelerate launch -m",),
+    "include": (["demo.yaml"],),
+    "flags": (FLAGS,),
+    "tasks": (["mlm", "sst2"], {"mlm": FLAGS, "sst2": {}}),
+    "seeds": ([1, 2, 3],),
+    "controls": (["random_mask", "reinit"],),
+    "rewind": ([0.05, 100, "none"],),
+    "transfer": ({"sources": ["mlm"], "targets": ["sst2"], "sparsity": 0.7, "source_seed": 1},),
+    **dict.fromkeys(SPARSITIES, ([0.5, 0.7], {"mlm": [0.7], "sst2": [0.6]})),
+    **dict.fromkeys(("sources", "targets"), (["mlm", "sst2"],)),
+    "sparsity": (0.7,),
+    "source_seed": (1,),
+}
 
 
 def _check_distinct(values: list[Any]) -> list[Any]:
@@ -38,33 +57,18 @@ def _check_float(value: object) -> object:
     return value
 
 
+def _number_as_text(value: object) -> object:
+    return str(value) if type(value) in (int, float) else value
+
+
 NotEmpty = Field(min_length=1)
 Distinct = AfterValidator(_check_distinct)
 Fraction = Annotated[float, BeforeValidator(_check_float)]
-Fractions = Annotated[list[Fraction], NotEmpty]
+RewindPoint = Annotated[str, BeforeValidator(_number_as_text)]
 Names = Annotated[list[str], NotEmpty, Distinct]
 Seeds = Annotated[list[int], NotEmpty, Distinct]
 FlagValues = dict[str, bool | int | float | str | Annotated[list[str], NotEmpty]]
-Sparsities = Annotated[
-    Annotated[Fractions, Distinct] | dict[str, Fractions],
-    Field(examples=[[0.5, 0.7], {"mlm": [0.7], "sst2": [0.6]}]),
-]
-# Examples, for messages.
-TASKS, SEEDS, CONTROLS = ["mlm", "sst2"], [1, 2, 3], ["random_mask", "reinit"]
-SOME_FLAGS = {
-    "max_steps": 100,
-    "learning_rate": 1e-3,
-    "optim": "sgd",
-    "bf16": True,
-    "ignore": ["pooler"],
-}
-A_TRANSFER = {
-    "sources": ["mlm"],
-    "targets": ["sst2"],
-    "sparsity": 0.7,
-    "seeds": [1],
-    "source_seed": 1,
-}
+Sparsities = dict[str, Annotated[list[Fraction], NotEmpty]]
 
 
 class _Part(BaseModel):
@@ -76,37 +80,43 @@ class _Part(BaseModel):
 class TransferGrid(_Part):
     """Tickets of `sources`, searched with `source_seed`, and controls, trained on `targets`.
 
-    seeds: of the trainings (default: the study's); source_seed: default the first of them.
+    seeds: of the trainings (default: the study's). source_seed: default the first of them.
     """
 
-    sources: Names = Field(examples=[TASKS])
-    targets: Names = Field(examples=[TASKS])
-    sparsity: Fraction = Field(examples=[0.7])
-    source_seed: int = Field(-1, examples=[1])
-    seeds: Seeds = Field([], examples=[SEEDS])
-    controls: Names = Field([], examples=[CONTROLS])
+    sources: Names
+    targets: Names
+    sparsity: Fraction
+    seeds: Seeds = []
+    source_seed: int = -1
+    controls: Names = []
 
 
 class StudySchema(_Part):
-    """A study file as written."""
+    """A study file, with tasks and sparsities by task, and `rewind` without θ₀."""
 
-    name: str = Field("", examples=["mine"])
-    note: str = Field("", examples=["one sentence"])
-    launcher: str = Field("", examples=["accelerate launch -m"])
-    include: Annotated[list[str], NotEmpty] = Field([], examples=[["demo.yaml"]])
-    flags: FlagValues = Field({}, examples=[SOME_FLAGS])
-    tasks: Names | dict[str, FlagValues] = Field(
-        {}, examples=[TASKS, {"mlm": SOME_FLAGS, "sst2": {}}]
-    )
-    seeds: Seeds = Field([1], examples=[SEEDS])
-    controls: Names = Field([], examples=[CONTROLS])
-    rewind: Annotated[list[int | float | str], NotEmpty, Distinct] = Field(
-        [], examples=[[0.05, 100, "none"]]
-    )
-    transfer: TransferGrid | None = Field(None, examples=[A_TRANSFER])
+    name: str = ""
+    note: str = ""
+    launcher: str = ""
+    include: Annotated[list[str], NotEmpty] = []
+    flags: FlagValues = {}
+    tasks: dict[str, FlagValues] = {}
+    seeds: Seeds = [1]
+    controls: Names = []
+    rewind: Annotated[list[RewindPoint], NotEmpty, Distinct] = []
+    transfer: TransferGrid | None = None
     sparsities: Sparsities = {}
     control_sparsities: Sparsities = {}
     rewind_sparsities: Sparsities = {}
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _expand_tasks(cls, tasks: object) -> object:
+        return _by_task(tasks, tasks, {})
+
+    @field_validator(*SPARSITIES, mode="before")
+    @classmethod
+    def _expand_sparsities(cls, values: object, info: ValidationInfo) -> object:
+        return _by_task(values, [*info.data.get("tasks", ())], values)
 
     @field_validator("transfer", mode="before")
     @classmethod
@@ -132,13 +142,13 @@ class StudySchema(_Part):
 
     @field_validator("rewind")
     @classmethod
-    def _check_points(cls, points: list[int | float | str]) -> list[int | float | str]:
-        for point in map(str, points):
+    def _check_points(cls, points: list[str]) -> list[str]:
+        for point in points:
             if not REWIND_POINT.fullmatch(point):  # it becomes part of a directory's name
                 raise ValueError(
                     f"{brief(repr(point))}: use none, steps such as 100, or a fraction such as 0.05"
                 )
-        return points
+        return [point for point in points if point != "0"]
 
     @model_validator(mode="after")
     def _check_grid(self) -> "StudySchema":
@@ -147,17 +157,23 @@ class StudySchema(_Part):
             for key in ("sparsities", "tasks", "seeds"):
                 if key not in given:
                     raise ValueError(f"{key}: missing; add it")
-        tasks = {*self.tasks}
-        for key in SPARSITIES:
-            values = getattr(self, key)
-            if not isinstance(values, dict):
-                continue
-            differing = {*values} - tasks or (key == "sparsities" and tasks - {*values})
-            if differing:
+        for key in given.intersection(SPARSITIES):
+            tasks, planned = {*self.tasks}, {*getattr(self, key)}
+            if differing := planned - tasks or (key == "sparsities" and tasks - planned):
                 raise ValueError(
                     f"{key}: {min(differing)} is in only one of {key} and tasks; use the same tasks"
                 )
         return self
+
+
+def _by_task(value: object, tasks: object, entry: object) -> object:
+    """A list as a mapping from each task to `entry`; any other value as it is."""
+    if not isinstance(value, list) or not isinstance(tasks, list):
+        return value
+    if not value or not all(isinstance(task, str) for task in tasks):
+        raise PydanticCustomError("list_type", "Input should be a list")
+    _check_distinct(value)
+    return dict.fromkeys(tasks, entry)
 
 
 def parse_study(content: Any, lines: Mapping[str, int]) -> StudySchema:
@@ -170,13 +186,10 @@ def parse_study(content: Any, lines: Mapping[str, int]) -> StudySchema:
     try:
         return StudySchema.model_validate(content)
     except ValidationError as problem:
-        first, *others = problem.errors()
-        key = str(first["loc"][0]) if first["loc"] else ""
-        # All members of a union fail; ours has the message.
-        same = [first, *(other for other in others if [*other["loc"][:1]] == [*first["loc"][:1]])]
-        ours = next((error for error in same if error["type"] == "value_error"), first)
+        error = problem.errors()[0]
+        key = str(error["loc"][0]) if error["loc"] else ""
         where = f"line {lines[key]}: " if key in lines else ""
-        raise BadInput(where + _message(ours, content)) from None
+        raise BadInput(where + _message(error, content)) from None
 
 
 def _message(error: ErrorDetails, content: dict[str, Any]) -> str:
@@ -196,7 +209,7 @@ def _message(error: ErrorDetails, content: dict[str, Any]) -> str:
         return f"{prefix}{key}: missing; add it"
     if error["type"] == "value_error":
         return f"{prefix}{key}: {error['ctx']['error']}"
-    examples = " or ".join(map(str, model.model_fields[key].examples or ()))
+    examples = " or ".join(map(str, EXAMPLES[key]))
     return f"{prefix}{key}: {brief(repr(content[key]))}: invalid value; for example: {examples}"
 
 

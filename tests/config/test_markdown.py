@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from lth_scale.config import markdown
 from lth_scale.config.markdown import Section, Table
-from lth_scale.science import html
+from lth_scale.science import pages
 
 TEXTS = [
     "](javascript:alert(1))",
@@ -127,7 +127,7 @@ def sections(text):
 def test_every_text_is_read_as_it_was_given_and_makes_no_tag(reader):
     for text in [*TEXTS, *OURS, *drawn(1)]:
         found, shown = (
-            Read(READERS[reader](markdown.markdown(*sections(text)))),
+            Read(READERS[reader](pages.markdown(*sections(text)))),
             words(markdown.clean(text)),
         )
         assert " ".join(found.tags) == TAGS, text
@@ -137,9 +137,9 @@ def test_every_text_is_read_as_it_was_given_and_makes_no_tag(reader):
 
 
 def test_html_shows_every_text_and_makes_no_tag_of_it():
-    plain = Read(html.html(*sections("x"))).tags
+    plain = Read(pages.html(*sections("x"))).tags
     for text in [*TEXTS, *OURS, *drawn(2)]:
-        found = Read(html.html(*sections(text)))
+        found = Read(pages.html(*sections(text)))
         assert found.tags == plain
         assert words(" ".join(found.text)).count(words(markdown.clean(text))) >= 9
 
@@ -179,5 +179,5 @@ def test_what_acts_nowhere_is_left_as_it_is(text):
 )
 def test_no_control_character_comes_into_a_page(bad):
     given = sections(f"a{bad}b")
-    for text in (markdown.markdown(*given), html.html(*given), markdown.code(f"a{bad}b")):
+    for text in (pages.markdown(*given), pages.html(*given), markdown.code(f"a{bad}b")):
         assert bad not in text and "a�b" in text and text.encode()

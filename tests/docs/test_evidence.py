@@ -1,4 +1,4 @@
-"""evidence.py: a kept study gives the report of the study itself, and a page has its numbers from files alone."""
+"""evidence_page.py: a saved study gives the same report, and the page has no other numbers."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from test_results import LOSS, Plan
 
 from lth_scale.config.errors import BadInput
-from lth_scale.science import results, saved, sections
+from lth_scale.science import report, results, saved
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def test_a_kept_study_gives_the_tables_and_pictures_of_the_study_itself(tmp_path
             plan.search(task, seed, missing=(task, seed) == ("mlm", 2))
     saved.save(plan.write(), tmp_path / "small.json")
     itself, kept = (
-        sections.sections(results.load_results(tmp_path / "run"), 1.0),
-        evidence_page._sections(tmp_path / "small.json"),
+        report.build_sections(results.load_results(tmp_path / "run"), 1.0),
+        evidence_page.sections(tmp_path / "small.json"),
     )
     assert [section.tables for section in itself] == [section.tables for section in kept]
     pictures = [
@@ -72,7 +72,7 @@ def part(directory, there, lr="1e-4"):
 
 
 def test_a_study_that_was_run_in_parts_is_kept_as_if_it_had_been_run_whole(tmp_path):
-    whole, file = saved.keep(part(tmp_path / "whole", (1, 2, 3))), tmp_path / "small.json"
+    whole, file = saved.to_dict(part(tmp_path / "whole", (1, 2, 3))), tmp_path / "small.json"
     for name, there in (("a", (2,)), ("b", (1, 3)), ("a", (2,))):
         saved.save(part(tmp_path / name, there), file)
     together = json.loads(file.read_text())
@@ -85,13 +85,15 @@ def test_the_machines_and_versions_of_both_parts_are_told():
     before = {"command": "old", "machine": "a CPU", "versions": "torch 2/3, git 1"}
     now = {"command": "new", "machine": "a GPU", "versions": "torch 3, git 2"}
     said = {"command": "new", "machine": "a CPU and a GPU", "versions": "torch 2/3, git 1/2"}
-    assert saved.both_made(before, now) == said
-    assert saved.both_made(said, now) == said, "a machine that took part twice is told of once"
+    assert saved.merge_provenance(before, now) == said
+    assert saved.merge_provenance(said, now) == said, (
+        "a machine that took part twice is told of once"
+    )
 
 
 def test_a_machine_on_which_nothing_was_run_is_not_told_of(tmp_path, monkeypatch):
     file, how = tmp_path / "small.json", {"machine": "a CPU", "versions": "torch 2"}
-    monkeypatch.setattr(saved, "made", lambda directory, command: {"command": command, **how})
+    monkeypatch.setattr(saved, "provenance", lambda directory, command: {"command": command, **how})
     saved.save(part(tmp_path / "a", (1, 2)), file)
     how["machine"] = "a GPU"
     saved.save(part(tmp_path / "b", ()), file)
@@ -104,7 +106,7 @@ def test_of_jobs_that_were_kept_before_only_those_of_the_same_flags_stay(tmp_pat
     file = tmp_path / "small.json"
     saved.save(part(tmp_path / "a", (1, 2), lr="3e-4"), file)
     saved.save(part(tmp_path / "b", (3,)), file)
-    assert json.loads(file.read_text()) == saved.keep(tmp_path / "b")
+    assert json.loads(file.read_text()) == saved.to_dict(tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -114,8 +116,7 @@ def test_a_file_that_save_did_not_write_is_not_overwritten(tmp_path, text):
     run, file = part(tmp_path / "a", (1,)), tmp_path / "mine.json"
     file.write_text(text)
     with pytest.raises(
-        BadInput,
-        match=r"mine\.json: is there, and is no file of --save; give another, or delete it",
+        BadInput, match=r"mine\.json: exists and was not written by --save; specify another file or"
     ):
         saved.save(run, file)
     assert file.read_text() == text
@@ -123,10 +124,17 @@ def test_a_file_that_save_did_not_write_is_not_overwritten(tmp_path, text):
 
 def test_scores_and_verdicts_are_those_of_the_results(filled):
     said = filled(
-        "{{ score('small-*', 'sst2', 0) }} | {{ score('small-mrpc', 'mrpc', 0.5, 'random_mask') }} | {{ highest('small-*', 'sst2', 'strict') }}"
+        "{{ score('small-*', 'sst2', 0) }} | "
+        "{{ score('small-mrpc', 'mrpc', 0.5, 'random_mask') }} | "
+        "{{ highest('small-*', 'sst2', 'strict') }}"
     )
     assert said == "92.0 ± 0.2 (n = 3) | 64.6 ± 0.3 (n = 2 of 3) | 30 %"
-    assert filled("{{ score('small-*', 'sst2', 0.6, 'one_shot') }} {{ score('small-*', 'sst2', 0.55) }}") == "— —"
+    assert (
+        filled(
+            "{{ score('small-*', 'sst2', 0.6, 'one_shot') }} {{ score('small-*', 'sst2', 0.55) }}"
+        )
+        == "— —"
+    )
 
 
 def test_tables_of_several_studies_stand_together_and_name_each_command(filled):
@@ -202,16 +210,17 @@ def test_a_speed_check_says_its_command_and_its_verdicts(filled, folder):
         and (folder / "fast.png").is_file()
     )
     assert (
-        "| runs/x | 70 % | 1 | dense-eager | 1.00 [0.50, 2.00] | 1.00 [1.00, 1.00] | the best dense |"
-        in said
+        "| runs/x | 70 % | 1 | dense-eager | 1.00 [0.50, 2.00] | 1.00 [1.00, 1.00] |"
+        " the best dense |" in said
     )
     assert (
-        "<summary>runs/x, 70 % sparse: batch 1 × 128 tokens, threads: 1</summary>\n\nBest dense here: dense"
-        in said
+        "<summary>runs/x, 70 % sparse: batch 1 × 128 tokens, threads: 1</summary>\n\n"
+        "Best dense here: dense" in said
     )
     assert "| dense-eager | 2.00 [1.00, 3.00] |" in said
     assert said.endswith(
-        "Made by `python -m lth_scale.speed runs/x --batch_size 1 8 --repeats 10` on a CPU, no GPU (torch 2).</small>"
+        "Made by `python -m lth_scale.speed runs/x --batch_size 1 8 --repeats 10` "
+        "on a CPU, no GPU (torch 2).</small>"
     )
     assert (
         filled("{{ times('fast', 'dense-eager') }}")
@@ -222,24 +231,40 @@ def test_a_speed_check_says_its_command_and_its_verdicts(filled, folder):
 def test_minutes_are_those_of_all_trainings_of_a_job(filled, folder):
     rows = json.loads((folder / "small-sst2.json").read_text())["rows"]["search-sst2-0-seed1"]
     assert (
-        len(rows) == 5 and filled("{{ minutes('small-sst2', 'search-sst2-0-seed1') }}") == "0 minutes"
+        len(rows) == 5
+        and filled("{{ minutes('small-sst2', 'search-sst2-0-seed1') }}") == "0 minutes"
     )  # a second each
+
+
+def test_a_page_of_somebody_else_stays(tmp_path):
+    (tmp_path / "facts").mkdir()
+    (tmp_path / "facts/page.in").write_text("text")
+    (tmp_path / "facts.md").write_text("precious")
+    with pytest.raises(BadInput, match=r"facts\.md: exists and was not written from .*move it"):
+        evidence_page.write(tmp_path / "facts")
+    assert (tmp_path / "facts.md").read_text() == "precious"
+
+
+def test_a_page_that_is_not_utf_8_is_refused(tmp_path):
+    (tmp_path / "page.in").write_bytes(b"\xff")
+    with pytest.raises(BadInput, match=r"page\.in: not UTF-8"):
+        evidence_page.render(tmp_path)
 
 
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("{{ colour('small-sst2') }}", "is not known; take one of table, picture"),
-        ("{{ score() }}", "is not known"),
+        ("{{ colour('small-sst2') }}", "'colour' is undefined; the functions are table, picture"),
+        ("{{ score() }}", "cannot be filled in"),
         ("{{ score('small-sst2') }}", "cannot be filled in"),
         ("{{ score('small-sst2', 'sst2', 'half') }}", "half"),
         ("{{ highest('small-sst2', 'sst2', 'luck') }}", "luck"),
         ("{{ table('small-sst2', 'Prices') }}", "has no table 'Prices'"),
-        ("{{ picture('small-sst2', 'cat.png') }}", "take one of scores.png"),
+        ("{{ picture('small-sst2', 'cat.png') }}", "use one of scores.png"),
         ("{{ value('times', 'a leap') }}", "has no row 'a leap'"),
         ("{{ measured('nothing') }}", "nothing.json: cannot be read"),
         ("{{ score('nothing', 'sst2', 0) }}", "nothing.json: cannot be read"),
-        ("{{ score('times', 'sst2', 0) }}", "is no file of lth_scale.report --save"),
+        ("{{ score('times', 'sst2', 0) }}", "not a file of lth_scale.report --save"),
     ],
 )
 def test_what_cannot_be_filled_in_is_named(filled, text, words):

@@ -24,12 +24,12 @@ def test_the_page_is_what_its_files_give(tmp_path, undrawn):
     "file", sorted((DOCS / "evidence").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_every_study_of_it_plans_the_cells_that_its_results_have(file):
-    kept = evidence_page._read(file.with_suffix(".json"))
+    kept = evidence_page.read(file.with_suffix(".json"))
     planned = {
         (cell.task, cell.seed, cell.sparsity, cell.control)
-        for cell in plans.plan(
+        for cell in plans.build_plan(
             study_file.load_study(file, {"model_name_or_path": "embedded"})
-        ).cells
+        ).conditions
     }
     assert planned == {
         tuple(cell[name] for name in ("task", "seed", "sparsity", "control"))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lth_scale.science import figures
+from lth_scale.science import drawing, figures
 
 NOTE = "the encoder inside the package, adapted to Wikipedia paragraphs for 1,500 steps; " * 2
 GRID = figures.Grid(
@@ -32,8 +32,8 @@ GRID = figures.Grid(
 )
 def test_a_long_title_stays_within_the_picture(draw, monkeypatch):
     drawn = []
-    png = figures._png
-    monkeypatch.setattr(figures, "_png", lambda figure: drawn.append(figure) or png(figure))
+    png = drawing.png
+    monkeypatch.setattr(drawing, "png", lambda figure: drawn.append(figure) or png(figure))
     draw(f"Transfer at 70 %\n{NOTE}")
     (figure,) = drawn
     box = figure._suptitle.get_window_extent()
@@ -46,7 +46,7 @@ def test_a_long_title_stays_within_the_picture(draw, monkeypatch):
 
 BARS = """
 import os, sys
-from lth_scale import figures
+from lth_scale.science import figures
 sys.stdout.buffer.write(figures.sparsity_by_layer({"a.weight": 0.5}, "bars"))
 assert os.environ.get("MPLBACKEND") == sys.argv[1]
 """
@@ -76,7 +76,7 @@ def test_a_picture_depends_on_no_setting_of_matplotlib(tmp_path):
 
 def test_a_picture_that_cannot_be_drawn_is_empty_and_that_is_said(monkeypatch, caplog):
     monkeypatch.setattr(
-        figures, "_png", lambda figure: (_ for _ in ()).throw(RuntimeError("no\nfonts"))
+        drawing, "png", lambda figure: (_ for _ in ()).throw(RuntimeError("no\nfonts"))
     )
     assert figures.sparsity_by_layer({"a.weight": 0.5}, "bars") == b""
     assert [record.getMessage() for record in caplog.records] == [

@@ -1,4 +1,4 @@
-"""matching.py: numbers against scipy, against hand-computed ones, and against the paper's own tables."""
+"""matching.py: numbers against scipy, by hand, and against the paper's own tables."""
 
 import math
 

@@ -2,6 +2,7 @@
 
 import re
 
+import evidence_page
 import pytest
 from markdown_it import MarkdownIt
 from test_results import Plan
@@ -12,7 +13,7 @@ from lth_scale.config import listing
 
 @pytest.fixture
 def main(monkeypatch, capsys):
-    """Run the command in this process, without a server in the environment; returns what it printed."""
+    """Run the command in this process, without a tracking server, and return its output."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def go(*flags):
@@ -37,8 +38,8 @@ def test_the_report_is_one_run_in_the_store_of_the_jobs(tmp_path, main):
     client = MlflowClient(store)
     (run,) = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
     assert run.info.run_name == "report · small" and run.info.status == "FINISHED"
-    kept = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert kept == {path.name for path in (tmp_path / "report").iterdir()} - {listing.LISTING}
+    artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert artifacts == {path.name for path in (tmp_path / "report").iterdir()} - {listing.LISTING}
 
 
 def test_names_and_notes_are_shown_on_the_page_and_in_mlflow_and_make_nothing(tmp_path, main):
@@ -82,6 +83,6 @@ def test_what_it_saves_is_a_page_s_numbers(tmp_path, main):
     for seed in plan.seeds:
         plan.search("sst2", seed)
     main(plan.write(), "--report_to", "none", "--save", tmp_path / "facts/small.json")
-    (tmp_path / "facts/page.in").write_text("dense {{score small sst2 0}}")
-    assert str(tmp_path / "facts.md") in main(tmp_path / "facts")
+    (tmp_path / "facts/page.in").write_text("dense {{ score('small', 'sst2', 0) }}")
+    assert evidence_page.write(tmp_path / "facts") == tmp_path / "facts.md"
     assert (tmp_path / "facts.md").read_text() == "dense 91.9 ± 0.1 (n = 2)"

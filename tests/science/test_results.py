@@ -1,14 +1,18 @@
-"""findings.py on studies written here: numbers, missing cells, dark cells, and what the page depends on."""
+"""The report on studies written here: numbers, missing trainings, dark cells, and its files."""
 
 import json
 import re
 from dataclasses import replace
 
+import pandas
 import pytest
 import torch
 
+from lth_scale.config import listing
 from lth_scale.pruning.ticket import Ticket
-from lth_scale.science import figures, paper, report, results, saved, sections
+from lth_scale.science import figures, paper, report, results, saved
+from lth_scale.science.sections import rewinding, table2, transfer
+from lth_scale.science.sections.masks import mask_facts
 
 TASKS = ["sst2", "mrpc", "wnli", "mlm"]
 FULL = {"sst2": 0.92, "mrpc": 0.85, "wnli": 0.55, "mlm": 0.63}
@@ -159,7 +163,7 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(study):
     """The report's Markdown and HTML."""
-    files = report.write(results.load_results(study), study / "report", 1.0)
+    files = report.write_report(results.load_results(study), study / "report", 1.0)
     assert all(path.is_file() for path in files)
     return (study / "report/report.md").read_text(), (study / "report/report.html").read_text()
 
@@ -182,9 +186,8 @@ def test_the_table_holds_hand_computed_numbers(written):
         ours["mrpc"]["f(m_IMP, θ₀)"] == "84.8 ± 0.4 (n = 3)" and ours["mrpc"]["sparsity"] == "50 %"
     )
     assert ours["mrpc"]["f(m_RP, θ₀)"] == "64.8 ± 0.4 (n = 3)"
-    assert (
-        ours["mrpc"]["f(m_IMP, θ₀″), layers shuffled, as the paper's code"] == "59.8 ± 0.4 (n = 3)"
-    )
+    shuffled = "f(m_IMP, θ₀″), layers shuffled, as the paper's code"
+    assert ours["mrpc"][shuffled] == "59.8 ± 0.4 (n = 3)"
     theirs = rows[rows.index(ours["mrpc"]) + 1]
     assert theirs["full f(θ₀)"] == "85.2 ± 0.1 (n = 5)" and theirs["f(m_RP, θ₀)"] == "69.6"
     assert (
@@ -197,7 +200,7 @@ def test_table_2_is_at_a_sparsity_whose_controls_there_are(tmp_path):
     for seed in plan.seeds:
         plan.search("mrpc", seed)
     plan.transfer("mrpc", 0.6, "random_mask", "mrpc")  # the paper's is 50 %, which is in the grid
-    report.write(results.load_results(plan.write()), tmp_path / "report", 1.0)
+    report.write_report(results.load_results(plan.write()), tmp_path / "report", 1.0)
     (first, _) = tables((tmp_path / "report/report.md").read_text())["Scores"]
     assert first["sparsity"] == "60 % (the lowest compared)" and "n = 2" in first["f(m_RP, θ₀)"]
 
@@ -211,12 +214,12 @@ def test_means_are_ordered_beside_the_paper_s(written):
 
 
 def test_means_that_are_printed_alike_are_in_no_order():
-    assert sections.ranked({"full": 3.6, "IMP": 17.6, "random_mask": 0.0, "reinit": 0.0}) == (
+    assert table2.ranked({"full": 3.6, "IMP": 17.6, "random_mask": 0.0, "reinit": 0.0}) == (
         "IMP > full > random_mask = reinit"
     )
     assert (
-        sections.ranked({"a": 68.41, "b": 68.44, "c": 68.36}) == "b = a = c"
-        and sections.ranked({}) == "missing"
+        table2.ranked({"a": 68.41, "b": 68.44, "c": 68.36}) == "b = a = c"
+        and table2.ranked({}) == "missing"
     )
 
 
@@ -290,7 +293,8 @@ def test_the_highest_sparsity_by_each_rule(written):
 def test_transfer_is_the_difference_of_means_and_dark_as_in_the_paper(written):
     found = tables(written[0])
     here = {row[""]: row for row in found["Transfer − full network, points"]}
-    assert here["mlm"]["mrpc"] == "−4.00 ●"  # 5 points of loss, 1 gained: above mrpc's own −5.00
+    # 5 points of loss, 1 gained: above mrpc's own −5.00
+    assert here["mlm"]["mrpc"] == "−4.00 ●"
     assert here["mrpc"]["mrpc"] == "−5.00" and here["sst2"]["mrpc"] == "−6.00"
     assert (
         here["mlm"]["sst2"] == "missing" and "n = 2 or 3 (each in the last section)" in written[0]
@@ -310,11 +314,11 @@ def test_dark_cells_of_the_whole_paper_agree_with_its_counts():
         for source, row in figure.items()
         for task, value in row["value"].items()
     }
-    grid = sections.transfer_grid(printed, [*tasks, results.THETA], tasks)
+    grid = transfer.transfer_grid(printed, [*tasks, paper.PRUNED_THETA0], tasks)
     counts = [entry["count_at_least_same_task"] for entry in figure.values()]
     ours = [sum("●" in grid.cells[source, task][1] for task in tasks) for source in figure]
     assert ours == [*counts[:-1], counts[-1] + 1]  # θ₀ on squad ties at the printed decimals
-    assert figure[results.THETA]["value"]["squad"] == figure["squad"]["value"]["squad"]
+    assert figure[paper.PRUNED_THETA0]["value"]["squad"] == figure["squad"]["value"]["squad"]
 
 
 def test_rewinding_is_compared_with_theta_0(written):
@@ -326,12 +330,29 @@ def test_rewinding_is_compared_with_theta_0(written):
 
 
 def test_rewind_points_have_names():
-    assert [sections.rewind_name(r) for r in ("0", "0.05", "100", "none")] == [
+    assert [rewinding.point_name(r) for r in ("0", "0.05", "100", "none")] == [
         "θ₀",
         "5 %",
         "100 steps",
         "standard pruning",
     ]
+
+
+def test_results_csv_has_a_row_per_condition_and_metric(written, study):
+    table = pandas.read_csv(study / "report/results.csv", dtype={"rewind": str})
+    assert [*table] == [*results.COLUMNS]
+    (row,) = table[
+        (table.task == "mrpc")
+        & (table.control == "random_mask")
+        & (table.seed == 2)
+        & (table.metric == "accuracy")
+    ].to_dict("records")
+    assert row["sparsity"] == 0.5 and row["source"] == "mrpc" and row["rewind"] == "0"
+    assert row["value"] == pytest.approx(100 * score("mrpc", 2, 0.5, "random_mask"))
+    mrpc = table[(table.task == "mrpc") & (table.seed == 1) & (table.sparsity == 0)]
+    assert [*mrpc.metric] == ["accuracy", "f1", "loss"] and [*mrpc.primary] == [True, False, False]
+    assert table.primary.sum() == 168 and table[table.primary].value.isna().sum() == 15
+    assert "results.csv" in listing.listed(study / "report")
 
 
 def test_masks_by_layer_and_their_overlap(written):
@@ -362,7 +383,7 @@ def test_a_source_without_cells_and_a_ticket_without_a_pooler_are_among_the_mask
     write_json(place / "results.json", [{"round": 1, "sparsity": 0.7, "eval": {"accuracy": 0.6}}])
     plan.search("sst2", 1)
     plan.transfer("sst2", 0.7, source="mlm")
-    report.write(results.load_results(plan.write()), tmp_path / "report", 1.0)
+    report.write_report(results.load_results(plan.write()), tmp_path / "report", 1.0)
     found = tables((tmp_path / "report/report.md").read_text())
     layer = {row["task"]: row for row in found["Mean over the layers, percent pruned"]}
     assert (
@@ -380,7 +401,7 @@ def test_tickets_of_two_bases_have_no_overlap_in_a_report(tmp_path, caplog):
     for path in tmp_path.glob("jobs/search-*/**/ticket.safetensors"):
         base = "b" if "mrpc" in str(path) else "a"
         replace(Ticket.load(path), base_sha256=base * 64).save(path)
-    found = sections.mask_facts(results.load_results(plan.write()))
+    found = mask_facts(results.load_results(plan.write()))
     assert [*found["shared"]] == ["sst2 wnli"] and {*found["layers"]} == {"sst2", "mrpc", "wnli"}
     assert caplog.text.count("belong to other weights: their overlap is left out") == 2
 
@@ -396,10 +417,10 @@ def test_a_ticket_that_keeps_nothing_has_no_overlap(tmp_path):
             task="sst2",
         ).save(path)
     found = results.load_results(plan.write())
-    assert {pair: [*seeds] for pair, seeds in sections.mask_facts(found)["shared"].items()} == {
+    assert {pair: [*seeds] for pair, seeds in mask_facts(found)["shared"].items()} == {
         "sst2 mrpc": ["2"]
     }
-    report.write(found, tmp_path / "report", 1.0)
+    report.write_report(found, tmp_path / "report", 1.0)
     assert "Shared kept weights" in (tmp_path / "report/report.md").read_text()
     saved.save(tmp_path, tmp_path / "kept.json")
     json.loads((tmp_path / "kept.json").read_text(), parse_constant=pytest.fail)
@@ -437,7 +458,7 @@ def test_the_note_is_in_every_title(study, tmp_path, monkeypatch):
     for name in ("scores", "heat_maps"):
         draw = getattr(figures, name)
         monkeypatch.setattr(figures, name, lambda *a, d=draw, **k: titles.append(a) or d(*a, **k))
-    report.write(results.load_results(study), tmp_path, 1.0)
+    report.write_report(results.load_results(study), tmp_path, 1.0)
     ours = [
         next(x for x in a if isinstance(x, str) and ("\n" in x or "paper" in x)) for a in titles
     ]
@@ -449,7 +470,7 @@ def test_the_note_is_in_every_title(study, tmp_path, monkeypatch):
 def test_one_seed_cannot_be_told(tmp_path):
     plan = Plan(tmp_path, tasks=["sst2"], seeds=(1,))
     plan.search("sst2", 1)
-    report.write(results.load_results(plan.write()), tmp_path / "elsewhere", 1.0)
+    report.write_report(results.load_results(plan.write()), tmp_path / "elsewhere", 1.0)
     markdown = (tmp_path / "elsewhere/report.md").read_text()
     (told,) = tables(markdown)["Is the ticket matching the full network?"]
     assert (
@@ -473,7 +494,7 @@ def test_a_study_that_has_not_begun_is_all_missing(tmp_path):
         for seed in plan.seeds:
             plan.search(task, seed, missing=True)
         plan.transfer(task, 0.7, "none", "mlm" if task == "sst2" else "sst2", missing=(1, 2))
-    report.write(results.load_results(plan.write()), tmp_path / "report", 1.0)
+    report.write_report(results.load_results(plan.write()), tmp_path / "report", 1.0)
     markdown = (tmp_path / "report/report.md").read_text()
     assert tables(markdown)["Transfer − full network, points"][0] == {
         "": "sst2",
@@ -490,7 +511,7 @@ def test_starved_matrices_are_a_table_of_the_report(tmp_path):
     rows = json.loads(path.read_text())
     rows[-1]["starved"] = {"encoder.layer.0.attention.self.key.weight": 7}
     write_json(path, rows)
-    made = sections.sections(results.load_results(tmp_path), 1.0)[0]
+    made = report.build_sections(results.load_results(tmp_path), 1.0)[0]
     (table,) = [table for table in made.tables if "passes through" in table.title]
     assert [*map(list, table.rows)] == [
         [
@@ -499,4 +520,4 @@ def test_starved_matrices_are_a_table_of_the_report(tmp_path):
             "encoder.layer.0.attention.self.key.weight keeps 7 weights, fewer than it has outputs",
         ]
     ]
-    assert saved.keep(tmp_path)["rows"]["search-sst2-0-seed1"][-1]["starved"]
+    assert saved.to_dict(tmp_path)["rows"]["search-sst2-0-seed1"][-1]["starved"]

@@ -1,4 +1,4 @@
-"""A study runs each job of its grid once: whatever is killed, split or run twice. Jobs are toys of a second or less."""
+"""A study runs each job of its grid once, whatever is killed, split or run twice. Jobs are toys."""
 
 import collections
 import json
@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM
 
 from lth_scale import study
 from lth_scale.config.errors import BadInput
-from lth_scale.science import costs, plans, runner, study_file
+from lth_scale.science import compatibility, costs, jobs, plans, study_file, yaml_loader
 from lth_scale.science.plans import Condition
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -25,7 +25,9 @@ import json, os, pathlib, sys, time
 flags = dict(zip(sys.argv[2::2], sys.argv[3::2]))
 home = pathlib.Path(flags["--output_dir"])
 for name in ("--dense", "--ticket"):
-    assert name not in flags or list(home.parent.glob(flags[name].split("jobs/")[1].split("/")[0] + "/complete"))
+    if name in flags:
+        needed = flags[name].split("jobs/")[1].split("/")[0]
+        assert list(home.parent.glob(needed + "/complete"))
 with open(home.parent.parent / "ran", "a") as log:
     log.write(home.name + "\\n")
 home.mkdir(exist_ok=True)
@@ -105,7 +107,7 @@ def ran(tmp_path):
 
 
 def planned(file: Path, **flags) -> plans.Plan:
-    return plans.plan(study_file.load_study(file, flags))
+    return plans.build_plan(study_file.load_study(file, flags))
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
@@ -125,7 +127,7 @@ def test_a_grid_becomes_searches_controls_and_cells(write):
     assert reinit.flags["ticket"] == "jobs/search-sst2-seed2/rounds/02/ticket.safetensors"
     random = made.jobs["transfer-sst2-seed2-0.20-random_mask"]
     assert random.needs == () and random.flags["target_sparsity"] == 0.2
-    cells = plans.summary(made)["cells"]
+    cells = made.to_dict()["cells"]
     assert len(cells) == 4 * (1 + 3 + 2)  # dense, found, controls
     assert {
         "task": "sst2",
@@ -140,7 +142,7 @@ def test_a_grid_becomes_searches_controls_and_cells(write):
     assert [cell["job"] for cell in dense] == searches and {cell["source"] for cell in dense} == {
         None
     }
-    assert "quick look" in plans.summary(made)["note"]
+    assert "quick look" in made.to_dict()["note"]
 
 
 def test_rewound_searches_share_the_dense_network_and_keep_its_points(write):
@@ -167,7 +169,7 @@ def test_rewound_searches_share_the_dense_network_and_keep_its_points(write):
     )
     shown = [
         (cell.rewind, cell.source, job)
-        for cell, job in made.cells.items()
+        for cell, job in made.conditions.items()
         if cell.sparsity and cell.control == "none"
     ]
     assert shown == [
@@ -180,13 +182,16 @@ def test_rewound_searches_share_the_dense_network_and_keep_its_points(write):
 def test_transfers_train_the_dense_network_once_and_one_shot_for_all_sources(write):
     made = planned(write(flags=GRID["flags"], transfer={**TRANSFER, "seeds": [1, 2]}))
     kinds = collections.Counter(name.split("-")[0] for name in made.jobs)
-    # the searches of seed 1; dense of seed 2; on each target: the other's ticket twice, its own with seed 2, one-shot
+    # The searches of seed 1, dense of seed 2; on each target: the other's ticket twice, its own
+    # with seed 2, and one-shot.
     assert kinds == {"search": 2, "dense": 2, "transfer": 2 * (2 + 1 + 2)}
     assert made.jobs["transfer-mlm-seed1-from-sst2-seed1-0.30-none"].needs == ("search-sst2-seed1",)
     assert made.jobs["transfer-mlm-seed1-0.30-one_shot"].needs == ()
-    assert made.cells[Condition("mlm", 1, 0.3, "one_shot")] == "transfer-mlm-seed1-0.30-one_shot"
-    assert made.cells[Condition("mlm", 1, 0.3, source="mlm")] == "search-mlm-seed1"
-    assert made.cells[Condition("mlm", 2)] == "dense-mlm-seed2"
+    assert (
+        made.conditions[Condition("mlm", 1, 0.3, "one_shot")] == "transfer-mlm-seed1-0.30-one_shot"
+    )
+    assert made.conditions[Condition("mlm", 1, 0.3, source="mlm")] == "search-mlm-seed1"
+    assert made.conditions[Condition("mlm", 2)] == "dense-mlm-seed2"
 
 
 def test_the_scope_of_a_study_is_that_of_its_searches_and_of_one_shot(write):
@@ -236,7 +241,7 @@ def test_a_file_included_twice_counts_once_however_many_ways_lead_to_it(write):
         below = "deep.yaml" if k == 39 else f"level{k + 1}.yaml"
         top = write(f"level{k}", include=[below, f"./{below}"])
     made = planned(top)
-    assert made.jobs == once.jobs and made.cells == once.cells and len(made.studies) == 41
+    assert made.jobs == once.jobs and made.conditions == once.conditions and len(made.studies) == 41
 
 
 def test_a_study_of_more_than_100_files_is_refused(write):
@@ -263,12 +268,12 @@ def test_a_study_of_more_than_100_files_is_refused(write):
     ],
 )
 def test_values_that_are_what_they_look_like_are_read(text, value):
-    assert study_file.PlainLoader(f"[{text}]").get_single_data() == [value]
+    assert yaml_loader.PlainLoader(f"[{text}]").get_single_data() == [value]
 
 
 def test_a_note_may_be_written_in_several_lines(write):
     assert (
-        planned(write(**SMALL, note="one\n  sentence\n")).studies[0].keys["note"] == "one sentence"
+        planned(write(**SMALL, note="one\n  sentence\n")).studies[0].content.note == "one sentence"
     )
 
 
@@ -307,17 +312,20 @@ def test_tickets_are_not_searched_for_in_other_weights_than_they_are_trained_in(
         transfer = {**TRANSFER, "seeds": [1]}
         return planned(write(flags=GRID["flags"], tasks=models, transfer=transfer), **flags)
 
-    runner.refuse_other_weights(made(engine))
-    named = rf"transfer-\S+: --model_name_or_path \S+: is base_sha256 \w{{12}}….* of {tiny_bert}.*--allow_other_weights"
-    with pytest.raises(BadInput, match=named.replace(str(tiny_bert), r"\S+")):
-        runner.refuse_other_weights(made(other_bert))
-    allowed = made(other_bert, allow_other_weights=True)
-    runner.refuse_other_weights(allowed)
-    assert (
-        "--allow_other_weights" in plans.summary(allowed)["note"]
-        and "quick look" in plans.summary(allowed)["note"]
+    compatibility.check_weights(made(engine))
+    named = (
+        r"transfer-\S+: --model_name_or_path \S+: has base_sha256 \w{12}….* in \S+"
+        r".*--allow_other_weights"
     )
-    assert "--allow_other_weights" not in plans.summary(made(engine))["note"]
+    with pytest.raises(BadInput, match=named):
+        compatibility.check_weights(made(other_bert))
+    allowed = made(other_bert, allow_other_weights=True)
+    compatibility.check_weights(allowed)
+    assert (
+        "--allow_other_weights" in allowed.to_dict()["note"]
+        and "quick look" in allowed.to_dict()["note"]
+    )
+    assert "--allow_other_weights" not in made(engine).to_dict()["note"]
 
 
 def test_regexes_to_ignore_reach_every_job_as_one_flag_of_several_values(write):
@@ -329,11 +337,11 @@ def test_regexes_to_ignore_reach_every_job_as_one_flag_of_several_values(write):
     with pytest.raises(BadInput, match="x: belongs to no flag"):
         study.overrides(["--bf16", "--optim=sgd", "x"])
     file = write(**{**SMALL, "flags": {**GRID["flags"], "ignore": ["pooler", r"key\."]}})
-    jobs = planned(file).jobs.values()
-    assert {job.kind for job in jobs} == {"imp", "transfer"} and all(
-        job.args.ignore for job in jobs
+    planned_jobs = planned(file).jobs.values()
+    assert {job.kind for job in planned_jobs} == {"imp", "transfer"} and all(
+        job.args.ignore for job in planned_jobs
     )
-    argv = plans.as_argv(next(iter(jobs)).flags)
+    argv = jobs.as_argv(next(iter(planned_jobs)).flags)
     assert argv[argv.index("--ignore") :][:3] == ["--ignore", "pooler", r"key\."]
     assert planned(file, ignore=["value"]).jobs["search-sst2-seed1"].args.ignore == ("value",)
 
@@ -350,8 +358,8 @@ def test_a_job_with_a_starved_matrix_is_named_below_the_table(write, begin, tmp_
     lines = [line for line in text.splitlines() if line.startswith("starved")]
     assert code == 0 and len(lines) == 4
     assert (
-        "search-sst2-seed1: encoder.layer.0.output.dense.weight keeps 3 weights, fewer than it has outputs"
-        in text
+        "search-sst2-seed1: encoder.layer.0.output.dense.weight keeps 3 weights, "
+        "fewer than it has outputs" in text
     )
     assert "and so does 1 other matrix" in lines[0]
 
@@ -451,7 +459,7 @@ def test_steps_come_from_the_data_or_the_papers_sizes(write, sst2_data):
                 "flags": {"num_train_epochs": 2, "per_device_train_batch_size": 16, **flags},
             }
         )
-        return costs.steps_a_round(planned(file).jobs["search-sst2-seed1"].args)
+        return costs.steps_per_round(planned(file).jobs["search-sst2-seed1"].args)
 
     assert steps() == 2 * -(-67_349 // 16)
     assert steps(max_train_samples=100) == 2 * 7
@@ -463,7 +471,7 @@ def test_steps_come_from_the_data_or_the_papers_sizes(write, sst2_data):
     ("name", "jobs", "cells"),
     [
         ("table2", 55 + 4 * 55, 55 * (1 + 9 + 4)),
-        # searches, dense networks of the two other seeds; each source on each target but where it is the search itself
+        # Searches; dense networks of the other seeds; each source on each target but itself.
         ("figure2_transfer", 11 + 22 + (363 - 11) + 33, 33 * (1 + 11 + 1)),
         ("rewinding", 33 * 6, 33 * (1 + 6)),
         ("paper", 55 + 220 + 330 + 33 + 33 * 5, 55 * (1 + 9 + 4) + 330 + 33 + 33 * 5),
@@ -472,11 +480,11 @@ def test_steps_come_from_the_data_or_the_papers_sizes(write, sst2_data):
 )
 def test_the_shipped_studies_plan_and_every_flag_resolves(name, jobs, cells):
     made = planned(STUDIES / f"{name}.yaml")
-    assert (len(made.jobs), len(made.cells)) == (jobs, cells)
-    assert plans.summary(made)["name"] == name
+    assert (len(made.jobs), len(made.conditions)) == (jobs, cells)
+    assert made.to_dict()["name"] == name
     place = {job: i for i, job in enumerate(made.jobs)}
     assert all(place[need] < place[job.id] for job in made.jobs.values() for need in job.needs)
-    assert set(made.cells.values()) == set(made.jobs)  # no job for nothing
+    assert set(made.conditions.values()) == set(made.jobs)  # no job for nothing
 
 
 def test_other_flags_into_the_same_directory_are_refused(write, begin, tmp_path):

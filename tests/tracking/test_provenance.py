@@ -17,8 +17,9 @@ from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
 from lth_scale.pruning.schedules import Schedule
-from lth_scale.science import runner
-from lth_scale.science.plans import Job, Plan
+from lth_scale.science import compatibility
+from lth_scale.science.jobs import Job
+from lth_scale.science.plans import Plan
 from lth_scale.tracking import provenance
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.training.dense_round import check_dense
@@ -297,7 +298,7 @@ def test_a_study_is_not_continued_on_other_data(small, own, tmp_path):
     path.parent.mkdir(parents=True)
     args = made.jobs["first"].args
     path.write_text(json.dumps({**args.as_dict(), "digests": provenance.digests(args)}))
-    runner.refuse_other_content(made, tmp_path / "out")
+    compatibility.check_content(made, tmp_path / "out")
     write_jsonl(tmp_path / "data/train.jsonl", [{"sentence": sentence(1), "label": 1}])
     with pytest.raises(BadInput, match=r"first .*--dataset_path: train\.jsonl was sha256"):
         runner.refuse_other_content(made, tmp_path / "out")
@@ -364,7 +365,7 @@ def test_a_study_continues_with_the_same_model_under_another_path(
     args = planned("./model").jobs["first"].args
     path.write_text(json.dumps({**args.to_keep(), "digests": provenance.digests(args)}))
     (tmp_path / "link").symlink_to("model")
-    runner.refuse_other_flags(planned("link"), tmp_path / "out")
+    compatibility.check_flags(planned("link"), tmp_path / "out")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     for model in (
@@ -372,7 +373,7 @@ def test_a_study_continues_with_the_same_model_under_another_path(
         own["model_name_or_path"],
         shutil.copytree(tmp_path / "model", "copied"),
     ):
-        runner.refuse_other_flags(planned(model), tmp_path / "out")
+        compatibility.check_flags(planned(model), tmp_path / "out")
     flip_a_bit(Path("copied/model.safetensors"))
     runner.refuse_other_flags(planned("copied"), tmp_path / "out")
     with pytest.raises(BadInput, match=r"first .*--model_name_or_path: model\.safetensors"):
