@@ -52,12 +52,12 @@ def readme(folder: Path, run: PublishedRun, repo: str, licence: Licence) -> str:
         applies_to_base=run.applies_to_base,
         load_ticket=load_ticket(run, repo),
         evaluated_on=run.evaluated_on,
-        scores=scores(run.directory),
+        scores=scores(run.run_directory),
         picture=PICTURE if (folder / PICTURE).is_file() else "",
         speed=speed_section(run),
         command=run.command,
         provenance=provenance(run.saved),
-        seeds=len(run.directory.rows("seeds")) or 1,
+        seeds=len(run.run_directory.rows("seeds")) or 1,
         unused_layers=starved_in(run.metrics),
         note=run.args.note,
         licence=licence,
@@ -88,16 +88,16 @@ def _environment() -> Environment:
     return environment
 
 
-def scores(directory: RunDirectory) -> str:
+def scores(run_directory: RunDirectory) -> str:
     """The table of the run, as the terminal shows it."""
-    args = directory.arguments
+    args = run_directory.arguments
     if (
         isinstance(args, Transfer)
         and args.compare_with
         and not Path(args.compare_with, "results.json").is_file()
     ):
-        directory = RunDirectory(directory.directory, replace(args, compare_with=None))
-    return summary.report(directory)
+        run_directory = RunDirectory(run_directory.directory, replace(args, compare_with=None))
+    return summary.report(run_directory)
 
 
 def load_ticket(run: PublishedRun, repo: str) -> str:
@@ -123,7 +123,7 @@ def provenance(saved: dict[str, Any]) -> str:
 
 def speed_section(run: PublishedRun) -> str:
     """The tables of a speed check of this run and its machine, or the command that runs one."""
-    root = run.directory.directory
+    root = run.run_directory.directory
     for path in (root / "speed/speed.json", root.parent / f"speed-{root.name}/speed.json"):
         try:
             if os.path.lexists(path):

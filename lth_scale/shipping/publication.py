@@ -1,4 +1,4 @@
-"""Local paths in what a push publishes: only their last names."""
+"""What a push publishes: which files, and of local paths only the last names."""
 
 import json
 import os
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from lth_scale.pruning.ticket import Ticket
 
 
+# The files that a push uploads and a pull keeps: weights, settings, what tokenizers of transformers
+# save, card, evaluation results and figures. No code, no pickle, no link.
+PUSHED = (
+    r"(compact/)?\w[\w.-]*\.(safetensors|json|jinja|txt|model|codes|bpe|spm|tiktoken|tokenizer)"
+    r"|(compact/)?additional_chat_templates/\w[\w.-]*\.jinja"
+    r"|README\.md|\.eval_results/\w[\w.-]*\.yaml|figures/\w[\w.-]*\.png"
+)
 PATH_KEY = re.compile(r".*(name_or_path|_path|_file|_dir)")  # in files that transformers writes
 ABSOLUTE = re.compile(r"[/~\\]|[A-Za-z]:[/\\]|\.\.?[/\\]|file:", re.I)
 VOCABULARIES = ("tokenizer.json", "vocab.json")

@@ -25,7 +25,7 @@ class PublishedRun:
     saved: arguments.json; metrics: metrics.json of the stage; publication: what may be published.
     """
 
-    directory: RunDirectory
+    run_directory: RunDirectory
     stage: Path
     ticket: Ticket
     saved: dict[str, Any]
@@ -49,7 +49,7 @@ class PublishedRun:
     @property
     def args(self) -> Training:
         """The flags of the run."""
-        return self.directory.arguments
+        return self.run_directory.arguments
 
     @property
     def task(self) -> TaskKind:

@@ -17,7 +17,7 @@ from lth_scale.pruning.prunable_set import prunable
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.shipping.export.architectures import accepts, class_of, read_config
 from lth_scale.shipping.export.loading import load_dense
-from lth_scale.shipping.export.locations import MANIFEST, Place, locate
+from lth_scale.shipping.export.locations import MANIFEST, NetworkLocation, locate
 from lth_scale.tasks import tokenization, weights
 from lth_scale.tasks.cache import settle_for_cache
 from lth_scale.tasks.loading import check_checkpoint, check_tokenizer_class, model_path, quiet
@@ -52,10 +52,10 @@ def load_source(path: str) -> ExportSource:
     Raises BadInput if there is none, if it is damaged or not in safetensors, or has no prunable
     weights.
     """
-    place = locate(path)
-    name = str(place.model)
-    is_export = (place.model / MANIFEST).is_file()
-    model = load_dense(place.model) if is_export else load_checkpoint(name)
+    location = locate(path)
+    name = str(location.model)
+    is_export = (location.model / MANIFEST).is_file()
+    model = load_dense(location.model) if is_export else load_checkpoint(name)
     matrices = prunable(model)
     if not matrices:
         raise BadInput(
@@ -65,22 +65,24 @@ def load_source(path: str) -> ExportSource:
         for weight in matrices.values():
             weight.add_(0.0)  # −0.0, which multiplication by a mask leaves, becomes 0
     pruned = sum(int((weight == 0).sum()) for weight in matrices.values())
-    if place.ticket:
-        ticket = Ticket.load(place.ticket)
+    if location.ticket:
+        ticket = Ticket.load(location.ticket)
         masks = ticket.masks_for(model)
-        check_zeros(matrices, masks, place)
+        check_zeros(matrices, masks, location)
         pruned = sum(int((~mask).sum()) for mask in masks.values())
         matrices = {name: weight for name, weight in matrices.items() if name in ticket.masks}
     size = sum(weight.numel() for weight in matrices.values())
-    return ExportSource(Path(path), model, load_tokenizer(name, model), place.run, pruned, size)
+    return ExportSource(Path(path), model, load_tokenizer(name, model), location.run, pruned, size)
 
 
-def check_zeros(matrices: Mapping[str, Tensor], masks: Mapping[str, Tensor], place: Place) -> None:
+def check_zeros(
+    matrices: Mapping[str, Tensor], masks: Mapping[str, Tensor], location: NetworkLocation
+) -> None:
     """Raise BadInput if a weight that the ticket prunes is not zero."""
     for name, mask in masks.items():
         if matrices[name][~mask].any():
             raise BadInput(
-                f"{place.model}: {name} is not zero where {place.ticket} prunes it; "
+                f"{location.model}: {name} is not zero where {location.ticket} prunes it; "
                 "use the network and the ticket of one run"
             )
 
