@@ -162,7 +162,7 @@ def by_kernel(x: torch.Tensor, packed: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def encoder(batch: int, length: int, threads: int, repeats: int, layers: int) -> None:
-    """BERT-base's encoder with random weights: dense backends once, sparse ones at each sparsity."""
+    """Time BERT-base's encoder with random weights, sparse backends at each sparsity."""
     torch.manual_seed(0)
     model = (
         BertModel(BertConfig(num_hidden_layers=layers), add_pooling_layer=False)

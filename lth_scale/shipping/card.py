@@ -36,7 +36,7 @@ def write(folder: Path, run: PublishedRun, repo: str, licence: Licence) -> None:
 
 
 def readme(folder: Path, run: PublishedRun, repo: str, licence: Licence) -> str:
-    """The text of the card; `folder` has the figure if it could be drawn."""
+    """Return the text of the card; `folder` has the figure if it could be drawn."""
     card = render(
         "model_card.md",
         metadata=metadata(run, repo, licence).to_yaml(),
@@ -66,7 +66,7 @@ def readme(folder: Path, run: PublishedRun, repo: str, licence: Licence) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of this package with these values."""
+    """Return a template of this package with these values."""
     return _environment().get_template(template).render(values)
 
 
@@ -89,7 +89,7 @@ def _environment() -> Environment:
 
 
 def scores(run_directory: RunDirectory) -> str:
-    """The table of the run, as the terminal shows it."""
+    """Return the table of the run, as the terminal shows it."""
     args = run_directory.arguments
     if (
         isinstance(args, Transfer)
@@ -101,7 +101,7 @@ def scores(run_directory: RunDirectory) -> str:
 
 
 def load_ticket(run: PublishedRun, repo: str) -> str:
-    """The code that applies the ticket to its base model."""
+    """Return the code that applies the ticket to its base model."""
     base = run.base_model if run.has_hub_base else f"DIRECTORY/OF/{run.base_model}"
     model = json.dumps(base, ensure_ascii=False)  # a quote in the name does not end the string
     revision = f', revision="{run.ticket.base_revision}"' if run.ticket.base_revision else ""
@@ -114,7 +114,7 @@ def load_ticket(run: PublishedRun, repo: str) -> str:
 
 
 def provenance(saved: dict[str, Any]) -> str:
-    """Versions and commit of arguments.json."""
+    """Return versions and commit of arguments.json."""
     versions = saved.get("versions", {}).items()
     text = ", ".join(f"{name} {version}" for name, version in versions if version)
     commit = saved.get("git_commit")
@@ -122,7 +122,7 @@ def provenance(saved: dict[str, Any]) -> str:
 
 
 def speed_section(run: PublishedRun) -> str:
-    """The tables of a speed check of this run and its machine, or the command that runs one."""
+    """Return the tables of a speed check of this run, or the command that runs one."""
     root = run.run_directory.directory
     for path in (root / "speed/speed.json", root.parent / f"speed-{root.name}/speed.json"):
         try:
@@ -137,7 +137,7 @@ def speed_section(run: PublishedRun) -> str:
 
 
 def measured_speed(speed: dict[str, Any], pruned: int) -> str:
-    """The cells of a speed.json with this number of pruned weights, as Markdown; "" without any."""
+    """Return the cells of a speed.json with as many pruned weights as Markdown, or ""."""
     cells = [cell for cell in speed["cells"] if cell["pruned"] == pruned]
     if not cells:
         return ""

@@ -56,7 +56,7 @@ def push(
 
 
 def find_run(run: str) -> NetworkLocation:
-    """The network and ticket of a run. Raises BadInput unless it is a run with a ticket."""
+    """Return the network and ticket of a run. Raises BadInput unless it is a run with a ticket."""
     location = locate(run)
     if location.ticket is None or not location.run:
         raise BadInput(
@@ -81,7 +81,7 @@ def check_run_writable(run: str, root: Path) -> None:
 
 
 def last_push(record: Path) -> dict[str, str]:
-    """The hub.json of a run, or {} if there is none or it was not written by a push."""
+    """Return the hub.json of a run, or {} if there is none or it was not written by a push."""
     try:
         content = files.read_json(record)
         return content if content.keys() >= {"hub_model_id", "commit", "url"} else {}
@@ -143,7 +143,7 @@ def push_when_done(run: "RunDirectory") -> None:
 
 
 def full_name(repo: str) -> str:
-    """user/name of a repository; asks the Hub for the user, and so whether it accepts the token."""
+    """Return user/name of a repository. The Hub is asked for the user: a check of the token."""
     from huggingface_hub import HfApi
 
     user = HfApi().whoami()["name"]

@@ -34,7 +34,7 @@ class PublishedRun:
 
     @classmethod
     def of_stage(cls, stage: Path) -> "PublishedRun":
-        """The run of a stage (rounds/KK or seeds/SS), as its arguments.json says."""
+        """Return the run of a stage (rounds/KK or seeds/SS), as its arguments.json says."""
         root = stage.absolute().parent.parent
         saved = files.read_json(root / "arguments.json")
         return cls(
@@ -128,7 +128,7 @@ class PublishedRun:
 
 
 def arguments_of(saved: Mapping[str, Any]) -> Training:
-    """arguments.json as flags; flags that an older version did not have get their defaults."""
+    """Return arguments.json as flags; those that an older version lacked have defaults."""
     cls = Transfer if "seeds" in saved else Arguments
     names = {field.name for field in fields(cls)}
     values: dict[str, Any] = {

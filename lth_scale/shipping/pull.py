@@ -70,7 +70,7 @@ def _download_files(name: str, revision: str | None, commit: str, names: Iterabl
 
 
 def pulled(cache: Path, name: str) -> dict[str, str]:
-    """The files that a repository's export.json lists, and itself, with their known digests.
+    """Return the files that a repository's export.json lists, and itself, with their known digests.
 
     Raises BadInput where it is damaged, or lists a file of a kind that `push` does not upload.
     """

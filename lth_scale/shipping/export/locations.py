@@ -47,7 +47,7 @@ class NetworkLocation:
 
 
 def locate(path: str) -> NetworkLocation:
-    """The network that a path or a Hub name stands for. Raises BadInput if there is none."""
+    """Return the network that a path or a Hub name stands for. Raises BadInput if there is none."""
     directory = Path(path)
     if path == EMBEDDED:
         return NetworkLocation(embedded_path("bert"))
@@ -139,7 +139,7 @@ def seal(directory: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def opened(directory: Path) -> dict[str, Any]:
-    """export.json of a whole export, whose card may be edited or missing.
+    """Return export.json of a whole export, whose card may be edited or missing.
 
     Raises BadInput that names a file that was changed, is cut or is missing.
     """
@@ -154,17 +154,17 @@ def opened(directory: Path) -> dict[str, Any]:
 
 
 def is_card(name: str) -> bool:
-    """True for the files of a repository that people edit there."""
+    """Return whether a file of a repository is one that people edit there."""
     return name == "README.md" or name.startswith(".eval_results/")
 
 
 def is_whole(path: Path, digest: str) -> bool:
-    """True where a file is there and has this SHA-256."""
+    """Return whether a file exists and has this SHA-256."""
     return path.is_file() and files.sha256(path) == digest
 
 
 def manifest(directory: Path) -> dict[str, Any]:
-    """export.json by itself, without its files. Raises BadInput if it is damaged or missing."""
+    """Return export.json without a look at its files. Raises BadInput if it is damaged."""
     try:
         path = directory / MANIFEST
         files.check_regular(path)
@@ -204,7 +204,7 @@ def _text(content: dict[str, Any]) -> bytes:
 
 
 def is_taken(directory: Path) -> bool:
-    """True unless the directory is empty or does not exist; a link is taken.
+    """Return whether the directory exists and is not empty; a link is taken.
 
     Raises BadInput if it cannot be written.
     """
@@ -221,7 +221,7 @@ def is_taken(directory: Path) -> bool:
 
 
 def check_output(directory: Path, kind: str, dtype: str) -> dict[str, Any]:
-    """export.json of an export of this format and dtype in the directory, or {} if it is free.
+    """Return export.json of an export of this format in the directory, or {} if it is free.
 
     Raises BadInput if it holds anything else or cannot be written.
     """

@@ -118,7 +118,7 @@ def load_checkpoint(name: str) -> PreTrainedModel:
 
 
 def read_checkpoint(args: Training, config: PreTrainedConfig) -> weights.Found:
-    """The network of a checkpoint, without a pooler if the checkpoint has none."""
+    """Return the network of a checkpoint, without a pooler if the checkpoint has none."""
     encoder: Any = transformers.MODEL_MAPPING.get(type(config), None)
     config.architectures = config.architectures or [encoder.__name__]
     cls = class_of(config)
@@ -133,7 +133,7 @@ def read_checkpoint(args: Training, config: PreTrainedConfig) -> weights.Found:
 
 
 def load_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a checkpoint, or None if there is none that can pad. Raises BadInput."""
+    """Load the tokenizer beside a checkpoint, or None without one that can pad. Raises BadInput."""
     path = model_path(Training(task="mlm", model_name_or_path=name))
     saved = [file for pattern in TOKENIZER_FILES for file in Path(path).glob(pattern)]
     if is_local(name) and not saved:
