@@ -28,7 +28,7 @@ def read_config(path: str) -> PreTrainedConfig:
 
 
 def class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """Return the class that `architectures` names. Raises BadInput if it does not fit the config."""
+    """Return the class that `architectures` names. Raises BadInput if it does not fit."""
     name = (config.architectures or ["none"])[0]
     cls: Any = getattr(transformers, name, None) if isinstance(name, str) else None
     is_model = isinstance(cls, type) and issubclass(cls, PreTrainedModel)
