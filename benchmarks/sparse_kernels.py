@@ -1,9 +1,9 @@
-"""The sparse kernels beside every dense and sparse product there is: one Linear at a time, and a whole encoder.
+"""The sparse kernels beside all other dense and sparse products: single Linears, a whole encoder.
 
-`python benchmarks/sparse_kernels.py bounds`, `… linear`, `… encoder --batch_size 1`, `… variants`: medians
-[quartiles] of interleaved runs on pinned cores. GFLOP/s count the weights that are not zero. The load-port bound is
-that of fused multiply-adds that read from L1, as `bounds.cpp` measures it; the memory bound is that of reading the
-weights once.
+`python benchmarks/sparse_kernels.py bounds`, `… linear`, `… encoder --batch_size 1`, `… variants`
+print medians [quartiles] of interleaved runs on pinned cores. GFLOP/s count nonzero weights. The
+load-port bound is the rate of fused multiply-adds that read from L1, which `bounds.cpp` measures;
+the memory bound is the time to read the weights once.
 """
 
 import argparse
@@ -162,7 +162,7 @@ def by_kernel(x: torch.Tensor, packed: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def encoder(batch: int, length: int, threads: int, repeats: int, layers: int) -> None:
-    """BERT-base's encoder with random weights: every dense engine once, the sparse ones at each sparsity."""
+    """Time BERT-base's encoder with random weights, sparse backends at each sparsity."""
     torch.manual_seed(0)
     model = (
         BertModel(BertConfig(num_hidden_layers=layers), add_pooling_layer=False)
@@ -213,7 +213,8 @@ def encoder(batch: int, length: int, threads: int, repeats: int, layers: int) ->
         f"{batch} × {length} tokens, {threads} thread(s), n = {repeats}; the best dense: {best}\n"
     )
     print(
-        "| engine | ms | CPU ms | × eager | × best dense fp32 | × best dense int8 | against best fp32 (int8: int8) |"
+        "| engine | ms | CPU ms | × eager | × best dense fp32 | × best dense int8 "
+        "| against best fp32 (int8: int8) |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, timing in sorted(found.items(), key=lambda each: spread(each[1].wall)[0]):
@@ -226,11 +227,17 @@ def encoder(batch: int, length: int, threads: int, repeats: int, layers: int) ->
         print("| " + " | ".join(row) + " |", flush=True)
 
 
-# What the kernel would be without an idea, or with one more: (replacements in native.cpp, in kernels.h), blocks.
+# Kernels without one optimization or with one more: (changes in native.cpp, in kernels.h), blocks.
 ROWS_SORTED = "std::stable_sort(order.begin(), order.end(),"
 FIRST = "(int32_t)lists[order[g]].size()"
-LONGEST = "[&] { size_t n = 0; for (int i = 0; i < 4; i++) if (order[g + i] != NO_ROW) n = std::max(n, lists[order[g + i]].size()); return (int32_t)n; }()"  # noqa: E501
-AHEAD = "_mm_prefetch((const char*)(units + 128), _MM_HINT_T0); _mm_prefetch((const char*)(offsets + 128), _MM_HINT_T0);"
+LONGEST = (
+    "[&] { size_t n = 0; for (int i = 0; i < 4; i++) if (order[g + i] != NO_ROW) "
+    "n = std::max(n, lists[order[g + i]].size()); return (int32_t)n; }()"
+)
+AHEAD = (
+    "_mm_prefetch((const char*)(units + 128), _MM_HINT_T0); "
+    "_mm_prefetch((const char*)(offsets + 128), _MM_HINT_T0);"
+)
 VARIANTS: dict[str, tuple[dict[str, str], dict[str, str], tuple[int, int]]] = {
     "as it is": ({}, {}, (192, 128)),
     "rows not sorted": ({ROWS_SORTED: f"if (0) {ROWS_SORTED}", FIRST: LONGEST}, {}, (192, 128)),
@@ -280,11 +287,12 @@ def operators(name: str, folder: Path) -> Any:
 
 
 def variants(threads: int, repeats: int) -> None:
-    """Three layers of BERT-base on 4 × 128 tokens: how fast each variant is, as a multiple of the kernel as it is."""
+    """Print the speed of each variant on three layers of BERT-base and 4 × 128 tokens."""
     size = [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
     biases, norms = [torch.zeros(rows) for rows, _ in size], [torch.ones(768), torch.zeros(768)] * 2
     print(
-        f"| dtype | sparsity | ms a layer | {' | '.join(VARIANTS)} |\n{'| --- ' * (3 + len(VARIANTS))}|"
+        f"| dtype | sparsity | ms a layer | {' | '.join(VARIANTS)} |\n"
+        f"{'| --- ' * (3 + len(VARIANTS))}|"
     )
     with tempfile.TemporaryDirectory() as folder:
         ops = {name: operators(name, Path(folder)) for name in VARIANTS}
@@ -322,7 +330,8 @@ def variants(threads: int, repeats: int) -> None:
 def fused_or_not(threads: int, repeats: int) -> None:
     """BERT-base's encoder with one operator a layer, and with each Linear by itself."""
     print(
-        f"\n| sparsity | one operator a layer, ms | each Linear by itself, ms | ratio |\n{'| --- ' * 4}|"
+        "\n| sparsity | one operator a layer, ms | each Linear by itself, ms | ratio |\n"
+        f"{'| --- ' * 4}|"
     )
     fuse, ids = modules.fuse, torch.randint(1000, 30000, (1, 128))
     for sparsity in SPARSITIES:
@@ -336,7 +345,8 @@ def fused_or_not(threads: int, repeats: int) -> None:
         with pinned(threads), torch.no_grad():
             found, _ = measure(runs, repeats)
         median, low, high = ratio(found["apart"], found["fused"])
-        times = f"{shown(found['fused'])} | {shown(found['apart'])} | {median:.2f} [{low:.2f}, {high:.2f}]"
+        times = f"{shown(found['fused'])} | {shown(found['apart'])}"
+        times += f" | {median:.2f} [{low:.2f}, {high:.2f}]"
         print(f"| {sparsity:.0%} | {times} |", flush=True)
     modules.fuse = fuse
 

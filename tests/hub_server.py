@@ -1,6 +1,6 @@
-"""A Hub of one's own: what `huggingface_hub` asks of the real one, over real HTTP, with faults on order.
+"""A server with the part of the Hub's API that `huggingface_hub` uses, which fails on demand.
 
-`python -m tests.hub_server` serves one; its first line is the address to put into HF_ENDPOINT.
+`python -m tests.hub_server` starts one and prints its address, for HF_ENDPOINT.
 """
 
 import base64
@@ -20,7 +20,10 @@ TOKENS = {"hf_writer": "writer", "hf_reader": None}  # a token that may write, a
 
 @dataclass
 class Fault:
-    """What happens to requests whose `METHOD /path` has a match of `where`: a status, `cut`, or seconds to wait."""
+    """What happens to requests whose `METHOD /path` matches `where`.
+
+    what: a status, `cut`, or seconds to wait.
+    """
 
     where: str
     what: int | str | float

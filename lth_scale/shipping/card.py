@@ -36,7 +36,7 @@ def write(folder: Path, run: PublishedRun, repo: str, licence: Licence) -> None:
 
 
 def readme(folder: Path, run: PublishedRun, repo: str, licence: Licence) -> str:
-    """The text of the card; `folder` has the figure if it could be drawn."""
+    """Return the text of the card; `folder` has the figure if it could be drawn."""
     card = render(
         "model_card.md",
         metadata=metadata(run, repo, licence).to_yaml(),
@@ -52,12 +52,12 @@ def readme(folder: Path, run: PublishedRun, repo: str, licence: Licence) -> str:
         applies_to_base=run.applies_to_base,
         load_ticket=load_ticket(run, repo),
         evaluated_on=run.evaluated_on,
-        scores=scores(run.directory),
+        scores=scores(run.run_directory),
         picture=PICTURE if (folder / PICTURE).is_file() else "",
         speed=speed_section(run),
         command=run.command,
         provenance=provenance(run.saved),
-        seeds=len(run.directory.rows("seeds")) or 1,
+        seeds=len(run.run_directory.rows("seeds")) or 1,
         unused_layers=starved_in(run.metrics),
         note=run.args.note,
         licence=licence,
@@ -66,7 +66,7 @@ def readme(folder: Path, run: PublishedRun, repo: str, licence: Licence) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of this package with these values."""
+    """Return a template of this package with these values."""
     return _environment().get_template(template).render(values)
 
 
@@ -88,20 +88,20 @@ def _environment() -> Environment:
     return environment
 
 
-def scores(directory: RunDirectory) -> str:
-    """The table of the run, as the terminal shows it."""
-    args = directory.arguments
+def scores(run_directory: RunDirectory) -> str:
+    """Return the table of the run, as the terminal shows it."""
+    args = run_directory.arguments
     if (
         isinstance(args, Transfer)
         and args.compare_with
         and not Path(args.compare_with, "results.json").is_file()
     ):
-        directory = RunDirectory(directory.directory, replace(args, compare_with=None))
-    return summary.report(directory)
+        run_directory = RunDirectory(run_directory.directory, replace(args, compare_with=None))
+    return summary.report(run_directory)
 
 
 def load_ticket(run: PublishedRun, repo: str) -> str:
-    """The code that applies the ticket to its base model."""
+    """Return the code that applies the ticket to its base model."""
     base = run.base_model if run.has_hub_base else f"DIRECTORY/OF/{run.base_model}"
     model = json.dumps(base, ensure_ascii=False)  # a quote in the name does not end the string
     revision = f', revision="{run.ticket.base_revision}"' if run.ticket.base_revision else ""
@@ -114,7 +114,7 @@ def load_ticket(run: PublishedRun, repo: str) -> str:
 
 
 def provenance(saved: dict[str, Any]) -> str:
-    """Versions and commit of arguments.json."""
+    """Return versions and commit of arguments.json."""
     versions = saved.get("versions", {}).items()
     text = ", ".join(f"{name} {version}" for name, version in versions if version)
     commit = saved.get("git_commit")
@@ -122,8 +122,8 @@ def provenance(saved: dict[str, Any]) -> str:
 
 
 def speed_section(run: PublishedRun) -> str:
-    """The tables of a speed check of this run and its machine, or the command that runs one."""
-    root = run.directory.directory
+    """Return the tables of a speed check of this run, or the command that runs one."""
+    root = run.run_directory.directory
     for path in (root / "speed/speed.json", root.parent / f"speed-{root.name}/speed.json"):
         try:
             if os.path.lexists(path):
@@ -137,7 +137,7 @@ def speed_section(run: PublishedRun) -> str:
 
 
 def measured_speed(speed: dict[str, Any], pruned: int) -> str:
-    """The cells of a speed.json with this number of pruned weights, as Markdown; "" without any."""
+    """Return the cells of a speed.json with as many pruned weights as Markdown, or ""."""
     cells = [cell for cell in speed["cells"] if cell["pruned"] == pruned]
     if not cells:
         return ""

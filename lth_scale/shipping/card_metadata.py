@@ -41,7 +41,7 @@ class Licence:
 
 
 def metadata(run: PublishedRun, repo: str, licence: Licence) -> ModelCardData:
-    """Base model, task, data, and the scores as `model-index`."""
+    """Return base model, task, data, and the scores as `model-index`."""
     args, (dataset, _) = run.args, run.task.dataset
     is_local = args.dataset_path is not None
     pattern = run.ticket.arguments.get("pattern", "unstructured")
@@ -83,7 +83,7 @@ def _eval_result(run: PublishedRun, name: str, value: float) -> EvalResult:
 
 
 def evaluation_file(run: PublishedRun) -> str:
-    """The Hub's evaluation-result file (`.eval_results/*.yaml`), or "" for the demo's own data."""
+    """Return the Hub's file of evaluation results, or "" for the demo's own data."""
     if run.args.dataset_path == EMBEDDED:
         return ""
     dataset, config = run.task.dataset
@@ -99,7 +99,7 @@ def evaluation_file(run: PublishedRun) -> str:
 
 
 def licence_of(publication: Publication, online: bool) -> Licence:
-    """The licence that the base model's card names, or `unknown`."""
+    """Return the licence that the base model's card names, or `unknown`."""
     base = publication.base_model
     if base == EMBEDDED:
         return Licence("apache-2.0", "the licence of lth_scale, which includes this small BERT")

@@ -11,7 +11,7 @@ from lth_scale.config.errors import BadInput, Stopped
 from lth_scale.config.hub_access import _answered, polite
 from lth_scale.config.startup import first_imports, is_main_process
 from lth_scale.config.texts import quoted
-from lth_scale.shipping.export.locations import Place, locate
+from lth_scale.shipping.export.locations import NetworkLocation, locate
 from lth_scale.shipping.publication import Publication
 from lth_scale.tracking.console import say
 
@@ -32,10 +32,10 @@ def push(
     the size in bytes of each file. Raises BadInput for what cannot be uploaded and for a token that
     is not accepted, Stopped if the Hub fails; then the repository is as it was.
     """
-    place, repo = find_run(str(run)), hub_model_id or Path(run).resolve().name
+    location, repo = find_run(str(run)), hub_model_id or Path(run).resolve().name
     check_name(repo)
-    assert place.ticket
-    root = place.model.absolute().parents[2]
+    assert location.ticket
+    root = location.model.absolute().parents[2]
     record = root / "hub.json"
     check_run_writable(str(run), root)
     with first_imports():
@@ -44,8 +44,8 @@ def push(
     with polite(), files.temporary_directory(root / "hub") as folder:
         if not dry_run:
             repo = _answered(lambda: full_name(repo), repo)
-        licence = card_metadata.licence_of(Publication(place.run, root), online=not dry_run)
-        repository_files.fill(folder, place.ticket.parent, repo, licence)
+        licence = card_metadata.licence_of(Publication(location.run, root), online=not dry_run)
+        repository_files.fill(folder, location.ticket.parent, repo, licence)
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         sizes = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
         if dry_run:
@@ -55,15 +55,15 @@ def push(
     return commit.commit_url, sizes
 
 
-def find_run(run: str) -> Place:
-    """The network and ticket of a run. Raises BadInput unless it is a run with a ticket."""
-    place = locate(run)
-    if place.ticket is None or not place.run:
+def find_run(run: str) -> NetworkLocation:
+    """Return the network and ticket of a run. Raises BadInput unless it is a run with a ticket."""
+    location = locate(run)
+    if location.ticket is None or not location.run:
         raise BadInput(
             f"{run}: not a run with a ticket; specify the --output_dir of lth_scale.imp, or of "
             "lth_scale.transfer with --push_to_hub"
         )
-    return place
+    return location
 
 
 def check_run_writable(run: str, root: Path) -> None:
@@ -81,7 +81,7 @@ def check_run_writable(run: str, root: Path) -> None:
 
 
 def last_push(record: Path) -> dict[str, str]:
-    """The hub.json of a run, or {} if there is none or it was not written by a push."""
+    """Return the hub.json of a run, or {} if there is none or it was not written by a push."""
     try:
         content = files.read_json(record)
         return content if content.keys() >= {"hub_model_id", "commit", "url"} else {}
@@ -143,7 +143,7 @@ def push_when_done(run: "RunDirectory") -> None:
 
 
 def full_name(repo: str) -> str:
-    """user/name of a repository; asks the Hub for the user, and so whether it accepts the token."""
+    """Return user/name of a repository. The Hub is asked for the user: a check of the token."""
     from huggingface_hub import HfApi
 
     user = HfApi().whoami()["name"]

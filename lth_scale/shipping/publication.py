@@ -1,4 +1,4 @@
-"""Local paths in what a push publishes: only their last names."""
+"""What a push publishes: which files, and of local paths only the last names."""
 
 import json
 import os
@@ -19,13 +19,20 @@ if TYPE_CHECKING:
     from lth_scale.pruning.ticket import Ticket
 
 
+# The files that a push uploads and a pull keeps: weights, settings, what tokenizers of transformers
+# save, card, evaluation results and figures. No code, no pickle, no link.
+PUSHED = (
+    r"(compact/)?\w[\w.-]*\.(safetensors|json|jinja|txt|model|codes|bpe|spm|tiktoken|tokenizer)"
+    r"|(compact/)?additional_chat_templates/\w[\w.-]*\.jinja"
+    r"|README\.md|\.eval_results/\w[\w.-]*\.yaml|figures/\w[\w.-]*\.png"
+)
 PATH_KEY = re.compile(r".*(name_or_path|_path|_file|_dir)")  # in files that transformers writes
 ABSOLUTE = re.compile(r"[/~\\]|[A-Za-z]:[/\\]|\.\.?[/\\]|file:", re.I)
 VOCABULARIES = ("tokenizer.json", "vocab.json")
 
 
 def bare(path: str) -> str:
-    """The last name of a local path of any system; `embedded` and '' are kept."""
+    """Return the last name of a local path of any system; `embedded` and '' are kept."""
     text = unquote(urlsplit(path).path) if path.startswith("file:") else path
     last = re.split(r"[/\\]+", text.rstrip("/\\") or text)[-1]
     if last in ("", ".", "..") and path:
@@ -67,7 +74,7 @@ class Publication:
         return str(self.flags.get("model_name_or_path") or "")
 
     def is_local(self, model: str) -> bool:
-        """True if a model's name stands for a directory, as recorded by the run or by its form."""
+        """Return whether a model's name is a directory, as the run recorded it or by its form."""
         if model in ("", EMBEDDED):
             return False
         digests = self.flags.get("digests")  # version 0.1.0 recorded none
@@ -76,23 +83,23 @@ class Publication:
         return not re.fullmatch(HUB_NAME, model, re.ASCII) or self.directory(model) is not None
 
     def directory(self, model: str) -> Path | None:
-        """The directory of this name below the current one, the run, or one that contains it."""
+        """Return the directory of this name below the current one, the run or its parents."""
         paths = (parent / model for parent in self.parents)
         return next((path for path in paths if os.path.isdir(path)), None)
 
     def model(self, name: str) -> str:
-        """A model's name on the Hub, or the last name of a local directory."""
+        """Return a model's name on the Hub, or the last name of a local directory."""
         return bare(name) if self.is_local(name) else name
 
     def text(self, text: str) -> str:
-        """A text without secrets, in which paths of the run are replaced by their last names."""
+        """Return a text without secrets, with last names in place of the run's paths."""
         for path in sorted(self.names, key=len, reverse=True):
             name = self.names[path].replace("\\", r"\\")
             text = re.sub(rf"(?<![\w.~-]){re.escape(path)}(?![\w-])", name, text)
         return without_secrets(text)
 
     def value(self, value: Any, key: str = "") -> Any:
-        """A JSON value with all strings in it as they may be published; `key` is its own key."""
+        """Return a JSON value with its strings as they may be published; `key` is its own key."""
         if isinstance(value, dict):
             return {name: self.value(item, name) for name, item in value.items()}
         if isinstance(value, list | tuple):
@@ -107,7 +114,7 @@ class Publication:
         return self.text(bare(value) if local else value)
 
     def ticket(self, ticket: "Ticket") -> "Ticket":
-        """A ticket with the same masks, and base model and arguments that may be published."""
+        """Return a ticket with the same masks, whose metadata may be published."""
         base = self.value(ticket.base_model, "model_name_or_path")
         revision = "" if self.is_local(ticket.base_model) else ticket.base_revision
         return replace(

@@ -25,7 +25,7 @@ class PublishedRun:
     saved: arguments.json; metrics: metrics.json of the stage; publication: what may be published.
     """
 
-    directory: RunDirectory
+    run_directory: RunDirectory
     stage: Path
     ticket: Ticket
     saved: dict[str, Any]
@@ -34,7 +34,7 @@ class PublishedRun:
 
     @classmethod
     def of_stage(cls, stage: Path) -> "PublishedRun":
-        """The run of a stage (rounds/KK or seeds/SS), as its arguments.json says."""
+        """Return the run of a stage (rounds/KK or seeds/SS), as its arguments.json says."""
         root = stage.absolute().parent.parent
         saved = files.read_json(root / "arguments.json")
         return cls(
@@ -49,7 +49,7 @@ class PublishedRun:
     @property
     def args(self) -> Training:
         """The flags of the run."""
-        return self.directory.arguments
+        return self.run_directory.arguments
 
     @property
     def task(self) -> TaskKind:
@@ -128,7 +128,7 @@ class PublishedRun:
 
 
 def arguments_of(saved: Mapping[str, Any]) -> Training:
-    """arguments.json as flags; flags that an older version did not have get their defaults."""
+    """Return arguments.json as flags; those that an older version lacked have defaults."""
     cls = Transfer if "seeds" in saved else Arguments
     names = {field.name for field in fields(cls)}
     values: dict[str, Any] = {

@@ -2,21 +2,14 @@
 
 import re
 import shutil
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 
 from lth_scale.config import directories
 from lth_scale.config.errors import BadInput
 from lth_scale.config.hub_access import _fetched, check_source, polite
-from lth_scale.config.manifest import Manifest
-from lth_scale.shipping.export.locations import (
-    MANIFEST,
-    PUSHED,
-    is_card,
-    is_taken,
-    is_whole,
-    manifest,
-)
+from lth_scale.shipping.export.locations import MANIFEST, is_card, is_taken, is_whole, manifest
+from lth_scale.shipping.publication import PUSHED
 
 
 def pull(name: str, output_dir: str | Path | None = None, revision: str | None = None) -> Path:
@@ -26,8 +19,6 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
     files and for a directory that is not free, Stopped if the Hub fails. What was downloaded stays
     in the Hub's cache and is not downloaded again.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download
-
     check_source(name, revision)
     directory = Path(output_dir or name.split("/")[-1])
     exists = is_taken(directory)
@@ -36,24 +27,16 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
             f"--output_dir {directory}: exists and was not pulled; specify another directory"
         )
     with polite():
-        path = _fetched(
-            lambda: hf_hub_download(name, MANIFEST, revision=revision), name, revision, MANIFEST
-        )
-        first = Path(path)
-        if exists and first.read_bytes() != (directory / MANIFEST).read_bytes():
+        path = _download_manifest(name, revision)
+        if exists and path.read_bytes() != (directory / MANIFEST).read_bytes():
             raise BadInput(
                 f"--output_dir {directory}: holds another export; specify another directory"
             )
         if exists:
             verify(directory)
             return directory
-        names = pulled(first.parent, name)
-        commit = first.parent.name
-
-        def download() -> str:
-            return snapshot_download(name, revision=commit, allow_patterns=sorted(names))
-
-        cache = Path(_fetched(download, name, revision))
+        names = pulled(path.parent, name)
+        cache = _download_files(name, revision, path.parent.name, names)
     with files.new_directory(directory) as unfinished:
         try:
             copy(cache, unfinished, names)
@@ -68,8 +51,26 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
     return directory
 
 
+def _download_manifest(name: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    def download() -> str:
+        return hf_hub_download(name, MANIFEST, revision=revision)
+
+    return Path(_fetched(download, name, revision, MANIFEST))
+
+
+def _download_files(name: str, revision: str | None, commit: str, names: Iterable[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    def download() -> str:
+        return snapshot_download(name, revision=commit, allow_patterns=sorted(names))
+
+    return Path(_fetched(download, name, revision))
+
+
 def pulled(cache: Path, name: str) -> dict[str, str]:
-    """The files that a repository's export.json lists, and itself, with their known digests.
+    """Return the files that a repository's export.json lists, and itself, with their known digests.
 
     Raises BadInput if it is damaged, or lists a file of a kind that `push` does not upload.
     """

@@ -12,8 +12,9 @@ from lth_scale.science import figures
 from lth_scale.shipping import card
 from lth_scale.shipping.card_metadata import Licence
 from lth_scale.shipping.export import writing
-from lth_scale.shipping.export.locations import MANIFEST, PUSHED, seal
+from lth_scale.shipping.export.locations import MANIFEST, seal
 from lth_scale.shipping.export.source import load_source
+from lth_scale.shipping.publication import PUSHED
 from lth_scale.shipping.published_run import PublishedRun
 from lth_scale.tracking.console import say
 
@@ -30,7 +31,7 @@ def fill(folder: Path, stage: Path, repo: str, licence: Licence) -> None:
     writing.write_export(folder, source, dense)
     run.publication.ticket(run.ticket).save(folder / "ticket.safetensors")
     for name in PROVENANCE:
-        path = run.directory.directory / name
+        path = run.run_directory.directory / name
         if path.is_file():
             shutil.copy(path, folder)
     draw_figures(run, folder / "figures")
@@ -62,14 +63,14 @@ def draw_figures(run: PublishedRun, folder: Path) -> None:
     """Copy the figures of a search; draw the scores if they are not there yet."""
     folder.mkdir()
     for name in PICTURES:
-        path = run.directory.directory / "figures" / name
+        path = run.run_directory.directory / "figures" / name
         if path.is_file():
             shutil.copy(path, folder)
     if (folder / PICTURES[0]).is_file():
         return
     metric = next(iter(run.metrics["eval"]))
     points = defaultdict[float, list[float]](list)
-    for row in run.directory.rows("seeds") or run.directory.rows():
+    for row in run.run_directory.rows("seeds") or run.run_directory.rows():
         points[100 * row["sparsity"]].append(row["eval"][metric])
     lines: figures.Lines = {"none": {}, run.control: points}
     panels: dict[str, tuple[figures.Lines, list[float]]] = {metric.replace("_", " "): (lines, [])}

@@ -1,4 +1,4 @@
-"""Every format of every family loads back and answers as before, to the bit where it promises that; or is refused."""
+"""Every format of every family loads back with the same outputs, or is refused by name."""
 
 import json
 import subprocess
@@ -25,10 +25,10 @@ from lth_scale.shipping.export.formats.compact import pack_compact, unpack_compa
 from lth_scale.shipping.export.formats.csr import pack_csr, to_csr, unpack_csr
 from lth_scale.shipping.export.formats.onnx import OnnxModel
 from lth_scale.shipping.export.formats.semi_structured import to_semi_structured
-from lth_scale.shipping.export.formats.tensors import prunable_names
+from lth_scale.shipping.export.formats.tensors import SafetensorsFormat, prunable_names
 from lth_scale.shipping.export.inputs import real_inputs
 from lth_scale.shipping.export.locations import MANIFEST, opened, seal
-from lth_scale.shipping.export.registry import FORMATS
+from lth_scale.shipping.export.registry import FORMATS, FormatSpec, register_format
 from lth_scale.shipping.export.source import load_source
 from lth_scale.shipping.export.writing import difference
 
@@ -211,7 +211,7 @@ def test_an_export_can_be_exported_again(kind, checkpoint, tmp_path):
 
 
 def bytes_of(model, width: int) -> int:
-    """What a compact file holds at 90 %: a bit a prunable weight, a tenth of their values, and all else."""
+    """The bytes of a compact file at 90 %: bits, a tenth of the values, and all other tensors."""
     known = prunable_names(model)
     return sum(
         (count + 7) // 8 + (count - round(0.9 * count)) * width if name in known else count * width
@@ -262,7 +262,7 @@ def test_csr_runs_in_inference_mode_and_on_every_shape_of_input(checkpoint):
             torch.testing.assert_close(sparse(x), linear(x))
 
 
-# Damage ---------------------------------------------------------------------------------------------------------------
+# Damage
 
 
 @pytest.fixture
@@ -391,7 +391,7 @@ def test_no_code_for_attention_is_fetched_that_a_config_names(made):
     assert load_exported(made).config._attn_implementation in ("sdpa", "eager")
 
 
-# Sources --------------------------------------------------------------------------------------------------------------
+# Sources
 
 
 def test_a_search_and_its_last_round_are_exported_with_the_zeros_of_the_ticket(search, tmp_path):
@@ -466,7 +466,7 @@ def test_inputs_are_a_padded_batch_of_8_and_one_sequence_as_long_as_the_model_ta
     assert single["input_ids"].shape == (1, 40 - reserved)
 
 
-# Places ---------------------------------------------------------------------------------------------------------------
+# Places
 
 
 def snapshot(directory: Path) -> dict:
@@ -542,7 +542,10 @@ def test_the_command_says_size_sparsity_difference_and_how_to_load(
 
 
 def test_the_command_imports_no_torch_before_its_flags_are_checked():
-    code = "import sys, lth_scale.export as m; m.COMMAND.parser().format_help(); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, lth_scale.export as m; m.build_parser().format_help(); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -551,7 +554,21 @@ def test_the_help_has_a_row_for_every_format():
     assert all(f"  {name} " in text and spec.about in text for name, spec in FORMATS.items())
 
 
-# What this machine may lack -------------------------------------------------------------------------------------------
+def test_a_format_of_a_third_party_is_exported_and_loaded(checkpoint, tmp_path, monkeypatch):
+    def unpack(parts, shape):
+        return parts["flat"].view(shape)
+
+    monkeypatch.setattr(FORMATS, "_entries", dict(FORMATS))
+    flat = SafetensorsFormat(lambda weight, dtype: {"flat": weight.flatten()}, unpack)
+    register_format("flat", FormatSpec("one row", lambda: flat, ("float32",), "flat.safetensors"))
+    made = export(str(checkpoint()), "flat", tmp_path / "out")
+    assert made["kind"] == "flat" and made["difference"]["relative"] == 0
+    assert farthest(checkpoint(), tmp_path / "out") == 0
+    with pytest.raises(ValueError, match="registered already"):
+        register_format("csr", FORMATS["flat"])
+
+
+# What this machine may lack
 
 
 def semi_structured(model):

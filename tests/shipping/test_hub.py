@@ -1,4 +1,4 @@
-"""What is pushed to a Hub and pulled from it, over real HTTP: a server that speaks what the library asks, and fails."""
+"""Pushing to a Hub and pulling from it, over real HTTP, with a server that fails on demand."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from lth_scale.config import files, hub_access, manifest
 from lth_scale.config.errors import BadInput, Stopped
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.pruning.ticket import digest
-from lth_scale.shipping import card, hub, pull, repository_files
+from lth_scale.shipping import card, hub, publication, pull, repository_files
 from lth_scale.shipping.export import locations
 from lth_scale.shipping.published_run import PublishedRun
 
@@ -213,7 +213,7 @@ VOCABULARIES = (
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_a_pull_takes_what_tokenizers_of_transformers_save(name):
     assert all(
-        re.fullmatch(locations.PUSHED, folder + name, re.ASCII) for folder in ("", "compact/")
+        re.fullmatch(publication.PUSHED, folder + name, re.ASCII) for folder in ("", "compact/")
     )
 
 
@@ -266,7 +266,7 @@ def test_a_local_model_is_one_wherever_it_is_pushed_from(
 def test_a_pull_into_a_link_is_refused_before_anything_is_fetched(server, tmp_path, target):
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / target)
-    with pytest.raises(BadInput, match=f"--output_dir {tmp_path}/link: .*use another"):
+    with pytest.raises(BadInput, match=f"--output_dir {tmp_path}/link: .*specify another"):
         pull.pull(REPO, tmp_path / "link")
     assert server.requests == [] and (tmp_path / "link").is_symlink()
 
@@ -325,7 +325,7 @@ def test_a_manifest_that_lists_what_no_push_makes_is_refused(server, tmp_path, n
     }
     content = seal_with(made, content, name)
     server.repos[REPO] = Repo(commits=[{name: b"evil", "export.json": content}])
-    with pytest.raises(BadInput, match=r"does not push|files outside"):
+    with pytest.raises(BadInput, match=r"which no push uploads|names files elsewhere"):
         pull.pull(REPO, tmp_path / "pulled")
     assert not (tmp_path / "pulled").exists()
 

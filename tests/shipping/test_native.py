@@ -78,7 +78,7 @@ BEST = kernels.instruction_set() if not kernels.unavailable() else ""
 
 
 def uneven(rows: int, columns: int, sparsity: float, seed: int) -> torch.Tensor:
-    """A weight whose rows are pruned unevenly, some of them wholly, to about `sparsity` (0 and 1 exactly)."""
+    """A weight whose rows are pruned unevenly, some entirely, to about `sparsity`."""
     draw = torch.Generator().manual_seed(seed)
     share = torch.rand(rows, 1, generator=draw) * 2 * sparsity if 0 < sparsity < 1 else sparsity
     keep = torch.rand(rows, columns, generator=draw) >= share

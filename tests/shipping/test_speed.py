@@ -22,7 +22,7 @@ from lth_scale.shipping.native import kernels, modules
 from lth_scale.shipping.speed import accuracy, measure, report, timing
 from lth_scale.shipping.speed.inputs import text_inputs
 from lth_scale.shipping.speed.measure import Timing, ratio, verdict
-from lth_scale.shipping.speed.registry import BACKENDS, EAGER, Setup
+from lth_scale.shipping.speed.registry import BACKENDS, EAGER, Backend, Setup, register_backend
 from lth_scale.tasks import registry
 
 QUICK = [
@@ -60,7 +60,7 @@ def networks(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def checked(networks, sst2_data, tmp_path_factory):
-    """The report of everything on one network, scored, kept in an MLflow store: directory, JSON, Markdown."""
+    """The report on one network, scored and logged to MLflow: directory, JSON, Markdown."""
     output = tmp_path_factory.mktemp("checked") / "speed"
     flags = [
         *QUICK[2:],
@@ -302,6 +302,18 @@ def test_an_engine_that_fails_is_a_row_with_its_reason(networks, tmp_path, monke
         "| csr | — | — | — | — | failed: ValueError: out of |"
         in (tmp_path / "speed.md").read_text()
     )
+
+
+def test_a_backend_of_a_third_party_is_timed(networks, tmp_path, monkeypatch):
+    def build(setup):
+        return lambda batch: tuple(setup.model(**batch).to_tuple())
+
+    monkeypatch.setattr(BACKENDS, "_entries", dict(BACKENDS))
+    register_backend("mine", Backend("fp32", build, lambda setup: ""))
+    flags = ["--backends", "mine", "--output_dir", str(tmp_path)]
+    speed.run(*speed.parse([str(networks[0]), *QUICK, *flags]))
+    rows = json.loads((tmp_path / "speed.json").read_text())["cells"][0]["rows"]
+    assert list(rows) == [EAGER, "mine"] and rows["mine"]["difference"] == 0
 
 
 @pytest.mark.parametrize(

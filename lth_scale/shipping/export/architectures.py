@@ -28,7 +28,7 @@ def read_config(path: str) -> PreTrainedConfig:
 
 
 def class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class that `architectures` names. Raises BadInput unless it is one for the config."""
+    """Return the class that `architectures` names. Raises BadInput if it does not fit."""
     name = (config.architectures or ["none"])[0]
     cls: Any = getattr(transformers, name, None) if isinstance(name, str) else None
     is_model = isinstance(cls, type) and issubclass(cls, PreTrainedModel)
@@ -41,12 +41,12 @@ def class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def accepts(cls: type[PreTrainedModel], option: str) -> bool:
-    """True if the constructor of a class has this keyword argument."""
+    """Return whether the constructor of a class has this keyword argument."""
     return option in inspect.signature(cls.__init__).parameters
 
 
 def unique_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with each tied tensor once, under its first name."""
+    """Return the state dict with each tied tensor once, under its first name."""
     state = model.state_dict()
     names = (*dict(model.named_parameters()), *dict(model.named_buffers()))
     return {name: state[name] for name in names if name in state}

@@ -60,7 +60,7 @@ def export(
 
 
 def default_dtype(kind: str) -> str:
-    """The first dtype of a format. Raises BadInput if there is no such format."""
+    """Return the first dtype of a format. Raises BadInput if there is no such format."""
     if kind not in FORMATS:
         raise BadInput(f"--format {kind}: unknown format; use one of {', '.join(FORMATS)}")
     return FORMATS[kind].dtypes[0]

@@ -18,7 +18,7 @@ LONGEST = 512  # tokens of the single sequence, if the model takes as many
 
 
 def real_inputs(source: ExportSource) -> tuple[list[dict[str, Tensor]], str]:
-    """A padded batch of 8 sentences, a single long sequence, and a line that describes them.
+    """Return a padded batch of 8 sentences, a single long sequence, and a line that describes them.
 
     The tensors are int64, of shapes (8, n) and (1, up to 512), named as the model takes them.
     """
@@ -37,13 +37,13 @@ def real_inputs(source: ExportSource) -> tuple[list[dict[str, Tensor]], str]:
 
 
 def sentences() -> list[str]:
-    """The sentences of the embedded SST-2 validation data."""
+    """Return the sentences of the embedded SST-2 validation data."""
     path = local_file(embedded_path("sst2"), "validation")
     return [row["sentence"] for row in read_rows(path, {"sentence": "string"}, None)]
 
 
 def tokenized_sentences(tokenizer: PreTrainedTokenizerBase, limit: int) -> list[dict[str, Tensor]]:
-    """The padded batch and the single sequence, truncated to `limit` tokens."""
+    """Return the padded batch and the single sequence, truncated to `limit` tokens."""
     texts = sentences()
     by_length = sorted(texts, key=len)[:: len(texts) // BATCH][:BATCH]
     words = " ".join(texts).split()[:limit]  # of at least one token each
@@ -54,7 +54,7 @@ def tokenized_sentences(tokenizer: PreTrainedTokenizerBase, limit: int) -> list[
 
 
 def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int:
-    """The most tokens of a sequence that the model has positions for, at most 512."""
+    """Return the most tokens of a sequence that the model has positions for, at most 512."""
     pad = getattr(model.config, "pad_token_id", None)
 
     def row(length: int) -> dict[str, Tensor]:
@@ -65,14 +65,14 @@ def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
-    """The number of ids that the model has embeddings for."""
+    """Return the number of ids that the model has embeddings for."""
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding)
     return embeddings.num_embeddings
 
 
 def random_ids(model: PreTrainedModel, limit: int) -> list[dict[str, Tensor]]:
-    """Ids of a fixed seed: a batch of lengths up to limit/2, and a sequence of length `limit`."""
+    """Return ids of a fixed seed: a batch of lengths up to limit/2, a sequence of `limit`."""
     pad = getattr(model.config, "pad_token_id", None) or 0
     size, generator = vocabulary_size(model), torch.Generator().manual_seed(0)
 

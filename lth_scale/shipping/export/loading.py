@@ -15,7 +15,7 @@ from lth_scale.shipping.export.registry import FORMATS
 
 
 def load_dense(directory: Path) -> PreTrainedModel:
-    """The dense fp32 network of an export. Raises BadInput as `load_network`, or without one."""
+    """Load the dense fp32 network of an export. Raises BadInput as `load_network`."""
     kind = manifest(directory)["kind"]
     if not FORMATS[kind].is_source:
         raise BadInput(
@@ -27,7 +27,7 @@ def load_dense(directory: Path) -> PreTrainedModel:
 
 
 def load_network(directory: Path, dense: bool = False, file: str = "") -> nn.Module:
-    """The network of an export in eval mode; with `dense`, the dense fp32 network it stands for.
+    """Load the network of an export in eval mode; with `dense`, in its dense fp32 form.
 
     file: that of a variant, such as int8 of ONNX, instead of the main one. Raises BadInput if a
     file is damaged or missing, if transformers has no class for it, or if the format cannot run

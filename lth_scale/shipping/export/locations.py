@@ -17,13 +17,6 @@ from lth_scale.tasks.locations import embedded_path
 MANIFEST, FORMAT = "export.json", "lth_scale.export/1"
 LARGEST = 2**20  # bytes of a manifest
 WANTED = "a search's --output_dir, a round of it, a directory of save_pretrained or a Hub name"
-# The files that a push uploads and a pull keeps: weights, settings, what tokenizers of transformers
-# save, card, evaluation results and figures. No code, no pickle, no link.
-PUSHED = (
-    r"(compact/)?\w[\w.-]*\.(safetensors|json|jinja|txt|model|codes|bpe|spm|tiktoken|tokenizer)"
-    r"|(compact/)?additional_chat_templates/\w[\w.-]*\.jinja"
-    r"|README\.md|\.eval_results/\w[\w.-]*\.yaml|figures/\w[\w.-]*\.png"
-)
 TYPES = {
     "dtype": str,
     "architecture": str,
@@ -38,7 +31,7 @@ TYPES = {
 
 
 @dataclass(frozen=True)
-class Place:
+class NetworkLocation:
     """Where a network lies.
 
     model: a directory or a Hub name. ticket: the mask of its zeros, if known. run: arguments.json
@@ -50,14 +43,14 @@ class Place:
     run: dict[str, Any] = field(default_factory=dict)
 
 
-def locate(path: str) -> Place:
-    """The network that a path or a Hub name stands for. Raises BadInput if there is none."""
+def locate(path: str) -> NetworkLocation:
+    """Return the network that a path or a Hub name stands for. Raises BadInput if there is none."""
     directory = Path(path)
     if path == EMBEDDED:
-        return Place(embedded_path("bert"))
+        return NetworkLocation(embedded_path("bert"))
     is_hub_name = not directory.exists() and re.fullmatch(HUB_NAME, path, re.ASCII)
     if is_hub_name or (directory / MANIFEST).is_file():
-        return Place(directory)
+        return NetworkLocation(directory)
     if (directory / "rounds").is_dir():
         return _last_round(directory)
     if (directory / "seeds").is_dir() or directory.absolute().parent.name == "seeds":
@@ -68,10 +61,10 @@ def locate(path: str) -> Place:
         exists = directory.exists()
         problem = "no model there (config.json is missing)" if exists else "no such directory"
         raise BadInput(f"{path}: {problem}; specify {WANTED}")
-    return _checked(Place(directory))
+    return _checked(NetworkLocation(directory))
 
 
-def _last_round(search: Path) -> Place:
+def _last_round(search: Path) -> NetworkLocation:
     rounds = [stage for stage in run_files.stages(search) if stage.parent == search / "rounds"]
     complete = [stage for stage in rounds if _is_complete(stage)]
     if not complete:
@@ -81,7 +74,7 @@ def _last_round(search: Path) -> Place:
     return _of_stage(max(complete, key=lambda stage: int(stage.name)))
 
 
-def _first_seed(transfer: Path) -> Place:
+def _first_seed(transfer: Path) -> NetworkLocation:
     seeds = [stage for stage in run_files.stages(transfer) if stage.parent == transfer / "seeds"]
     for stage in (transfer, *seeds):
         if _has_network(stage):
@@ -100,7 +93,7 @@ def _is_complete(stage: Path) -> bool:
     return _has_network(stage) and (stage / "complete").is_file()
 
 
-def _of_stage(stage: Path) -> Place:
+def _of_stage(stage: Path) -> NetworkLocation:
     if not _is_complete(stage):
         raise BadInput(
             f"{stage}: has no network of a complete round: a search keeps only its last; specify "
@@ -115,17 +108,17 @@ def _of_stage(stage: Path) -> Place:
             raise BadInput(
                 f"{run}: {problem}; restore it from a copy, or use another run"
             ) from None
-    return _checked(Place(stage / "model", stage / "ticket.safetensors", arguments))
+    return _checked(NetworkLocation(stage / "model", stage / "ticket.safetensors", arguments))
 
 
-def _checked(place: Place) -> Place:
+def _checked(location: NetworkLocation) -> NetworkLocation:
     try:
-        files.check_model(place.model)
+        files.check_model(location.model)
     except OSError as problem:
         raise BadInput(
             f"{problem.filename}: {problem.strerror}; replace it by a file, or specify {WANTED}"
         ) from None
-    return place
+    return location
 
 
 def seal(directory: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +139,7 @@ def content_of(manifest: Manifest) -> dict[str, Any]:
     return {**manifest.content, "sha256": manifest.digest}
 
 def opened(directory: Path) -> dict[str, Any]:
-    """export.json of a whole export, whose card may be edited or missing.
+    """Return export.json of a whole export, whose card may be edited or missing.
 
     Raises BadInput that names a file that was changed, is cut or is missing.
     """
@@ -161,17 +154,17 @@ def opened(directory: Path) -> dict[str, Any]:
 
 
 def is_card(name: str) -> bool:
-    """True for the files of a repository that people edit there."""
+    """Return whether a file of a repository is one that people edit there."""
     return name == "README.md" or name.startswith(".eval_results/")
 
 
 def is_whole(path: Path, digest: str) -> bool:
-    """True where a file is there and has this SHA-256."""
+    """Return whether a file exists and has this SHA-256."""
     return path.is_file() and files.sha256(path) == digest
 
 
 def manifest(directory: Path) -> dict[str, Any]:
-    """export.json by itself, without its files. Raises BadInput if it is damaged or missing."""
+    """Return export.json without a look at its files. Raises BadInput if it is damaged."""
     try:
         manifest = Manifest.read(directory / MANIFEST, FORMAT, sealed=True, limit=LARGEST)
         _check(manifest)
@@ -216,7 +209,7 @@ def _check(manifest: Manifest) -> None:
 
 
 def is_taken(directory: Path) -> bool:
-    """True unless the directory is empty or does not exist; a link is taken.
+    """Return whether the directory exists and is not empty; a link is taken.
 
     Raises BadInput if it cannot be written.
     """
@@ -233,7 +226,7 @@ def is_taken(directory: Path) -> bool:
 
 
 def check_output(directory: Path, kind: str, dtype: str) -> dict[str, Any]:
-    """export.json of an export of this format and dtype in the directory, or {} if it is free.
+    """Return export.json of an export of this format in the directory, or {} if it is free.
 
     Raises BadInput if it holds anything else or cannot be written.
     """

@@ -67,7 +67,7 @@ def quantize(path: Path, out: Path) -> None:
 
 
 def session(path: Path, threads: int) -> Forward:
-    """The ONNX file as a function on the CPU: inputs by name → the outputs in order.
+    """Return the ONNX file as a function on the CPU: inputs by name → the outputs in order.
 
     Inputs that the graph does not have are ignored. Raises BadInput if onnxruntime is missing.
     """

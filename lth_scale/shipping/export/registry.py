@@ -57,7 +57,7 @@ class FormatSpec:
     packages: tuple[str, ...] = ()
 
     def compute_dtype(self, dtype: str) -> str:
-        """The dtype that an export with values in `dtype` computes in."""
+        """Return the dtype that an export with values in `dtype` computes in."""
         return dtype if self.half else "float32"
 
 

@@ -18,7 +18,7 @@ from lth_scale.pruning.prunable_set import prunable
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.shipping.export.architectures import accepts, class_of, read_config
 from lth_scale.shipping.export.loading import load_dense
-from lth_scale.shipping.export.locations import MANIFEST, Place, locate
+from lth_scale.shipping.export.locations import MANIFEST, NetworkLocation, locate
 from lth_scale.tasks import tokenization, weights
 from lth_scale.tasks.cache import settle_for_cache
 from lth_scale.tasks.loading import check_checkpoint, check_tokenizer_class, model_path, quiet
@@ -53,10 +53,10 @@ def load_source(path: str) -> ExportSource:
     Raises BadInput if there is none, if it is damaged or not in safetensors, or has no prunable
     weights.
     """
-    place = locate(path)
-    name = str(place.model)
-    is_export = (place.model / MANIFEST).is_file()
-    model = load_dense(place.model) if is_export else load_checkpoint(name)
+    location = locate(path)
+    name = str(location.model)
+    is_export = (location.model / MANIFEST).is_file()
+    model = load_dense(location.model) if is_export else load_checkpoint(name)
     matrices = prunable(model)
     if not matrices:
         raise BadInput(
@@ -66,22 +66,24 @@ def load_source(path: str) -> ExportSource:
         for weight in matrices.values():
             weight.add_(0.0)  # −0.0, which multiplication by a mask leaves, becomes 0
     pruned = sum(int((weight == 0).sum()) for weight in matrices.values())
-    if place.ticket:
-        ticket = Ticket.load(place.ticket)
+    if location.ticket:
+        ticket = Ticket.load(location.ticket)
         masks = ticket.masks_for(model)
-        check_zeros(matrices, masks, place)
+        check_zeros(matrices, masks, location)
         pruned = sum(int((~mask).sum()) for mask in masks.values())
         matrices = {name: weight for name, weight in matrices.items() if name in ticket.masks}
     size = sum(weight.numel() for weight in matrices.values())
-    return ExportSource(Path(path), model, load_tokenizer(name, model), place.run, pruned, size)
+    return ExportSource(Path(path), model, load_tokenizer(name, model), location.run, pruned, size)
 
 
-def check_zeros(matrices: Mapping[str, Tensor], masks: Mapping[str, Tensor], place: Place) -> None:
+def check_zeros(
+    matrices: Mapping[str, Tensor], masks: Mapping[str, Tensor], location: NetworkLocation
+) -> None:
     """Raise BadInput if a weight that the ticket prunes is not zero."""
     for name, mask in masks.items():
         if matrices[name][~mask].any():
             raise BadInput(
-                f"{place.model}: {name} is not zero where {place.ticket} prunes it; "
+                f"{location.model}: {name} is not zero where {location.ticket} prunes it; "
                 "use the network and the ticket of one run"
             )
 
@@ -117,7 +119,7 @@ def load_checkpoint(name: str) -> PreTrainedModel:
 
 
 def read_checkpoint(args: Training, config: PreTrainedConfig) -> weights.Found:
-    """The network of a checkpoint, without a pooler if the checkpoint has none."""
+    """Return the network of a checkpoint, without a pooler if the checkpoint has none."""
     encoder: Any = transformers.MODEL_MAPPING.get(type(config), None)
     config.architectures = config.architectures or [encoder.__name__]
     cls = class_of(config)
@@ -132,7 +134,7 @@ def read_checkpoint(args: Training, config: PreTrainedConfig) -> weights.Found:
 
 
 def load_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a checkpoint, or None if there is none that can pad. Raises BadInput."""
+    """Load the tokenizer beside a checkpoint, or None without one that can pad. Raises BadInput."""
     path = model_path(Training(task="mlm", model_name_or_path=name))
     saved = [file for pattern in TOKENIZER_FILES for file in Path(path).glob(pattern)]
     if is_local(name) and not saved:

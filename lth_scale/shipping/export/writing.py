@@ -27,7 +27,7 @@ TOLERANCE = 1e-4  # of an fp32 export, relative to the largest output
 
 
 def describe(source: ExportSource, kind: str, dtype: str) -> dict[str, Any]:
-    """The entries of export.json that are known before anything is written."""
+    """Return the entries of export.json that are known before anything is written."""
     state = unique_state(source.model)
     return {
         "format": FORMAT,
@@ -89,7 +89,7 @@ def save_settings(
 def difference(
     source: PreTrainedModel, other: Any, batches: Sequence[dict[str, Tensor]]
 ) -> dict[str, float]:
-    """The largest difference of any floating-point output over all batches.
+    """Return the largest difference of any floating-point output over all batches.
 
     other: a model of transformers, or a module with its inputs, outputs and `device`.
     Returns `absolute`, and `relative` to the largest magnitude of the same output (logits,

@@ -28,7 +28,7 @@ TILE = 64  # tokens that activations are stored together in
 
 @functools.cache
 def unavailable() -> str:
-    """Why the kernels cannot run here, in one line, or "". Compiles them on their first use."""
+    """Return why the kernels cannot run here, or "". Compiles them on their first use."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return f"the native kernels need x86-64 with AVX2, and this is {platform.machine()}"
     try:

@@ -78,7 +78,7 @@ class NativeLinear(nn.Module):
         _, self.out_features, self.in_features, *_ = packed[:8].tolist()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: fp32 (…, in_features) → (…, out_features)."""
+        """Multiply x, fp32 (…, in_features), to (…, out_features)."""
         return torch.ops.lth_scale.linear(x, self.packed, self.out_features, self.bias)
 
 
@@ -151,7 +151,7 @@ def install(model: PreTrainedModel, packed: Mapping[str, Mapping[str, Tensor]]) 
 
 
 def activation_of(config: PreTrainedConfig) -> str:
-    """The name of the activation of the feed-forward network."""
+    """Return the name of the activation of the feed-forward network."""
     return str(getattr(config, "hidden_act", None) or getattr(config, "activation", ""))
 
 

@@ -42,7 +42,7 @@ def pack_linear(weight: Tensor, dtype: str) -> dict[str, Tensor]:
 
 
 def unpack_linear(parts: Mapping[str, Tensor], shape: Sequence[int] | None = None) -> Tensor:
-    """The dense fp32 weight of `pack_linear`, for int8 as it was rounded; needs no kernel.
+    """Return the dense fp32 weight of `pack_linear`, for int8 as it was rounded; needs no kernel.
 
     Raises ValueError, before it allocates memory, unless the matrix is whole and of `shape`: then
     the kernel reads and writes only inside its tensors.
@@ -116,12 +116,12 @@ class _Blocks(NamedTuple):
         return cls(top, across * header.unit_block, height, -(-height // 4))
 
     def of_groups(self) -> Array:
-        """The block of each group."""
+        """Return the block of each group."""
         return numpy.repeat(numpy.arange(len(self.groups)), self.groups)
 
 
 def _read_header(words: Array, shape: Sequence[int] | None) -> tuple[_Header, Array]:
-    """The header and the words after it. Raises ValueError unless the matrix is of `shape`."""
+    """Return the header and the words after it. Raises ValueError for another shape."""
     size = len(_Header._fields)
     _check(len(words) >= size, "size")
     header = _Header(*map(int, words[:size]))
@@ -137,7 +137,7 @@ def _read_header(words: Array, shape: Sequence[int] | None) -> tuple[_Header, Ar
 
 
 def _sections(header: _Header, words: Array) -> list[Array]:
-    """Starts (blocks + 1, 2), groups (groups, 3), offsets, units and scales."""
+    """Return starts (blocks + 1, 2), groups (groups, 3), offsets, units and scales."""
     scales = header.rows * header.is_int8
     sizes = (
         2 * (header.blocks + 1),

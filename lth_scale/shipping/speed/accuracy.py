@@ -35,7 +35,7 @@ class BackendModel(nn.Module):
         setattr(self, CHOSEN, None)
 
     def forward(self, **batch: Tensor) -> SimpleNamespace:
-        """The outputs in fp32 on the CPU.
+        """Return the outputs in fp32 on the CPU.
 
         Of MLM's logits, only those at the chosen positions: (1, chosen, vocabulary).
         """
@@ -49,7 +49,7 @@ class BackendModel(nn.Module):
 
 
 def load_task(source: ExportSource, flags: dict[str, Any]) -> tuple[Task | None, str]:
-    """The task to score a network on, or None and a line that says why there is none.
+    """Return the task to score a network on, or None and a line that says why there is none.
 
     flags: task, dataset_path and max_eval_samples, as far as they were set; the others are those of
     the network's run. Raises BadInput if flags that were set cannot be followed.
@@ -97,14 +97,14 @@ def _load_task(source: ExportSource, values: dict[str, Any]) -> Task:
 
 
 def calibration_inputs(source: ExportSource, task: Task) -> list[dict[str, Tensor]]:
-    """The first training examples of the task, one a batch."""
+    """Return the first training examples of the task, one a batch."""
     return [select_inputs(task.eval_collate([row]), input_names(source)) for row in task.train]
 
 
 def score(
     source: ExportSource, task: Task | None, backends: Mapping[str, Forward]
 ) -> dict[str, Row]:
-    """By backend: `accuracy`, the task's metrics, or `accuracy_failed`, why; {} without a task."""
+    """Return by backend `accuracy`, the task's metrics, or `accuracy_failed`, the reason."""
     rows: dict[str, Row] = {}
     if task is None:
         return rows

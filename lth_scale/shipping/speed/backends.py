@@ -28,18 +28,18 @@ os.environ.setdefault("NNCF_CI", "1")  # or nncf reports its use over the networ
 
 
 def eager(setup: Setup) -> Forward:
-    """torch in fp32, one operator after another."""
+    """Build torch in fp32, one operator after another."""
     model: nn.Module = copy.deepcopy(setup.model)
     return _forward_of(model.to(setup.device), setup)
 
 
 def always(setup: Setup) -> str:
-    """Nothing keeps a backend from running."""
+    """Return "": the backend always runs."""
     return ""
 
 
 def compiled(setup: Setup, dtype: str = "float32") -> Forward:
-    """torch.compile with frozen weights; traced at the first call of each shape."""
+    """Build torch.compile with frozen weights; it traces at the first call of each shape."""
     caches.settle(*caches.COMPILERS)
     model: nn.Module = copy.deepcopy(setup.model)
     model = model.to(setup.device, getattr(torch, dtype))
@@ -47,7 +47,7 @@ def compiled(setup: Setup, dtype: str = "float32") -> Forward:
 
 
 def no_compiler(setup: Setup) -> str:
-    """On the CPU torch.compile needs a C++ compiler."""
+    """Return whether a C++ compiler is missing, which torch.compile needs on the CPU."""
     compiler = os.environ.get("CXX", "g++")
     if setup.device == "cuda" or shutil.which(compiler):
         return ""
@@ -55,7 +55,7 @@ def no_compiler(setup: Setup) -> str:
 
 
 def onnxruntime(setup: Setup, int8: bool = False) -> Forward:
-    """ONNX Runtime; int8 quantizes activations dynamically."""
+    """Build ONNX Runtime; int8 quantizes activations dynamically."""
     return onnx_graph.session(_quantized_graph(setup) if int8 else _graph(setup), setup.threads)
 
 
@@ -66,7 +66,7 @@ def no_onnxruntime(setup: Setup) -> str:
 
 
 def openvino(setup: Setup, int8: bool = False) -> Forward:
-    """OpenVINO; int8 quantizes weights and activations, calibrated on the examples."""
+    """Build OpenVINO; int8 quantizes weights and activations, calibrated on the examples."""
     from openvino import Core
 
     options = {
@@ -94,35 +94,35 @@ def no_openvino(setup: Setup) -> str:
 
 
 def csr(setup: Setup) -> Forward:
-    """torch's CSR matrices in place of the prunable weights."""
+    """Build torch's CSR products."""
     return _forward_of(to_csr(copy.deepcopy(setup.model)), setup)
 
 
 def not_all_linear(setup: Setup) -> str:
-    """Sparse products replace `nn.Linear` only."""
+    """Return which matrix is not of `nn.Linear`, the only module that is replaced."""
     for name, kind in not_linear(setup.model).items():
         return f"{name} is a {kind}, and sparse products replace nn.Linear only"
     return ""
 
 
 def native(setup: Setup, dtype: str) -> Forward:
-    """The CPU kernel of lth_scale."""
+    """Build the CPU kernel of lth_scale."""
     return _forward_of(modules.convert(copy.deepcopy(setup.model), dtype), setup)
 
 
 def no_native(setup: Setup) -> str:
-    """The kernel replaces `nn.Linear` only, and needs a compiler and AVX2."""
+    """Return which matrix is not of `nn.Linear`, or why the kernel cannot run."""
     return not_all_linear(setup) or kernels.unavailable()
 
 
 def semi_structured(setup: Setup) -> Forward:
-    """Sparse tensor cores in fp16."""
+    """Build sparse tensor cores in fp16."""
     model = to_semi_structured(copy.deepcopy(setup.model), torch.float16)
     return _forward_of(model, setup)
 
 
 def not_2_4(setup: Setup) -> str:
-    """The matrices must be 2:4 sparse, and the GPU support it."""
+    """Return which matrix is not 2:4 sparse, or that no GPU supports it."""
     try:
         check_2_4(setup.model)
     except BadInput as problem:

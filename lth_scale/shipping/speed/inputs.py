@@ -11,13 +11,13 @@ from lth_scale.tasks.tokenization import has_segments
 
 
 def input_names(source: ExportSource) -> list[str]:
-    """The inputs of the network; token types only if it has two of them."""
+    """Return the inputs of the network; token types only if it has two of them."""
     segments = ["token_type_ids"] if has_segments(source.model) else []
     return ["input_ids", "attention_mask", *segments]
 
 
 def select_inputs(batch: Batch, names: list[str]) -> Batch:
-    """The named inputs of a batch; a missing attention mask is all ones, token types are zeros."""
+    """Return the named inputs; a missing attention mask is all ones, token types are zeros."""
     ids = batch["input_ids"]
     return {
         name: batch[name] if name in batch else torch.full_like(ids, name == "attention_mask")
@@ -26,7 +26,7 @@ def select_inputs(batch: Batch, names: list[str]) -> Batch:
 
 
 def text_inputs(source: ExportSource, batch: int, length: int) -> Batch:
-    """Inputs of shape (batch, length), int64: sentences of SST-2 without padding.
+    """Return inputs of shape (batch, length), int64: sentences of SST-2 without padding.
 
     Without a tokenizer they are random ids of a fixed seed. Raises BadInput if the model does not
     take as many tokens.

@@ -25,7 +25,7 @@ class Timing:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, lower and upper quartile."""
+    """Return median, lower and upper quartile."""
     import numpy
 
     median, low, high = numpy.quantile(values, [0.5, 0.25, 0.75]).tolist()
@@ -64,17 +64,17 @@ def measure(
 
 
 def reason(problem: Exception) -> str:
-    """An error in one line."""
+    """Return an error in one line."""
     return f"{type(problem).__name__}: {first_line(problem)}"
 
 
 def ratio(reference: Timing, timing: Timing) -> Spread:
-    """How many times as fast as the reference: median and quartiles of the ratios in each sweep."""
+    """Return how many times as fast as the reference: the spread of the ratios in each sweep."""
     return spread([theirs / ours for theirs, ours in zip(reference.wall, timing.wall, strict=True)])
 
 
 def verdict(times: Spread) -> str:
-    """`faster` if both quartiles are above 1, `slower` if the median is below 1, else neither."""
+    """Return `faster` if both quartiles are above 1, `slower` if the median is below 1."""
     median, low, _ = times
     return "slower" if median < 1 else "faster" if low > 1 else "no difference shown"
 

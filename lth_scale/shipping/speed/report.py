@@ -86,7 +86,7 @@ def write(output: Path, cells: list[Row], notes: list[str], settings: dict[str, 
 
 
 def machine_section(here: Mapping[str, Any], changes: Sequence[str]) -> markdown.Section:
-    """What the machine is, and what another one changes."""
+    """Describe the machine, and what another one changes."""
     instructions, gpu = ", ".join(here["instructions"]), here["gpu"] or "no GPU"
     parts = [here["cpu"], here["cores"], instructions, gpu, here["system"]]
     versions = ", ".join(" ".join(item) for item in here["versions"].items())
@@ -94,7 +94,7 @@ def machine_section(here: Mapping[str, Any], changes: Sequence[str]) -> markdown
 
 
 def break_evens(cells: list[Row], cpu: str) -> tuple[bytes, list[str]]:
-    """Speed-ups against sparsity as PNG, or b"", and a line for each sparse backend and shape."""
+    """Return speed-ups against sparsity as PNG, and a line for each sparse backend and shape."""
     panels = _speed_ups(cells)
     sparse = {name for name, row in cells[0]["rows"].items() if row["sparse"]}
     curves = {
@@ -113,7 +113,7 @@ def _shape(cell: Row) -> str:
 
 
 def section(cell: Row) -> markdown.Section:
-    """A table sorted by speed, the best dense backends, and sparse ones at their own precision."""
+    """Return a table sorted by speed, and comparisons at the same precision."""
     rows, best = cell["rows"], cell["best"]
     order = sorted(rows, key=lambda name: rows[name].get("ms", [float("inf")])[0])
     text = ["Best dense here: " + ", ".join(f"{name} ({key})" for key, name in best.items()) + "."]
@@ -160,7 +160,7 @@ def _interval(values: Sequence[float]) -> str:
 
 
 def _speed_ups(cells: list[Row]) -> dict[str, dict[str, dict[float, Spread]]]:
-    """Shape → backend → sparsity in percent, increasing → × the best dense backend."""
+    """Return shape → backend → sparsity in percent, increasing → × the best dense backend."""
     panels: dict[str, dict[str, dict[float, Spread]]] = {}
     for cell in sorted(cells, key=lambda cell: cell["sparsity"]):
         lines = panels.setdefault(_shape(cell), {})
@@ -171,7 +171,7 @@ def _speed_ups(cells: list[Row]) -> dict[str, dict[str, dict[float, Spread]]]:
 
 
 def break_even(curve: Mapping[float, Spread]) -> float | None:
-    """The sparsity in percent above which the median speed-up stays above 1, or None.
+    """Return the sparsity in percent above which the median speed-up stays above 1, or None.
 
     It is interpolated linearly between measured sparsities.
     """
@@ -195,7 +195,7 @@ def _crossing(shape: str, name: str, curve: Mapping[float, Spread], even: float 
 
 
 def metrics(cells: list[Row]) -> dict[str, float]:
-    """Numbers for MLflow: milliseconds, ratios, difference and scores of each backend and cell."""
+    """Return numbers for MLflow: times, ratios, difference and scores of each backend."""
     logged: dict[str, float] = {}
     for cell in cells:
         prefix = f"{Path(cell['target']).name} {100 * cell['sparsity']:.4g}/{_shape(cell)}"

@@ -52,7 +52,7 @@ class Plan(Protocol):
 
 
 def time_target(source: ExportSource, task: Task | None, plan: Plan, device: str) -> list[Row]:
-    """A cell for each number of threads and shape: what was measured, and `rows` by backend."""
+    """Return a cell for each number of threads and shape, with `rows` by backend."""
     names = [name for name in BACKENDS if not plan.backends or name in (EAGER, *plan.backends)]
     lengths = plan.sequence_length or (min(LENGTH, longest(source.model, source.tokenizer)),)
     shapes = [(batch, length) for length in lengths for batch in plan.batch_size]
@@ -104,7 +104,7 @@ def _cell(
 
 
 def build(names: Sequence[str], setup: Setup) -> tuple[dict[str, Forward], dict[str, Row]]:
-    """The backends that run here, and for each name whether it is timed, skipped or failed."""
+    """Build the backends that run here; also return the status and reason of all."""
     backends, rows = dict[str, Forward](), dict[str, Row]()
     for name in names:
         backend = BACKENDS[name]
@@ -120,7 +120,7 @@ def build(names: Sequence[str], setup: Setup) -> tuple[dict[str, Forward], dict[
 
 
 def unavailable(backend: Backend, setup: Setup) -> str:
-    """Why a backend cannot run this network here, in one line, or ""."""
+    """Return why a backend cannot run this network here, in one line, or ""."""
     if setup.device not in backend.devices:
         return f"runs on {backend.devices[0]}; use --device {backend.devices[0]}"
     try:
@@ -132,7 +132,7 @@ def unavailable(backend: Backend, setup: Setup) -> str:
 def time_cell(
     backends: Mapping[str, Forward], inputs: Batch, plan: Plan, device: str
 ) -> dict[str, Row]:
-    """By backend: times, ratios and the difference of outputs on one batch; or `failed` and why."""
+    """Return by backend times, ratios and the difference of outputs, or `failed` and why."""
     torch.compiler.reset()  # or code compiled for earlier shapes becomes code for any shape
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
 
@@ -171,7 +171,7 @@ def compare(rows: dict[str, Row], timings: Mapping[str, Timing]) -> dict[str, Ro
 
 
 def best_dense(rows: Mapping[str, Row]) -> dict[str, str]:
-    """The fastest dense backend: of `any` precision, and of each."""
+    """Return the fastest dense backend: of `any` precision, and of each."""
     dense = sorted(
         (row["ms"][0], name) for name, row in rows.items() if "ms" in row and not row["sparse"]
     )
@@ -179,6 +179,6 @@ def best_dense(rows: Mapping[str, Row]) -> dict[str, str]:
 
 
 def largest_difference(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
-    """The largest difference in any output, relative to its largest magnitude in the reference."""
+    """Return the largest difference in any output, relative to its largest magnitude."""
     pairs = [(a.float().cpu(), b.float().cpu()) for a, b in zip(reference, outputs, strict=True)]
     return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)

@@ -14,7 +14,7 @@ from lth_scale.shipping.export.formats.tensors import (
 
 
 def compact_format() -> SafetensorsFormat:
-    """Packed on disk, dense in memory."""
+    """Describe the format: packed on disk, dense in memory."""
     return SafetensorsFormat(lambda weight, dtype: pack_compact(weight), unpack_compact)
 
 
@@ -29,7 +29,7 @@ def pack_compact(weight: Tensor) -> Parts:
 
 
 def unpack_compact(parts: Parts, shape: torch.Size) -> Tensor:
-    """The dense matrix. Raises ValueError if bits, values and shape do not agree."""
+    """Return the dense matrix. Raises ValueError if bits, values and shape do not agree."""
     bits, values = take_parts(parts, "bits", "values")
     count = shape.numel()
     if bits.dtype != torch.uint8 or bits.shape != ((count + 7) // 8,):

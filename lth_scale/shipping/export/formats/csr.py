@@ -22,7 +22,7 @@ DTYPES = (torch.int32, torch.int32, torch.float32)  # of crow, col and values
 
 
 def csr_format() -> SafetensorsFormat:
-    """Packed on disk, `CsrLinear` in memory."""
+    """Describe the format: packed on disk, `CsrLinear` in memory."""
     return SafetensorsFormat(
         lambda weight, dtype: pack_csr(weight),
         unpack_csr,
@@ -32,14 +32,14 @@ def csr_format() -> SafetensorsFormat:
 
 
 def pack_csr(weight: Tensor) -> Parts:
-    """Returns crow, int32 (rows + 1,); col, int32; and values: the kept weights, row by row."""
+    """Pack a matrix as crow, int32 (rows + 1,); col, int32; and values, row by row."""
     mask = nonzero_bits(weight.contiguous())
     crow = nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))
     return {"crow": crow.int(), "col": mask.nonzero()[:, 1].int(), "values": weight[mask]}
 
 
 def unpack_csr(parts: Parts, shape: torch.Size) -> Tensor:
-    """The dense matrix. Raises ValueError unless the indices fit the shape and increase by row."""
+    """Return the dense matrix. Raises ValueError if indices do not fit the shape or increase."""
     crow, col, values = take_parts(parts, "crow", "col", "values")
     if (crow.dtype, col.dtype, values.dtype) != DTYPES or col.shape != values.shape:
         raise ValueError("its indices and values do not agree")
@@ -74,7 +74,7 @@ class CsrLinear(nn.Module):
         self.register_buffer("weight", weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """csr @ x.T; `F.linear(x, csr)` fails in inference mode and is slower."""
+        """Multiply csr @ x.T: `F.linear(x, csr)` fails in inference mode and is slower."""
         y = (self.weight @ x.reshape(-1, self.in_features).T).T
         y = y if self.bias is None else y + self.bias
         return y.reshape(*x.shape[:-1], self.out_features)

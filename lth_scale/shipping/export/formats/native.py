@@ -16,7 +16,7 @@ CSR_SPARSITY = 0.85  # from which a product with a CSR matrix is faster than a d
 
 
 def native_format() -> SafetensorsFormat:
-    """Packed on disk and in memory; CSR or dense in memory if the kernel cannot run."""
+    """Describe the format: packed on disk; in memory too, if the kernel can run."""
     return SafetensorsFormat(pack_linear, unpack_linear, install_or_fall_back, check_native)
 
 

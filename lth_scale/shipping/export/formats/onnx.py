@@ -19,7 +19,7 @@ class OnnxFormat:
     """model.onnx, and model.int8.onnx with dynamic quantization."""
 
     def check(self, model: nn.Module) -> None:
-        """Every model is accepted; the exporter reports what it does not support."""
+        """Accept every model; the exporter reports what it does not support."""
 
     def write(
         self, model: PreTrainedModel, path: Path, dtype: str, example: dict[str, Tensor]

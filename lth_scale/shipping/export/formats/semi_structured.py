@@ -13,7 +13,7 @@ from lth_scale.shipping.export.formats.tensors import SafetensorsFormat, check_l
 
 
 def semi_structured_format() -> SafetensorsFormat:
-    """Dense in half precision on disk, compressed on the GPU."""
+    """Describe the format: dense in half precision on disk, compressed on the GPU."""
     return SafetensorsFormat(
         optimize=lambda model, packed: to_semi_structured(model, model.dtype), check_model=check_2_4
     )

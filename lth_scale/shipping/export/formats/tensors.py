@@ -84,7 +84,7 @@ class SafetensorsFormat:
 
 
 def prunable_names(model: nn.Module) -> dict[str, str]:
-    """The prunable weights: name in the state dict → name in `prunable`."""
+    """Return the prunable weights: name in the state dict → name in `prunable`."""
     short = {id(weight): name for name, weight in prunable(model).items()}
     return {
         name: short[id(weight)] for name, weight in model.named_parameters() if id(weight) in short
@@ -92,7 +92,7 @@ def prunable_names(model: nn.Module) -> dict[str, str]:
 
 
 def make_skeleton(path: Path, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The network on the meta device and the options of its constructor; allocates nothing.
+    """Return the network on the meta device and the options of its constructor; allocates nothing.
 
     A pooler of which `path` has no tensors is left out.
     """
@@ -111,7 +111,7 @@ def make_skeleton(path: Path, config: PreTrainedConfig) -> tuple[PreTrainedModel
 def read_tensors(
     path: Path, skeleton: PreTrainedModel, unpack: Callable[[Parts, torch.Size], Tensor] | None
 ) -> tuple[Parts, dict[str, Parts]]:
-    """The dense state dict, and the parts of packed matrices by their names in `prunable`.
+    """Return the dense state dict, and the parts of packed matrices by their names in `prunable`.
 
     Raises ValueError, before any tensor is read, unless names and shapes are the skeleton's.
     """
@@ -148,12 +148,12 @@ def _unpacked(
 
 
 def nonzero_bits(weight: Tensor) -> Tensor:
-    """Bool, of the weight's shape: False where all bits are 0, so that -0.0 counts as a value."""
+    """Return the weight's mask: False where all bits are 0, so that -0.0 counts as a value."""
     return weight.view(BITS[weight.dtype]) != 0
 
 
 def take_parts(parts: Parts, *names: str) -> list[Tensor]:
-    """The parts in the order of `names`. Raises ValueError unless these are all there are."""
+    """Return the parts in the order of `names`. Raises ValueError if there are others."""
     if parts.keys() != {*names}:
         stored = ", ".join(sorted(parts)) or "none"
         raise ValueError(f"its parts are {stored} instead of {', '.join(names)}")
