@@ -102,7 +102,8 @@ def default_text(spec: Field[Any]) -> str:
 
 def check_ranges(args: Any) -> None:
     """Raise BadInput if a value of a dataclass of flags is out of its range."""
-    for spec, declared in flags_of(type(args)):
+    # A transfer's --seeds come before the --seed that follows from them.
+    for spec, declared in reversed([*flags_of(type(args))]):
         value = getattr(args, spec.name)
         if declared.range is None or value is None:
             continue

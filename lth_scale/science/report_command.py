@@ -12,8 +12,6 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.flags import Range, flag
 from lth_scale.config.redaction import without_secrets
 from lth_scale.config.texts import printable, quoted, reason
-from lth_scale.science import results, saved, sections
-from lth_scale.science.report import write
 from lth_scale.tracking.mlflow import variables
 
 
@@ -51,6 +49,9 @@ def resolve(values: dict[str, Any], flags: type[ReportFlags]) -> ReportFlags:
 
 def run(args: ReportFlags) -> None:
     """Write the report, log it, and print where it is. Raises BadInput."""
+    from lth_scale.science import results, saved, sections  # they import scipy
+    from lth_scale.science.report import write
+
     study = results.load_results(args.directory)
     output = args.output_dir or args.directory / "report"
     if args.save:
