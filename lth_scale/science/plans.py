@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from lth_scale.config import arguments, checks, resolution
-from lth_scale.config.arguments import OTHER_ALLOWED, QUICK_LOOK
+from lth_scale.config import checks, resolution
+from lth_scale.config.arguments import OTHER_ALLOWED, QUICK_LOOK, same_value
 from lth_scale.config.command import as_argv
 from lth_scale.config.errors import BadInput
 from lth_scale.config.parsers import OneLineParser, add_flags
@@ -59,7 +59,7 @@ def parser_of(kind: str) -> OneLineParser:
 def difference(old: Flags, new: Flags, but: Collection[str]) -> str:
     """The first flag that differs, with both values, or nothing."""
     names = (name for name in {**old, **new} if name not in but)
-    differ = (name for name in names if not arguments.is_same(name, old.get(name), new.get(name)))
+    differ = (name for name in names if not same_value(name, old.get(name), new.get(name)))
     return next((f"--{name} {old.get(name)} and {new.get(name)}" for name in differ), "")
 
 

@@ -26,9 +26,10 @@ from transformers.models.auto.tokenization_auto import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from lth_scale.config import caches
-from lth_scale.config.arguments import Training, is_local, lasting
+from lth_scale.config.arguments import Training
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
+from lth_scale.config.local_paths import absolute_model, is_local
 from lth_scale.config.texts import brief, first_line
 from lth_scale.distributed.encoder import base_model
 from lth_scale.pruning.prunable_set import prunable
@@ -71,7 +72,7 @@ class LoadedModel(NamedTuple):
 def model_path(args: Training) -> str:
     """What `from_pretrained` is given, and what it writes into a saved config: absolute where it is a directory."""
     name = args.model_name_or_path
-    return str(embedded_path("bert")) if name == EMBEDDED else lasting("model_name_or_path", name)
+    return str(embedded_path("bert")) if name == EMBEDDED else absolute_model(name)
 
 
 class Notes(logging.Handler):

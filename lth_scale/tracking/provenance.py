@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale.config import files, listing
-from lth_scale.config.arguments import Training, is_local
+from lth_scale.config.arguments import Training
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
+from lth_scale.config.local_paths import is_local
 from lth_scale.tasks.locations import SPLITS, data_file, embedded_path, local_directory
 
 Digests = dict[str, dict[str, str]]  # what it is about → name of a file → SHA-256

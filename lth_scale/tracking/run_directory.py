@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale.config import files, listing, locks, run_files
-from lth_scale.config.arguments import Arguments, Training, Transfer, flags_with, is_same
+from lth_scale.config.arguments import Arguments, Training, Transfer, flags_with, same_value
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted, without_secrets
 from lth_scale.config.resolution import launched_precision
@@ -142,7 +142,7 @@ class RunDirectory:
         differ = [
             f"--{name} was {before[name]}, is {now}"
             for name, now in redacted(self.arguments.as_dict()).items()
-            if name in compared and not is_same(name, redacted(before[name]), now)
+            if name in compared and not same_value(name, redacted(before[name]), now)
         ]
         if differ:
             raise BadInput(
@@ -236,7 +236,7 @@ class RunDirectory:
         else:
             known = {"digests": provenance.digests(self.arguments), **facts}
             made_by = {"versions": versions(), "git_commit": git_commit()}
-            files.write_json(path, {**redacted(self.arguments.to_keep()), **known, **made_by})
+            files.write_json(path, {**redacted(self.arguments.as_saved()), **known, **made_by})
 
     def at(self, stage: Stage) -> Path:
         """The directory of a stage."""

@@ -16,8 +16,9 @@ import transformers
 from torch import Tensor
 
 from lth_scale.config import listing, run_files
-from lth_scale.config.arguments import Training, flags_with, lasting
+from lth_scale.config.arguments import Training, flags_with
 from lth_scale.config.errors import AGAIN, BadInput, Stopped
+from lth_scale.config.local_paths import absolute_model
 from lth_scale.config.notices import warn
 from lth_scale.config.redaction import redacted
 from lth_scale.distributed import signals, usage, watchdog
@@ -312,7 +313,7 @@ def first_ticket(args: Training, net: Network) -> Ticket:
     given = redacted(
         {
             name: value
-            for name, value in args.to_keep().items()
+            for name, value in args.as_saved().items()
             if name not in flags_with("cosmetic")
         }
     )
@@ -337,7 +338,7 @@ def first_ticket(args: Training, net: Network) -> Ticket:
 def of_base(args: Training, net: Network) -> dict[str, str]:
     """The base model, as tickets and files of θᵢ name it."""
     return {
-        "base_model": redacted(lasting("model_name_or_path", args.model_name_or_path)),
+        "base_model": redacted(absolute_model(args.model_name_or_path)),
         "base_sha256": net.task.base_sha256,
     }
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lth_scale.config import files, listing
-from lth_scale.config.arguments import Arguments, Training, flags_with, is_same
+from lth_scale.config.arguments import Arguments, Training, flags_with, same_value
 from lth_scale.config.checks import check_rounds, parse_rewind_step, points
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted
@@ -341,7 +341,7 @@ def check_dense(args: Arguments, step: int, facts: dict[str, Any]) -> None:
     differ = [
         f"--{name} was {before[name]}, is {now[name]}"
         for name in sorted(shared)
-        if not is_same(name, before[name], now[name])
+        if not same_value(name, before[name], now[name])
     ]
     facts = {"digests": digests, **facts}
     differ += provenance.differences(before, facts)

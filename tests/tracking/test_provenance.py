@@ -344,7 +344,7 @@ def test_a_study_goes_on_with_the_same_model_under_another_path(small, own, tmp_
     written = {"name": "x", "cells": [], "jobs": [{"id": "first", "flags": flags}]}
     (tmp_path / "out/study.json").write_text(json.dumps(written, default=str))
     args = planned("./model").jobs["first"].args
-    path.write_text(json.dumps({**args.to_keep(), "digests": provenance.digests(args)}))
+    path.write_text(json.dumps({**args.as_saved(), "digests": provenance.digests(args)}))
     (tmp_path / "link").symlink_to("model")
     runner.refuse_other_flags(planned("link"), tmp_path / "out")
     (tmp_path / "elsewhere").mkdir()

@@ -16,8 +16,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lth_scale.config.arguments import Training, is_local
+from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput
+from lth_scale.config.local_paths import is_local
 from lth_scale.config.texts import first_line
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.pruning.ticket import Ticket

@@ -60,7 +60,7 @@ class MlflowTracker:
         self.on_curve: set[str] = set()
         self.tags = variables.tags() | {
             "task": args.task,
-            "base_model": redacted(args.to_keep()["model_name_or_path"]),
+            "base_model": redacted(args.as_saved()["model_name_or_path"]),
             "seed": str(args.seed),
         }
         if args.note:
@@ -97,7 +97,7 @@ class MlflowTracker:
             *(["quick look"] if args.preset == "quick" else []),
         ]
         name = without_secrets(args.run_name or " · ".join(what))
-        params = {key: str(value)[:6000] for key, value in redacted(args.to_keep()).items()}
+        params = {key: str(value)[:6000] for key, value in redacted(args.as_saved()).items()}
         self.key = uuid.uuid4().hex
         tags = {**self.tags, "control": control, "curve": curve_of(args, control)}
         self._write("parent", key=self.key, name=name, tags=tags, params=params, data=self.data)
