@@ -141,7 +141,7 @@ class Transfer(Training):
         method=True,
     )
     theta: str | None = flag(
-        "start the encoder from this theta.safetensors of lth_scale.imp; --ticket must belong to it",
+        "start the encoder from a theta.safetensors of lth_scale.imp; --ticket must belong to it",
         group=Group.DATA,
         metavar="FILE",
         grid=True,

@@ -1,12 +1,12 @@
-"""Defaults: the paper's, those of the official code, and the presets."""
+"""Defaults of the flags: the paper's, the official code's, and the presets'."""
 
 from typing import Any
 
 EMBEDDED = "embedded"
 GLUE_TASKS = ("mnli", "qqp", "stsb", "wnli", "qnli", "mrpc", "rte", "sst2", "cola")
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
-# What --optim_args may set: the least and the greatest number, or the words for yes and no.
-# With an eps that fp32 rounds to 0, a weight without a gradient becomes NaN.
+# What --optim_args may set: the smallest and the largest number, or a truth value.
+# If fp32 rounds eps to 0, a weight without a gradient becomes NaN.
 ADAM: dict[str, Any] = {"eps": (1e-30, 1.0), "amsgrad": ("true", "false")}
 OPTIM_ARGS: dict[str, dict[str, Any]] = {
     "adamw_torch": ADAM,

@@ -92,8 +92,8 @@ def default_text(spec: Field[Any]) -> str:
     """Return ` (default: …)`, by task where tasks differ, or "" if the default is None or False."""
     if spec.name in GLUE_DEFAULTS:
         usual = GLUE_DEFAULTS[spec.name]
-        others = {task: DEFAULTS[task][spec.name] for task in ("squad", "mlm")}
-        differing = [f"{task} {value}" for task, value in others.items() if value != usual]
+        by_task = {task: values[spec.name] for task, values in DEFAULTS.items()}
+        differing = [f"{task} {value}" for task, value in by_task.items() if value != usual]
         return f" (default: {', '.join([str(usual), *differing])})"
     values = spec.default if isinstance(spec.default, tuple) else (spec.default,)
     shown = [str(value) for value in values if value not in (None, MISSING) and value is not False]
