@@ -1,4 +1,7 @@
-"""Run a grid of searches and transfers, each once: `python -m lth_scale.study studies/demo.yaml`."""
+"""Run a grid of searches and transfers, each once.
+
+`python -m lth_scale.study studies/demo.yaml`
+"""
 
 from lth_scale import imp, transfer
 from lth_scale.config.command import Command

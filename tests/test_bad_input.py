@@ -83,9 +83,9 @@ def case(command: str, given: str, *named: str, **more) -> Case:
 FLAGS = [
     case("imp", "--task sst3", "sst2"),
     case("imp", "no --task", "--task", without=("task",)),
-    case("imp", "--fresh_head", "--task mlm", "leave it out"),
-    case("imp", "--keep_head --task mlm", "--task mlm", "leave it out"),
-    case("transfer", "--fresh_head", "--task mlm", "leave it out"),
+    case("imp", "--fresh_head", "--task mlm", "omit the flag"),
+    case("imp", "--keep_head --task mlm", "--task mlm", "omit the flag"),
+    case("transfer", "--fresh_head", "--task mlm", "omit the flag"),
     *(
         case("imp", *words)
         for words in (
@@ -140,7 +140,7 @@ FLAGS = [
             ("--weight_decay -0.1",),
             ("--warmup_steps -5",),
             ("--max_grad_norm -1",),
-            ("--bf16 --fp16", "keep one"),
+            ("--bf16 --fp16", "use one"),
             ("--fp16", "GPU", "--bf16"),
             ("--optim lion", "sgd"),
             ("--optim adamw_bnb_8bit", "CUDA GPU", "adamw_torch"),
@@ -244,13 +244,13 @@ FLAGS = [
             ("--delta much .",),
             ("--delta 101 .", "at most 100"),
             ("--report_to paper .", "mlflow"),
-            ("no directory", "directory"),
+            ("no directory", "DIRECTORY"),
         )
     ),
     *(
         case("ticket", *words)
         for words in (
-            ("no path", "path"),
+            ("no path", "TICKET"),
             ("--output new.safetensors .", "--union"),
             ("--union a --intersect b .", "not allowed"),
         )
@@ -2074,7 +2074,7 @@ SPEED = [
     ),
 ]
 PUSHES = [
-    case("hub", "no verb", "push", argv=""),
+    case("hub", "no verb", "COMMAND", argv=""),
     case("hub", "no RUN", "RUN", argv="push"),
     case(
         "hub",
@@ -2146,7 +2146,7 @@ PUSHES = [
 ]
 OTHERS = [
     *(
-        case(command, f"{name} with nothing", name, "is empty", argv=f"{words} {name}=", lay=lay)
+        case(command, f"{name} with nothing", name, "empty value", argv=f"{words} {name}=", lay=lay)
         for command, name, words, lay in (
             ("imp", "--output_dir", "", NOTHING),
             ("transfer", "--output_dir", "", NOTHING),
@@ -2387,11 +2387,8 @@ def refused(small, made, tiny_bert, sst2_data, capsys, monkeypatch, tmp_path):
             str(tiny_bert) if part == "MODEL" else part for part in argv_of(given, small, tmp_path)
         ]
         monkeypatch.setattr(sys, "argv", ["command", *argv])
-        module = (
-            f"{given.command}.__main__" if given.command in ("export", "speed") else given.command
-        )
         with pytest.raises(SystemExit) as stop:
-            exit_on_bad_input(importlib.import_module(f"lth_scale.{module}").main)
+            exit_on_bad_input(importlib.import_module(f"lth_scale.{given.command}").main)
         out, err = capsys.readouterr()
         assert stop.value.code == 2 and out == "", err
         assert snapshot(tmp_path) == before
@@ -2504,7 +2501,7 @@ class FakeHub(BaseHTTPRequestHandler):
 SEVERAL = """
 import json, sys
 import datasets, huggingface_hub.constants as hub
-from lth_scale.arguments import exit_on_bad_input
+from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale import imp
 for argv in json.loads(sys.argv.pop()):
     sys.argv[1:], hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = argv, False, False
@@ -2560,7 +2557,7 @@ def test_help_is_complete(module, kind, command):
 
     shown = " ".join(command(f"lth_scale.{module}", "--help").stdout.split())
     assert all(
-        f"--{spec.name}" in shown and spec.metadata["help"][:20] in shown
+        f"--{spec.name}" in shown and spec.metadata["flag"].help[:20] in shown
         for spec in fields(getattr(arguments, kind))
     )
 

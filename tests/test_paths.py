@@ -1,4 +1,4 @@
-"""Paths of any name: of output, data, model and ticket, in the commands that are printed, and in MLflow's store."""
+"""Paths of any name: of output, data, model and ticket, in printed commands and in MLflow."""
 
 import re
 import shlex

@@ -92,8 +92,8 @@ def default_text(spec: Field[Any]) -> str:
     """Return ` (default: …)`, by task where tasks differ, or "" if the default is None or False."""
     if spec.name in GLUE_DEFAULTS:
         usual = GLUE_DEFAULTS[spec.name]
-        others = {task: DEFAULTS[task][spec.name] for task in ("squad", "mlm")}
-        differing = [f"{task} {value}" for task, value in others.items() if value != usual]
+        by_task = {task: values[spec.name] for task, values in DEFAULTS.items()}
+        differing = [f"{task} {value}" for task, value in by_task.items() if value != usual]
         return f" (default: {', '.join([str(usual), *differing])})"
     values = spec.default if isinstance(spec.default, tuple) else (spec.default,)
     shown = [str(value) for value in values if value not in (None, MISSING) and value is not False]
@@ -102,7 +102,8 @@ def default_text(spec: Field[Any]) -> str:
 
 def check_ranges(args: Any) -> None:
     """Raise BadInput if a value of a dataclass of flags is out of its range."""
-    for spec, declared in flags_of(type(args)):
+    # A transfer's --seeds come before the --seed that follows from them.
+    for spec, declared in reversed([*flags_of(type(args))]):
         value = getattr(args, spec.name)
         if declared.range is None or value is None:
             continue

@@ -13,11 +13,20 @@ from lth_scale.config.flags import Flag, Group, default_text, flags_of, value_ty
 from lth_scale.config.texts import is_text
 
 # Environment variables that name directories to which something is written.
-DIRECTORIES = """
-    HOME TMPDIR XDG_CACHE_HOME HF_HOME HF_HUB_CACHE HF_DATASETS_CACHE HF_MODULES_CACHE MPLCONFIGDIR
-    TORCH_EXTENSIONS_DIR TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR
-""".split()
-METAVARS = {"int": "N", "float": "X", "str": "TEXT", "Path": "PATH"}
+DIRECTORIES = (
+    "HOME",
+    "TMPDIR",
+    "XDG_CACHE_HOME",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_DATASETS_CACHE",
+    "HF_MODULES_CACHE",
+    "MPLCONFIGDIR",
+    "TORCH_EXTENSIONS_DIR",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+)
+METAVARS = {"int": "N", "float": "X", "str": "TEXT"}
 LONGEST_CHOICES = 24  # characters of choices that stand for the value in --help
 VERBOSE = "--verbose"
 
@@ -35,7 +44,7 @@ class OneLineParser(argparse.ArgumentParser):
         )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as ArgumentParser does. Raises BadInput for an empty value or a path not in UTF-8."""
+        """Parse like ArgumentParser. Raises BadInput for an empty value or a non-UTF-8 path."""
         words = [*(sys.argv[1:] if args is None else args)]
         check_utf8(words)
         for before, word in zip(["", *words], words, strict=False):

@@ -17,7 +17,7 @@ from lth_scale.config.checks import (
     check_transfer,
     parse_pattern,
 )
-from lth_scale.config.defaults import DEFAULTS, DEMO, EMBEDDED, QUICK
+from lth_scale.config.defaults import DEFAULTS, DEMO, EMBEDDED, GLUE_DEFAULTS, QUICK
 from lth_scale.config.errors import BadInput
 from lth_scale.config.parsers import OneLineParser, add_flags
 from lth_scale.config.path_checks import check_paths
@@ -77,7 +77,7 @@ def task_defaults(values: Values, kind: type[Training]) -> Values:
         raise BadInput(f"--preset demo: no data for --task {task}; use --task {' or '.join(DEMO)}")
     preset_values = {None: {}, "demo": DEMO.get(task, DEMO["sst2"]), "quick": QUICK}[preset]
     known = {spec.name for spec in fields(kind if kind is Arguments else Training)}
-    defaults = DEFAULTS[task] | {
+    defaults = DEFAULTS.get(task, GLUE_DEFAULTS) | {
         name: value for name, value in preset_values.items() if name in known
     }
     return defaults | ({"max_steps": -1} if "num_train_epochs" in values else {})

@@ -12,8 +12,6 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.flags import Range, flag
 from lth_scale.config.redaction import without_secrets
 from lth_scale.config.texts import printable, quoted, reason
-from lth_scale.science import results, saved, sections
-from lth_scale.science.report import write
 from lth_scale.tracking.mlflow import variables
 
 
@@ -21,16 +19,16 @@ from lth_scale.tracking.mlflow import variables
 class ReportFlags:
     """The flags of `lth_scale.report`."""
 
-    directory: Path = flag("directory of a study", MISSING, positional=True, metavar="DIRECTORY")
+    directory: str = flag("directory of a study", MISSING, positional=True, metavar="DIRECTORY")
     delta: float = flag(
         "loss in percentage points that matching tolerates",
         1.0,
         range=Range(0, 100, "percentage points, 0 or more, at most 100"),
     )
-    output_dir: Path | None = flag(
+    output_dir: str | None = flag(
         "directory of the report (default: DIRECTORY/report)", metavar="DIR"
     )
-    save: Path | None = flag("also save what the report needs in one file", metavar="FILE.json")
+    save: str | None = flag("also save what the report needs in one file", metavar="FILE.json")
     report_to: str = flag("experiment tracker", "mlflow", choices=("mlflow", "none"))
 
 
@@ -41,7 +39,7 @@ def resolve(values: dict[str, Any], flags: type[ReportFlags]) -> ReportFlags:
         variables.check()
     try:
         if args.save:
-            files.check_writable(args.save.parent)
+            files.check_writable(Path(args.save).parent)
     except OSError as problem:
         raise BadInput(
             f"--save {args.save}: cannot be written ({problem.strerror}); specify another file"
@@ -51,10 +49,14 @@ def resolve(values: dict[str, Any], flags: type[ReportFlags]) -> ReportFlags:
 
 def run(args: ReportFlags) -> None:
     """Write the report, log it, and print where it is. Raises BadInput."""
-    study = results.load_results(args.directory)
-    output = args.output_dir or args.directory / "report"
+    from lth_scale.science import results, saved, sections  # they import scipy
+    from lth_scale.science.report import write
+
+    directory = Path(args.directory)
+    study = results.load_results(directory)
+    output = Path(args.output_dir or directory / "report")
     if args.save:
-        saved.save(args.directory, args.save)
+        saved.save(directory, Path(args.save))
     try:
         written = write(study, output, args.delta)
     except OSError as problem:
@@ -66,7 +68,7 @@ def run(args: ReportFlags) -> None:
     print(f"report   {quoted(output / 'report.html')}\n         {quoted(output / 'report.md')}")
     print(f"cells    {len(study.cells)} planned, {there} there, {len(study.cells) - there} missing")
     if args.report_to == "mlflow":
-        log(args.directory, study.name, written, sections.registered(study, args.delta))
+        log(directory, study.name, written, sections.registered(study, args.delta))
 
 
 def log(

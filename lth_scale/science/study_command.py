@@ -41,10 +41,10 @@ class Share:
 class StudyFlags(Share):
     """The flags of `lth_scale.study`. `overrides`: the flags of every job."""
 
-    study: Path = flag(
+    study: str = flag(
         "the study: studies/*.yaml, docs/studies.md", MISSING, positional=True, metavar="STUDY.yaml"
     )
-    output_dir: Path | None = flag("directory for all output (default: runs/NAME)", metavar="DIR")
+    output_dir: str | None = flag("directory for all output (default: runs/NAME)", metavar="DIR")
     dry_run: bool = flag("print the jobs and their costs, and write nothing", False)
     overrides: Flags = field(default_factory=dict)
 
@@ -90,8 +90,8 @@ def run(args: StudyFlags, command: Callable[[Job], list[str]]) -> None:
 
     command: job → its command line, without the launcher.
     """
-    planned = plan(load_study(args.study, args.overrides))
-    directory = args.output_dir or Path("runs") / planned.studies[0].keys["name"]
+    planned = plan(load_study(Path(args.study), args.overrides))
+    directory = Path(args.output_dir or Path("runs", planned.studies[0].keys["name"]))
     refuse_other_flags(planned, directory)
     refuse_other_content(planned, directory)
     refuse_other_weights(planned)

@@ -10,9 +10,10 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from lth_scale.config import caches
-from lth_scale.config.arguments import Training, is_local, lasting
+from lth_scale.config.arguments import Training
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
+from lth_scale.config.local_paths import absolute_model, is_local
 from lth_scale.config.texts import brief, first_line
 from lth_scale.tasks.checkpoint import CheckpointSource
 from lth_scale.tasks.checkpoint_checks import (
@@ -43,7 +44,7 @@ PLAIN: dict[str, Any] = {
 def model_path(args: Training) -> str:
     """What `from_pretrained` loads and a saved config names; absolute if it is a directory."""
     name = args.model_name_or_path
-    return str(embedded_path("bert")) if name == EMBEDDED else lasting("model_name_or_path", name)
+    return str(embedded_path("bert")) if name == EMBEDDED else absolute_model(name)
 
 
 def load_tokenizer(args: Training) -> PreTrainedTokenizerBase:

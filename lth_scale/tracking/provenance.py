@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale.config import files, listing
-from lth_scale.config.arguments import Training, is_local
+from lth_scale.config.arguments import Training
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
 from lth_scale.tasks.locations import data_file, embedded_path, local_directory

@@ -10,8 +10,9 @@ import transformers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lth_scale.config.arguments import Training, is_local
+from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput
+from lth_scale.config.local_paths import is_local
 from lth_scale.config.texts import first_line
 from lth_scale.distributed import compat
 from lth_scale.pruning.prunable_set import prunable

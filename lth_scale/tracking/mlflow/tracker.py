@@ -52,7 +52,7 @@ class MlflowTracker:
         self.on_curve: set[str] = set()
         self.tags = variables.tags() | {
             "task": args.task,
-            "base_model": redacted(args.to_keep()["model_name_or_path"]),
+            "base_model": redacted(args.as_saved()["model_name_or_path"]),
             "seed": str(args.seed),
         }
         if args.note:
