@@ -1,10 +1,7 @@
 """`lth COMMAND …`: all commands of the package under one name, and their shell completion."""
 
 import sys
-from argparse import Action, ArgumentParser, _SubParsersAction
-from collections.abc import Iterator
 from importlib import import_module
-from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +9,6 @@ from lth_scale.config.command import Command, NoFlags
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.parsers import VERBOSE, OneLineParser
 from lth_scale.config.version import __version__
-from lth_scale.distributed import compat
 
 COMMANDS = ("imp", "transfer", "study", "report", "export", "speed", "hub", "ticket")
 SHELLS = ("bash", "zsh", "tcsh")

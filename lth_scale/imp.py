@@ -12,7 +12,6 @@ from lth_scale.config.resolution import from_command_line
 from lth_scale.config.startup import first_imports
 from lth_scale.science.summary import show
 from lth_scale.shipping import hub
-from lth_scale.tracking.trackers import TRACKERS
 from lth_scale.tracking.run_directory import RunDirectory
 
 if TYPE_CHECKING:

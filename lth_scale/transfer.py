@@ -13,9 +13,8 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.resolution import from_command_line
 from lth_scale.config.startup import first_imports
-from lth_scale.science.summary import scores_by_seed, show
+from lth_scale.science.summary import show
 from lth_scale.shipping import hub
-from lth_scale.tracking.trackers import TRACKERS
 from lth_scale.tracking.run_directory import RunDirectory
 
 if TYPE_CHECKING:

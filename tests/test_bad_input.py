@@ -1517,12 +1517,7 @@ STUDIES = [
             ("deep", "[" * 10**5, "cannot be read as YAML"),
             ("an impossible date", "name: 2026-99-99", "cannot be read"),
             *(
-                (
-                    f"a {what}",
-                    f"name: a\nseeds: [{text}]",
-                    f"line 2: {text}: ambiguous",
-                    *better,
-                )
+                (f"a {what}", f"name: a\nseeds: [{text}]", f"line 2: {text}: ambiguous", *better)
                 for what, text, *better in (
                     ("octal number", "010", "as 8;", "10"),
                     ("hexadecimal number", "0x10", "16"),

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from lth_scale import export, load_exported
 from lth_scale.config.resolution import parse
 from lth_scale.config.texts import quoted
-from lth_scale.science import jobs, summary
+from lth_scale.science import summary
 from lth_scale.science.summary import how_to_open_mlflow
 from lth_scale.tracking.run_directory import RunDirectory
 

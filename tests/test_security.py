@@ -337,7 +337,7 @@ def test_json_that_is_written_holds_escapes_for_what_drives_a_terminal(bad, tmp_
 def test_a_planted_link_is_not_followed(name, tmp_path):
     if name == "unfinished":
         locks.acquire(tmp_path)
-    link = locks.temporary(tmp_path / "file") if name == "unfinished" else tmp_path / name
+    link = directories.temporary(tmp_path / "file") if name == "unfinished" else tmp_path / name
     link.symlink_to(tmp_path / "precious")
     with pytest.raises(OSError, match="symbolic"):
         files.write_bytes(tmp_path / "file", b"x") if name == "unfinished" else locks.acquire(

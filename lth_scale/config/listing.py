@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lth_scale.config.directories import move_into, sync_tree, temporary_directory
-from lth_scale.config.files import read_json, write_bytes, write_json
+from lth_scale.config.files import write_bytes, write_json
 
 # The file that names our own in a directory, and its format
 LISTING, LISTED = ".files", "lth_scale.files/1"

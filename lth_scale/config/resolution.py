@@ -10,13 +10,7 @@ from typing import Any, TypeVar
 
 from lth_scale.config import files
 from lth_scale.config.arguments import Arguments, Training, Transfer
-from lth_scale.config.checks import (
-    check_regexes,
-    check_search,
-    check_training,
-    check_transfer,
-    parse_pattern,
-)
+from lth_scale.config.checks import check_regexes, check_search, check_training, check_transfer
 from lth_scale.config.defaults import DEFAULTS, DEMO, EMBEDDED, GLUE_DEFAULTS, QUICK
 from lth_scale.config.errors import BadInput
 from lth_scale.config.parsers import OneLineParser, add_flags

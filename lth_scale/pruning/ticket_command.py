@@ -63,7 +63,7 @@ def run(args: TicketFlags) -> None:
     """Print the ticket, or what an operation makes of it and another one. Raises BadInput."""
     with first_imports():
         from lth_scale.pruning import ticket_text
-    ticket, path = ticket_text.ticket_at(args.path)
+    ticket, path = ticket_text.read_ticket(args.path)
     result: Any = ticket
     if operation := args.operation:
         other = getattr(args, operation)

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lth_scale.config import arguments, files
-from lth_scale.config.arguments import Training
+from lth_scale.config import files
+from lth_scale.config.arguments import Training, flags_with
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted
 from lth_scale.science.jobs import difference
@@ -23,12 +23,14 @@ def check_flags(plan: Plan, directory: Path) -> None:
     for job in plan.jobs.values():
         output, flags = directory / "jobs" / job.id, redacted(job.flags)
         old = before.get(job.id, flags)
-        differ = difference(old, flags, ignore=arguments.COSMETIC)
+        differ = difference(old, flags, ignore=flags_with("cosmetic"))
         if differ and (started := started_with(output)):
             args = job.args
-            digests = provenance.content(args.task, args.model_name_or_path, args.dataset_path)
-            same = provenance.told_by_content(started, digests)
-            differ = difference(old, flags, ignore={*arguments.COSMETIC, *same})
+            digests = provenance.input_digests(
+                args.task, args.model_name_or_path, args.dataset_path
+            )
+            same = provenance.flags_with_digests(started, digests)
+            differ = difference(old, flags, ignore={*flags_with("cosmetic"), *same})
         if differ and output.exists():
             raise BadInput(
                 f"--output_dir {directory}: {job.id} was started with other flags: {differ}, "
@@ -60,7 +62,7 @@ def _flags_before(directory: Path) -> dict[str, Flags]:
 
 def check_content(plan: Plan, directory: Path) -> None:
     """Raise BadInput if a job was started with other data or another model."""
-    content = functools.cache(provenance.content)  # many jobs, few files
+    content = functools.cache(provenance.input_digests)  # many jobs, few files
     for job in plan.jobs.values():
         output, args = directory / "jobs" / job.id, job.args
         if not (started := started_with(output)):
@@ -77,7 +79,7 @@ def started_with(output: Path) -> dict[str, Any]:
     """arguments.json of a job; {} if it was not started or the file is damaged."""
     try:
         started = {**files.read_json(output / "arguments.json")}
-        provenance.check_kinds(started)
+        provenance.check_types(started)
         return started
     except (OSError, ValueError, TypeError, RecursionError):
         return {}  # the job's command reports the damage

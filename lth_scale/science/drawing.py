@@ -35,7 +35,7 @@ def drawn(picture: Callable[P, bytes]) -> Callable[P, bytes]:
     @functools.wraps(picture)
     def draw(*args: P.args, **kwargs: P.kwargs) -> bytes:
         try:
-            caches.settle("MPLCONFIGDIR")
+            caches.ensure_writable("MPLCONFIGDIR")
             # The import fails for an unknown backend and for a file that is not UTF-8.
             with _environment(MPLBACKEND="agg", MATPLOTLIBRC=str(_default_style())):
                 import matplotlib

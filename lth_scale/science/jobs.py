@@ -9,7 +9,7 @@ from lth_scale.config import arguments, checks, parsers, resolution
 from lth_scale.config.arguments import Arguments, Training
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import as_words
-from lth_scale.pruning.schedules import sparsities
+from lth_scale.pruning.registries import sparsities
 from lth_scale.science.study_file import KINDS, Flags
 
 # Flags whose values are files of other jobs, below the study's directory.
@@ -76,6 +76,6 @@ def difference(old: Flags, new: Flags, ignore: Collection[str]) -> str:
     """The first flag that differs, with both values; empty if there is none."""
     for name in {**old, **new}:
         values = old.get(name), new.get(name)
-        if name not in ignore and not arguments.is_same(name, *values):
+        if name not in ignore and not arguments.same_value(name, *values):
             return "--{} {} and {}".format(name, *values)
     return ""

@@ -6,7 +6,6 @@ from typing import Any
 
 from lth_scale.config import checks
 from lth_scale.config.arguments import OTHER_ALLOWED, QUICK_LOOK
-from lth_scale.config.command import as_argv
 from lth_scale.config.errors import BadInput
 from lth_scale.science.jobs import Job, difference
 from lth_scale.science.study_file import MOST_TRAININGS, WITHOUT_TICKET, Flags, StudySpec

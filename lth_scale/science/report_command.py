@@ -1,4 +1,4 @@
-"""What `python -m lth_scale.report` does: write the report of a study and log it."""
+"""What `python -m lth_scale.report` does: write_report the report of a study and log it."""
 
 import os
 from collections.abc import Sequence
@@ -6,12 +6,14 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from lth_scale.config import files
+from lth_scale.config import directories
 from lth_scale.config.command import construct
 from lth_scale.config.errors import BadInput
 from lth_scale.config.flags import Range, flag
 from lth_scale.config.redaction import without_secrets
 from lth_scale.config.texts import printable, quoted, reason
+from lth_scale.science.report import write_report
+from lth_scale.science.sections import verdicts
 from lth_scale.tracking.mlflow import variables
 
 
@@ -39,7 +41,7 @@ def resolve(values: dict[str, Any], flags: type[ReportFlags]) -> ReportFlags:
         variables.check()
     try:
         if args.save:
-            files.check_writable(Path(args.save).parent)
+            directories.check_writable(Path(args.save).parent)
     except OSError as problem:
         raise BadInput(
             f"--save {args.save}: cannot be written ({problem.strerror}); specify another file"
@@ -49,8 +51,9 @@ def resolve(values: dict[str, Any], flags: type[ReportFlags]) -> ReportFlags:
 
 def run(args: ReportFlags) -> None:
     """Write the report, log it, and print where it is. Raises BadInput."""
-    from lth_scale.science import results, saved, sections  # they import scipy
-    from lth_scale.science.report import write
+    from lth_scale.science import results, saved  # they import scipy
+
+    pass
 
     directory = Path(args.directory)
     study = results.load_results(directory)
@@ -58,7 +61,7 @@ def run(args: ReportFlags) -> None:
     if args.save:
         saved.save(directory, Path(args.save))
     try:
-        written = write(study, output, args.delta)
+        written = write_report(study, output, args.delta)
     except OSError as problem:
         raise BadInput(
             f"--output_dir {output}: cannot be written ({problem.strerror}); specify another "
@@ -68,7 +71,7 @@ def run(args: ReportFlags) -> None:
     print(f"report   {quoted(output / 'report.html')}\n         {quoted(output / 'report.md')}")
     print(f"cells    {len(study.cells)} planned, {there} there, {len(study.cells) - there} missing")
     if args.report_to == "mlflow":
-        log(directory, study.name, written, sections.registered(study, args.delta))
+        log(directory, study.name, written, verdicts.matching_tickets(study, args.delta))
 
 
 def log(

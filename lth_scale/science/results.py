@@ -21,7 +21,6 @@ from lth_scale.science.study_record import (
     read_json,
 )
 from lth_scale.tasks.registry import TASKS
-from lth_scale.tracking.rows import describe_starved
 
 # Metrics that are not fractions; all others are multiplied by 100.
 UNSCALED = ("loss", "perplexity")

@@ -18,7 +18,7 @@ from lth_scale.config.redaction import without_secrets
 from lth_scale.config.texts import printable, quoted
 from lth_scale.science.jobs import Job
 from lth_scale.science.plans import Plan
-from lth_scale.tracking.stages import starved_in
+from lth_scale.tracking.rows import describe_starved
 
 
 @dataclass
@@ -144,7 +144,9 @@ class Runner:
         lines = []
         for job in filter(self.is_done, self.jobs):
             paths = [self.path(job, f"/{name}.json") for name in ("results", "controls")]
-            texts = filter(None, (starved_in(row) for path in paths for row in _read_rows(path)))
+            texts = filter(
+                None, (describe_starved(row) for path in paths for row in _read_rows(path))
+            )
             lines += [f"starved  {job.id}: {text}" for text in texts][:1]
         return lines
 

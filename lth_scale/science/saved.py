@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale.config import files
-from lth_scale.config.arguments import flags_with
 from lth_scale.config.errors import BadInput
 from lth_scale.science.jobs import difference
 from lth_scale.science.results import DAMAGE, load_results, read_jobs

@@ -9,23 +9,19 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lth_scale.config import files
+from lth_scale.config import directories, files
 from lth_scale.config.command import construct
 from lth_scale.config.errors import BadInput
 from lth_scale.config.flags import flag
 from lth_scale.config.parsers import add_flags
 from lth_scale.config.redaction import redacted, without_secrets
 from lth_scale.config.texts import printable
+from lth_scale.science.compatibility import check_content, check_flags, check_weights
 from lth_scale.science.costs import costs
-from lth_scale.science.plans import Job, plan, summary
-from lth_scale.science.runner import (
-    Runner,
-    refuse_other_content,
-    refuse_other_flags,
-    refuse_other_weights,
-    share,
-)
-from lth_scale.science.study_file import LISTS, Flags, check_texts, load_study
+from lth_scale.science.plans import Job, build_plan, summary
+from lth_scale.science.runner import Runner, share
+from lth_scale.science.study_file import LISTS, Flags, load_study
+from lth_scale.science.study_schema import check_characters
 from lth_scale.tracking.mlflow import variables
 
 
@@ -70,7 +66,7 @@ def overrides(words: list[str]) -> Flags:
         else:
             raise BadInput(f"{word}: belongs to no flag; specify STUDY.yaml, then --flag value")
     for name, value in flags.items():
-        check_texts(f"--{name}", value)
+        check_characters(f"--{name}", value)
     return flags
 
 
@@ -90,11 +86,11 @@ def run(args: StudyFlags, command: Callable[[Job], list[str]]) -> None:
 
     command: job → its command line, without the launcher.
     """
-    planned = plan(load_study(Path(args.study), args.overrides))
+    planned = build_plan(load_study(Path(args.study), args.overrides))
     directory = Path(args.output_dir or Path("runs", planned.studies[0].keys["name"]))
-    refuse_other_flags(planned, directory)
-    refuse_other_content(planned, directory)
-    refuse_other_weights(planned)
+    check_flags(planned, directory)
+    check_content(planned, directory)
+    check_weights(planned)
     runner = Runner(planned, directory, share(planned, args.index, args.of), command)
     if args.dry_run:
         print(costs(runner))
@@ -116,7 +112,7 @@ def run(args: StudyFlags, command: Callable[[Job], list[str]]) -> None:
 def check_writable(directory: Path) -> None:
     """Raise BadInput if --output_dir cannot be written."""
     try:
-        files.check_writable(directory)
+        directories.check_writable(directory)
     except OSError as problem:
         raise BadInput(
             f"--output_dir {directory}: cannot be written ({problem.strerror}); specify another "

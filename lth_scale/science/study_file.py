@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from lth_scale.config import files
-from lth_scale.config.arguments import Arguments, Training, Transfer, flags_with
+from lth_scale.config.arguments import Arguments, Training, Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief
 from lth_scale.science.study_schema import StudySchema, TransferGrid, parse_study

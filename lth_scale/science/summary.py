@@ -12,9 +12,7 @@ from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.config.markdown import Table, literal, markdown_table
 from lth_scale.config.texts import printable, quoted
-from lth_scale.tracking.mlflow.progress import Progress
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.rows import describe_starved
 
 DELTA = 0.01  # tolerated loss: one percent point
 Rows = Sequence[Mapping[str, Any]]  # of results.json

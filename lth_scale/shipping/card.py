@@ -18,7 +18,6 @@ from lth_scale.shipping.published_run import PublishedRun
 from lth_scale.shipping.speed import report
 from lth_scale.tracking import console
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.rows import describe_starved
 
 PICTURE = "figures/score_against_sparsity.png"
 NOT_MEASURED = (
@@ -132,7 +131,7 @@ def speed_section(run: PublishedRun) -> str:
                     return section
         except Exception:  # any file may have this name, and hold anything
             text = f"{path}: damaged report of a speed check; it is not in the card"
-            console.say(printable(text))
+            console.print_line(printable(text))
     return NOT_MEASURED
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from lth_scale.config import directories, files
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput, Stopped
-from lth_scale.config.hub_access import _answered, polite
+from lth_scale.config.hub_access import request, session
 from lth_scale.config.startup import first_imports, is_main_process
 from lth_scale.config.texts import quoted
 from lth_scale.shipping.export.locations import NetworkLocation, locate
 from lth_scale.shipping.publication import Publication
-from lth_scale.tracking.console import say
+from lth_scale.tracking.console import print_line
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -41,16 +41,16 @@ def push(
     with first_imports():
         from lth_scale.shipping import card_metadata, repository_files
 
-    with polite(), files.temporary_directory(root / "hub") as folder:
+    with session(), directories.temporary_directory(root / "hub") as folder:
         if not dry_run:
-            repo = _answered(lambda: full_name(repo), repo)
+            repo = request(lambda: full_name(repo), repo)
         licence = card_metadata.licence_of(Publication(location.run, root), online=not dry_run)
         repository_files.fill(folder, location.ticket.parent, repo, licence)
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         sizes = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
         if dry_run:
             return (folder / "README.md").read_text(), sizes
-        commit = _answered(lambda: upload(folder, repo, private), repo)
+        commit = request(lambda: upload(folder, repo, private), repo)
     files.write_json(record, {"hub_model_id": repo, "commit": commit.oid, "url": commit.commit_url})
     return commit.commit_url, sizes
 
@@ -69,7 +69,7 @@ def find_run(run: str) -> NetworkLocation:
 def check_run_writable(run: str, root: Path) -> None:
     """Raise BadInput unless the run is writable and its hub.json, if any, is from a push."""
     try:
-        files.check_writable(root)
+        directories.check_writable(root)
     except OSError as problem:
         raise BadInput(
             f"{run}: cannot be written ({problem.strerror}), and the upload is prepared there; "
@@ -117,7 +117,7 @@ def check(args: Training) -> None:
         with session():
             request(lambda: full_name(repo), repo, delays=())
     except Stopped as problem:
-        say(f"{problem}; training continues")
+        print_line(f"{problem}; training continues")
 
 
 def push_when_done(run: "RunDirectory") -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from lth_scale.config import files
-from lth_scale.config.arguments import flags_with
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.redaction import without_secrets
 from lth_scale.config.resolution import HUB_NAME

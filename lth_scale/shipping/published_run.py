@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale.config import files
-from lth_scale.config.arguments import COSMETIC, Arguments, Training, Transfer
+from lth_scale.config.arguments import Arguments, Training, Transfer, flags_with
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.resolution import resolve
 from lth_scale.config.texts import as_words
@@ -111,7 +111,7 @@ class PublishedRun:
         args = self.args
         short = {"task": args.task, **({"preset": args.preset} if args.preset else {})}
         defaults, values = resolve(short, type(args)).as_dict(), args.as_dict()
-        omitted = {*COSMETIC, *short} - {"seeds"}
+        omitted = {*flags_with("cosmetic"), *short} - {"seeds"}
         changed = {
             name: value
             for name, value in values.items()

@@ -5,10 +5,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from lth_scale.config import directories
 from lth_scale.config.errors import BadInput
-from lth_scale.config.hub_access import _fetched, check_source, polite
-from lth_scale.shipping.export.locations import MANIFEST, is_card, is_taken, is_whole, manifest
+from lth_scale.config.hub_access import check_source, fetch, session
+from lth_scale.shipping.export.locations import MANIFEST, is_card, is_taken, manifest
 from lth_scale.shipping.publication import PUSHED
 
 
@@ -26,7 +25,7 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
         raise BadInput(
             f"--output_dir {directory}: exists and was not pulled; specify another directory"
         )
-    with polite():
+    with session():
         path = _download_manifest(name, revision)
         if exists and path.read_bytes() != (directory / MANIFEST).read_bytes():
             raise BadInput(
@@ -57,7 +56,7 @@ def _download_manifest(name: str, revision: str | None) -> Path:
     def download() -> str:
         return hf_hub_download(name, MANIFEST, revision=revision)
 
-    return Path(_fetched(download, name, revision, MANIFEST))
+    return Path(fetch(download, name, revision, MANIFEST))
 
 
 def _download_files(name: str, revision: str | None, commit: str, names: Iterable[str]) -> Path:
@@ -66,7 +65,7 @@ def _download_files(name: str, revision: str | None, commit: str, names: Iterabl
     def download() -> str:
         return snapshot_download(name, revision=commit, allow_patterns=sorted(names))
 
-    return Path(_fetched(download, name, revision))
+    return Path(fetch(download, name, revision))
 
 
 def pulled(cache: Path, name: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from lth_scale.shipping.export.locations import MANIFEST, seal
 from lth_scale.shipping.export.source import load_source
 from lth_scale.shipping.publication import PUSHED
 from lth_scale.shipping.published_run import PublishedRun
-from lth_scale.tracking.console import say
+from lth_scale.tracking.console import print_line
 
 PICTURES = ("score_against_sparsity.png", "sparsity_by_layer.png")
 PROVENANCE = ("arguments.json", "results.json", "controls.json")
@@ -56,7 +56,7 @@ def remove_foreign(folder: Path) -> None:
         paths[name].unlink()
     if foreign:
         names = ", ".join(map(repr, foreign))
-        say(printable(f"not uploaded, because a pull refuses files of such names: {names}"))
+        print_line(printable(f"not uploaded, because a pull refuses files of such names: {names}"))
 
 
 def draw_figures(run: PublishedRun, folder: Path) -> None:

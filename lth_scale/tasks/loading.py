@@ -161,7 +161,7 @@ def _load_error(args: Training, error: Exception) -> BadInput:
     flag = f"--model_name_or_path {name}"
     if explanation := explain_load_error(error, Path(model_path(args))):
         return BadInput(f"{flag}: {explanation}")
-    if refusal := caches.refused_by_hub_cache(error):
+    if refusal := caches.hub_cache_problem(error):
         return BadInput(refusal)
     auto_class = re.search(r"AutoModel\w+", text)
     if "Unrecognized configuration class" in text and auto_class:

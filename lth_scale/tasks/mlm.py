@@ -18,7 +18,6 @@ from transformers import (
 
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput
-from lth_scale.distributed import compat
 from lth_scale.distributed.encoder import base_model
 from lth_scale.tasks import data, data_warnings
 from lth_scale.tasks.inputs import agree_on_inputs

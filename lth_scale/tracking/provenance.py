@@ -16,7 +16,6 @@ from lth_scale.config.arguments import Training
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
 from lth_scale.tasks.locations import data_file, embedded_path, local_directory
-from lth_scale.tasks.registry import TASKS
 
 Facts = Mapping[str, Any]  # of arguments.json, by name
 Digests = dict[str, dict[str, str]]  # SHA-256 by input (a key of FLAGS) and file name

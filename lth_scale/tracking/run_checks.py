@@ -7,8 +7,8 @@ import os
 from fnmatch import fnmatch
 from pathlib import Path
 
-from lth_scale.config import files, locks, run_files
-from lth_scale.config.arguments import COSMETIC, Training, Transfer, is_same
+from lth_scale.config import directories, files, locks, run_files
+from lth_scale.config.arguments import Training, Transfer, flags_with, same_value
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted
 from lth_scale.config.resolution import launched_precision
@@ -38,7 +38,7 @@ def check(directory: Path, args: Training) -> None:
             f"--output_dir {directory}: {error}; restore it from a copy, or use another directory"
         ) from None
     try:
-        files.check_writable(directory)
+        directories.check_writable(directory)
     except OSError as error:
         raise BadInput(
             f"--output_dir {directory}: cannot be written ({error.strerror}); use another directory"
@@ -77,7 +77,7 @@ def check_arguments(directory: Path, args: Training) -> None:
     differences = [
         f"--{name} was {saved[name]}, is {value}"
         for name, value in redacted(args.as_dict()).items()
-        if name in compared and not is_same(name, redacted(saved[name]), value)
+        if name in compared and not same_value(name, redacted(saved[name]), value)
     ]
     if differences:
         raise BadInput(
@@ -103,7 +103,7 @@ def seeds(args: Training) -> set[int]:
 
 def _may_differ(saved: Facts, args: Training) -> set[str]:
     """Return the flags that may change in a run, or whose earlier value is not known."""
-    names = {*COSMETIC, *(("seed",) if seeds(args) else ())}
+    names = {*flags_with("cosmetic"), *(("seed",) if seeds(args) else ())}
     if "precision" not in saved:
         names |= launched_precision().keys()  # the launcher's was not recorded
     if args.model_revision == saved.get("revisions", {}).get("model", ""):
@@ -117,7 +117,7 @@ def _check_lock_and_links(directory: Path) -> None:
         raise BadInput(
             f"--output_dir {directory}: .lock was not written by lth_scale; move it away"
         )
-    if link := run_files.link_in(directory):
+    if link := run_files.find_link(directory):
         raise BadInput(
             f"--output_dir {directory}: {link.relative_to(directory)} is a link, and files in its "
             "target would be changed; replace it with the directory itself"

@@ -58,7 +58,7 @@ class RunDirectory:
         that is about to stop.
         """
         started = time.monotonic()
-        while owner := locks.claim(self.directory):
+        while owner := locks.acquire(self.directory):
             if time.monotonic() - started > PATIENCE:
                 raise BadInput(
                     f"--output_dir {self.directory}: {owner} is running there; wait for it, or "
@@ -110,7 +110,9 @@ class RunDirectory:
     def _rows(self, kind: Stage) -> list[Row]:
         """Return metrics.json of the complete stages of the same kind."""
         parent = self.path(kind).parent
-        stages = [path for path in run_files.stages(self.directory) if path.parent == parent]
+        stages = [
+            path for path in run_files.stage_directories(self.directory) if path.parent == parent
+        ]
         complete = [path for path in stages if (path / "complete").is_file()]
         return [
             files.read_json(path / "metrics.json")

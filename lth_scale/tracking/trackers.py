@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from lth_scale.config.arguments import Training
 from lth_scale.config.registry import Registry, lazy
+from lth_scale.tasks.task import Task
 from lth_scale.tracking.listeners import Listener
 
 if TYPE_CHECKING:
-    from lth_scale.tasks.base import Task
+    pass
 
 
 def _nothing(directory: Path) -> None:

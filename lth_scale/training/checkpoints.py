@@ -113,7 +113,7 @@ def _publish(unfinished: Path, path: Path, manifest: Manifest) -> None:
     manifest.write(unfinished / MANIFEST)
     files.sync_directory(unfinished)
     remove(path)
-    files.move_into(unfinished, path)
+    directories.move_into(unfinished, path)
     files.write_bytes(path / "complete", manifest.digest.encode())
 
 
@@ -171,9 +171,9 @@ def resume(net: Network, directory: Path) -> Resumed | None:
         if not problem:
             return _load(net, directory / name)
         if net.accelerator.is_main_process:
-            console.say(f"{directory / name} is left out: {problem}")
+            console.print_line(f"{directory / name} is left out: {problem}")
     if names and net.accelerator.is_main_process:
-        console.say(
+        console.print_line(
             f"{directory}: goes on from step {net.step}, where any number of ranks can start"
         )
     return None

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from lth_scale.config import files
-from lth_scale.pruning.controls import Start
+from lth_scale.pruning.controls import Subnetwork
 from lth_scale.training import evaluation, loop, networks, optimizers
 from lth_scale.training.networks import Network, Weights
 
 PATH_POINTS = 11  # including the ends
 
 
-def connect(net: Network, start: Start, first: int, second: int, run: Path) -> None:
+def connect(net: Network, start: Subnetwork, first: int, second: int, run: Path) -> None:
     """Train the data orders of two seeds from one start, and write connectivity.json in `run`.
 
     It holds the scores on the straight line between the two networks, and the barrier.
@@ -35,7 +35,7 @@ def connect(net: Network, start: Start, first: int, second: int, run: Path) -> N
         files.write_json(run / "connectivity.json", connectivity([first, second], path))
 
 
-def trained_end(net: Network, start: Start, seed: int, directory: Path) -> Weights:
+def trained_end(net: Network, start: Subnetwork, seed: int, directory: Path) -> Weights:
     """Return the weights after training with a seed's data order, which are kept in `directory`."""
     path = directory / f"{seed:02d}.safetensors"
     if not path.is_file():

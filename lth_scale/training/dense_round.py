@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale.config import files
-from lth_scale.config.arguments import COSMETIC, Arguments, Training, is_same
+from lth_scale.config.arguments import Arguments, Training, flags_with, same_value
 from lth_scale.config.checks import parse_rewind_step
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted
@@ -15,7 +15,10 @@ from lth_scale.tracking import provenance
 
 log = logging.getLogger("lth_scale")
 # Round 0 can be reused if these flags are the same; the others affect later rounds only.
-SHARED = {spec.name for spec in fields(Training)} - {*COSMETIC} | {"lr_span", "early_bird"}
+SHARED = {spec.name for spec in fields(Training)} - {*flags_with("cosmetic")} | {
+    "lr_span",
+    "early_bird",
+}
 INVALID = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
@@ -41,7 +44,7 @@ def check_dense(args: Arguments, step: int, facts: dict[str, Any]) -> None:
     directory = Path(str(args.dense))
     try:
         arguments = {**files.read_json(directory / "arguments.json")}
-        provenance.check_kinds(arguments)
+        provenance.check_types(arguments)
         theta = theta_file_of_search(directory, step)
     except INVALID as problem:
         raise BadInput(
@@ -61,7 +64,7 @@ def check_dense(args: Arguments, step: int, facts: dict[str, Any]) -> None:
             f"--dense {directory}: has not kept its round 0 and θᵢ at step {step}; search there "
             f"with --keep_theta {args.rewind_step}"
         )
-    for line in provenance.unknown(arguments, facts):
+    for line in provenance.not_recorded(arguments, facts):
         log.warning("--dense %s: %s", directory, line)
 
 
@@ -73,11 +76,11 @@ def flag_differences(
     Paths are not compared if the digests of their content are.
     """
     flags = redacted(args.as_dict())
-    shared = SHARED & arguments.keys() - provenance.told_by_content(arguments, digests)
+    shared = SHARED & arguments.keys() - provenance.flags_with_digests(arguments, digests)
     if "precision" not in arguments:  # the launcher's was not recorded
         shared -= launched_precision().keys()
     return [
         f"--{name} was {arguments[name]}, is {flags[name]}"
         for name in sorted(shared)
-        if not is_same(name, arguments[name], flags[name])
+        if not same_value(name, arguments[name], flags[name])
     ]

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.distributed.encoder import base_model
-from lth_scale.pruning.ticket import Ticket, digest
+from lth_scale.pruning.digests import digest
+from lth_scale.pruning.ticket import Ticket
 from lth_scale.training.networks import Network, Weights
 from lth_scale.training.tickets import check_base, check_base_of_ticket
 

@@ -9,7 +9,7 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.notices import warn
 from lth_scale.config.texts import first_line
 from lth_scale.tasks import data_warnings
-from lth_scale.tasks.base import Task
+from lth_scale.tasks.task import Task
 from lth_scale.training.batches import select_rows, token_counts
 
 
@@ -49,7 +49,7 @@ def check_rows(task: Task, args: Training) -> None:
         lengths = token_counts(rows)
         if 0 in lengths:
             raise BadInput(
-                f"{data_warnings.named(args, split)}: row {lengths.index(0) + 1} is empty, and the "
+                f"{data_warnings.split_name(args, split)}: row {lengths.index(0) + 1} is empty, and the "
                 f"tokenizer of {args.model_name_or_path} adds no token to it; fill it, or remove "
                 "the row"
             )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale.config.arguments import Training
-from lth_scale.tasks.base import Task
+from lth_scale.tasks.task import Task
 from lth_scale.tracking import console
 from lth_scale.tracking.listeners import Listener
 from lth_scale.tracking.run_directory import RunDirectory

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lth_scale.config.arguments import Arguments
-from lth_scale.pruning import patterns, scores
+from lth_scale.pruning import orientation, registries, structured
 from lth_scale.pruning.prunable_set import transposed
 from lth_scale.training.networks import Network
 
@@ -22,13 +22,13 @@ def prune_to(
     movement: the scores of this rank's pieces; without any, the weights themselves are scored.
     """
     engine, targets = net.engine, net.targets
-    orientation = patterns.oriented(
+    orientation = orientation.oriented(
         transposed(engine.meta_model),
         lambda name, part: engine.all_gather(part, targets[name]),
         lambda name, whole: targets[name].cut(whole),
     )
     weights = {name: piece.master() for name, piece in targets.items()}
-    return patterns.prune(
+    return structured.prune(
         dict(movement) or weights,
         masks,
         sparsity,
@@ -36,5 +36,5 @@ def prune_to(
         args.pattern,
         engine.ranks,
         orientation,
-        scores.SCORES[args.score],
+        registries.SCORES[args.score],
     )

@@ -6,7 +6,7 @@ Rewinding copies weights into the prepared engine and clears the state of its op
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,7 +21,7 @@ from lth_scale.distributed.engine import Engine
 from lth_scale.distributed.engines import prepare_engine
 from lth_scale.distributed.pieces import Piece
 from lth_scale.pruning import masking
-from lth_scale.tasks.base import Task
+from lth_scale.tasks.task import Task
 from lth_scale.training.batches import Batches
 from lth_scale.training.forward_check import check_forward
 from lth_scale.training.optimizers import make_optimizer

@@ -16,7 +16,7 @@ from lth_scale.distributed import watchdog
 from lth_scale.distributed.encoder import base_model
 from lth_scale.pruning import prunable_set
 from lth_scale.pruning.ticket import Ticket
-from lth_scale.tasks import base, data, registry
+from lth_scale.tasks import data, registry, task
 from lth_scale.tracking import console
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.training import environment, networks
@@ -43,7 +43,7 @@ def prepare(args: Training, dense: str | None = None, with_teacher: bool = False
     """
     quiet_libraries()
     accelerator = environment.make_accelerator(args)
-    watchdog.begin(accelerator, args.ddp_timeout)
+    watchdog.start(accelerator, args.ddp_timeout)
     task = registry.load_task(args)
     task.prunable = recorded_prunable_set(args, dense, task) or checked_prunable_set(args, task)
     return networks.prepare(accelerator, task, args, with_teacher)
@@ -58,7 +58,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
 
 
-def recorded_prunable_set(args: Training, dense: str | None, task: base.Task) -> tuple[str, ...]:
+def recorded_prunable_set(args: Training, dense: str | None, task: task.Task) -> tuple[str, ...]:
     """Return the prunable set of the tickets in --output_dir, else in --dense, else ().
 
     Another version may have started the run, with another prunable set. Raises BadInput if the
@@ -85,11 +85,11 @@ def first_tickets(run: Path) -> list[Path]:
     return sorted(path for form in forms for path in run.glob(form))
 
 
-def checked_prunable_set(args: Training, task: base.Task) -> tuple[str, ...]:
+def checked_prunable_set(args: Training, task: task.Task) -> tuple[str, ...]:
     """Return the prunable set of a new run, and warn of what is left dense. Raises BadInput."""
     model, ignore = task.model, args.ignore or ()
     prunable_set.check(model, ignore, f"--model_name_or_path {args.model_name_or_path}")
-    for warning in (prunable_set.kinds(model), prunable_set.passed_over(model, ignore)):
+    for warning in (prunable_set.describe_kinds(model), prunable_set.describe_dense(model, ignore)):
         if warning:
             warn(warning)
     return task.prunable
@@ -105,7 +105,7 @@ def open_run(run_directory: RunDirectory, net: Network, facts: dict[str, Any]) -
     if net.accelerator.is_main_process:
         for line in (*run_directory.remarks(facts), net.task.remark):
             if line:
-                console.say(line)
+                console.print_line(line)
         run_directory.begin(facts)
     net.accelerator.wait_for_everyone()
 

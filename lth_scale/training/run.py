@@ -20,8 +20,9 @@ from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import summary
 from lth_scale.tasks import tokenization
 from lth_scale.tracking import console
+from lth_scale.tracking.rows import describe_starved
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import Stage, a_round, starved_in
+from lth_scale.tracking.stages import Stage, a_round
 from lth_scale.training import checkpoints, evaluation, loop, networks
 from lth_scale.training.listeners import Listeners
 from lth_scale.training.networks import Network, Weights
@@ -98,7 +99,7 @@ class Run:
 
     def _warn_of_starved(self, ticket: Ticket) -> None:
         """Warn of matrices that the mask has almost emptied, before hours of training on them."""
-        if matrices := starved_in(self._starved(ticket)):
+        if matrices := describe_starved(self._starved(ticket)):
             log.warning(
                 "%s: %s; little or nothing passes through it: look at this score before you wait "
                 "for more; a search with --scope layerwise, in another --output_dir, prunes every "
@@ -126,7 +127,7 @@ class Run:
     def _after_step(self, step: int, loss: float | None) -> None:
         self.listeners.step(step, loss)
         if loss is not None and self.args.report_to != "none":
-            self.listeners.usage(step, usage.usage(self.net.engine.ranks))
+            self.listeners.usage(step, usage.system_metrics(self.net.engine.ranks))
         save_steps = self.args.save_steps
         self.checkpoint_if_due(bool(save_steps) and step % save_steps == 0)
 
@@ -186,7 +187,7 @@ class Run:
     def finish(self) -> None:
         """Finish the listeners and mark the run done."""
         if self.is_main:
-            for directory in run_files.stages(self.run_directory.directory):
+            for directory in run_files.stage_directories(self.run_directory.directory):
                 if (directory / "complete").is_file():  # a kill may have left checkpoints
                     checkpoints.remove_all(directory)
             self.listeners.finish(self.pictures(), summary.report(self.run_directory))

@@ -12,14 +12,12 @@ from lth_scale.config import files, listing
 from lth_scale.config.arguments import Arguments
 from lth_scale.config.checks import parse_rewind_step, points
 from lth_scale.config.errors import BadInput
-from lth_scale.pruning import controls, scores
-from lth_scale.pruning.early_bird import CHECKS, EarlyBird
-from lth_scale.pruning.orientation import Orientation, oriented
-from lth_scale.pruning.registries import CONTROLS, SCORES, check_pattern, parse_pattern, sparsities
-from lth_scale.pruning.scores import Score
+from lth_scale.pruning import controls
 from lth_scale.pruning.digests import digest
+from lth_scale.pruning.early_bird import CHECKS, EarlyBird
+from lth_scale.pruning.registries import CONTROLS, sparsities
 from lth_scale.pruning.ticket import Ticket
-from lth_scale.science import figures
+from lth_scale.science import search_figures
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.stages import a_round
 from lth_scale.training import dense_round, networks, optimizers, preparation
@@ -141,7 +139,7 @@ class Search(Run):
         targets = self.net.targets
         movement = {name: torch.zeros_like(piece.master()) for name, piece in targets.items()}
         self.movement = movement
-        self.net.on_gradients = lambda rate: scores.accumulate(movement, targets, rate)
+        self.net.on_gradients = lambda rate: movement.accumulate(movement, targets, rate)
 
     def _set_teacher(self) -> None:
         if self.args.distill and not self.net.distills:
@@ -163,7 +161,7 @@ class Search(Run):
     def restart_control(self, k: int) -> None:
         """Set the network to the control of round k: another mask, or other weights under m."""
         args, ticket = self.args, self._ticket(k)
-        start = controls.Start(
+        start = controls.Subnetwork(
             self._theta(ticket),
             ticket.masks,
             self.net.names,
@@ -284,7 +282,7 @@ class Search(Run):
     def pictures(self) -> dict[str, bytes]:
         """Draw the figures of the search."""
         ticket = Ticket.load(self.run_directory.directory / "ticket.safetensors")
-        return figures.draw(self.run_directory, ticket.layer_sparsity())
+        return search_figures.draw_search(self.run_directory, ticket.layer_sparsity())
 
     def theta_file(self, step: int) -> Path:
         """The file of θᵢ at a step."""

@@ -5,11 +5,11 @@ import logging
 import torch
 from torch import Tensor
 
-from lth_scale.config.arguments import COSMETIC, Arguments, lasting
+from lth_scale.config.arguments import Arguments, flags_with, lasting
 from lth_scale.config.checks import check_rounds
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted
-from lth_scale.pruning import patterns, prunable_set
+from lth_scale.pruning import prunable_set, registries
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.training.networks import Network
 
@@ -33,7 +33,9 @@ def initial_ticket(net: Network) -> Ticket:
             raise BadInput(f"--ticket {args.ticket}: {problem}") from problem
         threshold = ticket.threshold
         pruned_by = {name: ticket.arguments.get(name) or PRUNED_BY[name] for name in PRUNED_BY}
-    flags = redacted({k: value for k, value in args.to_keep().items() if k not in COSMETIC})
+    flags = redacted(
+        {k: value for k, value in args.to_keep().items() if k not in flags_with("cosmetic")}
+    )
     if args.max_steps == 0:  # without training a ticket is the same in every precision
         flags |= {"bf16": False, "fp16": False}
     unset = {name: value for name, value in pruned_by.items() if flags.get(name) is None}
@@ -81,7 +83,7 @@ def check_ticket(ticket: Ticket, net: Network, args: Arguments) -> None:
 def check_pattern(pattern: str, ticket: Ticket, net: Network) -> None:
     """Raise BadInput, naming the matrix, if a pattern does not divide one of a ticket's."""
     shapes = {name: mask.shape for name, mask in ticket.masks.items()}
-    patterns.check(pattern, shapes, prunable_set.transposed(net.engine.meta_model))
+    registries.check_pattern(pattern, shapes, prunable_set.transposed(net.engine.meta_model))
 
 
 def check_base_of_ticket(net: Network) -> None:

@@ -7,8 +7,9 @@ import torch
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.pruning import controls, threshold
+from lth_scale.pruning.digests import digest
 from lth_scale.pruning.registries import CONTROLS
-from lth_scale.pruning.ticket import Ticket, digest
+from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import summary
 from lth_scale.tasks.loading import load_model
 from lth_scale.tracking.listeners import Listener
@@ -81,13 +82,13 @@ class TransferRun(Run):
         self.net = networks.with_seed(self.net, seed)
         self.start(self.stage_of(seed), start.weights, ticket, step=0, seed=seed)
 
-    def _start_of(self, seed: int) -> controls.Start:
+    def _start_of(self, seed: int) -> controls.Subnetwork:
         """Return θ with the head of the seed, under the mask, or the control's of either."""
         args, net = self.args, self.net
         weights = net.initial if seed == args.seed else fresh_weights(net, args, seed)
         if args.theta:
             weights = weights | load_encoder(args.theta, net)
-        start = controls.Start(
+        start = controls.Subnetwork(
             weights,
             self.ticket.masks,
             net.names,

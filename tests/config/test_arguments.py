@@ -169,7 +169,7 @@ def test_verbose_prints_what_a_library_said_above_the_line_and_else_the_line_nam
 def test_an_error_of_our_own_that_is_said_in_full_is_no_more_to_be_had():
     with pytest.raises(BadInput) as problem:
         resolution.parse(["--task", "sst2", "--preset", "demo", "--optim_args", "eps"])
-    assert not exit_codes.sums_up(problem.value)
+    assert not exit_codes.summarises(problem.value)
     own = BadInput("outer")
     try:
         checks.parse_optim_arg("lr", "1", "sgd")

@@ -118,7 +118,7 @@ def test_no_search_and_no_transfer_touches_files_of_others(search, transfer, die
         except Killed:
             planted |= plant(tmp_path / "a/out")
     assert (tmp_path / "a/out/complete").is_file() and not missing(planted)
-    assert checkpoints.found(tmp_path / "a/out/rounds/00") == []
+    assert checkpoints.list_checkpoints(tmp_path / "a/out/rounds/00") == []
     transferred = dict(
         ticket=tmp_path / "a/out", save_steps=1, keep_network=True, output_dir=tmp_path / "b/out"
     )

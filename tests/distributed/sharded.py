@@ -135,9 +135,6 @@ def masks_at(net, weights: dict, sparsities: list[float]) -> list[dict]:
 
 def pattern_masks(net, weights: dict) -> dict:
     """The masks under patterns at 30 % and then 50 %, whole, on the main process."""
-    from lth_scale.pruning import structured
-    from lth_scale.pruning.orientation import Orientation
-    from lth_scale.pruning.registries import parse_pattern
     from lth_scale.training import networks
 
     targets, masks = net.targets, {}

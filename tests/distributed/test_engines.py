@@ -22,7 +22,8 @@ from test_threshold import dense_reference, ones
 from torch import nn
 
 from lth_scale.distributed.fsdp2 import layer_classes
-from lth_scale.pruning.ticket import base_digest
+from lth_scale.pruning import structured
+from lth_scale.pruning.digests import base_digest
 
 # ranks are forks of one process that has imported the slow libraries
 FORKS = multiprocessing.get_context("forkserver")
@@ -133,7 +134,6 @@ def plain(results) -> dict:
     """The same training in one process of PyTorch: forward, g ⊙ m, clip, step."""
     from lth_scale.pruning.prunable_set import prunable
     from lth_scale.tasks import registry
-    from lth_scale.training import networks
     from lth_scale.training.batches import Batches
 
     reference: dict = {}
@@ -218,13 +218,12 @@ def test_every_rank_computes_the_same_base_digest(case, world, results):
 
 @pytest.mark.parametrize(("case", "world"), TRAINED)
 def test_a_pattern_equals_that_of_one_process(case, world, results, plain):
-    from lth_scale.pruning import patterns
 
     masks = ranks_of(results, case, world)[0]["patterns"]
     for pattern in ("2:4", "block:4x1"):
         keep = ones(plain["theta"])
         for sparsity in (0.3, 0.5):
-            patterns.prune(plain["theta"], keep, sparsity, "global", pattern)
+            structured.prune(plain["theta"], keep, sparsity, "global", pattern)
             assert all(torch.equal(masks[pattern, sparsity][name], keep[name]) for name in keep)
 
 

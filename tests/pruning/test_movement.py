@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lth_scale import Ticket
-from lth_scale.distributed.pieces import replicated
+from lth_scale.distributed.ddp import replicated
 from lth_scale.pruning import movement
 
 

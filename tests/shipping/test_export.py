@@ -16,9 +16,9 @@ from test_families import FAMILIES
 from lth_scale import Ticket, load_exported
 from lth_scale.config import files, manifest
 from lth_scale.config.errors import BadInput, Stopped
-from lth_scale.export import COMMAND, main
+from lth_scale.export import main
 from lth_scale.pruning.prunable_set import prunable
-from lth_scale.shipping.export import locations, writing
+from lth_scale.shipping.export import writing
 from lth_scale.shipping.export.architectures import unique_state
 from lth_scale.shipping.export.export import export
 from lth_scale.shipping.export.formats.compact import pack_compact, unpack_compact
@@ -27,7 +27,7 @@ from lth_scale.shipping.export.formats.onnx import OnnxModel
 from lth_scale.shipping.export.formats.semi_structured import to_semi_structured
 from lth_scale.shipping.export.formats.tensors import SafetensorsFormat, prunable_names
 from lth_scale.shipping.export.inputs import real_inputs
-from lth_scale.shipping.export.locations import MANIFEST, opened, seal
+from lth_scale.shipping.export.locations import MANIFEST, opened
 from lth_scale.shipping.export.registry import FORMATS, FormatSpec, register_format
 from lth_scale.shipping.export.source import load_source
 from lth_scale.shipping.export.writing import difference

@@ -23,8 +23,8 @@ from lth_scale import Ticket, load_exported
 from lth_scale import hub as door
 from lth_scale.config import files, hub_access, manifest
 from lth_scale.config.errors import BadInput, Stopped
+from lth_scale.pruning.digests import digest
 from lth_scale.pruning.prunable_set import prunable
-from lth_scale.pruning.ticket import digest
 from lth_scale.shipping import card, hub, publication, pull, repository_files
 from lth_scale.shipping.export import locations
 from lth_scale.shipping.published_run import PublishedRun

@@ -237,7 +237,9 @@ def test_the_table_is_markdown_whatever_the_width_of_its_cells(monkeypatch):
         "threshold": 1.5e-2,
         "eval": scores,
     }
-    lines = summary.results_table([row | {"round": k, "seconds": 10.0**k} for k in range(6)]).splitlines()
+    lines = summary.results_table(
+        [row | {"round": k, "seconds": 10.0**k} for k in range(6)]
+    ).splitlines()
     assert len(lines) == 8 and len({len(line) for line in lines}) == 1
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == ["round", "sparsity", "pruned weights", "threshold", *scores, "seconds"]

@@ -13,6 +13,7 @@ from threading import Thread
 import pytest
 from mlflow import MlflowClient
 
+from lth_scale.config import directories
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
 from lth_scale.science import summary
@@ -428,7 +429,7 @@ def test_the_store_is_inside_a_directory_whose_parent_is_read_only_and_stays_the
 ):
     from lth_scale.config import files
 
-    search, check = tracked(), files.check_writable
+    search, check = tracked(), directories.check_writable
     search.file.unlink()
 
     def closed(directory):

@@ -98,7 +98,7 @@ def study(tmp_path_factory, tokenizer):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.chdir(home)  # so that the pictures show no path of this machine
         patch.setattr(sender, "PAUSE", 0.05)
-        made = plans.plan(study_file.load_study(home / "toy.yaml", {}))
+        made = plans.build_plan(study_file.load_study(home / "toy.yaml", {}))
         files.write_json(home / "study.json", plans.summary(made))
         for job in made.jobs.values():
             AcceleratorState._reset_state(reset_partial_state=True)

@@ -8,7 +8,8 @@ from typing import Any
 from lth_scale.config.flags import flag
 from lth_scale.config.texts import printable, quoted
 from lth_scale.shipping.export.export import export
-from lth_scale.shipping.export.locations import KINDS, MANIFEST, WANTED
+from lth_scale.shipping.export.locations import MANIFEST, WANTED
+from lth_scale.shipping.export.registry import FORMATS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,18 +19,18 @@ class ExportFlags:
     source: str = flag(
         f"what to export: {WANTED}", MISSING, positional=True, metavar="RUN_OR_CHECKPOINT"
     )
-    format: str = flag("format, see below", MISSING, choices=tuple(KINDS))
+    format: str = flag("format, see below", MISSING, choices=tuple(FORMATS))
     output_dir: str = flag("a new directory", MISSING, metavar="DIR")
     dtype: str | None = flag(
         "dtype of the values on disk; half precision and int8 lose digits",
-        choices=tuple(sorted({dtype for kind in KINDS.values() for dtype in kind.dtypes})),
+        choices=tuple(sorted({dtype for kind in FORMATS.values() for dtype in kind.dtypes})),
     )
 
 
 def formats_table() -> str:
     """Return the formats, their dtypes and what they are for, as the end of `--help`."""
     rows = [
-        f"  {name:<8} {' or '.join(kind.dtypes):<20} {kind.about}" for name, kind in KINDS.items()
+        f"  {name:<8} {' or '.join(kind.dtypes):<20} {kind.about}" for name, kind in FORMATS.items()
     ]
     return "\n".join(["formats and their dtypes (the first is the default):", *rows])
 

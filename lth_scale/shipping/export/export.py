@@ -5,7 +5,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lth_scale.config import directories
 from lth_scale.config.errors import BadInput
 from lth_scale.config.startup import first_imports
 from lth_scale.shipping.export.locations import check_output, locate

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lth_scale.shipping.export.source import ExportSource
 from lth_scale.tasks import tokenization
 from lth_scale.tasks.data import local_file
-from lth_scale.tasks.jsonl import read_rows
 from lth_scale.tasks.locations import embedded_path
+from lth_scale.tasks.rows import read_rows
 
 BATCH = 8  # sentences in the padded batch
 LONGEST = 512  # tokens of the single sequence, if the model takes as many

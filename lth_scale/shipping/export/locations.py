@@ -65,7 +65,9 @@ def locate(path: str) -> NetworkLocation:
 
 
 def _last_round(search: Path) -> NetworkLocation:
-    rounds = [stage for stage in run_files.stages(search) if stage.parent == search / "rounds"]
+    rounds = [
+        stage for stage in run_files.stage_directories(search) if stage.parent == search / "rounds"
+    ]
     complete = [stage for stage in rounds if _is_complete(stage)]
     if not complete:
         raise BadInput(
@@ -75,7 +77,11 @@ def _last_round(search: Path) -> NetworkLocation:
 
 
 def _first_seed(transfer: Path) -> NetworkLocation:
-    seeds = [stage for stage in run_files.stages(transfer) if stage.parent == transfer / "seeds"]
+    seeds = [
+        stage
+        for stage in run_files.stage_directories(transfer)
+        if stage.parent == transfer / "seeds"
+    ]
     for stage in (transfer, *seeds):
         if _has_network(stage):
             return _of_stage(stage)
@@ -134,9 +140,11 @@ def seal(directory: Path, content: dict[str, Any]) -> dict[str, Any]:
     files.write_bytes(directory / MANIFEST, _text(made))
     return made
 
+
 def content_of(manifest: Manifest) -> dict[str, Any]:
     """Return export.json as a dictionary."""
     return {**manifest.content, "sha256": manifest.digest}
+
 
 def opened(directory: Path) -> dict[str, Any]:
     """Return export.json of a whole export, whose card may be edited or missing.
@@ -215,7 +223,7 @@ def is_taken(directory: Path) -> bool:
     """
     try:
         directory.exists()  # raises if the name is too long
-        files.check_writable(directory.parent)
+        directories.check_writable(directory.parent)
         empty = directory.is_dir() and not directory.is_symlink() and not any(directory.iterdir())
     except OSError as problem:
         raise BadInput(

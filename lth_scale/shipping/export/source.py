@@ -14,15 +14,14 @@ from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput
 from lth_scale.config.local_paths import is_local
 from lth_scale.config.texts import first_line
-from lth_scale.distributed import compat
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.shipping.export.architectures import accepts, class_of, read_config
 from lth_scale.shipping.export.loading import load_dense
 from lth_scale.shipping.export.locations import MANIFEST, NetworkLocation, locate
-from lth_scale.tasks import tokenization, weights
-from lth_scale.tasks.cache import settle_for_cache
+from lth_scale.tasks import checkpoint, tokenization, weights
 from lth_scale.tasks.loading import check_checkpoint, check_tokenizer_class, model_path, quiet
+from lth_scale.tasks.offline import go_offline_unless_reachable
 
 TOKENIZER_FILES = ("tokenizer*.json", "vocab.*", "*.model", "merges.txt")
 
@@ -112,19 +111,19 @@ def load_checkpoint(name: str) -> PreTrainedModel:
         ) from problem
     if lost := checkpoint.ordered(checkpoint.lost):
         raise BadInput(
-            f"{name}: the checkpoint lacks {weights.some(lost)}; use a complete checkpoint"
+            f"{name}: the checkpoint lacks {weights.listed(lost)}; use a complete checkpoint"
         )
     weights.check_layers(name, checkpoint)
     weights.check_finite(name, checkpoint.model)
     return checkpoint.model.eval()
 
 
-def read_checkpoint(args: Training, config: PreTrainedConfig) -> weights.Found:
+def read_checkpoint(args: Training, config: PreTrainedConfig) -> checkpoint.LoadedCheckpoint:
     """Return the network of a checkpoint, without a pooler if the checkpoint has none."""
     encoder: Any = transformers.MODEL_MAPPING.get(type(config), None)
     config.architectures = config.architectures or [encoder.__name__]
     cls = class_of(config)
-    source = weights.Source(
+    source = checkpoint.CheckpointSource(
         args.model_name_or_path, model_path(args), None, {"config": config}, frozenset()
     )
     checkpoint = source.read(cls)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from lth_scale.config.errors import Stopped
 from lth_scale.config.redaction import without_secrets
 from lth_scale.config.texts import printable
-from lth_scale.pruning.ticket import digest
+from lth_scale.pruning.digests import digest
 from lth_scale.shipping.export.architectures import unique_state
 from lth_scale.shipping.export.inputs import real_inputs
 from lth_scale.shipping.export.loading import load_network

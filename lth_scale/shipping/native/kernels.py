@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lth_scale.config import caches, directories, locks
+from lth_scale.config import caches, locks
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import first_line
 
@@ -56,7 +56,7 @@ def _build() -> None:
     """Load the library of these sources and this torch, compiling it first if it is not cached."""
     from torch.utils import cpp_extension
 
-    caches.settle("TORCH_EXTENSIONS_DIR")
+    caches.ensure_writable("TORCH_EXTENSIONS_DIR")
     directory = Path(__file__).parent
     sources = b"".join((directory / name).read_bytes() for name in SOURCES)
     version = hashlib.sha256(sources + repr((FLAGS, torch.__version__)).encode()).hexdigest()

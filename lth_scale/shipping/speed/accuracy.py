@@ -17,11 +17,11 @@ from lth_scale.shipping.export.source import ExportSource
 from lth_scale.shipping.speed.inputs import input_names, select_inputs, text_inputs
 from lth_scale.shipping.speed.measure import Row, reason
 from lth_scale.tasks import registry
-from lth_scale.tasks.base import Task
 from lth_scale.tasks.loading import quiet
 from lth_scale.tasks.mlm import CHOSEN
 from lth_scale.tasks.registry import TASKS
-from lth_scale.tracking.console import say
+from lth_scale.tasks.task import Task
+from lth_scale.tracking.console import print_line
 
 EVAL_BATCH, CALIBRATION = 32, 64  # examples
 
@@ -109,7 +109,7 @@ def score(
     if task is None:
         return rows
     for name, backend in backends.items():
-        say(f"{source.path}: scoring {name}")
+        print_line(f"{source.path}: scoring {name}")
         try:
             rows[name] = {"accuracy": _evaluate(source, task, backend)}
         except Exception as problem:

@@ -40,7 +40,7 @@ def always(setup: Setup) -> str:
 
 def compiled(setup: Setup, dtype: str = "float32") -> Forward:
     """Build torch.compile with frozen weights; it traces at the first call of each shape."""
-    caches.settle(*caches.COMPILERS)
+    caches.ensure_writable(*caches.COMPILERS)
     model: nn.Module = copy.deepcopy(setup.model)
     model = model.to(setup.device, getattr(torch, dtype))
     return _forward_of(torch.compile(model, options={"freezing": True}), setup)

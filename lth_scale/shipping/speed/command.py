@@ -5,7 +5,7 @@ from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lth_scale.config import files, listing
+from lth_scale.config import directories, listing
 from lth_scale.config.command import construct
 from lth_scale.config.errors import BadInput
 from lth_scale.config.flags import COUNT, SEED, TOKENS, Range, flag
@@ -13,10 +13,11 @@ from lth_scale.config.redaction import without_secrets
 from lth_scale.config.startup import first_imports
 from lth_scale.config.texts import printable, quoted, reason
 from lth_scale.shipping.export.locations import locate
-from lth_scale.shipping.speed.engines import BACKENDS, EAGER
-from lth_scale.shipping.speed.names import FILES
+from lth_scale.shipping.speed.registry import BACKENDS, EAGER
+from lth_scale.shipping.speed.report import FILES
 from lth_scale.tracking.machine import usable_cores
 from lth_scale.tracking.mlflow import variables
+from lth_scale.training.preparation import quiet_libraries
 
 CORES = len(usable_cores())
 
@@ -98,7 +99,7 @@ def resolve(values: dict[str, Any], flags: type[Speed]) -> Speed:
 def check_output(directory: Path) -> None:
     """Raise BadInput unless the report can be written to `directory`."""
     try:
-        files.check_writable(directory)
+        directories.check_writable(directory)
         listing.check_listed(directory, FILES, ("speed.md", b"# Speed check\n\n## Machine\n"))
     except OSError as problem:
         raise BadInput(
@@ -124,7 +125,8 @@ def time_targets(args: Speed) -> Path:
 
         from lth_scale.shipping.export.source import load_source
         from lth_scale.shipping.speed import check, report
-        from lth_scale.training.run import quiet_libraries
+
+        pass
 
     quiet_libraries()
     has_gpu = torch.cuda.is_available()

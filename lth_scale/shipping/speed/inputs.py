@@ -5,9 +5,9 @@ import torch
 from lth_scale.config.errors import BadInput
 from lth_scale.shipping.export.inputs import longest, sentences, vocabulary_size
 from lth_scale.shipping.export.source import ExportSource
-from lth_scale.tasks.base import Batch
-from lth_scale.tasks.mlm import pack
-from lth_scale.tasks.tokenization import has_segments
+from lth_scale.tasks.mlm_blocks import pack
+from lth_scale.tasks.probes import has_segments
+from lth_scale.tasks.task import Batch
 
 
 def input_names(source: ExportSource) -> list[str]:

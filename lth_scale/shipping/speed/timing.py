@@ -26,8 +26,8 @@ from lth_scale.shipping.speed.measure import (
     verdict,
 )
 from lth_scale.shipping.speed.registry import BACKENDS, EAGER, Backend, Setup
-from lth_scale.tasks.base import Batch, Task
-from lth_scale.tracking.console import say
+from lth_scale.tasks.task import Batch, Task
+from lth_scale.tracking.console import print_line
 
 LENGTH = 128  # tokens of a sequence by default
 
@@ -63,7 +63,7 @@ def time_target(source: ExportSource, task: Task | None, plan: Plan, device: str
     cells, scores = list[Row](), dict[str, Row]()
     with tempfile.TemporaryDirectory() as folder:
         for threads in plan.threads:
-            say(f"{source.path}: building {len(names)} backends, threads: {threads}")
+            print_line(f"{source.path}: building {len(names)} backends, threads: {threads}")
             setup = Setup(source.model, examples, threads, Path(folder), device)
             with pinned(threads):
                 backends, rows = build(names, setup)
@@ -86,7 +86,7 @@ def _cell(
     plan: Plan,
 ) -> Row:
     batch, length = shape
-    say(f"{source.path}: timing {batch} × {length} tokens")
+    print_line(f"{source.path}: timing {batch} × {length} tokens")
     timed = time_cell(backends, text_inputs(source, batch, length), plan, setup.device)
     rows = {name: {**row, **timed.get(name, {})} for name, row in rows.items()}
     return {

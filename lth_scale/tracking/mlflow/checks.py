@@ -4,7 +4,7 @@ import os
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from lth_scale.config import files
+from lth_scale.config import directories
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import without_secrets
 from lth_scale.tracking.mlflow import journal, stores, variables
@@ -44,7 +44,7 @@ def _check_store(store: str) -> None:
         elif not stores.has_host(store):
             raise ValueError("has no host, or no valid port")
         if path and is_set:
-            files.check_writable(path.parent)
+            directories.check_writable(path.parent)
     except (OSError, ValueError) as error:
         why = f"cannot be written ({error.strerror})" if isinstance(error, OSError) else error
         name = f"MLFLOW_TRACKING_URI {without_secrets(store)}" if is_set else f"MLflow store {path}"

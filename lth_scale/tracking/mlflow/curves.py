@@ -5,7 +5,7 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from lth_scale.config.arguments import COSMETIC, Arguments, Training
+from lth_scale.config.arguments import Arguments, Training, flags_with
 from lth_scale.tracking.mlflow.tickets import metadata
 
 METHOD = ("scope", "pattern", "score", "rewind", "rewind_step", "distill", "early_bird")
@@ -16,7 +16,7 @@ def curve_name(args: Training, control: str) -> str:
 
     Runs of one curve differ in nothing but the seed and the sparsity.
     """
-    shared = {spec.name for spec in fields(Training)} - {*COSMETIC, "seed", "ticket"}
+    shared = {spec.name for spec in fields(Training)} - {*flags_with("cosmetic"), "seed", "ticket"}
     shared |= {"theta", "prune_rate", "schedule", "lr_span", *METHOD}
     flags = {name: value for name, value in args.as_dict().items() if name in shared}
     digest = hashlib.sha256(json.dumps(flags, sort_keys=True).encode()).hexdigest()[:4]

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from lth_scale.config.arguments import Training
 from lth_scale.tasks.registry import TASKS
+from lth_scale.tasks.task import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from lth_scale.tasks.base import Task
+    pass
 
 SAMPLE = 1000  # rows of a split that its digest covers, evenly spaced
 

@@ -35,5 +35,5 @@ def install_or_fall_back(model: PreTrainedModel, packed: Mapping[str, Parts]) ->
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     is_sparse = zeros >= CSR_SPARSITY * sum(weight.numel() for weight in weights)
     products = "csr" if is_sparse else "dense"
-    console.say(f"the native kernel cannot run here ({why}); using {products} products")
+    console.print_line(f"the native kernel cannot run here ({why}); using {products} products")
     return to_csr(model) if is_sparse else model
