@@ -9,6 +9,7 @@ from lth_scale.config.command import Command, NoFlags
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.parsers import VERBOSE, OneLineParser
 from lth_scale.config.version import __version__
+from lth_scale.distributed import compat
 
 COMMANDS = ("imp", "transfer", "study", "report", "export", "speed", "hub", "ticket")
 SHELLS = ("bash", "zsh", "tcsh")
@@ -41,7 +42,7 @@ def completion(shell: str) -> str:
     import shtab
 
     parser = lth()
-    for action in _actions(parser):
+    for action in compat.parser_actions(parser):
         if action.nargs != 0 and not action.choices and action.type in (None, str, Path):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     return shtab.complete(parser, shell)

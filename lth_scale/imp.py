@@ -13,6 +13,7 @@ from lth_scale.config.startup import first_imports
 from lth_scale.science.summary import show
 from lth_scale.shipping import hub
 from lth_scale.tracking.run_directory import RunDirectory
+from lth_scale.tracking.trackers import TRACKERS
 
 if TYPE_CHECKING:
     from lth_scale.training.search import Search
@@ -24,7 +25,7 @@ def imp(search: "Search") -> None:
         if search.is_complete(k):
             continue
         if k == 0 and search.args.dense:
-            search.adopt(k)  # another search has trained this network
+            search.reuse_dense_round()  # another search has trained this network
         else:
             search.restart(k)  # m ⊙ θᵢ; in round 0, θ₀ under a mask of ones
             for step in search.theta_steps if k == 0 else ():
@@ -38,7 +39,7 @@ def imp(search: "Search") -> None:
 
 def compare(search: "Search") -> None:
     """Train the control of --control from the same θᵢ, at the sparsities of the last tickets."""
-    for k in search.controlled_rounds:
+    for k in search.control_rounds:
         if search.is_complete(k, search.args.control):
             continue
         search.restart_control(k)
@@ -58,11 +59,11 @@ def run(args: Arguments) -> None:
         with first_imports():  # torch: bad input and finished runs do not wait for it
             from lth_scale.training.search import Search
 
-        search = Search.begin(args, directory)
+        search = Search.open(args, directory)
         imp(search)
         compare(search)
         search.finish()
-    send_waiting(directory)
+    TRACKERS[args.report_to].flush(directory.directory)
     show(directory)
     hub.push_when_done(directory)
 

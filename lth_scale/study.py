@@ -37,13 +37,6 @@ COMMAND = Command(
 )
 
 
-def job_command(plan: Plan, job: Job) -> list[str]:
-    """The command line of a job."""
-    launcher = plan.studies[0].content.launcher.split() or [sys.executable, "-m"]
-    verbose = [parsers.VERBOSE] if parsers.is_verbose() else []
-    return [*launcher, f"lth_scale.{job.kind}", *as_argv(job.flags), *verbose]
-
-
 def main() -> None:
     """Run the command line of `lth_scale.study`."""
     COMMAND.main()

@@ -13,9 +13,10 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.resolution import from_command_line
 from lth_scale.config.startup import first_imports
-from lth_scale.science.summary import show
+from lth_scale.science.summary import scores_by_seed, show
 from lth_scale.shipping import hub
 from lth_scale.tracking.run_directory import RunDirectory
+from lth_scale.tracking.trackers import TRACKERS
 
 if TYPE_CHECKING:
     from lth_scale.training.transfer import TransferRun
@@ -47,17 +48,17 @@ def run(args: Transfer) -> None:
         with first_imports():  # torch: bad input and finished runs do not wait for it
             from lth_scale.training.transfer import TransferRun
 
-        network = TransferRun.begin(args, directory)
+        network = TransferRun.open(args, directory)
         transfer(network)
-        network.close({})
-    send_waiting(directory)
+        network.finish()
+    TRACKERS[args.report_to].flush(directory.directory)
     show(directory)
     hub.push_when_done(directory)
 
 
 def check_comparable(args: Transfer, other: Path) -> None:
     """Raise BadInput unless --compare_with is a transfer to the same task."""
-    by_seed(other)
+    scores_by_seed(other)
     task = files.read_json(other / "arguments.json")["task"]
     if task != args.task:
         raise BadInput(

@@ -58,14 +58,7 @@ def exit_on_bad_input(command: Callable[[], None]) -> NoReturn:
     """
     redact_logs()
     os.umask(os.umask(0o022) | 0o022)
-    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    code = _run(command)
-    if is_alone:
-        sys.exit(code)
-    # Threads of gloo and its store would crash an interpreter that is shutting down.
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    os._exit(code)
+    PROCESS.exit(_run(command))
 
 
 def _run(command: Callable[[], None]) -> int:
@@ -133,10 +126,10 @@ def is_stdout_closed(problem: Exception) -> bool:
 def exit_status(problem: Exception) -> tuple[int, str] | None:
     """The exit code for an error, and this rank's message; None for an unforeseen error."""
     problem = _of_system(problem)
-    is_watched = bool(EXPLAINERS)
-    explained = (explain(problem) for explain in [*EXPLAINERS])
-    if (message := next(filter(None.__ne__, explained), None)) is not None:
-        return 1, message
+    is_watched = PROCESS.watcher is not None
+    explanation = PROCESS.watcher.explain(problem) if PROCESS.watcher else None
+    if explanation is not None:
+        return 1, explanation
     if not isinstance(problem, BadInput | Stopped):
         return None
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from lth_scale.config import caches
 from lth_scale.config.errors import BadInput, Stopped
@@ -32,20 +32,21 @@ class Failure(NamedTuple):
 @contextmanager
 def session() -> Iterator[None]:
     """Requests time out after HUB_TIMEOUT (the library waits forever) and show no progress bars."""
-    from huggingface_hub import constants, set_client_factory
+    from huggingface_hub import constants, get_session, set_client_factory
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
     )
 
-    def client() -> "httpx.Client":
-        new = default_client_factory()
-        new.timeout = HUB_TIMEOUT
-        return new
+    http = get_session()
+
+    def client(timeout: Any) -> "httpx.Client":
+        hooks, follow = http.event_hooks, http.follow_redirects
+        return type(http)(event_hooks=hooks, follow_redirects=follow, timeout=timeout)
 
     had_bars = not are_progress_bars_disabled()
-    set_client_factory(client)
+    set_client_factory(lambda: client(HUB_TIMEOUT))
     disable_progress_bars()
     # The data's loading sets it as well, if the Hub cannot be reached.
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
@@ -53,7 +54,7 @@ def session() -> Iterator[None]:
     try:
         yield
     finally:
-        set_client_factory(default_client_factory)
+        set_client_factory(lambda: client(http.timeout))
         if had_bars:
             enable_progress_bars()
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lth_scale.config.directories import move_into, sync_tree, temporary_directory
-from lth_scale.config.files import write_bytes, write_json
+from lth_scale.config.files import write_bytes
+from lth_scale.config.manifest import Manifest
 
 # The file that names our own in a directory, and its format
 LISTING, LISTED = ".files", "lth_scale.files/1"
@@ -86,7 +87,7 @@ def is_foreign(listing: Path) -> bool:
 
 def write_listing(directory: Path, names: Iterable[str]) -> None:
     """Write the listing of a directory."""
-    write_json(directory / LISTING, {"format": LISTED, "files": sorted(names)})
+    Manifest(LISTED, dict.fromkeys(sorted(names), "")).write(directory / LISTING)
 
 
 def check_listed(directory: Path, names: Iterable[str], sign: tuple[str, bytes]) -> None:

@@ -91,20 +91,6 @@ def longest_run(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
 
 
-def markdown(title: str, note: str, sections: Iterable[Section]) -> str:
-    """The sections as a Markdown page; pictures are files beside it."""
-    parts = [f"# {literal(title)}", *([f"> **{literal(note)}**"] if clean(note) else [])]
-    for section in sections:
-        parts += [f"## {literal(section.title)}", *map(literal, section.text)]
-        for table in section.tables:
-            parts += [f"### {literal(table.title)}", markdown_table(table)]
-        parts += [
-            f"![{literal(caption, LABEL)}]({name})" if png else literal(missing_picture(caption))
-            for name, (caption, png) in section.pictures.items()
-        ]
-    return "\n\n".join(parts) + "\n"
-
-
 def markdown_table(table: Table, align: bool = False) -> str:
     """A table as Markdown, without its title.
 

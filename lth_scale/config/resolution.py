@@ -15,6 +15,7 @@ from lth_scale.config.defaults import DEFAULTS, DEMO, EMBEDDED, GLUE_DEFAULTS, Q
 from lth_scale.config.errors import BadInput
 from lth_scale.config.parsers import OneLineParser, add_flags
 from lth_scale.config.path_checks import check_paths
+from lth_scale.config.registry import REGISTRIES, parse_with
 from lth_scale.config.texts import brief
 
 # Names that are safe to load from: a revision becomes a path in the Hub's cache.

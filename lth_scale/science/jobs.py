@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lth_scale.config import arguments, checks, parsers, resolution
 from lth_scale.config.arguments import Arguments, Training
+from lth_scale.config.command import as_argv
 from lth_scale.config.errors import BadInput
-from lth_scale.config.texts import as_words
 from lth_scale.pruning.registries import sparsities
 from lth_scale.science.study_file import KINDS, Flags
 
@@ -63,13 +63,7 @@ class Job:
 @functools.cache
 def parser_of(kind: str) -> parsers.OneLineParser:
     """The parser of a kind of job."""
-    return parsers.build_parser("", "", KINDS[kind])
-
-
-def as_argv(flags: Flags) -> list[str]:
-    """Flags as a command line; True is a flag without a value, False is left out."""
-    given = {name: value for name, value in flags.items() if value is not False}
-    return [word for name, value in given.items() for word in as_words(name, value)]
+    return parsers.add_flags(parsers.OneLineParser(), KINDS[kind])
 
 
 def difference(old: Flags, new: Flags, ignore: Collection[str]) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 from lth_scale.config import checks
 from lth_scale.config.arguments import OTHER_ALLOWED, QUICK_LOOK
 from lth_scale.config.errors import BadInput
+from lth_scale.pruning.registries import CONTROLS
 from lth_scale.science.jobs import Job, difference
-from lth_scale.science.study_file import MOST_TRAININGS, WITHOUT_TICKET, Flags, StudySpec
+from lth_scale.science.study_file import MOST_TRAININGS, Flags, StudySpec
 from lth_scale.tasks.registry import TASKS
 
 CONTROLS_AT, REWOUND_AT = "control_sparsities", "rewind_sparsities"
@@ -98,12 +99,12 @@ class Plan:
         task, control, sparsity = condition.task, condition.control, condition.sparsity
         flags = {**study.flags_of(task, "transfer"), "seeds": condition.seed, "control": control}
         prefix, suffix = f"transfer-{task}-seed{condition.seed}", f"{fraction(sparsity)}-{control}"
-        if control in WITHOUT_TICKET:
-            source = task if control == "random_mask" else None
+        if CONTROLS[control].by_count:
+            source = None if CONTROLS[control].by_scope else task
             condition = replace(condition, source=source)
             flags["target_sparsity"] = sparsity
             scope = study.flags_of(task, "imp").get("scope")
-            if scope and control == "one_shot":
+            if scope and CONTROLS[control].by_scope:
                 flags["scope"] = scope
             job = self.add(Job(f"{prefix}-{suffix}", "transfer", flags))
         else:

@@ -1,4 +1,4 @@
-"""What `python -m lth_scale.report` does: write_report the report of a study and log it."""
+"""What `python -m lth_scale.report` does: write the report of a study and log it."""
 
 import os
 from collections.abc import Sequence
@@ -53,8 +53,6 @@ def run(args: ReportFlags) -> None:
     """Write the report, log it, and print where it is. Raises BadInput."""
     from lth_scale.science import results, saved  # they import scipy
 
-    pass
-
     directory = Path(args.directory)
     study = results.load_results(directory)
     output = Path(args.output_dir or directory / "report")
@@ -67,9 +65,9 @@ def run(args: ReportFlags) -> None:
             f"--output_dir {output}: cannot be written ({problem.strerror}); specify another "
             "directory"
         ) from None
-    there = sum(bool(cell.evals) for cell in study.cells)
+    planned, present = len(study.conditions), int(study.conditions.value.count())
     print(f"report   {quoted(output / 'report.html')}\n         {quoted(output / 'report.md')}")
-    print(f"cells    {len(study.cells)} planned, {there} there, {len(study.cells) - there} missing")
+    print(f"cells    {planned} planned, {present} there, {planned - present} missing")
     if args.report_to == "mlflow":
         log(directory, study.name, written, verdicts.matching_tickets(study, args.delta))
 

@@ -21,6 +21,7 @@ from lth_scale.science.study_record import (
     read_json,
 )
 from lth_scale.tasks.registry import TASKS
+from lth_scale.tracking.rows import describe_starved
 
 # Metrics that are not fractions; all others are multiplied by 100.
 UNSCALED = ("loss", "perplexity")
@@ -237,5 +238,5 @@ def _starved(rows: Rows) -> list[tuple[str, str, str]]:
         for job, results in rows.items()
         for row in results
         for key in ("seed", "round")
-        if key in row and (description := starved_in(row))
+        if key in row and (description := describe_starved(row))
     ]

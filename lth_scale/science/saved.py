@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale.config import files
+from lth_scale.config.arguments import flags_with
 from lth_scale.config.errors import BadInput
 from lth_scale.science.jobs import difference
 from lth_scale.science.results import DAMAGE, load_results, read_jobs
@@ -83,7 +84,7 @@ def _is_same(old: Saved, new: Saved, job: str) -> bool:
     )
     if before is None or now is None:
         return False
-    return not difference(before, now, ignore={*arguments.COSMETIC, "target_sparsity"})
+    return not difference(before, now, ignore={*flags_with("cosmetic"), "target_sparsity"})
 
 
 def _merge_seeds(

@@ -18,7 +18,8 @@ from lth_scale.config.redaction import redacted, without_secrets
 from lth_scale.config.texts import printable
 from lth_scale.science.compatibility import check_content, check_flags, check_weights
 from lth_scale.science.costs import costs
-from lth_scale.science.plans import Job, build_plan, summary
+from lth_scale.science.jobs import Job
+from lth_scale.science.plans import build_plan
 from lth_scale.science.runner import Runner, share
 from lth_scale.science.study_file import LISTS, Flags, load_study
 from lth_scale.science.study_schema import check_characters
@@ -87,21 +88,23 @@ def run(args: StudyFlags, command: Callable[[Job], list[str]]) -> None:
     command: job → its command line, without the launcher.
     """
     planned = build_plan(load_study(Path(args.study), args.overrides))
-    directory = Path(args.output_dir or Path("runs", planned.studies[0].keys["name"]))
+    directory = Path(args.output_dir or Path("runs", planned.studies[0].name))
     check_flags(planned, directory)
     check_content(planned, directory)
     check_weights(planned)
-    runner = Runner(planned, directory, share(planned, args.index, args.of), command)
+    launcher = planned.studies[0].content.launcher.split() or [sys.executable, "-m"]
+    jobs = share(planned, args.index, args.of)
+    runner = Runner(planned, directory, jobs, lambda job: [*launcher, *command(job)])
     if args.dry_run:
         print(costs(runner))
         return
     check_writable(directory)
-    runner.check()
+    runner.check_files()
     if any(job.args.report_to == "mlflow" for job in runner.jobs):
         variables.check()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # see Runner.start
-    contents = redacted(summary(planned)) | {"command": command_line()}
+    contents = redacted(planned.to_dict()) | {"command": command_line()}
     files.write_json(directory / "study.json", contents)
     runner.run()
     print(printable(runner.table()), flush=True)

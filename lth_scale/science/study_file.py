@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from lth_scale.config import files
-from lth_scale.config.arguments import Arguments, Training, Transfer
+from lth_scale.config.arguments import Arguments, Training, Transfer, flags_with
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief
 from lth_scale.science.study_schema import StudySchema, TransferGrid, parse_study
@@ -18,20 +18,15 @@ from lth_scale.science.yaml_loader import load_yaml
 Flags = dict[str, Any]
 KINDS: dict[str, type[Training]] = {"imp": Arguments, "transfer": Transfer}
 FLAGS = {kind: {spec.name for spec in fields(of)} for kind, of in KINDS.items()}
-# Flags that take several values.
-LISTS = {"ignore"}
 # Only one-shot pruning uses the scope of a transfer; `plans` adds a search's to it.
 FLAGS["transfer"].discard("scope")
 # The grid decides these.
-RESERVED = {
-    *("task", "seed", "seeds", "output_dir", "target_sparsity", "ticket", "theta", "dense"),
-    *("keep_theta", "rewind", "rewind_step", "control"),
-}
+RESERVED = flags_with("grid")
+# Flags that take several values.
+LISTS = flags_with("several") - RESERVED
 MOST_BYTES, MOST_NAME_BYTES = 2**18, 200
 # Of a study with all that it includes.
 MOST_FILES, MOST_TRAININGS = 100, 10_000
-# Controls that use nothing of a ticket but the number of its pruned weights.
-WITHOUT_TICKET = ("one_shot", "random_mask")
 
 
 @dataclass(frozen=True)

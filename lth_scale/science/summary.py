@@ -12,6 +12,8 @@ from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.config.markdown import Table, literal, markdown_table
 from lth_scale.config.texts import printable, quoted
+from lth_scale.tracking.mlflow.progress import Progress
+from lth_scale.tracking.rows import describe_starved
 from lth_scale.tracking.run_directory import RunDirectory
 
 DELTA = 0.01  # tolerated loss: one percent point
@@ -54,11 +56,11 @@ def report(record: RunDirectory) -> str:
     args = record.arguments
     parts = [f"**{args.note}**"] if args.note else []
     if isinstance(args, Transfer):
-        rows = record.rows("seeds")
+        rows = record.seed_rows()
         parts += [results_table(rows), *starved(rows), *over_seeds(record, args)]
         return "\n\n".join(parts)
-    rows, control = record.rows(), record.control
-    controls = record.rows(f"controls/{control}")
+    rows, control = record.round_rows(), record.control
+    controls = record.control_rows()
     parts.append(results_table(rows))
     if controls:
         parts.append(control_table(rows, controls, control))
@@ -71,7 +73,7 @@ def starved(rows: Rows, prefix: str = "") -> list[str]:
         f"- {prefix}{key} {row[key]:02d}: {literal(description)}"
         for row in rows
         for key in ("seed", "round")
-        if key in row and (description := starved_in(row))
+        if key in row and (description := describe_starved(row))
     ]
     return ["Little or nothing passes through some matrices:", "\n".join(lines)] if lines else []
 
@@ -81,7 +83,7 @@ def over_seeds(record: RunDirectory, args: Transfer) -> list[str]:
     from lth_scale.science import matching  # imports scipy, which slows bad input
 
     scores = scores_by_seed(record.directory)
-    metric = literal(next(iter(record.rows("seeds")[0]["eval"])))
+    metric = literal(next(iter(record.seed_rows()[0]["eval"])))
     parts = [f"{metric}: {matching.summary(scores):.4f}"]
     if args.compare_with:
         verdicts = matching.verdicts(scores, scores_by_seed(Path(args.compare_with)), DELTA)
@@ -127,10 +129,10 @@ def how_to_open_mlflow(path: Path) -> list[str]:
 
     Empty if nothing was sent yet or the file is damaged; the journal has the same facts.
     """
-    notes = read_notes(path) or {}
-    if "experiment" not in notes:
+    progress = Progress.read(path)
+    if not progress or not progress.experiment:
         return []
-    store, experiment = printable(notes["store"]), printable(notes["experiment"])
+    store, experiment = printable(progress.store), printable(progress.experiment)
     page = f"#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
     page += "&viewStateShareKey=curves"
     if store.startswith("http"):

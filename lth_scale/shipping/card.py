@@ -17,6 +17,7 @@ from lth_scale.shipping.card_metadata import Licence, evaluation_file, metadata
 from lth_scale.shipping.published_run import PublishedRun
 from lth_scale.shipping.speed import report
 from lth_scale.tracking import console
+from lth_scale.tracking.rows import describe_starved
 from lth_scale.tracking.run_directory import RunDirectory
 
 PICTURE = "figures/score_against_sparsity.png"
@@ -57,7 +58,7 @@ def readme(folder: Path, run: PublishedRun, repo: str, licence: Licence) -> str:
         command=run.command,
         provenance=provenance(run.saved),
         seeds=len(run.run_directory.rows("seeds")) or 1,
-        unused_layers=starved_in(run.metrics),
+        unused_layers=describe_starved(run.metrics),
         note=run.args.note,
         licence=licence,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from lth_scale.config import files
+from lth_scale.config.arguments import flags_with
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.redaction import without_secrets
 from lth_scale.config.resolution import HUB_NAME
@@ -51,7 +52,7 @@ class Publication:
         directories = tuple(map(Path.absolute, directories))
         for directory in directories:
             self.parents += [directory, *directory.parents]
-        paths = {value for name, value in flags.items() if name in PATHS and value}
+        paths = {value for name, value in flags.items() if name in flags_with("path") and value}
         paths |= {self.base_model} if self.is_local(self.base_model) else set()
         names = {
             str(form): bare(path)
@@ -107,7 +108,7 @@ class Publication:
             return value
         if key == "model_name_or_path":
             return self.text(self.model(value))
-        local = key in PATHS or (
+        local = key in flags_with("path") or (
             PATH_KEY.fullmatch(key) and (ABSOLUTE.match(value) or value in self.names)
         )
         return self.text(bare(value) if local else value)

@@ -3,11 +3,14 @@
 import re
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
+from lth_scale.config import directories
 from lth_scale.config.errors import BadInput
 from lth_scale.config.hub_access import check_source, fetch, session
-from lth_scale.shipping.export.locations import MANIFEST, is_card, is_taken, manifest
+from lth_scale.config.manifest import Manifest
+from lth_scale.shipping.export.locations import MANIFEST, is_card, is_taken, read_manifest
 from lth_scale.shipping.publication import PUSHED
 
 
@@ -34,11 +37,11 @@ def pull(name: str, output_dir: str | Path | None = None, revision: str | None =
         if exists:
             verify(directory)
             return directory
-        names = pulled(path.parent, name)
-        cache = _download_files(name, revision, path.parent.name, names)
-    with files.new_directory(directory) as unfinished:
+        manifest = manifest_to_pull(path.parent, name)
+        cache = _download_files(name, revision, path.parent.name, manifest.files)
+    with directories.new_directory(directory) as unfinished:
         try:
-            copy(cache, unfinished, names)
+            copy_verified(cache, unfinished, manifest)
             verify(unfinished)
         except BadInput as problem:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -68,8 +71,8 @@ def _download_files(name: str, revision: str | None, commit: str, names: Iterabl
     return Path(fetch(download, name, revision))
 
 
-def pulled(cache: Path, name: str) -> dict[str, str]:
-    """Return the files that a repository's export.json lists, and itself, with their known digests.
+def manifest_to_pull(cache: Path, name: str) -> Manifest:
+    """Read a repository's export.json and add itself to the files that it lists.
 
     Raises BadInput if it is damaged, or lists a file of a kind that `push` does not upload.
     """
@@ -88,8 +91,8 @@ def pulled(cache: Path, name: str) -> dict[str, str]:
     return replace(manifest, files={**unlisted, **listed, MANIFEST: ""})
 
 
-def copy(cache: Path, made: Path, names: dict[str, str]) -> None:
-    """Copy files out of the Hub's cache and check each copy; an edited card is left out.
+def copy_verified(cache: Path, directory: Path, manifest: Manifest) -> None:
+    """Copy the files of a manifest out of the Hub's cache, verify each, and drop an edited card.
 
     Raises BadInput for a file that is missing, was changed, or is a link out of the repository.
     """
@@ -100,7 +103,7 @@ def copy(cache: Path, made: Path, names: dict[str, str]) -> None:
             if is_card(name):
                 continue
             raise BadInput(f"{target}: missing; push or pull again")
-        files.make_directory(target.parent)
+        directories.make_directory(target.parent)
         shutil.copyfile(source, target)
         if manifest.is_intact(directory, name):
             continue

@@ -14,6 +14,7 @@ from lth_scale.config import files
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import first_line
+from lth_scale.distributed import compat
 from lth_scale.tasks.dataset_cache import cached, fingerprint, materialize
 from lth_scale.tasks.locations import data_file, local_directory
 from lth_scale.tasks.offline import NO_NETWORK, go_offline_unless_reachable

@@ -15,7 +15,9 @@ from lth_scale.config import files, listing
 from lth_scale.config.arguments import Training
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
+from lth_scale.config.local_paths import is_local
 from lth_scale.tasks.locations import data_file, embedded_path, local_directory
+from lth_scale.tasks.registry import TASKS
 
 Facts = Mapping[str, Any]  # of arguments.json, by name
 Digests = dict[str, dict[str, str]]  # SHA-256 by input (a key of FLAGS) and file name
@@ -55,7 +57,7 @@ def input_digests(task: str, model: str, dataset: str | None) -> Digests:
             present = (path for path in paths if os.path.lexists(path) and not path.is_dir())
             inputs[name] = _digests(name, present)
     if directory := local_directory(task, dataset):
-        splits = SPLITS.get(task, ("train", "validation"))
+        splits = TASKS[task].splits
         data = (data_file(directory, split) for split in splits)
         inputs["data"] = _digests("data", filter(None, data))
     return inputs

@@ -72,7 +72,7 @@ class RunDirectory:
             return
         inputs = {"digests": provenance.digests(self.arguments), **facts}
         code = {"versions": versions(), "git_commit": git_commit()}
-        files.write_json(path, {**redacted(self.arguments.to_keep()), **inputs, **code})
+        files.write_json(path, {**redacted(self.arguments.as_saved()), **inputs, **code})
 
     def path(self, stage: Stage) -> Path:
         """Return the directory of a stage."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lth_scale.config.arguments import Training
+from lth_scale.distributed import compat
 from lth_scale.tasks.task import Task
 
 
@@ -42,7 +43,7 @@ class Batches(Dataset):
     def _grouped_by_length(self, lengths: list[int], generator: torch.Generator) -> list[int]:
         """Shuffle batches of rows of similar length; an incomplete batch stays last."""
         size = self.batch_size
-        rows = get_length_grouped_indices(lengths, size, generator=generator)
+        rows = compat.length_grouped_indices(lengths, size, generator=generator)
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         incomplete = [batches.pop()] if len(rows) % size else []
         order = torch.randperm(len(batches), generator=generator).tolist()

@@ -50,10 +50,10 @@ def base_sha256_of(args: Transfer, net: Network) -> str:
     """
     if not args.theta:
         check_base_of_ticket(net)
-        return net.task.base_sha256
+        return net.base_sha256
     ticket = Ticket.load(args.ticket) if args.ticket else None
     if ticket and is_theta_of(ticket, args.theta, net):
-        if ticket.is_of_other_weights(net.task.base_sha256) and net.accelerator.is_main_process:
+        if ticket.is_of_other_weights(net.base_sha256) and net.accelerator.is_main_process:
             log.warning(
                 "--theta %s: θᵢ of the ticket itself, which replaces the other weights of %r",
                 args.theta,
@@ -65,7 +65,7 @@ def base_sha256_of(args: Transfer, net: Network) -> str:
     base_sha256 = metadata.get("base_sha256", "")
     check_base(f"--theta {args.theta}", base_sha256, metadata.get("base_model", ""), net)
     check_base_of_ticket(net)
-    return base_sha256 or net.task.base_sha256
+    return base_sha256 or net.base_sha256
 
 
 def is_theta_of(ticket: Ticket, path: str, net: Network) -> bool:

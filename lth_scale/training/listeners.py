@@ -10,6 +10,7 @@ from lth_scale.tracking import console
 from lth_scale.tracking.listeners import Listener
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.stages import Stage
+from lth_scale.tracking.trackers import TRACKERS
 from lth_scale.training.networks import Network
 
 
@@ -72,15 +73,13 @@ def create_listeners(
     """
     if not net.accelerator.is_main_process:
         return Listeners()
-    trackers = [] if net.args.report_to == "none" else [create()]
+    trackers = [create()] if TRACKERS[net.args.report_to].listener else []
     completed = len(run_directory.all_rows())
     return Listeners([*trackers, console.ProgressBars(stages, completed)])
 
 
-def create_tracker(
-    args: Training, run_directory: RunDirectory, task: Task, directory: Path | None = None
-) -> Listener:
-    """Open the tracker of --report_to, whose journal is in `directory` or the run's directory."""
-    from lth_scale.tracking.mlflow.tracker import MlflowTracker  # imports mlflow, which is slow
-
-    return MlflowTracker(args, run_directory, directory, task)
+def create_tracker(args: Training, directory: Path, task: Task) -> Listener:
+    """Open the tracker of --report_to for a search, or for one seed of a transfer."""
+    listener = TRACKERS[args.report_to].listener
+    assert listener is not None, "--report_to none has no tracker"
+    return listener(args, directory, task)

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lth_scale.config.arguments import Arguments
-from lth_scale.pruning import orientation, registries, structured
+from lth_scale.pruning import structured
+from lth_scale.pruning.orientation import Orientation, oriented
 from lth_scale.pruning.prunable_set import transposed
+from lth_scale.pruning.registries import SCORES, parse_pattern
 from lth_scale.training.networks import Network
 
 
@@ -22,10 +24,12 @@ def prune_to(
     movement: the scores of this rank's pieces; without any, the weights themselves are scored.
     """
     engine, targets = net.engine, net.targets
-    orientation = orientation.oriented(
+    layout = oriented(
         transposed(engine.meta_model),
-        lambda name, part: engine.all_gather(part, targets[name]),
-        lambda name, whole: targets[name].cut(whole),
+        Orientation(
+            lambda name, part: engine.all_gather(part, targets[name]),
+            lambda name, whole: targets[name].cut(whole),
+        ),
     )
     weights = {name: piece.master() for name, piece in targets.items()}
     return structured.prune(
@@ -33,8 +37,8 @@ def prune_to(
         masks,
         sparsity,
         args.scope,
-        args.pattern,
+        parse_pattern(args.pattern),
         engine.ranks,
-        orientation,
-        registries.SCORES[args.score],
+        layout,
+        SCORES[args.score],
     )

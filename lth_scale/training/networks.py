@@ -6,7 +6,7 @@ Rewinding copies weights into the prepared engine and clears the state of its op
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,6 +21,8 @@ from lth_scale.distributed.engine import Engine
 from lth_scale.distributed.engines import prepare_engine
 from lth_scale.distributed.pieces import Piece
 from lth_scale.pruning import masking
+from lth_scale.pruning.digests import base_digest
+from lth_scale.pruning.prunable_set import prunable
 from lth_scale.tasks.task import Task
 from lth_scale.training.batches import Batches
 from lth_scale.training.forward_check import check_forward
@@ -35,7 +37,8 @@ class Network:
 
     names: of each prunable parameter, its name in the model by its name in a ticket. targets: this
     rank's piece of it; masks: the mask of that piece (flat, bool). initial: θ₀ whole, until the
-    first restart takes it. steps: optimizer steps from θ₀ to the end of a round. step: those taken;
+    first restart takes it. steps: optimizer steps from θ₀ to the end of a round. base_sha256: the digest of the base
+    model. step: those taken;
     first_step: those taken at the last restart; data_offset: optimizer steps of data before step 0.
     loss_sum: over this rank's micro-batches since the last restart. on_gradients: called with the
     learning rate once gradients are masked, before the step. teacher: the dense network, whole on
@@ -52,6 +55,7 @@ class Network:
     masks: dict[str, Tensor]
     initial: Weights
     steps: int
+    base_sha256: str
     step: int = 0
     first_step: int = 0
     data_offset: int = 0
@@ -61,11 +65,21 @@ class Network:
     distills: bool = False
 
 
+def prunable_names(task: Task, args: Training) -> tuple[str, ...]:
+    """Return the prunable set of a task's network without --ignore, by names in the base model."""
+    return tuple(prunable(task.model, args.ignore or (), task.fresh))
+
+
 def prepare(
-    accelerator: Accelerator, task: Task, args: Training, with_teacher: bool = False
+    accelerator: Accelerator,
+    task: Task,
+    args: Training,
+    matrices: Sequence[str] = (),
+    with_teacher: bool = False,
 ) -> Network:
     """Prepare the task's network for its first restart. Raises BadInput.
 
+    matrices: names of the prunable weights in the base model (default: `prunable_names`).
     with_teacher: also keep a copy to distill from.
     """
     check_forward(task, args)
@@ -73,7 +87,8 @@ def prepare(
     teacher = copy.deepcopy(model).eval() if with_teacher else None  # before it is sharded
     parameters = dict(model.named_parameters())
     initial = {name: weight.detach().to("cpu", copy=True) for name, weight in parameters.items()}
-    names = names_in_model(model, task.prunable)
+    names = names_in_model(model, matrices or prunable_names(task, args))
+    base_sha256 = base_digest(model, task.fresh)
     batches = Batches(task, args, accelerator.process_index, accelerator.num_processes)
     steps = steps_per_round(args, batches)
     optimizer = make_optimizer(args, model, accelerator.device)
@@ -100,7 +115,7 @@ def prepare(
     )
 
 
-def names_in_model(model: nn.Module, prunable: tuple[str, ...]) -> dict[str, str]:
+def names_in_model(model: nn.Module, prunable: Sequence[str]) -> dict[str, str]:
     """Map names in the base model to names in the model with its head."""
     full_names = {weight: name for name, weight in model.named_parameters()}
     encoder = dict(base_model(model).named_parameters())

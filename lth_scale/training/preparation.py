@@ -16,7 +16,8 @@ from lth_scale.distributed import watchdog
 from lth_scale.distributed.encoder import base_model
 from lth_scale.pruning import prunable_set
 from lth_scale.pruning.ticket import Ticket
-from lth_scale.tasks import data, registry, task
+from lth_scale.tasks import data, registry
+from lth_scale.tasks.task import Task
 from lth_scale.tracking import console
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.training import environment, networks
@@ -30,7 +31,7 @@ def with_earlier_defaults(args: Flags, run_directory: RunDirectory) -> Flags:
 
     Such a run uses what the checkpoint has of a head.
     """
-    arguments = run_directory.begun()
+    arguments = run_directory.saved_arguments()
     if arguments and "keep_head" not in arguments and not args.keep_head:
         return replace(args, keep_head=None)
     return args
@@ -45,8 +46,8 @@ def prepare(args: Training, dense: str | None = None, with_teacher: bool = False
     accelerator = environment.make_accelerator(args)
     watchdog.start(accelerator, args.ddp_timeout)
     task = registry.load_task(args)
-    task.prunable = recorded_prunable_set(args, dense, task) or checked_prunable_set(args, task)
-    return networks.prepare(accelerator, task, args, with_teacher)
+    matrices = recorded_prunable_set(args, dense, task) or checked_prunable_set(args, task)
+    return networks.prepare(accelerator, task, args, matrices, with_teacher)
 
 
 def quiet_libraries() -> None:
@@ -58,7 +59,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
 
 
-def recorded_prunable_set(args: Training, dense: str | None, task: task.Task) -> tuple[str, ...]:
+def recorded_prunable_set(args: Training, dense: str | None, task: Task) -> tuple[str, ...]:
     """Return the prunable set of the tickets in --output_dir, else in --dense, else ().
 
     Another version may have started the run, with another prunable set. Raises BadInput if the
@@ -85,14 +86,14 @@ def first_tickets(run: Path) -> list[Path]:
     return sorted(path for form in forms for path in run.glob(form))
 
 
-def checked_prunable_set(args: Training, task: task.Task) -> tuple[str, ...]:
+def checked_prunable_set(args: Training, task: Task) -> tuple[str, ...]:
     """Return the prunable set of a new run, and warn of what is left dense. Raises BadInput."""
     model, ignore = task.model, args.ignore or ()
     prunable_set.check(model, ignore, f"--model_name_or_path {args.model_name_or_path}")
     for warning in (prunable_set.describe_kinds(model), prunable_set.describe_dense(model, ignore)):
         if warning:
             warn(warning)
-    return task.prunable
+    return networks.prunable_names(task, args)
 
 
 def open_run(run_directory: RunDirectory, net: Network, facts: dict[str, Any]) -> None:
@@ -101,9 +102,9 @@ def open_run(run_directory: RunDirectory, net: Network, facts: dict[str, Any]) -
     facts: what the run depends on, as in `provenance`. Raises BadInput if it was started with
     others.
     """
-    run_directory.refuse_other(facts)
+    run_directory.check_facts(facts)
     if net.accelerator.is_main_process:
-        for line in (*run_directory.remarks(facts), net.task.remark):
+        for line in (*run_directory.notices(facts), net.task.remark):
             if line:
                 console.print_line(line)
         run_directory.begin(facts)
@@ -122,6 +123,6 @@ def provenance_of(net: Network) -> dict[str, Any]:
     }
     return {
         **environment.settings_in_force(net.accelerator),
-        "base_sha256": task.base_sha256,
+        "base_sha256": net.base_sha256,
         "revisions": {name: commit for name, commit in revisions.items() if commit},
     }

@@ -14,15 +14,16 @@ from torch import Tensor
 from lth_scale.config import listing, run_files
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import AGAIN, Stopped
-from lth_scale.distributed import signals, usage, watchdog
+from lth_scale.distributed import usage, watchdog
+from lth_scale.distributed.signals import STOP, SignalHandler
 from lth_scale.pruning import prunable_set
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import summary
-from lth_scale.tasks import tokenization
+from lth_scale.tasks.tokenizer_digest import forget_truncation
 from lth_scale.tracking import console
 from lth_scale.tracking.rows import describe_starved
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import Stage, a_round
+from lth_scale.tracking.stages import Stage
 from lth_scale.training import checkpoints, evaluation, loop, networks
 from lth_scale.training.listeners import Listeners
 from lth_scale.training.networks import Network, Weights
@@ -38,7 +39,7 @@ class Run:
     run_directory: RunDirectory
     net: Network
     listeners: Listeners = field(default_factory=Listeners)
-    stage: Stage = field(default_factory=lambda: a_round(0))
+    stage: Stage = field(default_factory=lambda: Stage.round(0))
     start_time: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
     signals: SignalHandler = field(default_factory=SignalHandler)
@@ -56,7 +57,7 @@ class Run:
     @property
     def stage_directory(self) -> Path:
         """The directory of the stage in training."""
-        return self.run_directory.at(self.stage)
+        return self.run_directory.path(self.stage)
 
     @property
     def ticket_file(self) -> Path:
@@ -65,7 +66,7 @@ class Run:
 
     def is_complete(self, number: int, control: str = "none") -> bool:
         """Return True if a round, or the control at its sparsity, needs no more work."""
-        return self.run_directory.is_complete(a_round(number, control))
+        return self.run_directory.is_complete(Stage.round(number, control))
 
     def start(
         self,
@@ -121,29 +122,29 @@ class Run:
 
     def train_to(self, until: int, rate: Callable[[int], float]) -> None:
         """Train to step `until` with `rate(step)`. Raises Stopped on SIGTERM."""
-        with self.requests.heeded():
+        with self.signals.deferred():
             loop.train(self.net, until, rate, self._after_step)
 
     def _after_step(self, step: int, loss: float | None) -> None:
         self.listeners.step(step, loss)
-        if loss is not None and self.args.report_to != "none":
-            self.listeners.usage(step, usage.system_metrics(self.net.engine.ranks))
+        if loss is not None and self.is_main and self.args.report_to != "none":
+            self.listeners.usage(step, usage.system_metrics())
         save_steps = self.args.save_steps
         self.checkpoint_if_due(bool(save_steps) and step % save_steps == 0)
 
     def checkpoint_if_due(self, due: bool = False) -> None:
         """Write a checkpoint if it is due or a signal asked for one. Raises Stopped on SIGTERM."""
-        request = self.requests.agreed(self.net.engine.ranks)
+        request = self.signals.poll(self.net.engine.ranks)
         if due or request:
             seconds, keep = time.monotonic() - self.start_time, self.args.save_total_limit
             checkpoints.save(self.net, self.stage_directory, self.state(), seconds, keep)
-        if request == signals.STOP:
+        if request == STOP:
             path = self.stage_directory / f"checkpoint-{self.net.step}"
             raise Stopped(f"{self.stage.name} was asked to stop: {path} is written; {AGAIN}")
 
     def evaluate(self) -> None:
         """Score the trained network on the validation data. Raises Stopped on SIGTERM."""
-        with self.requests.heeded():
+        with self.signals.deferred():
             self.scores = evaluation.evaluate(self.net, self.checkpoint_if_due)
 
     def complete(self) -> None:
@@ -180,7 +181,7 @@ class Run:
         if self.is_main:
             with listing.listed_directory(self.stage_directory / "model") as directory:
                 engine.save_pretrained(directory, weights)
-                tokenization.forget_truncation(tokenizer)
+                forget_truncation(tokenizer)
                 tokenizer.save_pretrained(directory)
         return weights
 

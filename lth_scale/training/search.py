@@ -15,11 +15,12 @@ from lth_scale.config.errors import BadInput
 from lth_scale.pruning import controls
 from lth_scale.pruning.digests import digest
 from lth_scale.pruning.early_bird import CHECKS, EarlyBird
+from lth_scale.pruning.movement import accumulate
 from lth_scale.pruning.registries import CONTROLS, sparsities
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import search_figures
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import a_round
+from lth_scale.tracking.stages import Stage
 from lth_scale.training import dense_round, networks, optimizers, preparation
 from lth_scale.training.listeners import create_listeners, create_tracker
 from lth_scale.training.mask_update import prune_to
@@ -75,7 +76,7 @@ class Search(Run):
             run_directory,
             net,
             stages=len(search.rounds) + len(search.control_rounds),
-            create=lambda: create_tracker(args, run_directory, net.task),
+            create=lambda: create_tracker(args, run_directory.directory, net.task),
         )
         return search
 
@@ -120,7 +121,7 @@ class Search(Run):
         )
 
     def _ticket(self, k: int) -> Ticket:
-        return Ticket.load(self.run_directory.at(a_round(k)) / "ticket.safetensors")
+        return Ticket.load(self.run_directory.path(Stage.round(k)) / "ticket.safetensors")
 
     def _theta(self, ticket: Ticket) -> Weights:
         """Load θᵢ and compare its digest with the ticket's. Raises BadInput if it was altered."""
@@ -139,11 +140,11 @@ class Search(Run):
         targets = self.net.targets
         movement = {name: torch.zeros_like(piece.master()) for name, piece in targets.items()}
         self.movement = movement
-        self.net.on_gradients = lambda rate: movement.accumulate(movement, targets, rate)
+        self.net.on_gradients = lambda rate: accumulate(movement, targets, rate)
 
     def _set_teacher(self) -> None:
         if self.args.distill and not self.net.distills:
-            dense = self.run_directory.at(a_round(0))
+            dense = self.run_directory.path(Stage.round(0))
             networks.set_teacher(self.net, load_file(dense / DENSE_MODEL))
 
     def state(self) -> dict[str, Tensor]:
@@ -174,17 +175,17 @@ class Search(Run):
         ticket = replace(ticket, masks=control.masks, threshold=0.0, arguments=arguments)
         self._set_teacher()
         self.early_bird = None
-        stage = a_round(k, args.control)
+        stage = Stage.round(k, args.control)
         self.start(stage, control.weights, ticket, step=self.rewind_step, seed=args.seed)
 
     def reuse_dense_round(self) -> None:
         """Copy round 0 and θᵢ from the search of --dense, which has trained the same network."""
         dense = Path(str(self.args.dense))
-        source = RunDirectory(dense, self.args).at(a_round(0))
+        source = RunDirectory(dense, self.args).path(Stage.round(0))
         ticket = Ticket.load(source / "ticket.safetensors")
         ticket = replace(ticket, arguments=initial_ticket(self.net).arguments)
         weights = load_file(source / DENSE_MODEL)
-        self.start(a_round(0), weights, ticket, step=self.steps, seed=self.args.seed)
+        self.start(Stage.round(0), weights, ticket, step=self.steps, seed=self.args.seed)
         row = files.read_json(source / "metrics.json")
         self.scores, self.net.first_step = row["eval"], self.steps - row["steps"]
         self.net.loss_sum += (
@@ -206,12 +207,12 @@ class Search(Run):
         first = self.theta_steps[-1] if self.stage.number == 0 else self.net.first_step
         checks = {first - (first - until) * check // CHECKS for check in range(1, CHECKS + 1)}
         for step in sorted(checks):
-            if step <= bird.step or bird.is_still():
+            if step <= bird.step or bird.converged:
                 continue  # checked before the checkpoint that was resumed
             self.train_to(step, rate)
             masks = {name: mask.clone() for name, mask in self.net.masks.items()}
             self._update_masks(masks)
-            if bird.settled(masks, step):
+            if bird.update(masks, step):
                 return
 
     def _learning_rates(self) -> Callable[[int], float]:
@@ -248,7 +249,7 @@ class Search(Run):
         ticket = Ticket.load(self.ticket_file)
         if not self.is_last:
             ticket = replace(ticket, masks=masks, threshold=threshold)
-            next_round = self.run_directory.at(a_round(self.stage.number + 1))
+            next_round = self.run_directory.path(Stage.round(self.stage.number + 1))
             ticket.save(next_round / "ticket.safetensors")
         ticket.save(self.run_directory.directory / "ticket.safetensors")
 
@@ -259,7 +260,7 @@ class Search(Run):
             self._save_weights(self.save_network())
         super().complete()
         if self.is_main and not is_control and k > self._kept_networks:
-            self.run_directory.drop_networks(a_round(k - 1))
+            self.run_directory.delete_network(Stage.round(k - 1))
 
     def _save_weights(self, weights: Weights) -> None:
         """Write the weights by parameter if the next round continues from them."""
@@ -275,8 +276,8 @@ class Search(Run):
         """Draw the figures, finish the listeners, and mark the search done."""
         if self.is_main:
             for k in self.rounds[self._kept_networks : -1]:  # a kill may have left networks
-                if (self.run_directory.at(a_round(k)) / "model" / listing.LISTING).is_file():
-                    self.run_directory.drop_networks(a_round(k))
+                if (self.run_directory.path(Stage.round(k)) / "model" / listing.LISTING).is_file():
+                    self.run_directory.delete_network(Stage.round(k))
         super().finish()
 
     def pictures(self) -> dict[str, bytes]:
@@ -290,4 +291,4 @@ class Search(Run):
 
     def weights_file(self, k: int) -> Path:
         """The file of the trained weights of round k, under --rewind none and lr."""
-        return self.run_directory.at(a_round(k)) / "weights.safetensors"
+        return self.run_directory.path(Stage.round(k)) / "weights.safetensors"

@@ -5,9 +5,10 @@ import logging
 import torch
 from torch import Tensor
 
-from lth_scale.config.arguments import Arguments, flags_with, lasting
+from lth_scale.config.arguments import Arguments, flags_with
 from lth_scale.config.checks import check_rounds
 from lth_scale.config.errors import BadInput
+from lth_scale.config.local_paths import absolute_model
 from lth_scale.config.redaction import redacted
 from lth_scale.pruning import prunable_set, registries
 from lth_scale.pruning.ticket import Ticket
@@ -34,7 +35,7 @@ def initial_ticket(net: Network) -> Ticket:
         threshold = ticket.threshold
         pruned_by = {name: ticket.arguments.get(name) or PRUNED_BY[name] for name in PRUNED_BY}
     flags = redacted(
-        {k: value for k, value in args.to_keep().items() if k not in flags_with("cosmetic")}
+        {k: value for k, value in args.as_saved().items() if k not in flags_with("cosmetic")}
     )
     if args.max_steps == 0:  # without training a ticket is the same in every precision
         flags |= {"bf16": False, "fp16": False}
@@ -51,8 +52,8 @@ def initial_ticket(net: Network) -> Ticket:
 
 def base_metadata(net: Network) -> dict[str, str]:
     """Return the metadata that name the base model in tickets and files of θᵢ."""
-    base = lasting("model_name_or_path", net.args.model_name_or_path)
-    return {"base_model": redacted(base), "base_sha256": net.task.base_sha256}
+    base = absolute_model(net.args.model_name_or_path)
+    return {"base_model": redacted(base), "base_sha256": net.base_sha256}
 
 
 def masks_to_apply(ticket: Ticket, net: Network) -> dict[str, Tensor]:
@@ -99,7 +100,7 @@ def check_base(name: str, base_sha256: str, base: str, net: Network) -> None:
     name: of the file, as in `--ticket FILE`. base, base_sha256: what it comes from; "" if unknown.
     Logs a warning instead under --allow_other_weights and if it is unknown.
     """
-    expected, model = net.task.base_sha256, net.args.model_name_or_path
+    expected, model = net.base_sha256, net.args.model_name_or_path
     if base_sha256 == expected:
         return
     if base_sha256:

@@ -48,8 +48,8 @@ class TransferRun(Run):
         preparation.open_run(run_directory, net, preparation.provenance_of(net))
 
         def tracker_of(stage: Stage) -> Listener:
-            seed, directory = replace(args, seed=stage.number), run_directory.at(stage)
-            return create_tracker(seed, run_directory, net.task, directory)
+            seed, directory = replace(args, seed=stage.number), run_directory.path(stage)
+            return create_tracker(seed, directory, net.task)
 
         listeners = create_listeners(
             run_directory,
@@ -61,7 +61,7 @@ class TransferRun(Run):
 
     def stage_of(self, seed: int) -> Stage:
         """Return the stage of a seed."""
-        return Stage("seeds", seed, self.args.control)
+        return Stage.seed(seed, self.args.control)
 
     def is_done_with(self, seed: int) -> bool:
         """Return True if the seed needs no more work."""

@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lth_scale.config import directories
 from lth_scale.config.errors import BadInput
 from lth_scale.config.startup import first_imports
 from lth_scale.shipping.export.locations import check_output, locate
@@ -54,7 +55,7 @@ def export(
     if existing:
         return existing
     FORMATS[kind].make().check(source.model)
-    with remove_new_parents(directory), files.new_directory(directory) as unfinished:
+    with remove_new_parents(directory), directories.new_directory(directory) as unfinished:
         return writing.write_export(unfinished, source, manifest)
 
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lth_scale.shipping.export.source import ExportSource
-from lth_scale.tasks import tokenization
 from lth_scale.tasks.data import local_file
 from lth_scale.tasks.locations import embedded_path
+from lth_scale.tasks.probes import longest_input
 from lth_scale.tasks.rows import read_rows
 
 BATCH = 8  # sentences in the padded batch
@@ -39,7 +39,7 @@ def real_inputs(source: ExportSource) -> tuple[list[dict[str, Tensor]], str]:
 def sentences() -> list[str]:
     """Return the sentences of the embedded SST-2 validation data."""
     path = local_file(embedded_path("sst2"), "validation")
-    return [row["sentence"] for row in read_rows(path, {"sentence": "string"}, None)]
+    return [row["sentence"] for row in read_rows(path, {"sentence": "string"})]
 
 
 def tokenized_sentences(tokenizer: PreTrainedTokenizerBase, limit: int) -> list[dict[str, Tensor]]:
@@ -61,7 +61,7 @@ def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -
         return {"input_ids": torch.full((1, length), 0 if pad else 1)}
 
     limit = tokenizer.model_max_length if tokenizer else LONGEST
-    return tokenization.longest(model.config._name_or_path, model, row, LONGEST, limit)
+    return longest_input(model.config._name_or_path, model, row, LONGEST, limit)
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:

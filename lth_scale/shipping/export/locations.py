@@ -17,6 +17,7 @@ from lth_scale.tasks.locations import embedded_path
 MANIFEST, FORMAT = "export.json", "lth_scale.export/1"
 LARGEST = 2**20  # bytes of a manifest
 WANTED = "a search's --output_dir, a round of it, a directory of save_pretrained or a Hub name"
+OWN_KEYS = ("format", "files", "sha256")  # of export.json, beside its facts
 TYPES = {
     "dtype": str,
     "architecture": str,
@@ -127,18 +128,15 @@ def _checked(location: NetworkLocation) -> NetworkLocation:
     return location
 
 
-def seal(directory: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Write export.json: `content`, the SHA-256 of all other files, and its own. Returns it."""
-    paths = sorted(
-        path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST
-    )
-    made = {
-        **content,
-        "files": {path.relative_to(directory).as_posix(): files.sha256(path) for path in paths},
-    }
-    made["sha256"] = hashlib.sha256(_text(made)).hexdigest()
-    files.write_bytes(directory / MANIFEST, _text(made))
-    return made
+def write_manifest(directory: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Write export.json: `content`, the SHA-256 of every other file, and a seal. Returns it."""
+    facts = {key: value for key, value in content.items() if key not in OWN_KEYS}
+    paths = (path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file())
+    names = [path.as_posix() for path in paths if path != Path(MANIFEST)]
+    digests = {name: files.sha256(directory / name) for name in names}
+    manifest = Manifest(FORMAT, digests, facts)
+    manifest.write(directory / MANIFEST, sealed=True)
+    return content_of(manifest)
 
 
 def content_of(manifest: Manifest) -> dict[str, Any]:
@@ -146,33 +144,23 @@ def content_of(manifest: Manifest) -> dict[str, Any]:
     return {**manifest.content, "sha256": manifest.digest}
 
 
-def opened(directory: Path) -> dict[str, Any]:
-    """Return export.json of a whole export, whose card may be edited or missing.
+def read_verified(directory: Path) -> dict[str, Any]:
+    """Read export.json and verify every file. Raises BadInput for one that is missing or changed.
 
-    Raises BadInput that names a file that was changed, is cut or is missing.
+    The model card may be edited or missing.
     """
-    made = manifest(directory)
-    for name, digest in made["files"].items():
-        if not is_card(name) and not is_whole(directory / name, digest):
-            raise BadInput(
-                f"{directory}/{name}: is missing or was changed since it was exported; "
-                "export or copy again"
-            )
-    return made
+    manifest = read_manifest(directory)
+    names = (name for name in manifest.files if not is_card(name))
+    if damaged := manifest.first_damaged(directory, names):
+        raise BadInput(
+            f"{directory}/{damaged}: missing, or changed since it was exported; "
+            "export or copy it again"
+        )
+    return content_of(manifest)
 
 
-def is_card(name: str) -> bool:
-    """Return whether a file of a repository is one that people edit there."""
-    return name == "README.md" or name.startswith(".eval_results/")
-
-
-def is_whole(path: Path, digest: str) -> bool:
-    """Return whether a file exists and has this SHA-256."""
-    return path.is_file() and files.sha256(path) == digest
-
-
-def manifest(directory: Path) -> dict[str, Any]:
-    """Return export.json without a look at its files. Raises BadInput if it is damaged."""
+def read_manifest(directory: Path) -> Manifest:
+    """Read export.json without verifying its files. Raises BadInput if it is damaged or missing."""
     try:
         manifest = Manifest.read(directory / MANIFEST, FORMAT, sealed=True, limit=LARGEST)
         _check(manifest)
@@ -181,39 +169,25 @@ def manifest(directory: Path) -> dict[str, Any]:
             f"{directory}/{MANIFEST}: not an intact {FORMAT} file ({problem}); "
             "export or copy it again"
         ) from problem
-    return made
-
-
-def _check(made: Any, raw: bytes) -> None:
-    if (
-        not isinstance(made, dict)
-        or made.get("format") != FORMAT
-        or made.get("kind") not in FORMATS
-    ):
-        raise ValueError("it is of another format or kind")
-    if wrong := [key for key, kind in TYPES.items() if type(made.get(key)) is not kind]:
-        raise ValueError(f"its {wrong[0]} cannot be")
-    bare = {key: value for key, value in made.items() if key != "sha256"}
-    if raw != _text(made) or hashlib.sha256(_text(bare)).hexdigest() != made["sha256"]:
-        raise ValueError("it was changed since it was written: its sha256 differs")
-    kind = FORMATS[made["kind"]]
-    if made["dtype"] not in kind.dtypes or not {"config.json", kind.file} <= made["files"].keys():
-        raise ValueError("its dtype or files are not those of its kind")
-    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in made["files"]):
-        raise ValueError("it names files elsewhere")
+    return manifest
 
 
 def _check(manifest: Manifest) -> None:
     facts = manifest.facts
-    if facts.get("kind") not in KINDS:
+    if facts.get("kind") not in FORMATS:
         raise ValueError("unknown kind")
     if wrong := [key for key, kind in TYPES.items() if type(facts.get(key)) is not kind]:
         raise ValueError(f"invalid value of {wrong[0]}")
-    kind = KINDS[facts["kind"]]
+    kind = FORMATS[facts["kind"]]
     if facts["dtype"] not in kind.dtypes or not {"config.json", kind.file} <= manifest.files.keys():
         raise ValueError("its dtype or files do not belong to its kind")
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in manifest.files):
         raise ValueError("it lists files outside the directory")
+
+
+def is_card(name: str) -> bool:
+    """Return whether a file of a repository is one that people edit there."""
+    return name == "README.md" or name.startswith(".eval_results/")
 
 
 def is_taken(directory: Path) -> bool:
@@ -243,7 +217,7 @@ def check_output(directory: Path, kind: str, dtype: str) -> dict[str, Any]:
         return {}
     if not (directory / MANIFEST).is_file():
         raise BadInput(f"{flag}: exists and is not an export; specify another directory")
-    manifest = opened(directory)
+    manifest = read_verified(directory)
     if (manifest["kind"], manifest["dtype"]) != (kind, dtype):
         raise BadInput(
             f"{flag}: holds another export ({manifest['kind']} in {manifest['dtype']}); "

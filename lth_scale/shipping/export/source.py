@@ -19,9 +19,11 @@ from lth_scale.pruning.ticket import Ticket
 from lth_scale.shipping.export.architectures import accepts, class_of, read_config
 from lth_scale.shipping.export.loading import load_dense
 from lth_scale.shipping.export.locations import MANIFEST, NetworkLocation, locate
-from lth_scale.tasks import checkpoint, tokenization, weights
+from lth_scale.tasks import weights
+from lth_scale.tasks.checkpoint import CheckpointSource, LoadedCheckpoint
 from lth_scale.tasks.loading import check_checkpoint, check_tokenizer_class, model_path, quiet
 from lth_scale.tasks.offline import go_offline_unless_reachable
+from lth_scale.tasks.tokenizer_checks import check_ids, explain_load_error
 
 TOKENIZER_FILES = ("tokenizer*.json", "vocab.*", "*.model", "merges.txt")
 
@@ -96,7 +98,7 @@ def load_checkpoint(name: str) -> PreTrainedModel:
     try:
         with quiet():
             config = read_config(model_path(args))
-            check_checkpoint(args, config)
+            check_checkpoint(model_path(args), None, config)
             checkpoint = read_checkpoint(args, config)
             weights.check_shapes(name, checkpoint)
     except BadInput:
@@ -109,7 +111,7 @@ def load_checkpoint(name: str) -> PreTrainedModel:
             f"{name}: cannot be loaded ({first_line(problem)}); {network}use a directory of "
             "save_pretrained, in safetensors"
         ) from problem
-    if lost := checkpoint.ordered(checkpoint.lost):
+    if lost := checkpoint.in_order(checkpoint.not_loaded):
         raise BadInput(
             f"{name}: the checkpoint lacks {weights.listed(lost)}; use a complete checkpoint"
         )
@@ -118,12 +120,12 @@ def load_checkpoint(name: str) -> PreTrainedModel:
     return checkpoint.model.eval()
 
 
-def read_checkpoint(args: Training, config: PreTrainedConfig) -> checkpoint.LoadedCheckpoint:
+def read_checkpoint(args: Training, config: PreTrainedConfig) -> LoadedCheckpoint:
     """Return the network of a checkpoint, without a pooler if the checkpoint has none."""
     encoder: Any = transformers.MODEL_MAPPING.get(type(config), None)
     config.architectures = config.architectures or [encoder.__name__]
     cls = class_of(config)
-    source = checkpoint.CheckpointSource(
+    source = CheckpointSource(
         args.model_name_or_path, model_path(args), None, {"config": config}, frozenset()
     )
     checkpoint = source.read(cls)
@@ -144,10 +146,10 @@ def load_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase
             check_tokenizer_class(path)
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as problem:
-        why = tokenization.diagnosis(problem, Path(path)) or (
+        why = explain_load_error(problem, Path(path)) or (
             f"its tokenizer cannot be loaded ({first_line(problem)}); repair or remove its files"
         )
         raise BadInput(f"{name}: {why}") from problem
-    tokenization.check_ids(name, model, tokenizer)
+    check_ids(name, model, tokenizer)
     usable = tokenizer.pad_token_id is not None and len(tokenizer) > len(tokenizer.all_special_ids)
     return tokenizer if usable else None

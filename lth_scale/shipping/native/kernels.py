@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lth_scale.config import caches, locks
+from lth_scale.config import caches, directories, locks
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import first_line
 
@@ -77,7 +77,7 @@ def _compile(name: str, source: Path, cache: Path) -> None:
     compiler = cpp_extension.get_cxx_compiler()
     if not shutil.which(compiler):
         raise OSError(f"there is no C++ compiler {compiler}; install g++")
-    with files.new_directory(cache) as unfinished:
+    with directories.new_directory(cache) as unfinished:
         cpp_extension.load(
             name, [str(source)], FLAGS, build_directory=unfinished, is_python_module=False
         )

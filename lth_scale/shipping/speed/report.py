@@ -8,7 +8,7 @@ from typing import Any
 
 from lth_scale.config import files, listing, markdown
 from lth_scale.config.redaction import redacted
-from lth_scale.science import figures
+from lth_scale.science import figures, pages
 from lth_scale.shipping.speed.measure import Row, Spread
 from lth_scale.shipping.speed.registry import BACKENDS
 from lth_scale.tracking.machine import machine

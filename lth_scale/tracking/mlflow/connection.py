@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment
 
 from lth_scale.config import files, locks
+from lth_scale.distributed import compat
 from lth_scale.tracking.mlflow import stores, variables
 from lth_scale.tracking.mlflow.view import view
 
@@ -32,8 +33,7 @@ def connect(store: str) -> tuple[MlflowClient, str]:
     """
     path = stores.database(store)
     local = Path(os.path.realpath(path)) if path else None
-    db_utils.MAX_RETRY_COUNT = 1  # the sender retries, and logs the failure once
-    db_utils._logger.setLevel(logging.CRITICAL)  # no tracebacks
+    compat.silence_database()
     with locks.exclusive(local) if local else nullcontext():
         client = open_database(store, path) if path else MlflowClient(tracking_uri=store)
         # A server decides itself where artifacts go.

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from lth_scale.config import directories
 from lth_scale.tracking.mlflow.progress import Progress
 
 LONGEST_PATH = 504  # bytes that SQLite opens, beside a journal of its own

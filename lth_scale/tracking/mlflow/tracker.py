@@ -75,7 +75,7 @@ class MlflowTracker:
     def _write_parent(self) -> None:
         args = self.args
         control = args.control if isinstance(args, Transfer) else "none"
-        params = redacted(args.to_keep()).items()
+        params = redacted(args.as_saved()).items()
         self.key = uuid.uuid4().hex
         self._write(
             "parent",
