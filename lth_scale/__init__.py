@@ -8,8 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lth_scale.config.version import __version__
-from lth_scale.pruning import registries as _registries  # noqa: F401  # the choices of flags
-from lth_scale.tasks import registry as _registry  # noqa: F401
+from lth_scale.pruning import registries as _pruning
+from lth_scale.shipping.export import registry as _formats
+from lth_scale.shipping.speed import registry as _backends
+from lth_scale.tasks import registry as _tasks
+from lth_scale.tracking import trackers as _trackers
+from lth_scale.training import optimizer_registry as _optimizers
 
 if TYPE_CHECKING:
     from lth_scale.pruning.ticket import Ticket
@@ -18,12 +22,12 @@ if TYPE_CHECKING:
 # The module that defines each public name.
 NAMES = {
     "Ticket": "pruning.ticket",
-    "digest": "pruning.ticket",
-    "base_digest": "pruning.ticket",
+    "digest": "pruning.digests",
+    "base_digest": "pruning.digests",
     "prune": "pruning.threshold",
     "smallest": "pruning.threshold",
     "prunable": "pruning.prunable_set",
-    "sparsities": "pruning.schedules",
+    "sparsities": "pruning.registries",
     "resolve": "config.resolution",
     "Training": "config.arguments",
     "Arguments": "config.arguments",
@@ -39,6 +43,8 @@ MODULES = {
     "masking": "pruning.masking",
     "matching": "science.matching",
 }
+# The modules that fill the registries of flags.
+REGISTERED = (_pruning, _tasks, _trackers, _optimizers, _formats, _backends)
 __all__ = ["Ticket", "__version__", "load_exported"]
 
 

@@ -61,11 +61,7 @@ class Arguments(Training):
         method=True,
     )
     score: str = flag(
-        "importance of a weight",
-        "magnitude",
-        group=Group.SEARCH,
-        choices=("magnitude", "movement"),
-        method=True,
+        "importance of a weight", "magnitude", group=Group.SEARCH, registry="score", method=True
     )
     rewind: str = flag(
         "between rounds: weights (to step i), lr (the schedule only) or none (standard pruning)",

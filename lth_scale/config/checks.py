@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from lth_scale.config.arguments import Arguments, Training, Transfer
-from lth_scale.config.defaults import ELSEWHERE, OPTIM_ARGS
+from lth_scale.config.defaults import ELSEWHERE
 from lth_scale.config.errors import BadInput
 from lth_scale.config.flags import check_ranges
-from lth_scale.config.registry import REGISTRIES
+from lth_scale.config.registry import REGISTRIES, parse_with
 
 MOST_ROUNDS = 1_000
 LARGEST_STEP = 2**24  # examples per device and optimizer step, whose row numbers are in memory
@@ -81,13 +80,13 @@ def check_search(args: Arguments) -> None:
             raise BadInput(
                 f"--{name}: requires a schedule of its own for {trained}; use --lr_span round"
             )
-    if args.score == "movement":
-        check_movement(args)
-    kind, kept, of = parse_pattern(args.pattern)
-    if kind == "n:m" and args.target_sparsity < 1 - kept / of:
+    if REGISTRIES["score"][args.score].accumulate:
+        check_accumulated_score(args)
+    pattern = parse_with(REGISTRIES["pattern"], args.pattern)
+    if args.target_sparsity < pattern.least_sparsity:
         raise BadInput(
             f"--target_sparsity {args.target_sparsity}: --pattern {args.pattern} starts at "
-            f"{1 - kept / of:g}; use that or more"
+            f"{pattern.least_sparsity:g}; use that or more"
         )
 
 
@@ -106,23 +105,24 @@ def check_rewinding(args: Arguments) -> None:
         )
 
 
-def check_movement(args: Arguments) -> None:
-    """Raise BadInput for flags that contradict --score movement."""
+def check_accumulated_score(args: Arguments) -> None:
+    """Raise BadInput for flags that contradict a score that is summed over training."""
     if args.dense:
         raise BadInput(
-            "--dense: does not store the movement of round 0; omit it or use --score magnitude"
+            f"--dense: --score {args.score} needs sums over round 0, which are not stored; omit "
+            "--dense or use --score magnitude"
         )
     if args.max_steps == 0 or args.fp16:
         raise BadInput(
-            "--score movement: sums gradients over training; use --max_steps above 0, and --bf16 "
+            f"--score {args.score}: sums gradients over training; use --max_steps above 0, and --bf16 "
             "instead of --fp16"
         )
 
 
 def check_transfer(args: Transfer) -> None:
     """Raise BadInput for flags of a transfer that contradict each other."""
-    controls = REGISTRIES["control"].items()
-    without_ticket = [name for name, control in controls if not control.needs_ticket]
+    controls = REGISTRIES["control"]
+    without_ticket = [name for name in controls if not controls[name].needs_ticket]
     if args.target_sparsity is not None and args.ticket:
         raise BadInput(
             f"--target_sparsity {args.target_sparsity}: the ticket has its own; "
@@ -151,24 +151,6 @@ def check_transfer(args: Transfer) -> None:
 def points(text: str | None) -> list[str]:
     """Return the rewind points of --keep_theta."""
     return [point.strip() for point in (text or "").split(",") if point.strip()]
-
-
-def parse_pattern(text: str) -> tuple[str, int, int]:
-    """Return ('unstructured', 1, 1), ('n:m', N, M) or ('block', rows, columns).
-
-    Raises BadInput for anything else.
-    """
-    for kind, form in (("n:m", r"(\d{1,9}):(\d{1,9})"), ("block", r"block:(\d{1,9})x(\d{1,9})")):
-        match = re.fullmatch(form, text)
-        first, second = map(int, match.groups()) if match else (0, 0)
-        if match and (0 < first < second <= 64 if kind == "n:m" else min(first, second) > 0):
-            return kind, first, second
-    if text != "unstructured":
-        raise BadInput(
-            f"--pattern {text}: unknown pattern; use unstructured, N:M such as 2:4, or block:RxC "
-            "such as block:4x1"
-        )
-    return "unstructured", 1, 1
 
 
 def parse_rewind_step(text: str, steps: int | None, name: str = "rewind_step") -> int | float:
@@ -216,15 +198,8 @@ def parse_optim_arg(name: str, value: str, optim: str) -> float | bool:
         raise ValueError("is not NAME=NUMBER or NAME=true; use the optimizer's arguments")
     if name in ELSEWHERE:
         raise ValueError(f"is set by another flag; use {ELSEWHERE[name]}")
-    if name not in OPTIM_ARGS[optim]:
-        known = ", ".join(OPTIM_ARGS[optim])
+    options = REGISTRIES["optimizer"][optim].options
+    if name not in options:
+        known = ", ".join(options)
         raise ValueError(f"is not an argument of --optim {optim} here; use {known}")
-    least, most = OPTIM_ARGS[optim][name]
-    if least == "true":
-        if value.lower() not in (least, most):
-            raise ValueError(f"is not a truth value; use {name}=true or {name}=false")
-        return value.lower() == "true"
-    with suppress(ValueError):
-        if least <= float(value) <= most:
-            return float(value)
-    raise ValueError(f"is out of range; use {name}=NUMBER from {least:g} to {most:g}")
+    return options[name](name, value)

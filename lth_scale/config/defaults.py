@@ -5,16 +5,6 @@ from typing import Any
 EMBEDDED = "embedded"
 GLUE_TASKS = ("mnli", "qqp", "stsb", "wnli", "qnli", "mrpc", "rte", "sst2", "cola")
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
-# What --optim_args may set: the smallest and the largest number, or a truth value.
-# If fp32 rounds eps to 0, a weight without a gradient becomes NaN.
-ADAM: dict[str, Any] = {"eps": (1e-30, 1.0), "amsgrad": ("true", "false")}
-OPTIM_ARGS: dict[str, dict[str, Any]] = {
-    "adamw_torch": ADAM,
-    "adamw_torch_fused": ADAM,
-    "sgd": {"momentum": (0.0, 1.0), "dampening": (0.0, 1.0), "nesterov": ("true", "false")},
-    "adamw_bnb_8bit": {"eps": ADAM["eps"]},
-}
-OPTIMIZERS = tuple(OPTIM_ARGS)
 ELSEWHERE = {
     "lr": "--learning_rate",
     "weight_decay": "--weight_decay",

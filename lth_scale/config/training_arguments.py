@@ -7,7 +7,7 @@ import math
 from dataclasses import MISSING, asdict, dataclass
 from typing import Any
 
-from lth_scale.config.defaults import OPTIMIZERS, SCHEDULERS
+from lth_scale.config.defaults import SCHEDULERS
 from lth_scale.config.flags import BATCH, COUNT, SEED, TOKENS, Group, Range, flag, flags_of
 from lth_scale.config.local_paths import absolute, absolute_model
 
@@ -120,7 +120,7 @@ class Training:
     max_eval_samples: int | None = flag(
         "use the first N validation examples (mlm: blocks)", group=Group.DATA, range=COUNT
     )
-    optim: str = flag("optimizer", "adamw_torch", group=Group.TRAINING, choices=OPTIMIZERS)
+    optim: str = flag("optimizer", "adamw_torch", group=Group.TRAINING, registry="optimizer")
     optim_args: str | None = flag(
         "optimizer arguments, such as 'momentum=0.9,nesterov=true'", group=Group.TRAINING
     )
@@ -189,11 +189,7 @@ class Training:
         cosmetic=True,
     )
     report_to: str = flag(
-        "experiment tracker",
-        "mlflow",
-        group=Group.TRACKING,
-        choices=("mlflow", "none"),
-        cosmetic=True,
+        "experiment tracker", "mlflow", group=Group.TRACKING, registry="tracker", cosmetic=True
     )
     run_name: str | None = flag(
         "name of the run in MLflow", group=Group.TRACKING, metavar="NAME", cosmetic=True

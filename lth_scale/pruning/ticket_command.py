@@ -64,18 +64,17 @@ def run(args: TicketFlags) -> None:
     with first_imports():
         from lth_scale.pruning import ticket_text
     ticket, path = ticket_text.read_ticket(args.path)
-    result: Any = ticket
-    if operation := args.operation:
-        other = getattr(args, operation)
-        result = ticket_text.with_other(ticket, path, operation, other, args.allow_other_weights)
+    operation = args.operation
+    other = getattr(args, operation) if operation else ""
     if args.overlap:
-        width = max(map(len, result))
-        text = "\n".join(f"{name:<{width}}  {share:7.2%}" for name, share in result.items())
+        text = ticket_text.overlap(ticket, path, other, args.allow_other_weights)
     else:
-        text = ticket_text.describe(result, args.output or path)
+        if operation:
+            ticket = ticket_text.combine(ticket, path, operation, other, args.allow_other_weights)
+        text = ticket_text.describe(ticket, args.output or path)
     if args.output:
         try:
-            result.save(args.output)
+            ticket.save(args.output)
         except OSError as problem:
             raise BadInput(
                 f"--output {args.output}: cannot be written ({problem}); specify another"

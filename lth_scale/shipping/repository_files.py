@@ -12,7 +12,7 @@ from lth_scale.science import figures
 from lth_scale.shipping import card
 from lth_scale.shipping.card_metadata import Licence
 from lth_scale.shipping.export import writing
-from lth_scale.shipping.export.locations import MANIFEST, seal
+from lth_scale.shipping.export.locations import MANIFEST, write_manifest
 from lth_scale.shipping.export.source import load_source
 from lth_scale.shipping.publication import PUSHED
 from lth_scale.shipping.published_run import PublishedRun
@@ -41,7 +41,9 @@ def fill(folder: Path, stage: Path, repo: str, licence: Licence) -> None:
         run.publication.rewrite(directory)
         manifest = files.read_json(directory / MANIFEST)
         computed = ("files", "sha256")
-        seal(directory, {key: value for key, value in manifest.items() if key not in computed})
+        write_manifest(
+            directory, {key: value for key, value in manifest.items() if key not in computed}
+        )
 
 
 def remove_foreign(folder: Path) -> None:

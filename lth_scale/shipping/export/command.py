@@ -19,7 +19,7 @@ class ExportFlags:
     source: str = flag(
         f"what to export: {WANTED}", MISSING, positional=True, metavar="RUN_OR_CHECKPOINT"
     )
-    format: str = flag("format, see below", MISSING, choices=tuple(FORMATS))
+    format: str = flag("format, see below", MISSING, registry="format")
     output_dir: str = flag("a new directory", MISSING, metavar="DIR")
     dtype: str | None = flag(
         "dtype of the values on disk; half precision and int8 lose digits",

@@ -10,13 +10,13 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import without_secrets
 from lth_scale.config.texts import brief
 from lth_scale.shipping.export.architectures import read_config
-from lth_scale.shipping.export.locations import manifest, opened
+from lth_scale.shipping.export.locations import read_manifest, read_verified
 from lth_scale.shipping.export.registry import FORMATS
 
 
 def load_dense(directory: Path) -> PreTrainedModel:
     """Load the dense fp32 network of an export. Raises BadInput as `load_network`."""
-    kind = manifest(directory)["kind"]
+    kind = read_manifest(directory).facts["kind"]
     if not FORMATS[kind].is_source:
         raise BadInput(
             f"{directory}: is a {kind} export, from which no other is made; use its source instead"
@@ -33,7 +33,7 @@ def load_network(directory: Path, dense: bool = False, file: str = "") -> nn.Mod
     file is damaged or missing, if transformers has no class for it, or if the format cannot run
     here.
     """
-    content = opened(directory)
+    content = read_verified(directory)
     spec = FORMATS[content["kind"]]
     path = directory / (file or spec.file)
     try:

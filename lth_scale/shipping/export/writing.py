@@ -18,7 +18,7 @@ from lth_scale.pruning.digests import digest
 from lth_scale.shipping.export.architectures import unique_state
 from lth_scale.shipping.export.inputs import real_inputs
 from lth_scale.shipping.export.loading import load_network
-from lth_scale.shipping.export.locations import FORMAT, seal
+from lth_scale.shipping.export.locations import FORMAT, write_manifest
 from lth_scale.shipping.export.registry import FORMATS
 from lth_scale.shipping.export.source import ExportSource
 from lth_scale.tracking.versions import versions
@@ -56,7 +56,7 @@ def write_export(directory: Path, source: ExportSource, manifest: dict[str, Any]
     batches, description = real_inputs(source)
     facts = spec.make().write(source.model, directory / spec.file, dtype, batches[0])
     manifest = {**manifest, **facts}
-    seal(directory, manifest | {"difference": {}})
+    write_manifest(directory, manifest | {"difference": {}})
     measured = difference(source.model, load_network(directory), batches)
     if not measured["relative"] < (TOLERANCE if dtype == "float32" else math.inf):
         raise Stopped(
@@ -72,7 +72,7 @@ def write_export(directory: Path, source: ExportSource, manifest: dict[str, Any]
                 f"--format {kind}: outputs of {file} are NaN or infinite; "
                 "nothing was kept: use another --format"
             )
-    return seal(directory, manifest)
+    return write_manifest(directory, manifest)
 
 
 def save_settings(

@@ -17,7 +17,6 @@ from lth_scale.shipping.speed.registry import BACKENDS, EAGER
 from lth_scale.shipping.speed.report import FILES
 from lth_scale.tracking.machine import usable_cores
 from lth_scale.tracking.mlflow import variables
-from lth_scale.training.preparation import quiet_libraries
 
 CORES = len(usable_cores())
 
@@ -124,9 +123,8 @@ def time_targets(args: Speed) -> Path:
         import torch
 
         from lth_scale.shipping.export.source import load_source
-        from lth_scale.shipping.speed import check, report
-
-        pass
+        from lth_scale.shipping.speed import accuracy, inputs, report, timing
+        from lth_scale.training.preparation import quiet_libraries
 
     quiet_libraries()
     has_gpu = torch.cuda.is_available()
@@ -140,12 +138,12 @@ def time_targets(args: Speed) -> Path:
     for target in args.targets:
         source = load_source(target)
         for length in args.sequence_length or ():
-            check.text_inputs(source, 1, length)
-        task, note = check.load_task(source, given)
+            inputs.text_inputs(source, 1, length)
+        task, note = accuracy.load_task(source, given)
         loaded.append((source, task))
         notes += [note] if note else []
     cells = [
-        cell for source, task in loaded for cell in check.time_target(source, task, args, device)
+        cell for source, task in loaded for cell in timing.time_target(source, task, args, device)
     ]
     flags = {name: value for name, value in asdict(args).items() if name != "targets"}
     report.write(args.directory, cells, notes, flags)
@@ -157,9 +155,9 @@ def time_targets(args: Speed) -> Path:
 def log(output: Path, metrics: dict[str, float]) -> None:
     """Log a report to MLflow. Prints why if that fails: the report is already written."""
     from lth_scale.tracking.mlflow import reports  # imports mlflow
-    from lth_scale.tracking.mlflow.stores import beside
+    from lth_scale.tracking.mlflow.stores import local_store
 
-    store = os.environ.get("MLFLOW_TRACKING_URI") or beside(output)
+    store = os.environ.get("MLFLOW_TRACKING_URI") or local_store(output)
     paths = [path for name in FILES if (path := output / name).is_file()]
     try:
         reports.log_report(store, output.name, paths, "speed", metrics)
