@@ -205,8 +205,8 @@ class _Selection:
 
     def _check_finite(self, infinite: int) -> None:
         """Raise ValueError on all ranks if any of them has found NaN or Inf."""
-        world = self.ranks.everyone
-        index, rank = divmod(self.ranks.least(infinite * world + self.ranks.index), world)
+        world = self.ranks.world_size
+        index, rank = divmod(self.ranks.min(infinite * world + self.ranks.index), world)
         if index < len(self.keep):
             name = [*self.keep][index]
             raise ValueError(
@@ -245,8 +245,8 @@ class _Selection:
             remaining[group] -= quotas[-1]
         # Of at most one name a group, some ties are pruned and others kept.
         split = [i for i, quota in enumerate(quotas) if 0 < quota < totals[i]]
-        rank = self.ranks.index if self.ranks.count > 1 else 0
-        held = torch.zeros(len(split), self.ranks.count, dtype=torch.int64)
+        rank = self.ranks.index if self.ranks.shards > 1 else 0
+        held = torch.zeros(len(split), self.ranks.shards, dtype=torch.int64)
         held[:, rank] = torch.tensor([ties[i] for i in split], dtype=torch.int64)
         before = self.ranks.sum(held)[:, :rank].sum(1).tolist() if split else []
         for i, earlier in zip(split, before, strict=True):
