@@ -121,11 +121,11 @@ def test_an_error_of_the_hubs_cache_names_it(wrapped, tmp_path, monkeypatch):
         outer = OSError("Check cache directory permissions")
         outer.__cause__ = problem
         problem = outer
-    said = caches.refused_by_hub_cache(problem)
+    said = caches.hub_cache_problem(problem)
     assert said.startswith(
         f"HF_HUB_CACHE {tmp_path}/hub: cannot be written (Permission denied); set it"
     )
-    assert caches.refused_by_hub_cache(PermissionError(13, "Permission denied", "/elsewhere")) == ""
+    assert caches.hub_cache_problem(PermissionError(13, "Permission denied", "/elsewhere")) == ""
 
 
 NOBODY = """

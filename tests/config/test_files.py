@@ -349,12 +349,12 @@ def test_a_report_replaces_its_own_files_alone(tmp_path):
     listing.write_listed(tmp_path, contents)
     listing.check_listed(tmp_path, contents, sign)
     (tmp_path / "b.png").write_text(TEXT)
-    with pytest.raises(OSError, match=r"b\.png is there already"):
+    with pytest.raises(OSError, match=r"b\.png already exists"):
         listing.check_listed(tmp_path, {**contents, "b.png": b"2"}, sign)
     (tmp_path / listing.LISTING).unlink()  # as before there were lists
     listing.check_listed(tmp_path, contents, sign)
     (tmp_path / "report.html").write_text("<html>mine")
-    with pytest.raises(OSError, match=r"a\.png is there already"):
+    with pytest.raises(OSError, match=r"a\.png already exists"):
         listing.check_listed(tmp_path, contents, sign)
 
 
