@@ -16,9 +16,9 @@ from transformers import (
 from lth_scale import Ticket
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
+from lth_scale.pruning.digests import base_digest
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.pruning.registries import CONTROLS
-from lth_scale.pruning.digests import base_digest
 from lth_scale.tasks.registry import TASKS
 from lth_scale.training import evaluation, loop, networks, optimizers
 

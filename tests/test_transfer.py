@@ -14,8 +14,8 @@ from lth_scale import Ticket
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
-from lth_scale.pruning.registries import CONTROLS
 from lth_scale.pruning.digests import base_digest
+from lth_scale.pruning.registries import CONTROLS
 from lth_scale.shipping.export.locations import locate
 from lth_scale.training import loop
 from lth_scale.training.transfer import barrier

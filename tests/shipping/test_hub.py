@@ -23,8 +23,8 @@ from lth_scale import Ticket, load_exported
 from lth_scale import hub as door
 from lth_scale.config import hub_access
 from lth_scale.config.errors import BadInput, Stopped
-from lth_scale.pruning.prunable_set import prunable
 from lth_scale.pruning.digests import digest
+from lth_scale.pruning.prunable_set import prunable
 from lth_scale.shipping import hub, pull
 from lth_scale.shipping.export import locations
 
