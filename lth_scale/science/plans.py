@@ -248,11 +248,12 @@ def add_cell(made: Plan, study: StudySpec, cell: Condition, source_seed: int) ->
     what = (
         f"{cell.sparsity:.2f}" if round(cell.sparsity, 2) == cell.sparsity else f"{cell.sparsity:g}"
     )
-    if CONTROLS[cell.control].by_count:
-        cell = replace(cell, source=None if CONTROLS[cell.control].by_scope else cell.task)
+    control = CONTROLS.get(cell.control)  # an unknown one is refused with the flags of its job
+    if control and control.by_count:
+        cell = replace(cell, source=None if control.by_scope else cell.task)
         flags["target_sparsity"] = cell.sparsity
         scope = study.flags_of(cell.task, "imp").get("scope")
-        flags |= {"scope": scope} if scope and CONTROLS[cell.control].by_scope else {}
+        flags |= {"scope": scope} if scope and control.by_scope else {}
         job = made.add(Job(f"{here}-{what}-{cell.control}", "transfer", flags))
     else:
         job = search_id(str(cell.source), source_seed)
