@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import CONFIG_MAPPING
+
 HIDDEN, WIDE, LAYERS = 16, 24, 2
 SQUARE, UP = HIDDEN * HIDDEN, HIDDEN * WIDE
 PLAIN = 4 * SQUARE + 2 * UP  # query, key, value, output; up, down
@@ -469,4 +471,13 @@ LEFT_OUT = {
     **dict.fromkeys(
         ("gemma3", "qwen3_5", "modernvbert", "ultravbert", "layoutlmv2"), "needs pictures"
     ),
+}
+
+# One of each architecture, by the class and the fields of its config, for tests that do not need all
+ARCHITECTURES = {
+    name: (CONFIG_MAPPING[name], {**ZOO[name].config})
+    for name in (
+        *("bert", "roberta", "distilbert", "mpnet", "electra", "deberta", "deberta-v2"),
+        *("squeezebert", "convbert", "modernbert"),
+    )
 }

@@ -1,4 +1,4 @@
-"""Caches that cannot be written: another directory takes their place, said in one line, or one line names them."""
+"""Caches that cannot be written are replaced, with one line of warning, or named in an error."""
 
 import os
 import pwd
@@ -17,7 +17,7 @@ VARIABLES = (*EVERY, "HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR")
 
 @pytest.fixture
 def ensure_writable(tmp_path, monkeypatch):
-    """`caches.ensure_writable` as a new process would do it, with a home and a temporary directory below `tmp_path`."""
+    """`caches.ensure_writable` as in a new process, with HOME and TMPDIR below `tmp_path`."""
     for name in VARIABLES:
         monkeypatch.setenv(name, "")  # so that what is set is unset afterwards
         monkeypatch.delenv(name)
@@ -138,7 +138,7 @@ runpy.run_module("lth_scale.imp", run_name="__main__")
 
 
 def test_a_search_of_a_user_whom_nobody_knows_is_done(small, tmp_path):
-    """As in a container with any user id: no HOME, no entry in passwd; and a file in the place of a cache."""
+    """As in a container with any user id: no HOME, no passwd entry; and a file where a cache is."""
     keep = {
         name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME")
     }

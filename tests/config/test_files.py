@@ -1,4 +1,4 @@
-"""files.py: what is on disk is whole, and nothing that others made is deleted, replaced or written through."""
+"""files.py, directories.py: files are complete, and those of others are never touched."""
 
 import json
 import math
@@ -57,7 +57,7 @@ NAMES = (
 
 
 def plant(root: Path) -> dict[Path, int]:
-    """Put files of somebody else into every directory below `root` and beside it; returns them by inode."""
+    """Put foreign files into every directory below `root` and beside it; return them by inode."""
     planted = {}
     for directory in [root.parent, root, *(path for path in root.rglob("*") if path.is_dir())]:
         for name in NAMES:
@@ -146,7 +146,8 @@ def test_no_other_command_touches_files_of_others(search, tmp_path, monkeypatch)
     export(str(run), "csr", tmp_path / "exported/csr")
     file = tmp_path / "study.yaml"
     file.write_text(
-        "flags: {preset: demo, max_steps: 1, max_train_samples: 32, max_eval_samples: 16, prune_rate: 0.5, "
+        "flags: {preset: demo, max_steps: 1, max_train_samples: 32, max_eval_samples: 16, "
+        "prune_rate: 0.5, "
         "report_to: none}\ntasks: [sst2]\nseeds: [1]\nsparsities: [0.5]\n"
     )
     for module, *argv in (
@@ -286,7 +287,7 @@ def test_a_new_directory_replaces_nothing(tmp_path):
     assert (tmp_path / "new/a").read_text() == "ours" and len([*tmp_path.iterdir()]) == 1
 
 
-def test_what_a_killed_process_left_of_a_new_directory_is_deleted_by_the_next_and_that_of_a_live_one_is_not(
+def test_an_abandoned_new_directory_is_deleted_by_the_next_and_that_of_a_live_process_is_not(
     tmp_path,
 ):
     script = (

@@ -1,4 +1,4 @@
-"""page.py: whatever a name or a note holds, a reader sees it as it was written, in Markdown and in HTML."""
+"""markdown.py, html.py: names and notes are shown as they were written, whatever they hold."""
 
 import random
 from html.parser import HTMLParser

@@ -278,5 +278,8 @@ def test_a_long_text_takes_no_time_and_the_module_imports_nothing_slow():
     ):
         without_secrets(text)
     assert time.perf_counter() - began < 5
-    code = "import lth_scale.config.redaction, sys; print([m for m in ('sqlalchemy', 'torch', 'mlflow') if m in sys.modules])"
+    code = (
+        "import lth_scale.config.redaction, sys; "
+        "print([m for m in ('sqlalchemy', 'torch', 'mlflow') if m in sys.modules])"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -1,4 +1,4 @@
-"""masking.py: pruned weights and their moments are exactly zero after every step, whatever the optimizer."""
+"""masking.py: pruned weights and their moments are exactly zero after every step."""
 
 import pytest
 import torch

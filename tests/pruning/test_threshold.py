@@ -13,7 +13,7 @@ LEVELS = [0.0, -0.0, 1e-45, -1e-40, 1e-8, 0.5, -0.5, 1.0, -1.0, 3.4e38]
 
 
 def dense_reference(weights: dict, keep: dict, count: int) -> dict:
-    """A stable sort of everything: what is pruned already comes first, then by |w|, then by place."""
+    """A stable sort of everything: pruned weights first, then by |w|, then by position."""
     flat = torch.cat([w.flatten() for w in weights.values()]).abs().double()
     kept = torch.cat([m.flatten() for m in keep.values()])
     order = torch.where(kept, flat, -1.0).sort(stable=True).indices
@@ -35,7 +35,7 @@ def pruned(weights: dict, keep: dict, count: int, ranks=threshold.ALONE) -> tupl
 
 @st.composite
 def problems(draw, ranks: int = 1):
-    """(weights, how many are pruned already, how many shall be, where each matrix is cut into `ranks` pieces)."""
+    """(weights, how many are pruned, how many shall be, where matrices are cut into pieces)."""
     shapes = draw(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 7)), min_size=1, max_size=4))
     element = st.one_of(
         st.sampled_from(LEVELS), st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -60,7 +60,7 @@ def problems(draw, ranks: int = 1):
 @settings(max_examples=150, deadline=None)
 @given(problem=problems())
 def test_equals_a_stable_sort_for_any_shapes_ties_zeros_denormals_and_amounts(sample, problem):
-    """A sample of 4 nearly always misleads, and leaves no room to collect: then all weights are counted."""
+    """A sample of 4 nearly always misses and nothing is collected: then all are counted."""
     weights, first, second, _ = problem
     keep = dense_reference(weights, ones(weights), first)
     expected = dense_reference(weights, keep, second)
@@ -75,7 +75,7 @@ def test_equals_a_stable_sort_for_any_shapes_ties_zeros_denormals_and_amounts(sa
 @pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0])
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.999, 1.0])
 def test_equals_a_stable_sort_where_a_sample_is_only_a_part(spread, sparsity):
-    """600,000 weights: the sample is one in twenty. A spread of 0 makes all of them tie, 0.001 nearly all of some."""
+    """600,000 weights, of which one in twenty is sampled. With a spread of 0 all of them tie."""
     torch.manual_seed(0)
     weights = {
         name: 1 + spread * torch.randn(200, 1000) * scale

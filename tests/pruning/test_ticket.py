@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from test_families import FAMILIES
+from zoo import ARCHITECTURES
 
 from lth_scale import Ticket
 from lth_scale.config.arguments import Training
@@ -220,9 +220,9 @@ def test_the_digest_of_a_base_is_over_sorted_names_shapes_and_fp32_values_of_its
     assert base_digest(model) == base_digest(model.bert) == sha.hexdigest()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ARCHITECTURES)
 def test_a_base_is_the_same_in_every_file_and_under_every_head(family, tokenizer, tmp_path):
-    kind, sizes = FAMILIES[family]
+    kind, sizes = ARCHITECTURES[family]
     config = kind(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
     torch.manual_seed(0)
     model = hf.AutoModelForMaskedLM.from_config(config).half()

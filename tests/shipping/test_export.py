@@ -11,7 +11,7 @@ import transformers as hf
 from conftest import SIZES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_families import FAMILIES
+from zoo import ARCHITECTURES
 
 from lth_scale import Ticket, load_exported
 from lth_scale.config import files, manifest
@@ -67,7 +67,7 @@ def checkpoint(tmp_path_factory, tokenizer):
     def go(family: str = "bert", head: str = "classes", with_tokenizer: bool = True) -> Path:
         key = (family, head, with_tokenizer)
         if key not in made:
-            kind, sizes = FAMILIES[family]
+            kind, sizes = ARCHITECTURES[family]
             torch.manual_seed(0)
             config = kind(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
             made[key] = tmp_path_factory.mktemp("-".join(map(str, key))) / "model"
@@ -102,7 +102,7 @@ def farthest(path: Path, directory: Path) -> float:
     ("family", "kind"),
     [
         (family, kind)
-        for family in FAMILIES
+        for family in ARCHITECTURES
         for kind in IN_FP32
         if kind in ("dense", "compact")
         or family not in ("squeezebert", "convbert")  # whose convolutions are refused
@@ -450,7 +450,7 @@ def test_without_a_tokenizer_ids_are_drawn_and_that_is_said(checkpoint, tmp_path
 
 
 @pytest.mark.parametrize("with_tokenizer", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ARCHITECTURES)
 def test_inputs_are_a_padded_batch_of_8_and_one_sequence_as_long_as_the_model_takes(
     family, with_tokenizer, checkpoint
 ):

@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 from conftest import sentence, write_jsonl
 from safetensors.torch import load_file, save_file
-from test_families import FAMILIES
+from zoo import ARCHITECTURES
 
 from lth_scale import Ticket
 from lth_scale.config.errors import BadInput
@@ -25,10 +25,10 @@ from lth_scale.training.run import Run
 HEADS = {"mlm": hf.AutoModelForMaskedLM, "squad": hf.AutoModelForQuestionAnswering}
 CLASSIFIER = hf.AutoModelForSequenceClassification
 EXTRA = {
-    "albert": (hf.AlbertConfig, FAMILIES["electra"][1]),
-    "convbert": (hf.ConvBertConfig, {**FAMILIES["electra"][1], "conv_kernel_size": 3}),
+    "albert": (hf.AlbertConfig, ARCHITECTURES["electra"][1]),
+    "convbert": (hf.ConvBertConfig, {**ARCHITECTURES["electra"][1], "conv_kernel_size": 3}),
     "gpt2": (hf.GPT2Config, {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40}),
-    "xlm-roberta": (hf.XLMRobertaConfig, FAMILIES["roberta"][1]),
+    "xlm-roberta": (hf.XLMRobertaConfig, ARCHITECTURES["roberta"][1]),
 }
 
 
@@ -39,7 +39,7 @@ def checkpoint(tokenizer, tmp_path):
     def make(
         family: str, auto=hf.AutoModelForMaskedLM, seed: int = 0, name: str = "model", **config
     ) -> Path:
-        kind, sizes = (FAMILIES | EXTRA)[family]
+        kind, sizes = (ARCHITECTURES | EXTRA)[family]
         torch.manual_seed(seed)
         special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 2, "eos_token_id": 3}
         model = auto.from_config(kind(vocab_size=len(tokenizer), **special, **sizes, **config))
