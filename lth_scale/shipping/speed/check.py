@@ -19,12 +19,12 @@ from lth_scale.shipping.export.source import Source, longest, sentences
 from lth_scale.shipping.speed.engines import BACKENDS, EAGER, Setup, missing
 from lth_scale.shipping.speed.measure import Timing, measure, pinned, ratio, reason, spread, verdict
 from lth_scale.tasks import registry
-from lth_scale.tasks.task import Batch, Task
 from lth_scale.tasks.library_logs import quiet
 from lth_scale.tasks.mlm import CHOSEN
 from lth_scale.tasks.mlm_blocks import pack
 from lth_scale.tasks.probes import has_segments
 from lth_scale.tasks.registry import TASKS
+from lth_scale.tasks.task import Batch, Task
 from lth_scale.tracking.console import say
 
 EVAL_BATCH, CALIBRATION = 32, 64  # examples
