@@ -2407,7 +2407,7 @@ UNSTABLE = [  # words of Python and of libraries, which come in other versions t
     (r"(1234567890){9,}", "1234567890…"),
     (r"1 to \d+, the cores", "1 to N, the cores"),
     (r"\[Errno \d+\] ", ""),
-    (r"(cannot be loaded|read as YAML|had from the Hub) \(.*\); ", r"\1 (…); "),
+    (r"(cannot be loaded|read as YAML|(?:had|downloaded) from the Hub) \(.*\); ", r"\1 (…); "),
     (r"(Error while deserializing header): [a-z ]+", r"\1"),
     (r"(recursion depth exceeded)[a-z JSON]*", r"\1"),
     (r"threshold 0\.\d+", "threshold 0.…"),

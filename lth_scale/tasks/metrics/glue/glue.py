@@ -1,6 +1,7 @@
 """GLUE's metrics (Wang et al. 2019, arXiv:1804.07461, Table 1), by scikit-learn and scipy."""
 
 import math
+from functools import partial
 
 import datasets
 import evaluate
@@ -8,42 +9,22 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 
-def accuracy(predictions, references) -> float:
-    """Fraction of correct predictions."""
-    return float(accuracy_score(references, predictions))
-
-
-def f1(predictions, references) -> float:
-    """F1 of class 1, or 0.0 if it is undefined."""
-    return float(f1_score(references, predictions, zero_division=0))
-
-
-def matthews_correlation(predictions, references) -> float:
-    """Matthews' correlation of classes."""
-    return defined(matthews_corrcoef, predictions, references)
-
-
-def pearson(predictions, references) -> float:
-    """Pearson's correlation of scores."""
-    return defined(lambda *values: pearsonr(*values).statistic, predictions, references)
-
-
-def spearman(predictions, references) -> float:
-    """Spearman's rank correlation of scores."""
-    return defined(lambda *values: spearmanr(*values).statistic, predictions, references)
-
-
-def defined(correlation, predictions, references) -> float:
+def defined(correlation, references, predictions) -> float:
     """The correlation, or 0.0 if undefined: fewer than two distinct values, or a non-finite one."""
     if min(len(set(predictions)), len(set(references))) < 2:
         return 0.0
-    value = float(correlation(predictions, references))
+    result = correlation(predictions, references)
+    value = float(getattr(result, "statistic", result))  # scipy returns a p-value too
     return value if math.isfinite(value) else 0.0
 
 
-CLASSES = {"accuracy": accuracy, "f1": f1, "matthews_correlation": matthews_correlation}
-SCORES = {"pearson": pearson, "spearman": spearman}
-METRICS = CLASSES | SCORES
+SCORES = {"pearson": partial(defined, pearsonr), "spearman": partial(defined, spearmanr)}
+METRICS = {
+    "accuracy": accuracy_score,
+    "f1": partial(f1_score, zero_division=0),
+    "matthews_correlation": partial(defined, matthews_corrcoef),
+    **SCORES,
+}
 
 
 class Glue(evaluate.Metric):
@@ -63,4 +44,4 @@ class Glue(evaluate.Metric):
 
     def _compute(self, predictions, references) -> dict[str, float]:
         names = self.config_name.split("+")
-        return {name: METRICS[name](predictions, references) for name in names}
+        return {name: float(METRICS[name](references, predictions)) for name in names}
