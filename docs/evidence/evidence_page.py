@@ -34,7 +34,7 @@ from lth_scale.config.texts import quoted
 from lth_scale.science.report import build_sections
 from lth_scale.science.results import DAMAGE, StudyResults, study_results
 from lth_scale.science.sections.verdicts import matching_ranges
-from lth_scale.science.study_record import StudyRecord
+from lth_scale.science.study_record import parse_record
 from lth_scale.science.texts import score_text
 from lth_scale.tasks.registry import TASKS
 
@@ -81,7 +81,7 @@ def combine(path: Path, parts: Sequence[dict[str, Any]]) -> StudyResults:
         key: dict(chain.from_iterable(one[key].items() for one in facts))
         for key in ("layers", "shared")
     }
-    record = StudyRecord.model_validate(plan)
+    record = parse_record(plan)
     return study_results(record, rows, finished, path.parent, facts[0] | merged)
 
 

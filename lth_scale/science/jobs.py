@@ -32,14 +32,14 @@ class Job:
     def args(self) -> Training:
         """The arguments that the command will resolve. Raises BadInput."""
         try:
-            given = vars(parser_of(self.kind).parse_args(as_argv(self.flags)))
+            flags = vars(parser_of(self.kind).parse_args(as_argv(self.flags)))
             # Set after resolving: these files do not exist yet.
             late = {
-                name: given.pop(name)
+                name: flags.pop(name)
                 for name in (*FILES, "control")
-                if self.needs and name in given
+                if self.needs and name in flags
             }
-            args = replace(resolution.resolve(given, KINDS[self.kind]), **late)
+            args = replace(resolution.resolve(flags, KINDS[self.kind]), **late)
             if self.kind == "imp":
                 checks.check_search(args)
         except BadInput as problem:
@@ -63,7 +63,17 @@ class Job:
 @functools.cache
 def parser_of(kind: str) -> parsers.OneLineParser:
     """The parser of a kind of job."""
-    return parsers.add_flags(parsers.OneLineParser(), KINDS[kind])
+    return parsers.build_parser("", "", KINDS[kind])
+
+
+def as_argv(flags: Flags) -> list[str]:
+    """Flags as a command line; True is a flag without a value, False is left out."""
+    return [
+        word
+        for name, value in flags.items()
+        if value is not False
+        for word in as_words(name, value)
+    ]
 
 
 def difference(old: Flags, new: Flags, ignore: Collection[str]) -> str:

@@ -18,6 +18,7 @@ from lth_scale.science.study_record import (
     JobRecord,
     SearchFlags,
     StudyRecord,
+    parse_record,
     read_json,
 )
 from lth_scale.tasks.registry import TASKS
@@ -141,7 +142,7 @@ def load_results(directory: Path) -> StudyResults:
         ) from None
     plan = read_json(path)
     try:
-        record = StudyRecord.model_validate(plan)
+        record = parse_record(plan)
         return study_results(record, *read_jobs(directory, record.jobs), directory)
     except (OSError, *DAMAGE) as problem:
         raise BadInput(

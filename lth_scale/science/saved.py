@@ -11,7 +11,7 @@ from lth_scale.config.errors import BadInput
 from lth_scale.science.jobs import difference
 from lth_scale.science.results import DAMAGE, load_results, read_jobs
 from lth_scale.science.sections.masks import mask_facts
-from lth_scale.science.study_record import StudyRecord, read_json
+from lth_scale.science.study_record import parse_record, read_json
 from lth_scale.tracking.versions import git_commit, versions
 
 # What is saved of a row of results, and of a job.
@@ -43,7 +43,7 @@ def to_dict(directory: Path) -> Saved:
     """What a report needs of the study below `directory`. Raises BadInput."""
     study = load_results(directory)
     plan: Any = read_json(directory / "study.json")
-    rows, finished = read_jobs(directory, StudyRecord.model_validate(plan).jobs)
+    rows, finished = read_jobs(directory, parse_record(plan).jobs)
     jobs = [{key: job[key] for key in JOB_KEYS} for job in plan["jobs"]]
     return {
         "made": provenance(directory, plan.get("command", "lth_scale.study")),

@@ -4,7 +4,15 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from lth_scale.config import files
 from lth_scale.config.checks import parse_rewind_step
@@ -99,6 +107,15 @@ class StudyRecord(_Part):
         if unknown := {cell.task for cell in cells} - {*info.data.get("tasks", ())}:
             raise ValueError(f"{min(unknown)} is not one of the tasks")
         return cells
+
+
+def parse_record(content: object) -> StudyRecord:
+    """Validate the contents of study.json. Raises ValueError with the first invalid key."""
+    try:
+        return StudyRecord.model_validate(content)
+    except ValidationError as problem:
+        error = problem.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, error['loc']))}: {error['msg']}") from None
 
 
 def read_json(path: Path) -> object:

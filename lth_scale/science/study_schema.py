@@ -152,12 +152,12 @@ class StudySchema(_Part):
 
     @model_validator(mode="after")
     def _check_grid(self) -> "StudySchema":
-        given = self.model_fields_set
-        if not {"transfer", "include"} & given or {"controls", "rewind", *SPARSITIES} & given:
+        present = self.model_fields_set
+        if not {"transfer", "include"} & present or {"controls", "rewind", *SPARSITIES} & present:
             for key in ("sparsities", "tasks", "seeds"):
-                if key not in given:
+                if key not in present:
                     raise ValueError(f"{key}: missing; add it")
-        for key in given.intersection(SPARSITIES):
+        for key in present.intersection(SPARSITIES):
             tasks, planned = {*self.tasks}, {*getattr(self, key)}
             if differing := planned - tasks or (key == "sparsities" and tasks - planned):
                 raise ValueError(
