@@ -19,11 +19,7 @@ COMMAND = Command(
     epilog=formats_table,
     one_process=True,
 )
-
-
-def main() -> None:
-    """Run the command line of `lth_scale.export`."""
-    COMMAND.main()
+main = COMMAND.main
 
 
 if __name__ == "__main__":

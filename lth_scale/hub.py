@@ -33,11 +33,7 @@ COMMAND = Command(
     subcommands=(PUSH, PULL),
     one_process=True,
 )
-
-
-def main() -> None:
-    """Run the command line of `lth_scale.hub`."""
-    COMMAND.main()
+main = COMMAND.main
 
 
 if __name__ == "__main__":

@@ -75,11 +75,7 @@ COMMAND = Command(
     run=run,
     resolve=from_command_line,
 )
-
-
-def main() -> None:
-    """Run the command line of `lth_scale.imp`."""
-    COMMAND.main()
+main = COMMAND.main
 
 
 if __name__ == "__main__":

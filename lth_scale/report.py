@@ -11,11 +11,7 @@ COMMAND = Command(
     run=run,
     resolve=resolve,
 )
-
-
-def main() -> None:
-    """Run the command line of `lth_scale.report`."""
-    COMMAND.main()
+main = COMMAND.main
 
 
 if __name__ == "__main__":

@@ -14,11 +14,7 @@ COMMAND = Command(
     resolve=resolve,
     one_process=True,
 )
-
-
-def main() -> None:
-    """Run the command line of `lth_scale.speed`."""
-    COMMAND.main()
+main = COMMAND.main
 
 
 if __name__ == "__main__":

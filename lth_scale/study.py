@@ -35,11 +35,7 @@ COMMAND = Command(
     resolve=resolve,
     extra=extra,
 )
-
-
-def main() -> None:
-    """Run the command line of `lth_scale.study`."""
-    COMMAND.main()
+main = COMMAND.main
 
 
 if __name__ == "__main__":

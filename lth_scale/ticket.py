@@ -14,11 +14,7 @@ COMMAND = Command(
     run=run,
     resolve=resolve,
 )
-
-
-def main() -> None:
-    """Run the command line of `lth_scale.ticket`."""
-    COMMAND.main()
+main = COMMAND.main
 
 
 def __getattr__(name: str) -> Any:

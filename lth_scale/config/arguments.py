@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lth_scale.config.defaults import EMBEDDED
-from lth_scale.config.flags import FRACTION, SEED, Group, Range, flag, flags_of, value_type
+from lth_scale.config.flags import (
+    COMPARISON,
+    DATA,
+    FRACTION,
+    SEARCH,
+    SEED,
+    Range,
+    flag,
+    flags_of,
+    value_type,
+)
 from lth_scale.config.training_arguments import OTHER_ALLOWED, QUICK_LOOK, Training
 
 __all__ = [
@@ -28,45 +38,47 @@ class Arguments(Training):
     lr_span: str = flag(
         "what one schedule covers: a round (the paper) or all (the official code) "
         "(default: all_rounds with --rewind none, else round)",
-        group=Group.SEARCH,
+        group=SEARCH,
         choices=("round", "all_rounds"),
     )
     target_sparsity: float = flag(
         "fraction of the prunable weights that are pruned in the last round (default: 0.9)",
-        group=Group.SEARCH,
+        group=SEARCH,
         range=FRACTION,
         grid=True,
     )
     prune_rate: float = flag(
         "fraction pruned per round: of all weights (linear) or of the remaining (geometric)",
         0.1,
-        group=Group.SEARCH,
+        group=SEARCH,
         range=Range(math.ulp(0), 1, "a fraction above 0 and at most 1, such as 0.1"),
     )
-    schedule: str = flag(
-        "sparsities of the rounds", "linear", group=Group.SEARCH, registry="schedule"
-    )
+    schedule: str = flag("sparsities of the rounds", "linear", group=SEARCH, registry="schedule")
     scope: str = flag(
         "one threshold for all matrices or one per matrix",
         "global",
-        group=Group.SEARCH,
+        group=SEARCH,
         choices=("global", "layerwise"),
         method=True,
     )
     pattern: str = flag(
         "what is pruned together: single weights, N:M (2:4 keeps 2 of 4 in a row) or block:RxC",
         "unstructured",
-        group=Group.SEARCH,
+        group=SEARCH,
         metavar="PATTERN",
         method=True,
     )
     score: str = flag(
-        "importance of a weight", "magnitude", group=Group.SEARCH, registry="score", method=True
+        "importance of a weight",
+        "magnitude",
+        group=SEARCH,
+        choices=("magnitude", "movement"),
+        method=True,
     )
     rewind: str = flag(
         "between rounds: weights (to step i), lr (the schedule only) or none (standard pruning)",
         "weights",
-        group=Group.SEARCH,
+        group=SEARCH,
         choices=("weights", "lr", "none"),
         method=True,
         grid=True,
@@ -74,40 +86,36 @@ class Arguments(Training):
     rewind_step: str = flag(
         "i, in steps (100) or as a fraction of a round (0.05)",
         "0",
-        group=Group.SEARCH,
+        group=SEARCH,
         metavar="STEP",
         method=True,
         grid=True,
     )
     dense: str | None = flag(
         "reuse round 0 and θᵢ of this finished search of the same task, seed and training",
-        group=Group.SEARCH,
+        group=SEARCH,
         metavar="DIR",
         grid=True,
     )
     keep_theta: str | None = flag(
         "save θᵢ at these further points for searches that use --dense (0.05,0.1)",
-        group=Group.SEARCH,
+        group=SEARCH,
         metavar="STEPS",
         grid=True,
     )
     control: str = flag(
-        "compare the last two tickets with",
-        "none",
-        group=Group.COMPARISON,
-        registry="control",
-        grid=True,
+        "compare the last two tickets with", "none", group=COMPARISON, registry="control", grid=True
     )
     distill: bool = flag(
         "also learn from the dense network's outputs, from round 1 on",
         False,
-        group=Group.SEARCH,
+        group=SEARCH,
         method=True,
     )
     early_bird: bool = flag(
         "stop training a round when the mask it would give is stable",
         False,
-        group=Group.SEARCH,
+        group=SEARCH,
         method=True,
     )
 
@@ -118,48 +126,48 @@ class Transfer(Training):
 
     seeds: tuple[int, ...] = flag(
         "train once with each seed (default: --seed)",
-        group=Group.DATA,
+        group=DATA,
         range=SEED._replace(words="integers from 0 to 4294967295"),
         cosmetic=True,
         grid=True,
     )
     target_sparsity: float | None = flag(
         "without --ticket: the sparsity of random_mask, random_layerwise or one_shot",
-        group=Group.SEARCH,
+        group=SEARCH,
         range=FRACTION,
         grid=True,
     )
     scope: str | None = flag(
         "one_shot without --ticket: one threshold for all matrices or one per matrix "
         "(default: global)",
-        group=Group.SEARCH,
+        group=SEARCH,
         choices=("global", "layerwise"),
         method=True,
     )
     theta: str | None = flag(
         "start the encoder from a theta.safetensors of lth_scale.imp; --ticket must belong to it",
-        group=Group.DATA,
+        group=DATA,
         metavar="FILE",
         grid=True,
     )
     control: str = flag(
-        "train instead of the ticket", "none", group=Group.COMPARISON, registry="control", grid=True
+        "train instead of the ticket", "none", group=COMPARISON, registry="control", grid=True
     )
     compare_with: str | None = flag(
         "a finished transfer of the same task; prints whether this one matches it",
-        group=Group.COMPARISON,
+        group=COMPARISON,
         metavar="DIR",
         cosmetic=True,
     )
     connectivity: bool = flag(
         "also train the data orders of the first two seeds from one start and interpolate linearly",
         False,
-        group=Group.COMPARISON,
+        group=COMPARISON,
     )
     keep_network: bool = flag(
         "save the network of the first seed for lth_scale.export; implied by --push_to_hub",
         False,
-        group=Group.COMPARISON,
+        group=COMPARISON,
         cosmetic=True,
     )
 

@@ -24,6 +24,9 @@ class Group(StrEnum):
     HUB = "Hub"
 
 
+DATA, SEARCH, COMPARISON, TRAINING, PRECISION, TRACKING, HUB = Group
+
+
 class Range(NamedTuple):
     """The smallest and the largest value of a flag, and a description of both for messages."""
 

@@ -537,7 +537,7 @@ def test_the_command_says_size_sparsity_difference_and_how_to_load(
         assert said in done.stdout
     monkeypatch.setattr(sys, "argv", ["export", *flags])
     main()
-    assert capsys.readouterr().out == f"is there already; nothing was done\n{done.stdout}"
+    assert capsys.readouterr().out == f"already exported; nothing was done\n{done.stdout}"
 
 
 def test_the_command_imports_no_torch_before_its_flags_are_checked():
