@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from lth_scale import export, load_exported
+from lth_scale.config.command import as_argv
 from lth_scale.config.resolution import parse
 from lth_scale.config.texts import quoted
 from lth_scale.science import summary
@@ -85,5 +86,5 @@ def test_a_study_in_a_directory_that_begins_with_a_dash_gives_its_jobs_flags_tha
         "early_bird": True,
         "distill": False,
     }
-    args = parse(plans.as_argv(flags))
+    args = parse(as_argv(flags))
     assert args.output_dir == "-a b/jobs/x" and args.early_bird and not args.distill

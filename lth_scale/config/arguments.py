@@ -69,11 +69,7 @@ class Arguments(Training):
         method=True,
     )
     score: str = flag(
-        "importance of a weight",
-        "magnitude",
-        group=SEARCH,
-        choices=("magnitude", "movement"),
-        method=True,
+        "importance of a weight", "magnitude", group=SEARCH, registry="score", method=True
     )
     rewind: str = flag(
         "between rounds: weights (to step i), lr (the schedule only) or none (standard pruning)",

@@ -8,7 +8,21 @@ from dataclasses import MISSING, asdict, dataclass
 from typing import Any
 
 from lth_scale.config.defaults import SCHEDULERS
-from lth_scale.config.flags import BATCH, COUNT, SEED, TOKENS, Group, Range, flag, flags_of
+from lth_scale.config.flags import (
+    BATCH,
+    COUNT,
+    DATA,
+    HUB,
+    PRECISION,
+    SEARCH,
+    SEED,
+    TOKENS,
+    TRACKING,
+    TRAINING,
+    Range,
+    flag,
+    flags_of,
+)
 from lth_scale.config.local_paths import absolute, absolute_model
 
 QUICK_LOOK = "a quick look: few examples, a small encoder, no finding"
@@ -116,7 +130,7 @@ class Training:
     max_eval_samples: int | None = flag(
         "use the first N validation examples (mlm: blocks)", group=DATA, range=COUNT
     )
-    optim: str = flag("optimizer", "adamw_torch", group=Group.TRAINING, registry="optimizer")
+    optim: str = flag("optimizer", "adamw_torch", group=TRAINING, registry="optimizer")
     optim_args: str | None = flag(
         "optimizer arguments, such as 'momentum=0.9,nesterov=true'", group=TRAINING
     )
@@ -175,7 +189,7 @@ class Training:
         cosmetic=True,
     )
     report_to: str = flag(
-        "experiment tracker", "mlflow", group=Group.TRACKING, registry="tracker", cosmetic=True
+        "experiment tracker", "mlflow", group=TRACKING, registry="tracker", cosmetic=True
     )
     run_name: str | None = flag(
         "name of the run in MLflow", group=TRACKING, metavar="NAME", cosmetic=True

@@ -63,17 +63,7 @@ class Job:
 @functools.cache
 def parser_of(kind: str) -> parsers.OneLineParser:
     """The parser of a kind of job."""
-    return parsers.build_parser("", "", KINDS[kind])
-
-
-def as_argv(flags: Flags) -> list[str]:
-    """Flags as a command line; True is a flag without a value, False is left out."""
-    return [
-        word
-        for name, value in flags.items()
-        if value is not False
-        for word in as_words(name, value)
-    ]
+    return parsers.add_flags(parsers.OneLineParser(), KINDS[kind])
 
 
 def difference(old: Flags, new: Flags, ignore: Collection[str]) -> str:

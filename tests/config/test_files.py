@@ -205,7 +205,7 @@ def test_a_link_of_such_a_name_is_refused_too_wherever_it_leads(name, small, tmp
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).symlink_to(tmp_path / "nowhere")
     with pytest.raises(BadInput, match=rf"holds {name}, which was not written by this run"):
-        RunDirectory.open(parse(small(), "t", "t"))
+        RunDirectory.open(parse(small()))
 
 
 def test_what_a_killed_run_left_unfinished_is_swept_but_nothing_behind_a_link_or_of_another_run(

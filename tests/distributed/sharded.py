@@ -135,11 +135,17 @@ def masks_at(net, weights: dict, sparsities: list[float]) -> list[dict]:
 
 def pattern_masks(net, weights: dict) -> dict:
     """The masks under patterns at 30 % and then 50 %, whole, on the main process."""
+    from lth_scale.pruning import structured
+    from lth_scale.pruning.orientation import Orientation, oriented
+    from lth_scale.pruning.registries import parse_pattern
     from lth_scale.training import networks
 
     targets, masks = net.targets, {}
-    layout = patterns.Orientation(
-        lambda n, part: net.engine.all_gather(part, targets[n]), lambda n, w: targets[n].cut(w)
+    layout = oriented(
+        frozenset(),
+        Orientation(
+            lambda n, part: net.engine.all_gather(part, targets[n]), lambda n, w: targets[n].cut(w)
+        ),
     )
     for pattern in ("2:4", "block:4x1"):
         everything = {
@@ -148,8 +154,14 @@ def pattern_masks(net, weights: dict) -> dict:
         networks.restart(net, weights, everything, 0, 1)
         masters = {name: piece.master() for name, piece in targets.items()}
         for sparsity in (0.3, 0.5):
-            patterns.prune(
-                masters, net.masks, sparsity, "global", pattern, net.engine.ranks, layout
+            structured.prune(
+                masters,
+                net.masks,
+                sparsity,
+                "global",
+                parse_pattern(pattern),
+                net.engine.ranks,
+                layout,
             )
             masks[pattern, sparsity] = net.engine.gather(net.masks, targets)
     return masks

@@ -100,16 +100,16 @@ def test_a_score_decides_which_weights_go(third_party, search):
 
 
 def test_a_pattern_prunes_and_its_facts_bind_the_flags(third_party, search, small):
-    args = parse(small(pattern="half", target_sparsity=None), "test", "test")
+    args = parse(small(pattern="half", target_sparsity=None))
     assert args.target_sparsity == 0.75
     with pytest.raises(
         BadInput, match=r"--target_sparsity 0\.3: --pattern half is reached at 0\.5"
     ):
-        parse(small(pattern="half", target_sparsity=0.3), "test", "test")
+        parse(small(pattern="half", target_sparsity=0.3))
     with pytest.raises(BadInput, match="does not divide odd"):
         registries.check_pattern("half", {"even": (2, 3), "odd": (3, 2)})
     with pytest.raises(BadInput, match=r"--pattern third: unknown pattern; use one of .*, half"):
-        parse(small(pattern="third"), "test", "test")
+        parse(small(pattern="third"))
     out = search(pattern="half", max_steps=1, target_sparsity=0.6, schedule="one_shot")
     assert Ticket.load(out / "ticket.safetensors").sparsity == pytest.approx(0.3, abs=1e-3)
 

@@ -27,7 +27,7 @@ from lth_scale.shipping.export.formats.onnx import OnnxModel
 from lth_scale.shipping.export.formats.semi_structured import to_semi_structured
 from lth_scale.shipping.export.formats.tensors import SafetensorsFormat, prunable_names
 from lth_scale.shipping.export.inputs import real_inputs
-from lth_scale.shipping.export.locations import MANIFEST, read_verified
+from lth_scale.shipping.export.locations import MANIFEST, read_verified, write_manifest
 from lth_scale.shipping.export.registry import FORMATS, FormatSpec, register_format
 from lth_scale.shipping.export.source import load_source
 from lth_scale.shipping.export.writing import difference
@@ -378,7 +378,7 @@ def opened_anyway(directory: Path) -> dict:
 )
 def test_a_forged_manifest_is_refused(made, change):
     held = {key: value for key, value in opened_anyway(made).items() if key != "sha256"} | change
-    (made / MANIFEST).write_bytes(manifest.write_manifest(files.as_json(held)))
+    (made / MANIFEST).write_bytes(manifest.seal(files.as_json(held)))
     with pytest.raises(BadInput, match=MANIFEST):
         load_exported(made)
 

@@ -335,7 +335,7 @@ def seal_with(directory: Path, content: dict, name: str) -> bytes:
     made = locations.write_manifest(directory, content)
     del made["sha256"]
     made["files"][name] = hashlib.sha256(b"evil").hexdigest()
-    return manifest.write_manifest(files.as_json(made))
+    return manifest.seal(files.as_json(made))
 
 
 def test_a_card_that_was_edited_is_left_behind_and_an_older_push_stays_good(server, run, tmp_path):

@@ -31,7 +31,7 @@ ODD = [
 
 def outcome(flags: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and outputs of a batch."""
-    task = registry.load_task(parse(flags, "t", "t"))
+    task = registry.load_task(parse(flags))
     batch = task.eval_collate(select_rows(task.validation, [0, 1, 2, 3]))
     with torch.no_grad():
         return task.loss(task.model.eval(), batch)

@@ -139,9 +139,7 @@ def test_validation_without_a_masked_token_is_refused(small, tmp_path, monkeypat
         write_jsonl(tmp_path / f"d/{split}.jsonl", [{"text": "the cat sat on the mat ."}])
     monkeypatch.setattr(mlm, "mask_for_evaluation", mask_nothing)
     with pytest.raises(BadInput, match="no token of validation is masked"):
-        registry.load_task(
-            parse(small(task="mlm", dataset_path=tmp_path / "d", max_seq_length=8), "t", "t")
-        )
+        registry.load_task(parse(small(task="mlm", dataset_path=tmp_path / "d", max_seq_length=8)))
 
 
 def mask_nothing(batch: dict, tokenizer, seed: int) -> dict:

@@ -324,9 +324,7 @@ def test_blocks_have_the_special_tokens_where_a_text_has_them(kind):
 )
 def test_lost_special_tokens_are_said_in_one_line(template, lost, checkpoint, small, caplog):
     tokenizer = of_words(template)
-    registry.load_task(
-        parse(small(model_name_or_path=checkpoint(bert(tokenizer), tokenizer)), "t", "t")
-    )
+    registry.load_task(parse(small(model_name_or_path=checkpoint(bert(tokenizer), tokenizer))))
     assert (
         len([record for record in caplog.records if "does not add [CLS]" in record.message]) == lost
     )
@@ -366,7 +364,7 @@ def test_a_tokenizer_that_leaves_no_room_for_a_text_is_refused(most, tokenizer, 
     path = directory / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": most}))
     with pytest.raises(BadInput, match=r"tokenizer_config\.json has model_max_length .*remove it"):
-        registry.load_task(parse(small(model_name_or_path=directory), "t", "t"))
+        registry.load_task(parse(small(model_name_or_path=directory)))
 
 
 def test_a_whole_number_that_json_writes_with_a_point_is_a_length(tokenizer, checkpoint, small):
@@ -502,7 +500,7 @@ def loaded(flags: list[str], inputs: dict) -> Task:
     with pytest.MonkeyPatch.context() as patch:
         for module in (glue, squad, mlm):
             patch.setattr(module, "agree_on_inputs", agree)
-        return registry.load_task(parse(flags, "t", "t"))
+        return registry.load_task(parse(flags))
 
 
 def test_a_saved_network_pads_on_the_side_that_was_used(tokenizer, checkpoint, search):
@@ -586,7 +584,7 @@ LENGTHS = {
 
 def agreed(model: hf.PreTrainedModel, tokenizer: PreTrainedTokenizerBase, small, **flags) -> Inputs:
     given = {"max_seq_length": 100, **flags}
-    return agree_on_inputs(parse(small(**given), "t", "t"), model, copy.deepcopy(tokenizer))
+    return agree_on_inputs(parse(small(**given)), model, copy.deepcopy(tokenizer))
 
 
 @pytest.mark.parametrize("kind", LENGTHS)
@@ -612,7 +610,7 @@ def test_a_head_that_looks_for_the_last_token_is_told_what_is_padding(pad, token
         copy.deepcopy(tokenizer),
     )
     left.padding_side = "left"
-    assert agree_on_inputs(parse(small(), "t", "t"), model, left).padding == "longest"
+    assert agree_on_inputs(parse(small()), model, left).padding == "longest"
     assert model.config.pad_token_id == tokenizer.pad_token_id and left.padding_side == "right"
 
 
@@ -746,7 +744,7 @@ def test_code_of_a_models_own_that_is_not_run_is_said(
             {**json.loads(path.read_text()), "auto_map": {auto: ["house.House", None]}, **more}
         )
     )
-    registry.load_task(parse(small(model_name_or_path=tmp_path / "model"), "t", "t"))
+    registry.load_task(parse(small(model_name_or_path=tmp_path / "model")))
     assert f"(auto_map) is not run; it is loaded as transformers' {kind}" in caplog.text
 
 

@@ -710,7 +710,7 @@ def test_keep_head_is_refused_where_the_head_does_not_fit(what, checkpoint, smal
     config, message = UNFIT[what]
     flags = small(model_name_or_path=checkpoint("bert", CLASSIFIER, **config), keep_head=True)
     with pytest.raises(BadInput, match=rf"{message}.*omit --keep_head"):
-        registry.load_task(parse(flags, "t", "t"))
+        registry.load_task(parse(flags))
 
 
 def test_keep_head_is_refused_where_there_is_none(checkpoint):

@@ -40,7 +40,7 @@ class Tracked:
     def __init__(self, out: Path):
         self.out, self.file = out, out.parent / "mlflow.db"
         flags = ["--task", "sst2", "--preset", "demo", "--output_dir", str(out)]
-        self.args = parse(flags, "t", "t")
+        self.args = parse(flags)
 
     @property
     def store(self) -> str:

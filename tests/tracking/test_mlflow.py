@@ -363,7 +363,7 @@ def live(out, mortal, resumed):
         MlflowClient.log_batch = lambda *args, **values: (
             (metrics if "metrics" in values else params)(*args, **values)
         )
-    args = parse(["--task", "sst2", "--preset", "demo", "--output_dir", str(out)], "t", "t")
+    args = parse(["--task", "sst2", "--preset", "demo", "--output_dir", str(out)])
     rows = datasets.Dataset.from_dict({"input_ids": [[1, 2], [3]]})
     tracker = MlflowTracker(args, out, SimpleNamespace(train=rows, validation=rows, more={}))
     for k in (0, 1):

@@ -253,7 +253,7 @@ def test_runs_tickets_and_exports_of_version_0_2_0_still_work(
     flags = dict(
         model_name_or_path="model", dataset_path="data", max_seq_length=16, target_sparsity=0.2
     )
-    finished = RunDirectory.open(parse(small(**flags, output_dir="finished"), "t", "t"))
+    finished = RunDirectory.open(parse(small(**flags, output_dir="finished")))
     assert finished.is_done()
     assert [row["pruned"] for row in finished.round_rows()] == [0, 51, 102]
     out = search(**flags, output_dir="begun", report_to="mlflow")
@@ -277,7 +277,7 @@ def test_a_flag_that_a_run_did_not_record_is_not_different(search, small, own):
     (out / "arguments.json").write_text(
         json.dumps({k: v for k, v in written.items() if k not in ("score", "distill")})
     )
-    record = RunDirectory.open(parse(small(**own), "t", "t"))
+    record = RunDirectory.open(parse(small(**own)))
     assert "score, distill" in record.notices({"threads": written["threads"]})[-1]
 
 
@@ -301,7 +301,7 @@ def test_a_study_is_not_continued_on_other_data(small, own, tmp_path):
     compatibility.check_content(made, tmp_path / "out")
     write_jsonl(tmp_path / "data/train.jsonl", [{"sentence": sentence(1), "label": 1}])
     with pytest.raises(BadInput, match=r"first .*--dataset_path: train\.jsonl was sha256"):
-        runner.refuse_other_content(made, tmp_path / "out")
+        compatibility.check_content(made, tmp_path / "out")
 
 
 def test_the_same_content_under_another_path_continues(search, small, own, tmp_path, monkeypatch):
@@ -375,9 +375,9 @@ def test_a_study_continues_with_the_same_model_under_another_path(
     ):
         compatibility.check_flags(planned(model), tmp_path / "out")
     flip_a_bit(Path("copied/model.safetensors"))
-    runner.refuse_other_flags(planned("copied"), tmp_path / "out")
+    compatibility.check_flags(planned("copied"), tmp_path / "out")
     with pytest.raises(BadInput, match=r"first .*--model_name_or_path: model\.safetensors"):
-        runner.refuse_other_content(planned("copied"), tmp_path / "out")
+        compatibility.check_content(planned("copied"), tmp_path / "out")
 
 
 def test_a_ticket_and_theta_of_another_name_and_a_copied_dense_network_are_the_same(
@@ -399,7 +399,7 @@ def test_a_ticket_and_theta_of_another_name_and_a_copied_dense_network_are_the_s
     )
     # It was trained as these flags say.
     with pytest.raises(BadInput, match="round 0"):
-        check_dense(parse(flags, "t", "t"), 3, {"precision": "no"})
+        check_dense(parse(flags), 3, {"precision": "no"})
 
 
 @pytest.mark.parametrize("whole", [True, False])

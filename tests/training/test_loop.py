@@ -177,7 +177,7 @@ def test_bf16_on_a_cpu_that_imitates_it_is_told_of_once(bf16, imitates, small, m
 
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(environment, "emulates_bf16", lambda: imitates)
-    environment.make_accelerator(parse(small(bf16=bf16), "t", "t"))
+    environment.make_accelerator(parse(small(bf16=bf16)))
     said = [record.getMessage() for record in caplog.records if record.name == "lth_scale"]
     assert len(said) == bool(bf16 and imitates) and all(
         "--bf16" in line and "leave it out" in line for line in said
@@ -190,7 +190,7 @@ def test_a_flag_that_overrules_the_launchers_precision_is_told_of(small, monkeyp
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(environment, "emulates_bf16", lambda: False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    accelerator = environment.make_accelerator(parse(small(bf16=True), "t", "t"))
+    accelerator = environment.make_accelerator(parse(small(bf16=True)))
     assert environment.settings_in_force(accelerator)["precision"] == "bf16"
     assert "the launcher's precision, fp16, is overridden: this run uses bf16" in caplog.text
 

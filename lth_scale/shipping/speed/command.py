@@ -44,7 +44,7 @@ class Speed:
         range=Range(1, CORES, f"1 to {CORES}, the cores this process may use"),
     )
     backends: tuple[str, ...] | None = flag(
-        f"engines besides {EAGER} (default: all)", choices=tuple(BACKENDS)
+        f"engines besides {EAGER} (default: all)", registry="backend"
     )
     device: str = flag(
         "cpu, cuda, or auto for a GPU if there is one", "auto", choices=("auto", "cpu", "cuda")
