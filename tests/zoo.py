@@ -473,7 +473,7 @@ LEFT_OUT = {
     ),
 }
 
-# One of each architecture, by the class and the fields of its config, for tests that do not need all
+# One of each architecture, by the class and fields of its config, for tests that do not need all
 ARCHITECTURES = {
     name: (CONFIG_MAPPING[name], {**ZOO[name].config})
     for name in (
