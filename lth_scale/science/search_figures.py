@@ -11,15 +11,15 @@ from lth_scale.tracking.run_directory import RunDirectory
 log = logging.getLogger("lth_scale")
 
 
-def draw_search(run: RunDirectory, layers: Mapping[str, float]) -> dict[str, bytes]:
+def draw_search(record: RunDirectory, layers: Mapping[str, float]) -> dict[str, bytes]:
     """Write a search's figures into its directory and return those that are there, by file name.
 
     layers: sparsity of each matrix of the last ticket.
     """
-    args = run.arguments
-    rows = {"none": run.rows()}
-    if run.control != "none":
-        rows[run.control] = run.rows(f"controls/{run.control}")
+    args = record.arguments
+    rows = {"none": record.rows()}
+    if record.control != "none":
+        rows[record.control] = record.rows(f"controls/{record.control}")
     metric, dense = next(iter(rows["none"][0]["eval"].items()))
     lines = {
         control: {100 * row["sparsity"]: [row["eval"][metric]] for row in results}
@@ -35,7 +35,7 @@ def draw_search(run: RunDirectory, layers: Mapping[str, float]) -> dict[str, byt
     return {
         name: png
         for name, png in pictures.items()
-        if png and _write(run.directory / "figures" / name, png)
+        if png and _write(record.directory / "figures" / name, png)
     }
 
 
