@@ -17,7 +17,7 @@ def draw_search(record: RunDirectory, layers: Mapping[str, float]) -> dict[str, 
     layers: sparsity of each matrix of the last ticket.
     """
     args = record.arguments
-    rows = {"none": record.rows()}
+    rows = {"none": record.round_rows()}
     if record.control != "none":
         rows[record.control] = record.rows(f"controls/{record.control}")
     metric, dense = next(iter(rows["none"][0]["eval"].items()))

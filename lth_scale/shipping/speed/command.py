@@ -13,7 +13,7 @@ from lth_scale.config.redaction import without_secrets
 from lth_scale.config.startup import first_imports
 from lth_scale.config.texts import printable, quoted, reason
 from lth_scale.shipping.export.locations import locate
-from lth_scale.shipping.speed.registry import BACKENDS, EAGER
+from lth_scale.shipping.speed.registry import EAGER
 from lth_scale.shipping.speed.report import FILES
 from lth_scale.tracking.machine import usable_cores
 from lth_scale.tracking.mlflow import variables
