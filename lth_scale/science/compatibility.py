@@ -110,6 +110,7 @@ def base_sha256(model: str, revision: str | None) -> str:
     """The digest of a model's base weights; empty if it cannot be loaded here."""
     from transformers import AutoModelForSequenceClassification  # imports torch
 
+    from lth_scale.pruning.digests import base_digest
     from lth_scale.tasks.loading import load_model, load_tokenizer
 
     args = Training(task="sst2", model_name_or_path=model, model_revision=revision)
@@ -117,4 +118,4 @@ def base_sha256(model: str, revision: str | None) -> str:
         loaded = load_model(args, AutoModelForSequenceClassification, load_tokenizer(args))
     except BadInput:
         return ""  # the job's command reports it
-    return loaded.base_sha256
+    return base_digest(loaded.model, loaded.fresh)

@@ -40,7 +40,7 @@ class Job:
                 if self.needs and name in flags
             }
             args = replace(resolution.resolve(flags, KINDS[self.kind]), **late)
-            if self.kind == "imp":
+            if isinstance(args, Arguments):
                 checks.check_search(args)
         except BadInput as problem:
             raise BadInput(f"{self.id}: {problem}") from None

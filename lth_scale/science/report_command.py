@@ -1,5 +1,6 @@
 """What `python -m lth_scale.report` does: write the report of a study and log it."""
 
+from lth_scale.tracking.mlflow.registration import Registration
 import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
@@ -73,7 +74,7 @@ def run(args: ReportFlags) -> None:
 
 
 def log(
-    directory: Path, name: str, written: Sequence[Path], verdicts: list[dict[str, Any]]
+    directory: Path, name: str, written: Sequence[Path], registrations: Sequence[Registration]
 ) -> None:
     """Log a report to MLflow. Prints why if that fails: the report is already written."""
     from lth_scale.tracking.mlflow import reports  # imports mlflow
@@ -82,7 +83,7 @@ def log(
     beside = address(directory.resolve() / "jobs" / "mlflow.db")
     store = os.environ.get("MLFLOW_TRACKING_URI") or beside
     try:
-        reports.log_report(store, name, written, verdicts=verdicts)
+        reports.log_report(store, name, written, registrations=registrations)
         print(f"MLflow   logged to {printable(without_secrets(store))}")
     except Exception as problem:  # MLflow raises many kinds
         print(printable(f"MLflow   not logged to {without_secrets(store)}: {reason(problem)}"))

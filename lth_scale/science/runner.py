@@ -134,7 +134,7 @@ class Runner:
         done = sum(map(self.is_done, self.jobs))
         counts = {"done": done, "failed": len(self.failed), "waiting": len(self.waiting)}
         rows = [[state, str(count)] for state, count in counts.items()]
-        lines = ["", markdown_table(Table("", ["state", "jobs"], rows), aligned=True)]
+        lines = ["", markdown_table(Table("", ["state", "jobs"], rows), align=True)]
         for state, jobs in (("failed", self.failed), ("waiting", self.waiting)):
             lines += [f"{state:<8} {job}: {reason}" for job, reason in jobs.items()]
         return "\n".join([*lines, *self.starved()])

@@ -19,7 +19,7 @@ def draw_search(record: RunDirectory, layers: Mapping[str, float]) -> dict[str, 
     args = record.arguments
     rows = {"none": record.round_rows()}
     if record.control != "none":
-        rows[record.control] = record.rows(f"controls/{record.control}")
+        rows[record.control] = record.control_rows()
     metric, dense = next(iter(rows["none"][0]["eval"].items()))
     lines = {
         control: {100 * row["sparsity"]: [row["eval"][metric]] for row in results}

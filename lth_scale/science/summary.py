@@ -35,7 +35,7 @@ def results_table(rows: Rows) -> str:
         ]
         for row in rows
     ]
-    return markdown_table(Table("", header, lines), aligned=True)
+    return markdown_table(Table("", header, lines), align=True)
 
 
 def control_table(rows: Rows, controls: Rows, control: str) -> str:
@@ -48,7 +48,7 @@ def control_table(rows: Rows, controls: Rows, control: str) -> str:
         numbers = [f"{ticket:.4f}", f"{other:.4f}", f"{ticket - other:+.4f}"]
         lines.append([f"{100 * row['sparsity']:.2f} %", *numbers])
     header = ["sparsity", f"ticket: {metric}", f"{control}: {metric}", "ticket − control"]
-    return markdown_table(Table("", header, lines), aligned=True)
+    return markdown_table(Table("", header, lines), align=True)
 
 
 def report(record: RunDirectory) -> str:

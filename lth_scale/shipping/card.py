@@ -57,7 +57,7 @@ def readme(folder: Path, run: PublishedRun, repo: str, licence: Licence) -> str:
         speed=speed_section(run),
         command=run.command,
         provenance=provenance(run.saved),
-        seeds=len(run.run_directory.rows("seeds")) or 1,
+        seeds=len(run.run_directory.seed_rows()) or 1,
         unused_layers=describe_starved(run.metrics),
         note=run.args.note,
         licence=licence,

@@ -83,7 +83,7 @@ class PublishedRun:
         """True if the run trained m ⊙ θ₀, with θ₀ the weights of the base model."""
         args = self.args
         if isinstance(args, Transfer):
-            return not args.theta and CONTROLS[args.control].of_base
+            return not args.theta and CONTROLS[args.control].base_weights
         assert isinstance(args, Arguments)
         return args.rewind == "weights" and args.rewind_step in ("0", "0.0")
 

@@ -72,7 +72,7 @@ def draw_figures(run: PublishedRun, folder: Path) -> None:
         return
     metric = next(iter(run.metrics["eval"]))
     points = defaultdict[float, list[float]](list)
-    for row in run.run_directory.rows("seeds") or run.run_directory.round_rows():
+    for row in run.run_directory.seed_rows() or run.run_directory.round_rows():
         points[100 * row["sparsity"]].append(row["eval"][metric])
     lines: figures.Lines = {"none": {}, run.control: points}
     panels: dict[str, tuple[figures.Lines, list[float]]] = {metric.replace("_", " "): (lines, [])}

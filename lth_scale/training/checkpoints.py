@@ -69,7 +69,7 @@ def shared_facts(net: Network) -> dict[str, Any]:
     """Return what is the same on all ranks."""
     return {
         "world_size": net.accelerator.num_processes,
-        "sharding": net.engine.kind,
+        "sharding": net.engine.name,
         "began": net.first_step,
         "seed": net.batches.args.seed,
         "step": net.step,

@@ -1,5 +1,6 @@
 """The listeners of a run: progress bars, and trackers as --report_to names them."""
 
+from lth_scale.tracking.rows import Row
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class Listeners:
         for listener in self.listeners:
             listener.usage(step, metrics)
 
-    def end(self, stage: Stage, row: Mapping[str, Any]) -> None:
+    def end(self, stage: Stage, row: Row) -> None:
         """Pass on that a stage is complete."""
         for listener in self.listeners:
             listener.end(stage, row)

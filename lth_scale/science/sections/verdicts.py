@@ -1,5 +1,6 @@
 """Which tickets match the full network, by each rule."""
 
+from lth_scale.tracking.mlflow.registration import Registration
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -133,18 +134,7 @@ def highest_matching(study: StudyResults, tasks: Sequence[str], delta: float) ->
     return Table(title, header, rows)
 
 
-class MatchingTicket(TypedDict):
-    """A rule's verdict in words, and the ticket of the highest sparsity that matches, if any."""
-
-    task: str
-    base: str
-    rule: str
-    text: str
-    ticket: Path | None
-    seed: int
-
-
-def matching_tickets(study: StudyResults, delta: float) -> list[MatchingTicket]:
+def matching_tickets(study: StudyResults, delta: float) -> list[Registration]:
     """The ticket to register for each task and rule.
 
     It is the ticket of the first seed: the verdict is on all seeds, and no ticket is selected by
@@ -161,7 +151,7 @@ def matching_tickets(study: StudyResults, delta: float) -> list[MatchingTicket]:
             text = f"{_range_text(by_sparsity)} ({best.sub:.1f} against {best.full:.1f}{p})"
             seed, path = _first_ticket(study, task, max(matching))
         tickets.append(
-            MatchingTicket(
+            Registration(
                 task=task, base=study.model, rule=rule, text=text, ticket=path, seed=seed
             )
         )
