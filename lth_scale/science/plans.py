@@ -99,7 +99,7 @@ class Plan:
         task, control, sparsity = condition.task, condition.control, condition.sparsity
         flags = {**study.flags_of(task, "transfer"), "seeds": condition.seed, "control": control}
         prefix, suffix = f"transfer-{task}-seed{condition.seed}", f"{fraction(sparsity)}-{control}"
-        if CONTROLS.get(control) and CONTROLS[control].by_count:
+        if CONTROLS.get(control) and CONTROLS.get(control) and CONTROLS[control].by_count:
             source = None if CONTROLS[control].by_scope else task
             condition = replace(condition, source=source)
             flags["target_sparsity"] = sparsity

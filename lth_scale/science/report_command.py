@@ -1,6 +1,5 @@
 """What `python -m lth_scale.report` does: write the report of a study and log it."""
 
-from lth_scale.tracking.mlflow.registration import Registration
 import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
@@ -16,6 +15,7 @@ from lth_scale.config.texts import printable, quoted, reason
 from lth_scale.science.report import write_report
 from lth_scale.science.sections import verdicts
 from lth_scale.tracking.mlflow import variables
+from lth_scale.tracking.mlflow.registration import Registration
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,13 @@
 """The listeners of a run: progress bars, and trackers as --report_to names them."""
 
-from lth_scale.tracking.rows import Row
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from lth_scale.config.arguments import Training
 from lth_scale.tasks.task import Task
 from lth_scale.tracking import console
 from lth_scale.tracking.listeners import Listener
+from lth_scale.tracking.rows import Row
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.stages import Stage
 from lth_scale.tracking.trackers import TRACKERS

@@ -92,6 +92,7 @@ def prepare(
     base_sha256 = base_digest(model, task.fresh)
     base_sha256 = base_digest(model, task.fresh)
     base_sha256 = base_digest(model, task.fresh)
+    base_sha256 = base_digest(model, task.fresh)
     batches = Batches(task, args, accelerator.process_index, accelerator.num_processes)
     steps = steps_per_round(args, batches)
     optimizer = make_optimizer(args, model, accelerator.device)

@@ -1,11 +1,9 @@
 """Which tickets match the full network, by each rule."""
 
-from lth_scale.tracking.mlflow.registration import Registration
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TypedDict
 
 import pandas
 
@@ -23,6 +21,7 @@ from lth_scale.science.matching import (
 from lth_scale.science.paper import closest_to_table2, printed
 from lth_scale.science.results import CLOSE, OTHER, OWN, UNSCALED, StudyResults
 from lth_scale.science.texts import difference, percent, score_text, signed
+from lth_scale.tracking.mlflow.registration import Registration
 
 *THRESHOLDS, WELCH, PAIRED = RULES
 
@@ -151,9 +150,7 @@ def matching_tickets(study: StudyResults, delta: float) -> list[Registration]:
             text = f"{_range_text(by_sparsity)} ({best.sub:.1f} against {best.full:.1f}{p})"
             seed, path = _first_ticket(study, task, max(matching))
         tickets.append(
-            Registration(
-                task=task, base=study.model, rule=rule, text=text, ticket=path, seed=seed
-            )
+            Registration(task=task, base=study.model, rule=rule, text=text, ticket=path, seed=seed)
         )
     return tickets
 
