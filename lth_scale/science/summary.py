@@ -3,9 +3,8 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lth_scale.config import files
 from lth_scale.config.arguments import Transfer
@@ -13,11 +12,11 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.markdown import Table, literal, markdown_table
 from lth_scale.config.texts import printable, quoted
 from lth_scale.tracking.mlflow.progress import Progress
-from lth_scale.tracking.rows import describe_starved
+from lth_scale.tracking.rows import Row, describe_starved
 from lth_scale.tracking.run_directory import RunDirectory
 
 DELTA = 0.01  # tolerated loss: one percent point
-Rows = Sequence[Mapping[str, Any]]  # of results.json
+Rows = Sequence[Row]  # of results.json
 
 
 def results_table(rows: Rows) -> str:
