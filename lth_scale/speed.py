@@ -14,7 +14,7 @@ from lth_scale.config.redaction import without_secrets
 from lth_scale.config.startup import first_imports, is_main_process
 from lth_scale.config.texts import printable, quoted, reason
 from lth_scale.shipping.export.locations import locate
-from lth_scale.shipping.speed.registry import BACKENDS, EAGER
+from lth_scale.shipping.speed.registry import EAGER
 from lth_scale.shipping.speed.report import FILES
 from lth_scale.tracking.machine import usable_cores
 from lth_scale.tracking.mlflow import variables
@@ -36,7 +36,7 @@ class Speed:
         "threads, and cores that they are kept on", (1,), nargs="+", of=int
     )
     backends: tuple[str, ...] | None = flag(
-        f"engines beside {EAGER} (default: all)", choices=tuple(BACKENDS), nargs="+", of=str
+        f"engines beside {EAGER} (default: all)", nargs="+", of=str, registry="backend"
     )
     device: str = flag(
         "where: cpu, cuda, or auto for a GPU where there is one",
