@@ -306,7 +306,7 @@ def test_an_engine_that_fails_is_a_row_with_its_reason(networks, tmp_path, monke
 
 def test_a_backend_of_a_third_party_is_timed(networks, tmp_path, monkeypatch):
     def build(setup):
-        return lambda batch: tuple(setup.model(**batch).to_tuple())
+        return torch.no_grad()(lambda batch: setup.model(**batch).to_tuple())
 
     monkeypatch.setattr(BACKENDS, "_entries", dict(BACKENDS))
     register_backend("mine", Backend("fp32", build, lambda setup: ""))
