@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import median
 
 import psutil
-from lth_scale.science.saved import provenance
 from safetensors import safe_open
 
 from lth_scale import Ticket
 from lth_scale.config import files
+from lth_scale.science.saved import provenance
 
 ZERO3 = [
     "-m",

@@ -16,9 +16,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from lth_scale.science.saved import provenance
-
 from lth_scale.config import files
+from lth_scale.science.saved import provenance
 
 PARAMETERS, PRUNABLE, HIDDEN, WORDS = 109.5e6, 84.9e6, 768, 30522  # BERT-base
 CHECKPOINT, MODEL, TICKET = (

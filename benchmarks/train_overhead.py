@@ -24,9 +24,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
-from lth_scale.science.saved import provenance
 
 from lth_scale.config import files
+from lth_scale.science.saved import provenance
 
 VARIANTS = ("masked", "dense", "torch_prune", "hf_trainer")
 ROWS = 512

@@ -10,9 +10,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from lth_scale.science.saved import provenance
-
 from lth_scale.config import files
+from lth_scale.science.saved import provenance
 from lth_scale.tasks.registry import TASKS
 
 

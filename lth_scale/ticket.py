@@ -18,7 +18,7 @@ main = COMMAND.main
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Ticket", "base_digest", "digest"):  # they import torch
+    if name == "Ticket":  # imports torch
         return getattr(import_module("lth_scale.pruning.ticket"), name)
     if name in ("base_digest", "digest"):
         return getattr(import_module("lth_scale.pruning.digests"), name)

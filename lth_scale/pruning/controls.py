@@ -1,41 +1,18 @@
 """Controls: a subnetwork of a ticket's sparsity without its finding. One function each."""
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from lth_scale.config.errors import BadInput
 from lth_scale.pruning import structured, threshold
 from lth_scale.pruning.orientation import oriented
 from lth_scale.pruning.prunable_set import transposed
 from lth_scale.pruning.registries import parse_pattern
-
-Tensors = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Subnetwork:
-    """m ⊙ θ before training.
-
-    weights: whole, fp32, by their names in the model. masks: bool, by their names in a ticket, True
-    keeps. names: ticket → model. model: an instance of the network's class, for its configuration;
-    its weights are not used. pattern, scope: of the search that found the ticket.
-    """
-
-    weights: Tensors
-    masks: Tensors
-    names: Mapping[str, str]
-    model: PreTrainedModel
-    pattern: str = "unstructured"
-    scope: str = "global"
-
-    def matrix(self, name: str) -> Tensor:
-        """The weights of a prunable matrix, by its name in a ticket."""
-        return self.weights[self.names[name]]
+from lth_scale.pruning.subnetwork import Subnetwork, Tensors
 
 
 def pruned(masks: Iterable[Tensor]) -> int:

@@ -15,7 +15,7 @@ from lth_scale.pruning.schedules import CUBIC, GEOMETRIC, LINEAR, ONE_SHOT, Sche
 from lth_scale.pruning.scores import MAGNITUDE, MOVEMENT, Score
 
 if TYPE_CHECKING:
-    from lth_scale.pruning.controls import Subnetwork
+    from lth_scale.pruning.subnetwork import Subnetwork
 
 
 class MakeControl(Protocol):

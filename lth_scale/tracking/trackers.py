@@ -6,11 +6,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lth_scale.config.arguments import Training
 from lth_scale.config.registry import Registry, lazy
-from lth_scale.tasks.task import Task
 from lth_scale.tracking.listeners import Listener
+
+if TYPE_CHECKING:
+    from lth_scale.tasks.task import Task
 
 
 def _nothing(directory: Path) -> None:
@@ -28,7 +31,7 @@ class Tracker:
     flush: deliver what is still waiting when a command ends; called on every process.
     """
 
-    listener: Callable[[Training, Path, Task], Listener] | None
+    listener: Callable[[Training, Path, "Task"], Listener] | None
     check: Callable[[Path], None] = _nothing
     flush: Callable[[Path], None] = _nothing
 

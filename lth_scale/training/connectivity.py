@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from lth_scale.config import files
-from lth_scale.pruning.controls import Subnetwork
+from lth_scale.pruning.subnetwork import Subnetwork
 from lth_scale.training import evaluation, loop, networks, optimizers
 from lth_scale.training.networks import Network, Weights
 
