@@ -37,6 +37,16 @@ NAMES = {
     "push": "shipping.hub",
     "pull": "shipping.pull",
     "verify": "shipping.pull",
+    "register_score": "pruning.registries",
+    "register_schedule": "pruning.registries",
+    "register_pattern": "pruning.registries",
+    "register_control": "pruning.registries",
+    "register_task": "tasks.registry",
+    "register_tracker": "tracking.trackers",
+    "register_optimizer": "training.optimizer_registry",
+    "register_engine": "distributed.engines",
+    "register_format": "shipping.export.registry",
+    "register_backend": "shipping.speed.registry",
 }
 MODULES = {
     "controls": "pruning.controls",

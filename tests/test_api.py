@@ -54,6 +54,19 @@ def test_a_name_of_the_api_pages_is_importable_from_the_package(name):
     assert scope["value"] is named(NAMES[name]) is not None
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("score", "schedule", "pattern", "control", "task"),
+        *("tracker", "optimizer", "engine", "format", "backend"),
+    ],
+)
+def test_every_registry_is_open_through_the_package(kind):
+    import lth_scale
+
+    assert callable(getattr(lth_scale, f"register_{kind}"))
+
+
 def test_the_package_imports_no_torch():
     code = "import lth_scale, sys; assert lth_scale.resolve; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

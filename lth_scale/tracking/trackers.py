@@ -1,6 +1,6 @@
 """The trackers that --report_to names. Does not import them.
 
-`TRACKERS.register("wandb", Tracker(WandbListener))` adds `--report_to wandb`.
+`register_tracker("wandb", Tracker(WandbListener))` adds `--report_to wandb`.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,8 @@ class Tracker:
 
 
 TRACKERS: Registry[Tracker] = Registry("tracker")
-TRACKERS.register(
+register_tracker = TRACKERS.register
+register_tracker(
     "mlflow",
     Tracker(
         lazy("lth_scale.tracking.mlflow.tracker:MlflowTracker"),
@@ -45,4 +46,4 @@ TRACKERS.register(
         lazy("lth_scale.tracking.mlflow.flush:flush"),
     ),
 )
-TRACKERS.register("none", Tracker(None))
+register_tracker("none", Tracker(None))
