@@ -1,8 +1,7 @@
-"""A whole round at BERT-base's size: search, sharded search, exports and a speed check, with their time and memory.
+"""A whole round at BERT-base's size: search, sharded search, exports and a speed check, with their
+time and memory.
 
-`python benchmarks/base_size.py --model DIR --dataset_path DIR --save docs/evidence/base_size.json`
-trains --steps steps of 32 rows, prunes at one stroke to --sparsity, and trains the ticket as long; alone, then with
-ZeRO-3 on two ranks, by turns, --repeats times. What is already below --work is measured no second time.
+`python benchmarks/base_size.py --model DIR --dataset_path DIR --save docs/evidence/base_size.json` trains --steps steps of 32 rows, prunes at one stroke to --sparsity, and trains the ticket as long; alone, then with ZeRO-3 on two ranks, by turns, --repeats times. What is already below --work is measured no second time.
 """
 
 import argparse
@@ -35,7 +34,9 @@ ZERO3 = [
 
 
 def run(work: Path, name: str, command: list[str]) -> dict:
-    """Seconds and the most memory that the command and what it started held together, once; kept in `work`."""
+    """Seconds and the most memory that the command and what it started held together, once; kept in
+    `work`.
+    """
     kept = work / f"{name}.json"
     if kept.is_file():
         return json.loads(kept.read_text())
@@ -134,11 +135,13 @@ def searches(given: argparse.Namespace) -> list[dict]:
 
 
 def states(given: argparse.Namespace) -> list[dict]:
-    """Bytes of weights, moments, gradients and mask as docs/scale_out.md predicts them, of all processes together."""
+    """Bytes of weights, moments, gradients and mask as docs/scale_out.md predicts them, of all
+    processes together.
+    """
     with safe_open(
         next((given.work / "search").glob("rounds/*/model/model.safetensors")), "pt"
     ) as file:
-        weights = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        weights = sum(math.prod(file.get_slice(name).get_shape()) for name in [*file.keys()])
     masked = Ticket.load(given.work / "search/ticket.safetensors").prunable
     whole, sharded = 16 * weights + masked, 18 * weights + masked + 2 * 1e9
     return [

@@ -1,4 +1,5 @@
-"""What a checkpoint within a round costs, beside a step and beside what the ranks agree on after each step.
+"""What a checkpoint within a round costs, beside a step and beside what the ranks agree on after
+each step.
 
 `python benchmarks/checkpoint.py --layers 12 --hidden 768` or under `torchrun --nproc_per_node 2`; medians [quartiles].
 """

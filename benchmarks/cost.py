@@ -1,12 +1,9 @@
-"""What a study will cost, as predicted and as measured, and what a week of searching costs on many GPUs.
+"""What a study will cost, as predicted and as measured, and what a week of searching costs on many
+GPUs.
 
 `python benchmarks/cost.py predicted docs/evidence/*-*.json --save docs/evidence/cost.json`
-    `lth_scale.study --dry_run` predicts hours from the finished jobs of a task: here from the first one alone, against
-    what each later one took. 1 is right, 2 is twice as long. --without leaves out jobs, such as suspended ones.
-`python benchmarks/cost.py week --save docs/evidence/week.json`
-    A search of masked language models by arithmetic, nothing measured: 6 operations a parameter and token; the wire is
-    not hidden behind arithmetic; of a parameter 4 bytes are reduced under DDP (there and back), and 2 bytes gathered
-    twice and reduced once under ZeRO-3; a machine's traffic passes its one link. Evaluation and start are left out.
+`lth_scale.study --dry_run` predicts hours from the finished jobs of a task: here from the first one alone, against what each later one took. 1 is right, 2 is twice as long. --without leaves out jobs, such as suspended ones.
+`python benchmarks/cost.py week --save docs/evidence/week.json` A search of masked language models by arithmetic, nothing measured: 6 operations a parameter and token; the wire is not hidden behind arithmetic; of a parameter 4 bytes are reduced under DDP (there and back), and 2 bytes gathered twice and reduced once under ZeRO-3; a machine's traffic passes its one link. Evaluation and start are left out.
 """
 
 import argparse
@@ -38,7 +35,9 @@ def row(what: str, unit: str, *values: float) -> dict:
 
 
 def predicted(given: argparse.Namespace) -> list[dict]:
-    """Of each study and task: measured ÷ predicted seconds of training, evaluation and pruning, job by job."""
+    """Of each study and task: measured ÷ predicted seconds of training, evaluation and pruning, job
+    by job.
+    """
     found = []
     for path in given.files:
         kept, by_task = json.loads(path.read_text()), {}

@@ -1,6 +1,8 @@
-"""CPU seconds of a small search, its imports searched for garbage or not: `python benchmarks/start.py --rounds 7`.
+"""CPU seconds of a small search, its imports searched for garbage or not: `python
+benchmarks/start.py --rounds 7`.
 
-Both are processes of their own, started by turns; seconds are user + system; ratios are taken round by round.
+Both are processes of their own, started by turns; seconds are user + system; ratios are taken round
+by round.
 """
 
 import argparse

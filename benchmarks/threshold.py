@@ -1,10 +1,12 @@
-"""One cut through the 85.5 M prunable weights of BERT-base, beside other ways: `python benchmarks/threshold.py`.
+"""One cut through the 85.5 M prunable weights of BERT-base, beside other ways: `python
+benchmarks/threshold.py`.
 
-With --world each gloo rank holds an even part of each matrix, as under ZeRO-3; kthvalue then gathers all weights on
-every rank. With --before that much is pruned already, and 0 as training leaves it. All but global_unstructured write
-into masks that are there. Variants take turns, ratios are taken round by round, `check` compares the masks. Memory is
-the peak of the resident set over what it was before a call, each variant in a process of its own; bytes are those of
-the tensors that a rank hands to collectives.
+With --world each gloo rank holds an even part of each matrix, as under ZeRO-3; kthvalue then
+gathers all weights on every rank. With --before that much is pruned already, and 0 as training
+leaves it. All but global_unstructured write into masks that are there. Variants take turns, ratios
+are taken round by round, `check` compares the masks. Memory is the peak of the resident set over
+what it was before a call, each variant in a process of its own; bytes are those of the tensors that
+a rank hands to collectives.
 """
 
 import argparse
@@ -35,7 +37,9 @@ SIZE = sum(rows * columns for rows, columns in SHAPES)
 
 @dataclass
 class Data:
-    """This rank's weights, views of `flat`; masks to write and as they were; `count` are pruned in the end."""
+    """This rank's weights, views of `flat`; masks to write and as they were; `count` are pruned in
+    the end.
+    """
 
     flat: Tensor
     weights: dict[str, Tensor]
@@ -159,7 +163,9 @@ def once(data: Data, name: str, checked: bool = False) -> tuple[float, int, list
 
 
 def measured(call: Callable[[], Any]) -> tuple[Any, float, int, list[int]]:
-    """What a call returns, its seconds, the bytes by which the resident set grows at most (Linux), and its traffic."""
+    """What a call returns, its seconds, the bytes by which the resident set grows at most (Linux),
+    and its traffic.
+    """
     sent, reduce, gather = [], dist.all_reduce, dist.all_gather
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -187,7 +193,9 @@ def resident(key: str) -> int:
 
 
 def spawn(world: int, threads: int, function: Callable, *args: Any) -> list[Any]:
-    """function(Ranks, *args) of each of `world` new processes, joined by gloo where there are several."""
+    """function(Ranks, *args) of each of `world` new processes, joined by gloo where there are
+    several.
+    """
     with (
         TemporaryDirectory() as folder,
         ProcessPoolExecutor(world, multiprocessing.get_context("spawn")) as pool,

@@ -1,15 +1,17 @@
-"""Tokens a second of our training loop under a 70 % mask, beside three others: `python benchmarks/train_overhead.py`.
+"""Tokens a second of our training loop under a 70 % mask, beside three others: `python
+benchmarks/train_overhead.py`.
 
-Each variant is a process of its own that keeps its model and trains when it is told; the parent goes round
-them, so that a change of the machine's speed meets all alike. Ratios are taken round by round.
+Each variant is a process of its own that keeps its model and trains when it is told; the parent
+goes round them, so that a change of the machine's speed meets all alike. Ratios are taken round by
+round.
 
-    masked        lth_scale's loop, 70 % of the prunable weights masked
-    dense         the same loop, no mask
-    torch_prune   the same loop, the model reparametrised by torch.nn.utils.prune
-    hf_trainer    transformers.Trainer, dense
+masked lth_scale's loop, 70 % of the prunable weights masked dense the same loop, no mask
+torch_prune the same loop, the model reparametrised by torch.nn.utils.prune hf_trainer
+transformers.Trainer, dense
 
-The model has minilm-l3's shape (3 layers, hidden 384, vocabulary 30522) and random weights, or is that of --model;
-tokens are random. On a GPU where there is one; steps are timed from the end of the first to that of the last.
+The model has minilm-l3's shape (3 layers, hidden 384, vocabulary 30522) and random weights, or is
+that of --model; tokens are random. On a GPU where there is one; steps are timed from the end of the
+first to that of the last.
 """
 
 import argparse
@@ -73,7 +75,9 @@ def collate(rows: list[dict]) -> dict:
 
 
 def our_loop(variant: str, options: SimpleNamespace):
-    """steps → the times at which the first and the last of that many steps ended, in lth_scale's loop."""
+    """steps → the times at which the first and the last of that many steps ended, in lth_scale's
+    loop.
+    """
     import torch
     from torch.nn.utils import prune
 
@@ -166,7 +170,9 @@ def hf_trainer(options: SimpleNamespace):
 
 
 def worker(variant: str, options: SimpleNamespace, pipe) -> None:
-    """Build the variant, then answer each number of steps with (seconds a step, peak memory in bytes)."""
+    """Build the variant, then answer each number of steps with (seconds a step, peak memory in
+    bytes).
+    """
     import torch
 
     from lth_scale.training.run import peak_memory
@@ -181,7 +187,9 @@ def worker(variant: str, options: SimpleNamespace, pipe) -> None:
 
 
 def measure(options: SimpleNamespace) -> dict[str, list]:
-    """variant → [(seconds a step, peak memory)] of each round, the order of variants turning with the round."""
+    """variant → [(seconds a step, peak memory)] of each round, the order of variants turning with
+    the round.
+    """
     context = multiprocessing.get_context("spawn")
     pipes = {}
     for variant in VARIANTS:
@@ -201,7 +209,9 @@ def measure(options: SimpleNamespace) -> dict[str, list]:
 
 
 def summary(found: dict[str, list], tokens: int) -> list[dict]:
-    """Medians and quartiles of steps and tokens a second, and of the speed of `masked` against each other variant."""
+    """Medians and quartiles of steps and tokens a second, and of the speed of `masked` against each
+    other variant.
+    """
     lines = []
     for variant, rounds in found.items():
         speed = [1 / seconds for seconds, _ in rounds]

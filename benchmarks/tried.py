@@ -1,7 +1,7 @@
-"""What full networks learn, by task and hyper-parameters: is there anything here that a ticket could keep?
+"""What full networks learn, by task and hyper-parameters: is there anything here that a ticket
+could keep?
 
-`python benchmarks/tried.py RUN... --save docs/evidence/tried.json`
-reads the first rounds of searches of `lth_scale.imp`. Of runs that differ in their seeds alone one row is made.
+`python benchmarks/tried.py RUN... --save docs/evidence/tried.json` reads the first rounds of searches of `lth_scale.imp`. Of runs that differ in their seeds alone one row is made.
 """
 
 import argparse

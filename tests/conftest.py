@@ -19,7 +19,7 @@ from lth_scale.tasks.locations import embedded_path
 
 
 def pytest_configure(config):
-    """What has to be compiled is compiled once a run, for all workers: they inherit the directory."""
+    """Compile extensions once per run: all workers inherit the directory."""
     if "TORCH_EXTENSIONS_DIR" not in os.environ:
         os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="torch-extensions-")
         config.add_cleanup(
@@ -35,7 +35,8 @@ def pytest_addoption(parser):
     )
 
 
-# Of minutes, so that none ends alone; beside the sharded ranks' what often waits, and no other launches of many ranks.
+# Of minutes, so that none ends alone; beside the sharded ranks' what often waits, and no other
+# launches of many ranks.
 FIRST = [
     "test_sharding",
     "test_tracking",
@@ -85,7 +86,9 @@ def tiny_bert(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(scope="session")
 def other_bert(tiny_bert, tmp_path_factory) -> Path:
-    """The directory of a network like `tiny_bert`, name by name and shape by shape, with other weights."""
+    """The directory of a network like `tiny_bert`, name by name and shape by shape, with other
+    weights.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForMaskedLM
 
@@ -134,7 +137,7 @@ def sst2_data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def text_data(tmp_path_factory) -> Path:
-    """train.jsonl and validation.jsonl with a `text` column, enough for some blocks of 32 tokens."""
+    """train.jsonl and validation.jsonl with a `text` column, for some blocks of 32 tokens."""
     directory = tmp_path_factory.mktemp("text")
     for split, count in (("train", 120), ("validation", 30)):
         write_jsonl(directory / f"{split}.jsonl", [{"text": sentence(i)} for i in range(count)])
@@ -143,7 +146,9 @@ def text_data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def small(tiny_bert, sst2_data, tmp_path):
-    """Flags of a search on the tiny model that takes a second; keyword arguments override or add flags."""
+    """Flags of a search on the tiny model that takes a second; keyword arguments override or add
+    flags.
+    """
 
     def flags(**overrides) -> list[str]:
         values = {
@@ -174,7 +179,9 @@ def small(tiny_bert, sst2_data, tmp_path):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Pictures of nothing, where a test does not look at them: to draw two takes as long as a small search."""
+    """Pictures of nothing, where a test does not look at them: to draw two takes as long as a small
+    search.
+    """
     from PIL import Image
 
     from lth_scale.science import drawing

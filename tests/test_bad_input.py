@@ -1,6 +1,8 @@
-"""Every command: bad input is one line that names flag or file, value and remedy, exit code 2, nothing overwritten.
+"""Every command: bad input is one line that names flag or file, value and remedy, exit code 2,
+nothing overwritten.
 
-What the cases say is the table of docs/bad_input.md; UPDATE_DOCS=1 and the whole of this file rewrite it.
+What the cases say is the table of docs/bad_input.md; UPDATE_DOCS=1 and the whole of this file
+rewrite it.
 """
 
 import gzip
@@ -52,8 +54,9 @@ Lay = Callable[
 class Case:
     """One wrong thing, given as flags or in words, and what must be said of it.
 
-    argv: the flags where `given` is in words; … is the directory of the test, and imp and transfer have the flags of
-    `small` before them, but for those that `without` names. The first flag and its value must be said in any case.
+    argv: the flags where `given` is in words; … is the directory of the test, and imp and transfer
+    have the flags of `small` before them, except those that `without` names. The first flag and
+    its value must always be named.
     """
 
     command: str
@@ -270,7 +273,9 @@ def put(name: str, content: str | bytes) -> Lay:
 
 
 def damage(copy: str, file: str, content: bytes | int | None, unfinished: bool = True) -> Lay:
-    """Lay a copy of a finished run as …/out, one file of it replaced, cut to a length, or (None) gone."""
+    """Lay a copy of a finished run as …/out, one file of it replaced, cut to a length, or (None)
+    gone.
+    """
 
     def lay(here: Path, made: Path) -> None:
         shutil.copytree(made / copy, here / "out")
@@ -287,7 +292,7 @@ def damage(copy: str, file: str, content: bytes | int | None, unfinished: bool =
 
 
 def begun_with(copy: str, change: Callable[[dict], object]) -> Lay:
-    """Lay a copy of an unfinished run as …/out that has written down something else when it began."""
+    """Lay a copy of an unfinished run as …/out, with other facts recorded at its start."""
 
     def lay(here: Path, made: Path) -> None:
         damage(copy, "x", None)(here, made)
@@ -299,11 +304,14 @@ def begun_with(copy: str, change: Callable[[dict], object]) -> Lay:
 
 
 def forged(tensors=None, shape=None, **metadata: str | None) -> Lay:
-    """Lay a ticket as somebody else may have made it: without a checksum, and with these strings and tensors."""
+    """Lay a ticket as somebody else may have made it: without a checksum, and with these strings
+    and tensors.
+    """
 
     def lay(here: Path, made: Path) -> None:
         with safe_open(made / "search/ticket.safetensors", "numpy") as file:
-            strings, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            strings, names = file.metadata(), [*file.keys()]
+            arrays = {name: file.get_tensor(name) for name in names}
         strings = {**strings, "content_sha256": None, **metadata}
         if shape:
             strings["shapes"] = json.dumps({**json.loads(strings["shapes"]), FIRST: shape})
@@ -2355,7 +2363,10 @@ def made(tmp_path_factory, tiny_bert, sst2_data):
     from lth_scale import imp, transfer
 
     directory = tmp_path_factory.mktemp("made")
-    text = "--per_device_train_batch_size 8 --max_steps 4 --max_seq_length 32 --learning_rate 0.01 --report_to none "
+    text = (
+        "--per_device_train_batch_size 8 --max_steps 4 --max_seq_length 32 --learning_rate 0.01 "
+        "--report_to none "
+    )
     common = [
         *f"--task sst2 --model_name_or_path {tiny_bert} --dataset_path {sst2_data}".split(),
         *text.split(),
@@ -2370,7 +2381,9 @@ def made(tmp_path_factory, tiny_bert, sst2_data):
 
 @pytest.fixture
 def refused(small, made, tiny_bert, sst2_data, capsys, monkeypatch, tmp_path):
-    """Run a case in this process and note its row; check that nothing was written; return what it said."""
+    """Run a case in this process and note its row; check that nothing was written; return what it
+    said.
+    """
 
     def go(given: Case) -> str:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -2415,7 +2428,10 @@ UNSTABLE = [  # words of Python and of libraries, which come in other versions t
 
 
 def check(given: Case, err: str, places: dict[Path, str]) -> str:
-    """What was said, of which the row of the table is kept. Raises where it is not one line that names what it must."""
+    """What was said, of which the row of the table is kept.
+
+    Raises where it is not one line that names what it must.
+    """
     assert err.startswith("error: ") and err.count("\n") == 1, err
     for path, name in places.items():
         err = err.replace(str(path), name)

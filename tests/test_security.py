@@ -1,4 +1,6 @@
-"""What SECURITY.md promises: no pickle, no remote code, no secrets written, nothing that others may write."""
+"""What SECURITY.md promises: no pickle, no remote code, no secrets written, nothing that others may
+write.
+"""
 
 import ast
 import json
@@ -124,7 +126,9 @@ class Trap:
 
 @pytest.fixture
 def run(small, capsys, monkeypatch, tmp_path):
-    """Run a command in this process, its files below `tmp_path`; returns exit code, output and errors."""
+    """Run a command in this process, its files below `tmp_path`; returns exit code, output and
+    errors.
+    """
 
     def go(*argv, command=imp, **overrides) -> tuple[int, str, str]:
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,7 +1,8 @@
-"""The pictures of docs/concepts.md and docs/controls.md: `python docs/images/make.py RUN`, RUN from `./run demo`.
+"""The pictures of docs/concepts.md and docs/controls.md: `python docs/images/make.py RUN`, RUN from
+`./run demo`.
 
-Everything but the diagram of Algorithm 1 is drawn from real numbers: the embedded model's weights, the ticket of RUN,
-and the paper's Table 2 (lth_scale/paper.json).
+Everything but the diagram of Algorithm 1 is drawn from real numbers: the embedded model's weights,
+the ticket of RUN, and the paper's Table 2 (lth_scale/paper.json).
 """
 
 import json
@@ -64,7 +65,9 @@ def algorithm() -> None:
 
 
 def cut(weights: dict[str, torch.Tensor]) -> None:
-    """All magnitudes of the embedded model with three thresholds, and one corner of a matrix under them."""
+    """All magnitudes of the embedded model with three thresholds, and one corner of a matrix under
+    them.
+    """
     figure, (left, *panels) = plt.subplots(
         1, 4, figsize=(9, 2.5), width_ratios=(2.2, 1, 1, 1), layout="constrained"
     )
@@ -90,7 +93,9 @@ def show(axes: plt.Axes, matrix: torch.Tensor, title: str) -> None:
 
 
 def controls(model: torch.nn.Module, weights: dict[str, torch.Tensor], ticket: Ticket) -> None:
-    """The same corner of m ⊙ θ as each control starts from, drawn by the functions that training uses."""
+    """The same corner of m ⊙ θ as each control starts from, drawn by the functions that training
+    uses.
+    """
     own = {name: weight.detach() for name, weight in model.named_parameters()}
     names = {name: f"{model.base_model_prefix}.{name}" for name in weights}
     start = Subnetwork(own, ticket.masks_for(model), names, model)

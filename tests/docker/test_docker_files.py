@@ -41,7 +41,9 @@ def test_the_base_is_an_argument_with_a_full_version_and_the_last_user_is_not_ro
 
 
 def test_the_context_holds_what_is_copied_and_nothing_else():
-    """.dockerignore leaves out everything (history, runs, secrets) but the sources of COPY, and caches within those."""
+    """.dockerignore leaves out everything (history, runs, secrets) but the sources of COPY, and
+    caches within those.
+    """
     rules = [
         line
         for line in (ROOT / ".dockerignore").read_text().splitlines()
@@ -82,7 +84,9 @@ def test_compose_opens_no_port_to_others_and_holds_no_secret():
 
 
 def test_a_token_is_a_file_that_only_the_trainer_sees_and_may_be_left_out(monkeypatch):
-    """A secret from a variable would be copied into the container, which a read-only root does not allow."""
+    """A secret from a variable would be copied into the container, which a read-only root does not
+    allow.
+    """
     source = re.fullmatch(r"\$\{HF_TOKEN_FILE:-(.+)\}", COMPOSE["secrets"]["hf_token"]["file"])
     empty = ROOT / "docker" / source[1]
     assert (
@@ -100,7 +104,9 @@ def test_a_token_is_a_file_that_only_the_trainer_sees_and_may_be_left_out(monkey
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
 def test_a_service_has_limits_and_a_root_that_is_read_only(name):
-    """The limit of memory is below `deploy`: older releases of compose read no unit in a variable's `mem_limit`."""
+    """The limit of memory is below `deploy`: older releases of compose read no unit in a variable's
+    `mem_limit`.
+    """
     service = COMPOSE["services"][name]
     limits = service["deploy"]["resources"]["limits"]
     assert (
@@ -111,7 +117,9 @@ def test_a_service_has_limits_and_a_root_that_is_read_only(name):
 
 
 def test_what_libraries_write_lies_on_the_trainer_s_volumes():
-    """Caches and settings of matplotlib, Triton, Inductor, the Hub and torch's extensions, by the image's variables."""
+    """Caches and settings of matplotlib, Triton, Inductor, the Hub and torch's extensions, by the
+    image's variables.
+    """
     variables = dict(re.findall(r"(\w+)=(\S+)", DOCKERFILE[DOCKERFILE.index("ENV HOME") :]))
     mounted = {volume.split(":")[1] for volume in COMPOSE["services"]["trainer"]["volumes"]}
     caches = (

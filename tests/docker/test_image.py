@@ -1,7 +1,8 @@
-"""docker/Dockerfile is built without a daemon on a base made by debootstrap, and does in the image what it promises.
+"""docker/Dockerfile is built without a daemon on a base made by debootstrap, and does in the image
+what it promises.
 
-The base stays in buildah's store as `lth_scale-test-base`, the image as `lth_scale-test` with its layers; `buildah rmi`
-takes them away.
+The base stays in buildah's store as `lth_scale-test-base`, the image as `lth_scale-test` with its
+layers; `buildah rmi` takes them away.
 """
 
 import json
@@ -77,7 +78,9 @@ def base(tmp_path_factory) -> str:
 
 
 def pip_of_the_host(folder: Path) -> list[str]:
-    """Volumes that let pip in the build find what pip finds here: its settings, certificates and local indexes."""
+    """Volumes that let pip in the build find what pip finds here: its settings, certificates and
+    local indexes.
+    """
     lines = subprocess.run(["pip", "config", "list"], capture_output=True, text=True).stdout
     settings = dict(re.findall(r"^\S*?\.([\w-]+)='(.*)'$", lines, re.MULTILINE))
     certificates = settings.pop("cert", "")
@@ -178,7 +181,9 @@ def output(process: psutil.Popen, code: int = 0, seconds: float = 600) -> str:
 
 @pytest.fixture(scope="module")
 def server(start) -> str:
-    """The address of the MLflow server of compose.yaml, on a free port, once its own health check passes."""
+    """The address of the MLflow server of compose.yaml, on a free port, once its own health check
+    passes.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -214,7 +219,9 @@ def test_the_user_is_not_root_and_writes_where_it_has_to(start):
 
 
 def test_a_search_is_stopped_with_a_checkpoint_goes_on_and_is_in_mlflow(start, server, runs):
-    """As compose runs it: the trainer logs over HTTP to the server by its name; SIGTERM goes to its first process."""
+    """As compose runs it: the trainer logs over HTTP to the server by its name; SIGTERM goes to its
+    first process.
+    """
     trainer = start(*SMALL.split(), environment={"MLFLOW_TRACKING_URI": server})
     rounds = runs / "small/rounds"
     until = time.monotonic() + 300

@@ -1,4 +1,5 @@
-"""The services of docker/compose.yaml on a root that is read-only but for their volumes and tmpfs, without a container.
+"""The services of docker/compose.yaml on a root that is read-only but for their volumes and tmpfs,
+without a container.
 
 `bwrap` gives the commands a file system with this Python, the image's directories and variables, and the image's user.
 """

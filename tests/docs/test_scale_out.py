@@ -1,4 +1,6 @@
-"""The computed figures of docs/scale_out.md follow from its formulas, and those from the models that are meant."""
+"""The computed figures of docs/scale_out.md follow from its formulas, and those from the models
+that are meant.
+"""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,6 @@
-"""The Kubernetes file against the published schemas of Kubeflow Trainer, and what its pods would run."""
+"""The Kubernetes file against the published schemas of Kubeflow Trainer, and what its pods would
+run.
+"""
 
 import copy
 from pathlib import Path
@@ -24,7 +26,9 @@ POD = RUNTIME["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec
 
 
 def is_valid(document: dict) -> bool:
-    """True where the schema's model takes a document and gives it back whole: a key it does not know is lost."""
+    """True where the schema's model takes a document and gives it back whole: a key it does not
+    know is lost.
+    """
     model = KINDS[document["kind"]]
     try:
         return model.from_dict(copy.deepcopy(document)).to_dict() == document
@@ -33,7 +37,9 @@ def is_valid(document: dict) -> bool:
 
 
 def keys(part, path=()):
-    """The paths of all keys of a document whose names a schema fixes; a mapping of free keys is not entered."""
+    """The paths of all keys of a document whose names a schema fixes; a mapping of free keys is not
+    entered.
+    """
     pairs = (
         part.items()
         if isinstance(part, dict)

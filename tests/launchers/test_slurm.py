@@ -1,4 +1,6 @@
-"""imp.sbatch under a real Slurm: two nodes on this machine that go with the test, in namespaces of their own."""
+"""imp.sbatch under a real Slurm: two nodes on this machine that go with the test, in namespaces of
+their own.
+"""
 
 import os
 import re
@@ -183,7 +185,9 @@ def flags(small):
 
 @pytest.fixture(scope="module")
 def tickets() -> list[bytes]:
-    """The ticket of that search on two ranks without Slurm, filled in by the first test that needs it."""
+    """The ticket of that search on two ranks without Slurm, filled in by the first test that needs
+    it.
+    """
     return []
 
 
