@@ -49,8 +49,8 @@ def check_rows(task: Task, args: Training) -> None:
         lengths = token_counts(rows)
         if 0 in lengths:
             raise BadInput(
-                f"{data_warnings.split_name(args, split)}: row {lengths.index(0) + 1} is empty, and "
-                f"the tokenizer of {args.model_name_or_path} adds no token to it; fill it, or "
+                f"{data_warnings.split_name(args, split)}: row {lengths.index(0) + 1} is empty, "
+                f"and the tokenizer of {args.model_name_or_path} adds no token; fill it, or "
                 "remove the row"
             )
 
