@@ -427,8 +427,6 @@ def test_an_impossible_store_is_refused_in_one_line(given, tracked, monkeypatch)
 def test_the_store_is_inside_a_directory_whose_parent_is_read_only_and_stays_there(
     tracked, monkeypatch, capfd
 ):
-    from lth_scale.config import files
-
     search, check = tracked(), directories.check_writable
     search.file.unlink()
 
@@ -438,7 +436,7 @@ def test_the_store_is_inside_a_directory_whose_parent_is_read_only_and_stays_the
         check(directory)
 
     with monkeypatch.context() as patched:
-        patched.setattr(files, "check_writable", closed)
+        patched.setattr(directories, "check_writable", closed)
         search.go(0)
         (line,) = [
             line for line in capfd.readouterr().err.splitlines() if line.startswith("MLflow:")

@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from lth_scale import imp, report, transfer
 from lth_scale.config import files
 from lth_scale.config.arguments import Transfer
+from lth_scale.config.command import as_argv
 from lth_scale.config.resolution import parse
 from lth_scale.science import plans, study_file, summary
 from lth_scale.tracking.mlflow import sender
@@ -99,14 +100,12 @@ def study(tmp_path_factory, tokenizer):
         patch.chdir(home)  # so that the pictures show no path of this machine
         patch.setattr(sender, "PAUSE", 0.05)
         made = plans.build_plan(study_file.load_study(home / "toy.yaml", {}))
-        files.write_json(home / "study.json", plans.summary(made))
+        files.write_json(home / "study.json", made.to_dict())
         for job in made.jobs.values():
             AcceleratorState._reset_state(reset_partial_state=True)
-            given = {**job.flags, "output_dir": home / "jobs" / job.id}
-            given |= {"ticket": home / given["ticket"]} if "ticket" in given else {}
             kinds = {"imp": (imp, []), "transfer": (transfer, [Transfer])}
             command, kind = kinds[job.kind]
-            command.run(parse(plans.as_argv(given), *kind))
+            command.run(parse(as_argv(job.below(home).flags), *kind))
         for _ in range(2):  # again, and nothing is there twice
             patch.setattr(sys, "argv", ["report", str(home)])
             report.main()

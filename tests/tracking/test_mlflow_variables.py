@@ -54,7 +54,7 @@ def test_other_commands_refuse_them_too(flags, monkeypatch):
     monkeypatch.setenv("MLFLOW_TAGS", "{")
     monkeypatch.setattr("sys.argv", flags)
     with pytest.raises(BadInput, match=r"^MLFLOW_TAGS {: not a JSON object"):
-        {"report": report, "speed": speed}[flags[0]].parse()
+        {"report": report, "speed": speed}[flags[0]].COMMAND.parse()
     monkeypatch.setattr("sys.argv", [*flags, "--report_to", "none"])
     {"report": report, "speed": speed}[flags[0]].COMMAND.parse()
 

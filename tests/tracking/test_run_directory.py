@@ -74,8 +74,8 @@ def test_a_directory_is_refused_while_another_process_runs_there(search, tmp_pat
     from lth_scale.tracking import run_directory
 
     hold = (
-        "import sys; from lth_scale.config.locks import Path, claim\n"
-        "claim(Path(sys.argv[1])); print('held'); input()"
+        "import sys; from lth_scale.config.locks import Path, acquire\n"
+        "acquire(Path(sys.argv[1])); print('held'); input()"
     )
     pipes = dict(
         stdin=subprocess.PIPE,
