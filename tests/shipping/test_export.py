@@ -11,12 +11,12 @@ import transformers as hf
 from conftest import SIZES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from zoo import ARCHITECTURES
+from zoo import ARCHITECTURES, ROOM
 
 from lth_scale import Ticket, load_exported
 from lth_scale.config import files, manifest
 from lth_scale.config.errors import BadInput, Stopped
-from lth_scale.export import main
+from lth_scale.export import COMMAND, main
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.shipping.export import writing
 from lth_scale.shipping.export.architectures import unique_state
@@ -462,7 +462,7 @@ def test_inputs_are_a_padded_batch_of_8_and_one_sequence_as_long_as_the_model_ta
     reserved = {"roberta": pad + 1, "mpnet": 2}.get(
         family, 0
     )  # positions up to the padding's are not for tokens
-    assert single["input_ids"].shape == (1, 40 - reserved)
+    assert single["input_ids"].shape == (1, ROOM["max_position_embeddings"] - reserved)
 
 
 # Places
@@ -542,14 +542,14 @@ def test_the_command_says_size_sparsity_difference_and_how_to_load(
 
 def test_the_command_imports_no_torch_before_its_flags_are_checked():
     code = (
-        "import sys, lth_scale.export as m; m.build_parser().format_help(); "
+        "import sys, lth_scale.export as m; m.COMMAND.parser().format_help(); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_help_has_a_row_for_every_format():
-    text = build_parser().format_help()
+    text = COMMAND.parser().format_help()
     assert all(f"  {name} " in text and spec.about in text for name, spec in FORMATS.items())
 
 
