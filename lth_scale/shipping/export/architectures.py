@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from lth_scale.config.errors import BadInput
+from lth_scale.distributed import compat
 from lth_scale.tasks.loading import PLAIN, check_counts
 
 
@@ -23,7 +24,7 @@ def read_config(path: str) -> PreTrainedConfig:
         raise BadInput(
             f"{path}: config.json describes a quantized network; use the one before quantization"
         )
-    config._attn_implementation = None
+    compat.clear_attention(config)
     return config
 
 
@@ -34,7 +35,7 @@ def class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
     is_model = isinstance(cls, type) and issubclass(cls, PreTrainedModel)
     if not is_model or cls.config_class is not type(config):
         raise BadInput(
-            f"{config._name_or_path}: config.json names the class {name!r}, which is not a "
+            f"{config.name_or_path}: config.json names the class {name!r}, which is not a "
             f"{config.model_type} class of transformers; use a directory of save_pretrained"
         )
     return cls

@@ -20,6 +20,7 @@ from torch import Tensor
 from lth_scale.config import caches, directories, locks
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import first_line
+from lth_scale.distributed import compat
 
 SOURCES = ("native.cpp", "kernels.h")
 FLAGS = ["-O3", "-fopenmp", "-std=c++20", "-ffp-contract=off"]
@@ -54,14 +55,12 @@ def instruction_set(name: str = "") -> str:
 
 def _build() -> None:
     """Load the library of these sources and this torch, compiling it first if it is not cached."""
-    from torch.utils import cpp_extension
-
     caches.ensure_writable("TORCH_EXTENSIONS_DIR")
     directory = Path(__file__).parent
     sources = b"".join((directory / name).read_bytes() for name in SOURCES)
     version = hashlib.sha256(sources + repr((FLAGS, torch.__version__)).encode()).hexdigest()
     name = f"lth_scale_native_{version[:12]}"
-    cache = Path(cpp_extension._get_build_directory(name, verbose=False))
+    cache = compat.extension_directory(name)
     with locks.exclusive(cache):  # one process at a time
         if (cache / f"{name}.so").is_file():
             torch.ops.load_library(cache / f"{name}.so")
