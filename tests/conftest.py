@@ -38,15 +38,15 @@ def pytest_addoption(parser):
 # Of minutes, so that none ends alone; beside the sharded ranks' what often waits, and no other
 # launches of many ranks.
 FIRST = [
-    "test_sharding",
-    "test_tracking",
+    "test_engines",
+    "test_mlflow",
     "test_hub",
     "test_commands",
     "test_launch",
     "test_mlflow_ui",
-    "test_checkpoint",
+    "test_checkpoints",
     "test_export",
-    "test_watch",
+    "test_watchdog",
 ]
 
 

@@ -226,16 +226,19 @@ def import_store() -> None:
 def import_matplotlib() -> None:
     """Import Matplotlib with its own settings.
 
-    The import fails if MPLBACKEND or the user's matplotlibrc names what it does not know.
+    The import fails if MPLBACKEND names an unknown backend, or the user's matplotlibrc is not
+    UTF-8.
     """
     spec = find_spec("matplotlib")
     settings = Path(str(spec and spec.origin)).parent / "mpl-data/matplotlibrc"
-    before = dict(os.environ)
-    os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": str(settings)}
+    variables = {"MPLBACKEND": "agg", "MATPLOTLIBRC": str(settings)}
+    before = {name: os.environ[name] for name in variables if name in os.environ}
+    os.environ |= variables
     try:
         import matplotlib  # noqa: F401
     finally:
-        os.environ.clear()
+        for name in variables:
+            del os.environ[name]
         os.environ |= before
 
 

@@ -1,19 +1,16 @@
 """What all figures have in common: Matplotlib's own style, panels, titles, PNG."""
 
 import functools
-import importlib.util
 import io
 import logging
 import math
-import os
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from lth_scale.config import caches
 from lth_scale.config.texts import first_line, printable
+from lth_scale.distributed import compat
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,9 +33,9 @@ def drawn(picture: Callable[P, bytes]) -> Callable[P, bytes]:
     def draw(*args: P.args, **kwargs: P.kwargs) -> bytes:
         try:
             caches.ensure_writable("MPLCONFIGDIR")
-            # The import fails for an unknown backend and for a file that is not UTF-8.
-            with _environment(MPLBACKEND="agg", MATPLOTLIBRC=str(_default_style())):
-                import matplotlib
+            compat.import_matplotlib()
+            import matplotlib
+
             with matplotlib.rc_context():
                 matplotlib.rcdefaults()
                 return picture(*args, **kwargs)
@@ -47,26 +44,6 @@ def drawn(picture: Callable[P, bytes]) -> Callable[P, bytes]:
             return b""
 
     return draw
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Set environment variables for a while."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
-
-
-def _default_style() -> Path:
-    """The matplotlibrc that Matplotlib ships."""
-    spec = importlib.util.find_spec("matplotlib")
-    return Path(str(spec and spec.origin)).parent / "mpl-data/matplotlibrc"
 
 
 def panels(width: float, height: float, count: int = 1) -> "tuple[Figure, list[Axes]]":

@@ -13,10 +13,11 @@ from transformers.models.auto.tokenization_auto import (
     get_tokenizer_config,
     tokenizer_class_from_name,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief
+from lth_scale.distributed import compat
 from lth_scale.tasks.checkpoint import CONSTANT
 
 LARGEST_COUNT = 100_000  # labels, or layers
@@ -139,13 +140,7 @@ def tensor_dtypes(path: str, revision: str | None) -> dict[str, str]:
 
 
 def _cached(path: str, file: str, revision: str | None) -> str | None:
-    return cached_file(
-        path,
-        file,
-        revision=revision or "main",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    return compat.cached_checkpoint_file(path, file, revision or "main")
 
 
 def _file_dtypes(path: str) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """Going offline in seconds if the Hub does not answer."""
 
-import datasets
-import huggingface_hub.constants
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
+
+from lth_scale.distributed import compat
 
 NO_NETWORK = (
     "check the network, use --preset demo, or use local files with --model_name_or_path DIR and "
@@ -24,5 +24,4 @@ def go_offline_unless_reachable(name: str, kind: str) -> None:
             return  # the Hub answered; the code that loads the repository reports it
     except Exception:
         pass
-    huggingface_hub.constants.HF_HUB_OFFLINE = True
-    datasets.config.HF_HUB_OFFLINE = True
+    compat.go_offline()

@@ -9,6 +9,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lth_scale.distributed import compat
+
 Batch = dict[str, Tensor]
 Row = dict[str, Any]  # one example: column → value
 
@@ -67,7 +69,7 @@ class LoadedModel:
     @property
     def revision(self) -> str:
         """The model's commit on the Hub, or "" if it is local."""
-        return getattr(self.model.config, "_commit_hash", None) or ""
+        return compat.commit_hash(self.model.config)
 
 
 @dataclass(kw_only=True)

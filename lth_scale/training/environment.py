@@ -12,7 +12,7 @@ from transformers import enable_full_determinism
 
 from lth_scale.config.arguments import Training
 from lth_scale.config.resolution import launched_precision
-from lth_scale.distributed import launch
+from lth_scale.distributed import compat, launch
 from lth_scale.tracking.machine import usable_cores
 
 log = logging.getLogger("lth_scale")
@@ -59,8 +59,8 @@ def settings_in_force(accelerator: Accelerator) -> dict[str, Any]:
 
 def emulates_bf16() -> bool:
     """Return True on an x86 CPU without AVX512_BF16 and AMX: torch multiplies in fp32 there."""
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return platform.machine().lower() in ("x86_64", "amd64") and not native
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return is_x86 and not compat.has_bf16_instructions()
 
 
 def use_all_cores() -> None:

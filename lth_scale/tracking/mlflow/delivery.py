@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from lth_scale.config.texts import reason
+from lth_scale.distributed import compat
 from lth_scale.tracking.console import print_line
 from lth_scale.tracking.mlflow import journal, variables
 from lth_scale.tracking.mlflow.connection import connect
@@ -164,7 +165,7 @@ class MlflowDelivery:
 def start_sending(path: Path, store: str) -> JournalSender:
     """Start to deliver the journal at `path` to an MLflow store."""
     if not store.startswith("http"):  # not in the thread: a fork during an import can deadlock
-        import mlflow.store.tracking.sqlalchemy_workspace_store  # noqa: F401
+        compat.import_store()
     return start(path, store, MlflowDelivery(store))
 
 
