@@ -1,8 +1,7 @@
-"""Every command: bad input is one line that names flag or file, value and remedy, exit code 2,
-nothing overwritten.
+"""Bad input of every command ends in one line with flag or file, value and remedy, and exit code 2.
 
-What the cases say is the table of docs/bad_input.md; UPDATE_DOCS=1 and the whole of this file
-rewrite it.
+Nothing is overwritten. The messages are the table of docs/bad_input.md; running this whole file
+with UPDATE_DOCS=1 rewrites it.
 """
 
 import gzip
@@ -45,18 +44,16 @@ from lth_scale.shipping.export.export import export
 DOCS = Path(__file__).parent.parent / "docs/bad_input.md"
 BEGIN, END = "<!-- bad input: begin -->\n", "<!-- bad input: end -->\n"
 SAID: dict[str, str] = {}  # the rows of the table, by case
-Lay = Callable[
-    [Path, Path], object
-]  # (the directory of the test, that of `made`): lays the files of a case
+Lay = Callable[[Path, Path], object]  # (directory of the test, that of `made`): writes files
 
 
 @dataclass(frozen=True)
 class Case:
-    """One wrong thing, given as flags or in words, and what must be said of it.
+    """One bad input, given as flags or described in words, and what its message must name.
 
-    argv: the flags where `given` is in words; … is the directory of the test, and imp and transfer
-    have the flags of `small` before them, except those that `without` names. The first flag and
-    its value must always be named.
+    argv: the flags where `given` is in words; … is the directory of the test. imp and transfer
+    get the flags of `small` before them, except those in `without`. The message must always name
+    the first flag and its value.
     """
 
     command: str
@@ -74,7 +71,7 @@ LONG = "1234567890" * 40  # no more than its beginning is said
 
 
 def case(command: str, given: str, *named: str, **more) -> Case:
-    """A Case. Where `given` is flags, the first one's name and value are to be named."""
+    """Create a Case. If `given` is flags, its message must name the first one and its value."""
     if given.startswith("--") and not {"argv", "lay"} & more.keys():
         first, *rest = given.split()
         value = rest[:1] if rest and not rest[0].startswith("--") else ()
@@ -273,9 +270,7 @@ def put(name: str, content: str | bytes) -> Lay:
 
 
 def damage(copy: str, file: str, content: bytes | int | None, unfinished: bool = True) -> Lay:
-    """Lay a copy of a finished run as …/out, one file of it replaced, cut to a length, or (None)
-    gone.
-    """
+    """Copy a finished run to …/out with one file replaced, truncated or (None) deleted."""
 
     def lay(here: Path, made: Path) -> None:
         shutil.copytree(made / copy, here / "out")
@@ -292,7 +287,7 @@ def damage(copy: str, file: str, content: bytes | int | None, unfinished: bool =
 
 
 def begun_with(copy: str, change: Callable[[dict], object]) -> Lay:
-    """Lay a copy of an unfinished run as …/out, with other facts recorded at its start."""
+    """Copy an unfinished run to …/out with other facts recorded when it was started."""
 
     def lay(here: Path, made: Path) -> None:
         damage(copy, "x", None)(here, made)
@@ -304,14 +299,11 @@ def begun_with(copy: str, change: Callable[[dict], object]) -> Lay:
 
 
 def forged(tensors=None, shape=None, **metadata: str | None) -> Lay:
-    """Lay a ticket as somebody else may have made it: without a checksum, and with these strings
-    and tensors.
-    """
+    """Write a ticket without a checksum, with these metadata strings and tensors."""
 
     def lay(here: Path, made: Path) -> None:
         with safe_open(made / "search/ticket.safetensors", "numpy") as file:
-            strings, names = file.metadata(), [*file.keys()]
-            arrays = {name: file.get_tensor(name) for name in names}
+            strings, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         strings = {**strings, "content_sha256": None, **metadata}
         if shape:
             strings["shapes"] = json.dumps({**json.loads(strings["shapes"]), FIRST: shape})
@@ -878,10 +870,10 @@ TICKETS = [
             ("a sparsity that is NaN", forged(sparsity="nan"), "sparsity nan"),
             ("a threshold that is infinite", forged(threshold="inf"), "threshold inf"),
             ("no shapes", forged(shapes=None), "no shapes"),
-            ("shapes that are a list", forged(shapes="[]"), "no JSON object"),
+            ("shapes that are a list", forged(shapes="[]"), "not a JSON object"),
             ("a giant shape", forged(shape=[2**62, 2**62]), f"{FIRST} has 32 bytes"),
             ("deep JSON", forged(arguments="[" * 10**5), "recursion"),
-            ("arguments: a list", forged(arguments="[]"), "no JSON object"),
+            ("arguments: a list", forged(arguments="[]"), "not a JSON object"),
             (
                 "a regular expression that is none",
                 forged(arguments='{"ignore": ["("]}'),
@@ -2045,7 +2037,7 @@ SPEED = [
             ("--threads 4096", "1 to"),
             ("--repeats 3", "4 or more"),
             ("--warmup 0", "1 or more"),
-            ("--seed -1", "0 or more"),
+            ("--seed -1", "from 0 to 4294967295"),
             ("--max_eval_samples 0", "1 or more"),
             ("--batch_size 1048577", "at most 1,048,576"),
             (f"--repeats {LONG}", "at most 1,000,000"),
@@ -2128,7 +2120,7 @@ PUSHES = [
         "hub",
         "pull onto other files",
         "--output_dir …/out",
-        "use another",
+        "specify another",
         argv="pull a/b --output_dir …/out",
         lay=put("out/mine", "precious"),
     ),
@@ -2288,7 +2280,7 @@ OTHERS = [
         "hub",
         "push of a run with another hub.json",
         "…/out/hub.json",
-        "no push wrote it",
+        "not written by a push",
         argv="push …/out --dry_run",
         lay=both(damage("search", "x", None, unfinished=False), put("out/hub.json", "{}")),
     ),
@@ -2364,8 +2356,8 @@ def made(tmp_path_factory, tiny_bert, sst2_data):
 
     directory = tmp_path_factory.mktemp("made")
     text = (
-        "--per_device_train_batch_size 8 --max_steps 4 --max_seq_length 32 --learning_rate 0.01 "
-        "--report_to none "
+        "--per_device_train_batch_size 8 --max_steps 4 --max_seq_length 32 --learning_rate 0.01"
+        " --report_to none"
     )
     common = [
         *f"--task sst2 --model_name_or_path {tiny_bert} --dataset_path {sst2_data}".split(),
@@ -2381,9 +2373,7 @@ def made(tmp_path_factory, tiny_bert, sst2_data):
 
 @pytest.fixture
 def refused(small, made, tiny_bert, sst2_data, capsys, monkeypatch, tmp_path):
-    """Run a case in this process and note its row; check that nothing was written; return what it
-    said.
-    """
+    """Run a case in this process, check that it wrote nothing, and return its message."""
 
     def go(given: Case) -> str:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -2428,10 +2418,7 @@ UNSTABLE = [  # words of Python and of libraries, which come in other versions t
 
 
 def check(given: Case, err: str, places: dict[Path, str]) -> str:
-    """What was said, of which the row of the table is kept.
-
-    Raises where it is not one line that names what it must.
-    """
+    """Assert that a message is one line that names what it must; record its row; return it."""
     assert err.startswith("error: ") and err.count("\n") == 1, err
     for path, name in places.items():
         err = err.replace(str(path), name)

@@ -17,14 +17,13 @@ from lth_scale.config.parsers import VERBOSE, is_verbose
 from lth_scale.config.redaction import redact_logs, without_secrets
 from lth_scale.config.texts import limit_digits, printable
 
+PACKAGE = Path(__file__).parents[1]
 UNUSABLE = {
     errno.ENAMETOOLONG: "the name is too long; use a shorter path",
     errno.ELOOP: "its symbolic links form a loop; use another path",
 }
 # As in the messages of safetensors
 FULL = ("No space left on device", "Disk quota exceeded", "File too large")
-# Asked first for the message of an error: the watchdog, which knows of the other ranks.
-EXPLAINERS: list[Callable[[BaseException], str | None]] = []
 SILENCE = 20  # seconds in which a node's first rank can print what the others would print too
 
 
@@ -108,7 +107,7 @@ def summarises(problem: BaseException) -> bool:
     if type(cause) is not ValueError:
         return cause is not None
     raised = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(cause.__traceback__)][-1:]
-    return not any(Path(name).is_relative_to(Path(__file__).parent) for name in raised)
+    return not any(Path(name).is_relative_to(PACKAGE) for name in raised)
 
 
 def is_stdout_closed(problem: Exception) -> bool:

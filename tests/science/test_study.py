@@ -31,7 +31,9 @@ for name in ("--dense", "--ticket"):
 with open(home.parent.parent / "ran", "a") as log:
     log.write(home.name + "\\n")
 home.mkdir(exist_ok=True)
-time.sleep(float(os.environ.get("TOY_SECONDS", "0")))
+end = time.monotonic() + float(os.environ.get("TOY_SECONDS", "0"))
+while time.monotonic() < end and not home.parent.parent.joinpath("released").exists():
+    time.sleep(0.02)
 if home.name == os.environ.get("TOY_FAILS"):
     sys.exit("error: a toy that was told to fail")
 home.joinpath("results.json").write_text(json.dumps([{"steps": 10, "seconds": 20.0}]))
@@ -424,12 +426,15 @@ def test_slices_run_each_job_once_together_and_one_after_the_other(write, begin,
 
 def test_a_dependency_that_another_process_runs_is_waited_for(write, begin, ran, tmp_path):
     file = write(**{**SMALL, "seeds": [1]})
-    first = begin(file, "--index", "0", "--of", "2", TOY_SECONDS="2")
+    first = begin(file, "--index", "0", "--of", "2", TOY_SECONDS="60")
     while not (tmp_path / "out/ran").exists():
         time.sleep(0.05)
-    code, out = finish(begin(file, "--index", "1", "--of", "2"))
-    assert code == 0 and "waiting for search-sst2-seed1, which another process runs" in out
-    assert finish(first)[0] == 0 and ran() == dict.fromkeys(planned(file).jobs, 1)
+    second = begin(file, "--index", "1", "--of", "2")
+    line = second.stdout.readline()
+    (tmp_path / "out/released").touch()
+    assert "waiting for search-sst2-seed1, which another process runs" in line
+    assert finish(second)[0] == 0 and finish(first)[0] == 0
+    assert ran() == dict.fromkeys(planned(file).jobs, 1)
 
 
 def test_a_dry_run_prints_costs_and_writes_nothing(write, begin, tmp_path):
