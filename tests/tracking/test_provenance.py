@@ -16,7 +16,7 @@ from lth_scale import Ticket, load_exported
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
-from lth_scale.pruning.schedules import Schedule
+from lth_scale.pruning.schedules import Formula
 from lth_scale.science import compatibility
 from lth_scale.science.jobs import Job
 from lth_scale.science.plans import Plan
@@ -158,7 +158,7 @@ def test_another_compile_backend_or_ladder_is_refused_and_nothing_is_written(
         patch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
         with pytest.raises(BadInput, match=r"compile was no, is \{'backend': 'eager'"):
             begun()
-    monkeypatch.setattr(Schedule, "sparsities", lambda *how: [0.0, 0.1, 0.25, 0.3])
+    monkeypatch.setattr(Formula, "sparsities", lambda *how: [0.0, 0.1, 0.25, 0.3])
     with pytest.raises(BadInput, match=r"the sparsity of round 2 was 0\.2, is 0\.25"):
         begun()
     assert {path: path.read_bytes() for path in before} == before
