@@ -37,12 +37,11 @@ class Network:
 
     names: of each prunable parameter, its name in the model by its name in a ticket. targets: this
     rank's piece of it; masks: the mask of that piece (flat, bool). initial: θ₀ whole, until the
-    first restart takes it. steps: optimizer steps from θ₀ to the end of a round. base_sha256: the digest of the base
-    model. step: those taken;
-    first_step: those taken at the last restart; data_offset: optimizer steps of data before step 0.
-    loss_sum: over this rank's micro-batches since the last restart. on_gradients: called with the
-    learning rate once gradients are masked, before the step. teacher: the dense network, whole on
-    every rank, used once `distills` is set.
+    first restart takes it. steps: optimizer steps from θ₀ to the end of a round. base_sha256: the
+    digest of the base model. step: those taken; first_step: those taken at the last restart;
+    data_offset: optimizer steps of data before step 0. loss_sum: over this rank's micro-batches
+    since the last restart. on_gradients: called with the learning rate once gradients are masked,
+    before the step. teacher: the dense network, whole on every rank, used once `distills` is set.
     """
 
     accelerator: Accelerator
@@ -88,10 +87,6 @@ def prepare(
     parameters = dict(model.named_parameters())
     initial = {name: weight.detach().to("cpu", copy=True) for name, weight in parameters.items()}
     names = names_in_model(model, matrices or prunable_names(task, args))
-    base_sha256 = base_digest(model, task.fresh)
-    base_sha256 = base_digest(model, task.fresh)
-    base_sha256 = base_digest(model, task.fresh)
-    base_sha256 = base_digest(model, task.fresh)
     base_sha256 = base_digest(model, task.fresh)
     batches = Batches(task, args, accelerator.process_index, accelerator.num_processes)
     steps = steps_per_round(args, batches)
