@@ -88,10 +88,6 @@ def prepare(
     initial = {name: weight.detach().to("cpu", copy=True) for name, weight in parameters.items()}
     names = names_in_model(model, matrices or prunable_names(task, args))
     base_sha256 = base_digest(model, task.fresh)
-    base_sha256 = base_digest(model, task.fresh)
-    base_sha256 = base_digest(model, task.fresh)
-    base_sha256 = base_digest(model, task.fresh)
-    base_sha256 = base_digest(model, task.fresh)
     batches = Batches(task, args, accelerator.process_index, accelerator.num_processes)
     steps = steps_per_round(args, batches)
     optimizer = make_optimizer(args, model, accelerator.device)

@@ -224,7 +224,7 @@ def train_cases(kind: str, precision: str, directory: Path, world: int) -> dict:
         masks = half_mask({name: piece.shape for name, piece in net.targets.items()})
         home = directory / f"checkpoints-{kind}-{precision}-{world}-{optimizer}"
         results[optimizer] = train(net, theta, masks, home)
-    results["base"] = net.task.base_sha256
+    results["base"] = net.base_sha256
     results["masks"] = masks_at(net, theta, [0.1, 0.5, 0.9])
     results["tied"] = masks_at(net, tied(theta), [0.0, 0.1, 0.3, 0.5, 1.0])
     results["patterns"] = pattern_masks(net, theta)
@@ -295,7 +295,7 @@ def search_rounds(directory: Path, kind: str, first: int, last: int) -> dict:
         "rewind_step": "1",
     }
     args = resolve({name: value for name, value in flags.items() if value is not None})
-    search, done = Search.begin(args, RunDirectory.open(args)), Search.is_complete
+    search, done = Search.open(args, RunDirectory.open(args)), Search.is_complete
     trained = [k for k in search.rounds if not done(search, k)]
     Search.is_complete = lambda self, k, control="none": k > last or done(self, k, control)
     imp(search)

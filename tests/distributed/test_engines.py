@@ -24,6 +24,7 @@ from torch import nn
 from lth_scale.distributed.fsdp2 import layer_classes
 from lth_scale.pruning import structured
 from lth_scale.pruning.digests import base_digest
+from lth_scale.pruning.registries import parse_pattern
 
 # ranks are forks of one process that has imported the slow libraries
 FORKS = multiprocessing.get_context("forkserver")
@@ -135,13 +136,14 @@ def plain(results) -> dict:
     from lth_scale.pruning.prunable_set import prunable
     from lth_scale.tasks import registry
     from lth_scale.training.batches import Batches
+    from lth_scale.training.networks import prunable_names
 
     reference: dict = {}
     for name in OPTIMIZERS:
         args = arguments(results, name, 1)
         task = registry.load_task(args)
         model, batches, known = task.model, Batches(task, args, 0, 1), prunable(task.model)
-        weights = {key: known[key] for key in task.prunable}
+        weights = {key: known[key] for key in prunable_names(task, args)}
         reference["theta"] = {key: weight.detach().clone() for key, weight in weights.items()}
         masks = half_mask({key: weight.shape for key, weight in weights.items()})
         for key, weight in weights.items():
@@ -218,12 +220,11 @@ def test_every_rank_computes_the_same_base_digest(case, world, results):
 
 @pytest.mark.parametrize(("case", "world"), TRAINED)
 def test_a_pattern_equals_that_of_one_process(case, world, results, plain):
-
     masks = ranks_of(results, case, world)[0]["patterns"]
     for pattern in ("2:4", "block:4x1"):
         keep = ones(plain["theta"])
         for sparsity in (0.3, 0.5):
-            structured.prune(plain["theta"], keep, sparsity, "global", pattern)
+            structured.prune(plain["theta"], keep, sparsity, "global", parse_pattern(pattern))
             assert all(torch.equal(masks[pattern, sparsity][name], keep[name]) for name in keep)
 
 
