@@ -114,8 +114,8 @@ def check_accumulated_score(args: Arguments) -> None:
         )
     if args.max_steps == 0 or args.fp16:
         raise BadInput(
-            f"--score {args.score}: sums gradients over training; use --max_steps above 0, and --bf16 "
-            "instead of --fp16"
+            f"--score {args.score}: sums gradients over training; use --max_steps above 0, and "
+            "--bf16 instead of --fp16"
         )
 
 
