@@ -39,19 +39,16 @@ NAMES = {  # as the API pages of version 0.2.0 list them → where they are now
 }
 
 
-def named(path: str) -> object:
-    """Import a dotted name: `from MODULE import NAME`, for a function also its attribute."""
+def imported(path: str) -> object:
+    """What `from MODULE import NAME` binds, for the path MODULE.NAME."""
     module, _, name = path.rpartition(".")
     return getattr(__import__(module, fromlist=[name]), name)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_of_the_api_pages_is_importable_from_the_package(name):
-    package, _, attribute = f"lth_scale.{name}".rpartition(".")
-    scope: dict[str, object] = {}
-    exec(f"from {package} import {attribute} as value", scope)
-    exec(f"import {NAMES[name].rpartition('.')[0]}", scope)
-    assert scope["value"] is named(NAMES[name]) is not None
+    value = imported(f"lth_scale.{name}")
+    assert value is not None and value is imported(NAMES[name])
 
 
 @pytest.mark.parametrize(
@@ -73,5 +70,5 @@ def test_the_package_imports_no_torch():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(ImportError):
-        exec("from lth_scale import nothing_of_this_name")
+    with pytest.raises(AttributeError, match="nothing_of_this_name"):
+        imported("lth_scale.nothing_of_this_name")

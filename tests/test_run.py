@@ -1,6 +1,4 @@
-"""run: an environment that is whole whatever happened before, and what the suite can be relied on
-for.
-"""
+"""run: the environment is complete whatever happened before, and the suite ends when it must."""
 
 import os
 import re
@@ -27,7 +25,7 @@ LIVES = "def test_it(): pass\ndef test_that(): pass\n"
 
 
 def test_a_worker_of_the_suite_that_dies_ends_it_with_the_test_s_name(tmp_path):
-    """Else xdist starts another worker, and waits forever if the others have left."""
+    """Else xdist starts another worker, and waits for ever if the others have left already."""
     flags = (
         re.search(r'-m pytest (.*?) "\$@"', RUN.read_text(), re.DOTALL)[1]
         .replace("\\\n", "")
@@ -58,7 +56,8 @@ PYTHON = """#!/bin/sh
 [ "$1 $2" = "-m venv" ] || exec {python} "$@"
 {python} -m venv --without-pip "$3"
 if [ "${{STOP_AT:-}}" = venv ]; then
-    touch "$REACHED"; while [ -e "$REACHED" ]; do sleep 0.1; done
+    touch "$REACHED"
+    while [ -e "$REACHED" ]; do sleep 0.1; done
 fi
 cp -r {stand_in}/site/* "$3"/lib/python*/site-packages
 cp {stand_in}/pip "$3/bin/pip"
@@ -162,9 +161,7 @@ class Checkout:
         path.chmod(0o755)
 
     def start(self, *command: str, **variables: object) -> subprocess.Popen:
-        """`./run COMMAND` in a group of its own; STOP_AT is a step at which it waits, FAIL_AT one
-        that fails.
-        """
+        """`./run COMMAND` in its own group; it waits at step STOP_AT, and step FAIL_AT fails."""
         return subprocess.Popen(
             command if "/" in command[0] else [self.root / "run", *command],
             env={**self.environment, **variables},
@@ -172,8 +169,7 @@ class Checkout:
             stderr=subprocess.PIPE,
             text=True,
             process_group=0,
-            # a suite that runs in the background of a script ignores it, and so would all that it
-            # starts
+            # in the background of a script the suite ignores it, and so would what it starts
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
@@ -266,9 +262,7 @@ def test_two_at_once_wait_for_each_other_and_install_once(checkout):
 
 
 def test_a_pip_that_survives_its_shell_is_waited_for(checkout):
-    """kill -9 of the shell alone: the lock is pip's too, so nobody removes what it is still
-    writing.
-    """
+    """kill -9 of the shell alone: pip holds the lock too, so what it writes is not removed."""
     first = checkout.stop("setup", at="torch")
     first.kill()
     first.wait(timeout=30)

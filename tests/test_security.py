@@ -1,6 +1,4 @@
-"""What SECURITY.md promises: no pickle, no remote code, no secrets written, nothing that others may
-write.
-"""
+"""SECURITY.md: no pickle, no remote code, no secret written, nothing that others may write."""
 
 import ast
 import json
@@ -126,9 +124,7 @@ class Trap:
 
 @pytest.fixture
 def run(small, capsys, monkeypatch, tmp_path):
-    """Run a command in this process, its files below `tmp_path`; returns exit code, output and
-    errors.
-    """
+    """Run a command in this process, with its files below `tmp_path`: exit code, stdout, stderr."""
 
     def go(*argv, command=imp, **overrides) -> tuple[int, str, str]:
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -15,8 +15,8 @@ from lth_scale.config.errors import BadInput
 from lth_scale.pruning import controls
 from lth_scale.pruning.digests import digest
 from lth_scale.pruning.early_bird import CHECKS, EarlyBird
-from lth_scale.pruning.movement import accumulate
-from lth_scale.pruning.registries import CONTROLS, sparsities
+from lth_scale.pruning.registries import CONTROLS, SCORES, sparsities
+from lth_scale.pruning.scores import Accumulate
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import search_figures
 from lth_scale.tracking.run_directory import RunDirectory
@@ -37,7 +37,7 @@ class Search(Run):
     """A search for a ticket.
 
     ladder: the sparsity of each round. rewind_step: i of θᵢ; theta_steps: the steps of round 0 at
-    which θᵢ is kept, in order. movement: the scores of this rank's pieces under --score movement.
+    which θᵢ is kept, in order. movement: the scores of this rank's pieces that training sums up.
     early_bird: watches the mask of the round under --early_bird.
     """
 
@@ -95,11 +95,6 @@ class Search(Run):
         """True in the round after which nothing is pruned."""
         return self.stage.number + 1 == len(self.ladder)
 
-    @property
-    def uses_movement(self) -> bool:
-        """True under --score movement."""
-        return self.args.score == "movement"
-
     def restart(self, k: int) -> None:
         """Set the network to the start of round k: m ⊙ θᵢ, or as --rewind says."""
         keeps_weights = self.args.rewind != "weights"
@@ -108,8 +103,8 @@ class Search(Run):
         if k > 0:
             weights = load_file(self.weights_file(k - 1)) if keeps_weights else self._theta(ticket)
             self._set_teacher()
-        if self.uses_movement:
-            self._start_movement()
+        if accumulate := SCORES[self.args.score].accumulate:
+            self._start_movement(accumulate)
         self.early_bird = None
         self.start(
             Stage.round(k),
@@ -136,7 +131,7 @@ class Search(Run):
     def _theta_sha256(self, weights: Weights) -> str:
         return digest({name: weights[full_name] for name, full_name in self.net.names.items()})
 
-    def _start_movement(self) -> None:
+    def _start_movement(self, accumulate: Accumulate) -> None:
         targets = self.net.targets
         movement = {name: torch.zeros_like(piece.master()) for name, piece in targets.items()}
         self.movement = movement

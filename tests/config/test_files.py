@@ -195,7 +195,7 @@ def test_a_directory_that_holds_a_name_which_a_run_would_write_is_refused(name, 
     taken = tmp_path / "out" / name
     taken.parent.mkdir()
     taken.write_text("7 of mine")
-    with pytest.raises(BadInput, match=rf"--output_dir .*: .*{name}.*give another"):
+    with pytest.raises(BadInput, match=rf"--output_dir .*: .*{name}.*use another directory"):
         RunDirectory.open(parse(small()))
     assert taken.read_text() == "7 of mine"
 

@@ -99,12 +99,24 @@ def test_a_score_decides_which_weights_go(third_party, search):
     assert weights[keep].max() <= weights[~keep].min()
 
 
+def test_a_score_may_be_summed_over_training(third_party, search):
+    def count_steps(totals, pieces, rate):
+        for total in totals.values():
+            total.add_(torch.arange(len(total)))  # the first weights of each matrix go
+            steps.append(rate)
+
+    steps = []
+    first = ScoreFunctions(importance=lambda totals: totals, accumulate=count_steps)
+    registries.register_score("first_weights", first)
+    out = search(score="first_weights", target_sparsity=0.5, schedule="one_shot", scope="layerwise")
+    masks = Ticket.load(out / "ticket.safetensors").masks.values()
+    assert steps and all(mask.flatten().long().diff().min() >= 0 for mask in masks)
+
+
 def test_a_pattern_prunes_and_its_facts_bind_the_flags(third_party, search, small):
     args = parse(small(pattern="half", target_sparsity=None))
     assert args.target_sparsity == 0.75
-    with pytest.raises(
-        BadInput, match=r"--target_sparsity 0\.3: --pattern half is reached at 0\.5"
-    ):
+    with pytest.raises(BadInput, match=r"--target_sparsity 0\.3: --pattern half starts at 0\.5"):
         parse(small(pattern="half", target_sparsity=0.3))
     with pytest.raises(BadInput, match="does not divide odd"):
         registries.check_pattern("half", {"even": (2, 3), "odd": (3, 2)})
