@@ -381,7 +381,7 @@ DATA = [
         for what, content, *named in (
             ("empty", "", "no rows"),
             ("blank lines alone", "\n\n", "no rows"),
-            ("no JSON", "{not json}\n", "line 1", "invalid JSON"),
+            ("invalid JSON", "{not json}\n", "line 1", "invalid JSON"),
             (
                 "a line is cut",
                 json.dumps(ROW) + "\n" + json.dumps(ROW)[:-3],
@@ -680,7 +680,7 @@ MODELS = [
                 lambda d: (d / "model.safetensors").write_bytes(b"\x08" * 50),
             ),
             ("no config.json", lambda d: (d / "config.json").unlink(), "config.json"),
-            ("config.json is no JSON", lambda d: (d / "config.json").write_text("{")),
+            ("config.json is invalid JSON", lambda d: (d / "config.json").write_text("{")),
             ("no tokenizer", lambda d: [p.unlink() for p in d.glob("token*")]),
             ("a pickle instead of safetensors", only_a_pickle, "model.safetensors"),
             (
@@ -729,14 +729,14 @@ MODELS = [
                 "num_hidden_layers",
             ),
             (
-                "code of its own for the config",
+                "custom code for the config",
                 configured(auto_map={"AutoConfig": "x.Y"}, model_type="x"),
                 "code",
                 "auto_map in config.json",
                 "transformers has classes for",
             ),
             (
-                "code of its own for the tokenizer",
+                "custom code for the tokenizer",
                 only_a_tokenizer(
                     "words.bin",
                     tokenizer_class="HouseTokenizer",
@@ -787,10 +787,10 @@ MODELS = [
     ),
     case(
         "export",
-        "a model directory: code of its own",
+        "a model directory: custom code",
         "…/model",
-        "code of its own",
-        "not run here",
+        "custom code",
+        "is not run",
         argv="…/model --format csr --output_dir …/new",
         lay=model(configured(auto_map={"AutoConfig": "x.Y"}, model_type="x")),
     ),
@@ -874,17 +874,13 @@ TICKETS = [
             ("a giant shape", forged(shape=[2**62, 2**62]), f"{FIRST} has 32 bytes"),
             ("deep JSON", forged(arguments="[" * 10**5), "recursion"),
             ("arguments: a list", forged(arguments="[]"), "not a JSON object"),
-            (
-                "a regular expression that is none",
-                forged(arguments='{"ignore": ["("]}'),
-                "--ignore (",
-            ),
+            ("an invalid regular expression", forged(arguments='{"ignore": ["("]}'), "--ignore ("),
             (
                 "regular expressions that are numbers",
                 forged(arguments='{"ignore": [1]}'),
                 "must be string",
             ),
-            ("a pattern that is none", forged(arguments='{"pattern": "3:2"}'), "--pattern 3:2"),
+            ("an invalid pattern", forged(arguments='{"pattern": "3:2"}'), "--pattern 3:2"),
             (
                 "a tensor too many",
                 forged({"extra": numpy.zeros(1, numpy.uint8)}),
@@ -897,7 +893,7 @@ TICKETS = [
             ),
             ("a checksum that is not its own", forged(content_sha256="0"), "content_sha256"),
             (
-                "a base that is no digest",
+                "a base that is not a digest",
                 forged(base_sha256="main"),
                 "its base_sha256 is not a SHA-256",
             ),
@@ -998,7 +994,7 @@ TICKETS = [
     ),
     case(
         "transfer",
-        "--ticket: its scope is no scope",
+        "--ticket: an invalid scope",
         "--ticket …/t.safetensors",
         "each",
         argv="--ticket …/t.safetensors --control one_shot",
@@ -1008,7 +1004,7 @@ TICKETS = [
     case(
         "imp",
         "--pattern 2:4 --ticket …/t.safetensors",
-        "was found under another pattern",
+        "was found with another pattern",
         lay=forged(),
         argv="--target_sparsity 0.5 --pattern 2:4 --ticket …/t.safetensors",
     ),
@@ -1146,7 +1142,7 @@ RUNS = [
     *(
         case(
             "imp",
-            f"--output_dir with {name} of somebody else",
+            f"--output_dir with {name} from elsewhere",
             f"--output_dir …/out: holds {name}",
             "another",
             lay=put(
@@ -1184,7 +1180,7 @@ RUNS = [
     *(
         case(
             "imp",
-            f"going on: {file} is a pipe",
+            f"resumed: {file} is a pipe",
             f"--output_dir …/out: {file}",
             "is not a regular file",
             lay=both(damage("search", "x", None), as_pipe(f"out/{file}")),
@@ -1202,7 +1198,7 @@ RUNS = [
     *(
         case(
             "imp",
-            f"going on: {file} {what}",
+            f"resumed: {file} {what}",
             "--output_dir …/out: ",
             file,
             "damaged",
@@ -1211,7 +1207,7 @@ RUNS = [
         )
         for file, what, content in (
             ("arguments.json", "is cut", 9),
-            ("results.json", "is no table", b"{}"),
+            ("results.json", "is not a table", b"{}"),
             ("rounds/01/metrics.json", "is cut", 9),
             ("rounds/01/metrics.json", "lacks its keys", b"{}"),
             ("rounds/01/metrics.json", "is gone", None),
@@ -1231,7 +1227,7 @@ RUNS = [
     ),
     case(
         "transfer",
-        "going on: seeds/42/metrics.json is cut",
+        "resumed: seeds/42/metrics.json is cut",
         "--output_dir …/out: seeds/42/metrics.json",
         "damaged",
         lay=damage("transfer", "seeds/42/metrics.json", 9),
@@ -1509,7 +1505,7 @@ STUDIES = [
             argv=GRID,
         )
         for what, text, *named in (
-            ("no YAML", "a: [", "cannot be read as YAML"),
+            ("invalid YAML", "a: [", "cannot be read as YAML"),
             ("empty", "", "no keys"),
             ("a list", "- a", "no keys"),
             ("a key alone", "name: x", "sparsities"),
@@ -1530,7 +1526,7 @@ STUDIES = [
                 )
             ),
             ("a tagged octal number", "seeds: [!!int '010']", "line 1: 010", "8"),
-            ("a set", "note: !!set {a, b}", "line 1", "note: {"),
+            ("a set", "note: !!set {a}", "line 1", "note: {"),
             ("a merged key", "flags: {<<: {a: 1}}", "line 1: <<", "out"),
             (
                 "a key twice",
@@ -1600,7 +1596,7 @@ STUDIES = [
     ),
     case(
         "study",
-        "a word that is no flag",
+        "a word without a flag",
         "stray",
         "STUDY.yaml",
         lay=study(),
@@ -1646,7 +1642,7 @@ STUDIES = [
     ),
 ]
 REPORTS = [
-    case("report", "a directory that is no study", "…", "study.json is missing", argv="…"),
+    case("report", "a directory that is not a study", "…", "study.json is missing", argv="…"),
     case(
         "report",
         "a study.json that is a directory",
@@ -1694,7 +1690,7 @@ REPORTS = [
             ("a score of words", json.dumps([{**RESULTS[0], "eval": {"accuracy": "high"}}])),
             ("a score of 400 digits", json.dumps([{**RESULTS[0], "eval": {"accuracy": 10**400}}])),
             ("an infinite score", json.dumps([{**RESULTS[0], "eval": {"accuracy": float("inf")}}])),
-            ("a round that is none", json.dumps([{**RESULTS[0], "round": 10**20}])),
+            ("an invalid round", json.dumps([{**RESULTS[0], "round": 10**20}])),
             ("deep JSON", "[" * 10**5),
         )
     ),
@@ -1831,7 +1827,7 @@ EXPORTS = [
     case(
         "export",
         "a search without a network",
-        "no round of it is complete",
+        "no complete round with its network",
         argv=f"…/out {TO}",
         lay=without("rounds/03/model"),
     ),
@@ -1889,7 +1885,7 @@ EXPORTS = [
                 ),
                 "../x.bin",
             ),
-            ("config.json is no JSON", lambda d: (d / "config.json").write_text("{")),
+            ("config.json is invalid JSON", lambda d: (d / "config.json").write_text("{")),
             ("a layer is missing", drop_layer, "lacks", "layer.1.output.dense"),
             (
                 "NaN in a weight",
@@ -2157,7 +2153,7 @@ OTHERS = [
     ),
     case(
         "study",
-        "--output_dir with jobs of somebody else",
+        "--output_dir with jobs from elsewhere",
         "--output_dir …/out: holds jobs",
         "another",
         argv=f"{GRID} --output_dir …/out",
@@ -2165,7 +2161,7 @@ OTHERS = [
     ),
     case(
         "report",
-        "--output_dir with a page of somebody else",
+        "--output_dir with a page from elsewhere",
         "--output_dir …/out",
         "report.md already exists",
         argv="…/study --report_to none --output_dir …/out",
@@ -2173,7 +2169,7 @@ OTHERS = [
     ),
     case(
         "speed",
-        "--output_dir with a check of somebody else",
+        "--output_dir with a check from elsewhere",
         "--output_dir …/out",
         "speed.json already exists",
         argv="MODEL --output_dir …/out",
@@ -2181,7 +2177,7 @@ OTHERS = [
     ),
     case(
         "imp",
-        "--output_dir with arguments.json of somebody else",
+        "--output_dir with arguments.json from elsewhere",
         "holds arguments.json",
         "another",
         lay=put("out/arguments.json", '{"task": "sst2"}'),
@@ -2189,7 +2185,7 @@ OTHERS = [
     *(
         case(
             "imp",
-            f"going on: {name} is a link",
+            f"resumed: {name} is a link",
             f"--output_dir …/out: {name} is a link",
             lay=both(
                 damage("search", "x", None),
@@ -2201,7 +2197,7 @@ OTHERS = [
     *(
         case(
             "imp",
-            f"going on: .lock {what}",
+            f"resumed: .lock {what}",
             "--output_dir …/out: .lock was not",
             "move it away",
             lay=both(
@@ -2211,7 +2207,7 @@ OTHERS = [
         for what, lay in (
             ("is a pipe", as_pipe("out/.lock")),
             ("is a directory", put("out/.lock/x", "")),
-            ("is somebody else's", put("out/.lock", b"\xff mine")),
+            ("is from elsewhere", put("out/.lock", b"\xff mine")),
             ("is a link", link("out/.lock", "gone")),
         )
     ),
@@ -2238,7 +2234,7 @@ OTHERS = [
     ),
     case(
         "study",
-        "--output_dir with study.json of somebody else",
+        "--output_dir with study.json from elsewhere",
         "--output_dir …/out",
         "study.json is damaged",
         argv=f"{GRID} --output_dir …/out",
@@ -2254,7 +2250,7 @@ OTHERS = [
     ),
     case(
         "report",
-        "--output_dir with a list of somebody else",
+        "--output_dir with a list from elsewhere",
         "--output_dir …/out",
         ".files already exists",
         argv="…/study --report_to none --output_dir …/out",
@@ -2323,11 +2319,14 @@ HUB = [  # what the Hub answers, by the name of the model
         argv="--model_name_or_path a/500",
     ),
     case(
-        "imp", "the Hub: no JSON", "--model_name_or_path a/200", argv="--model_name_or_path a/200"
+        "imp",
+        "the Hub: invalid JSON",
+        "--model_name_or_path a/200",
+        argv="--model_name_or_path a/200",
     ),
     case(
         "imp",
-        "the Hub: no data set (404)",
+        "the Hub: no dataset (404)",
         "dataset nyu-mll/glue",
         argv="",
         without=("dataset_path",),

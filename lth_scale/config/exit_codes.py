@@ -145,7 +145,8 @@ def _of_system(problem: Exception) -> Exception:
         return BadInput(f"{getattr(problem, 'filename', '')}: {UNUSABLE[number]}")
     if isinstance(problem, RuntimeError) and "Symlink loop from" in text:
         # of Path.resolve in Python 3.11
-        return BadInput(f"{text.partition('from ')[2]}: {UNUSABLE[errno.ELOOP]}")
+        path = text.partition("from ")[2].strip("'")
+        return BadInput(f"{path}: {UNUSABLE[errno.ELOOP]}")
     is_full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if (is_full or any(words in text for words in FULL)) and not isinstance(problem, Stopped):
         return Stopped(f"{problem}; what was written before is kept: free disk space, then {AGAIN}")

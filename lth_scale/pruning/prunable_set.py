@@ -178,8 +178,8 @@ def check(model: nn.Module, ignore: Sequence[str], name: str) -> None:
     for regex in ignore:
         if not any(re.search(regex, parameter) for parameter in known):
             raise BadInput(
-                f"--ignore {regex}: matches no weight of {type(base).__name__}, such as "
-                f"{known[-1]}; correct it, or leave it out"
+                f"--ignore {regex}: matches no weight of {type(base).__name__}, "
+                f"for example {known[-1]}; correct it or omit it"
             )
     others = [
         weight

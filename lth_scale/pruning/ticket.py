@@ -160,7 +160,7 @@ class Ticket:
         if not common:
             raise BadInput(
                 f"tickets of two networks: {self.base_model!r} and {other.base_model!r} "
-                "share no matrix"
+                "share no matrix; use tickets of one network"
             )
         self._check_same_base(other, allow_other_weights)
         shared = {name: int((self.masks[name] & other.masks[name]).sum()) for name in common}
@@ -198,7 +198,8 @@ class Ticket:
                 continue
             if ours is None or theirs is None or ours.shape != theirs.shape:
                 raise BadInput(
-                    f"tickets of two networks: {name} is missing in one or has another shape there"
+                    f"tickets of two networks: {name} is missing in one or has another shape; "
+                    "use tickets of one network"
                 )
             masks[name] = operator(ours, theirs)
         self._check_same_base(other, allow_other_weights)

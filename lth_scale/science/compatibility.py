@@ -33,8 +33,8 @@ def check_flags(plan: Plan, directory: Path) -> None:
             differ = difference(old, flags, ignore={*flags_with("cosmetic"), *same})
         if differ and output.exists():
             raise BadInput(
-                f"--output_dir {directory}: {job.id} was started with other flags: {differ}, "
-                f"then and now; specify another directory or delete {output}"
+                f"--output_dir {directory}: {job.id} was started with other flags "
+                f"({differ}, then and now); specify another directory or delete {output}"
             )
 
 

@@ -144,9 +144,12 @@ def load_results(directory: Path) -> StudyResults:
     try:
         record = parse_record(plan)
         return study_results(record, *read_jobs(directory, record.jobs), directory)
+    except BadInput:
+        raise
     except (OSError, *DAMAGE) as problem:
+        reason = str(problem) if isinstance(problem, ValueError) else repr(problem)
         raise BadInput(
-            f"{path}: this file or a results.json is damaged ({brief(repr(problem), 1000)}); "
+            f"{path}: this file or a results.json is damaged ({brief(reason, 1000)}); "
             "run the study again"
         ) from problem
 

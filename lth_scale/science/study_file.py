@@ -109,9 +109,9 @@ def check_name(file: Path, name: str) -> None:
     if re.fullmatch(r"[^-\s/][^/\n]*(?<![\s.])", name) and len(name.encode()) <= MOST_NAME_BYTES:
         return
     raise BadInput(
-        f"{file}: name: {brief(repr(name))}: not the name of a directory; use 1 to "
-        f"{MOST_NAME_BYTES} bytes without /, not beginning with a blank or -, "
-        "not ending with a blank or dot"
+        f"{file}: name: {brief(repr(name))}: not a valid directory name; use 1 to "
+        f"{MOST_NAME_BYTES} bytes without /, not starting with a space or -, "
+        "not ending with a space or dot"
     )
 
 

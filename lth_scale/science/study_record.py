@@ -115,7 +115,8 @@ def parse_record(content: object) -> StudyRecord:
         return StudyRecord.model_validate(content)
     except ValidationError as problem:
         error = problem.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, error['loc']))}: {error['msg']}") from None
+        key = ".".join(map(str, error["loc"])) or "its content"
+        raise ValueError(f"{key}: {error['msg'].removeprefix('Value error, ')}") from None
 
 
 def read_json(path: Path) -> object:
@@ -124,5 +125,5 @@ def read_json(path: Path) -> object:
         return files.read_json(path)
     except (OSError, ValueError, RecursionError) as problem:
         raise BadInput(
-            f"{path}: cannot be read ({problem}); run its job again or use another directory"
+            f"{path}: cannot be read ({problem}); run the study again or use another directory"
         ) from None

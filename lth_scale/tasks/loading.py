@@ -174,5 +174,5 @@ def _load_error(args: Training, error: Exception) -> BadInput:
         remedy = "use a complete directory of save_pretrained, in safetensors"
     if "does not recognize this architecture" in text:
         version = transformers.__version__
-        remedy = f"use an encoder that transformers {version} has, or install a newer version"
+        remedy = f"use an encoder that transformers {version} supports, or install a newer version"
     return BadInput(f"{flag}: cannot be loaded ({first_line(error)}); {remedy}")

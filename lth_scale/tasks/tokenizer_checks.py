@@ -124,8 +124,8 @@ def _custom_code(directory: Path) -> str:
     names = ("config.json", "tokenizer_config.json")
     files = [name for name in names if _has_code(directory / name)]
     return (
-        f"needs code of its own (auto_map in {' and '.join(files) or 'config.json'}), which is not "
-        "run here; use a model and a tokenizer that transformers has classes for"
+        f"requires custom code (auto_map in {' and '.join(files) or 'config.json'}), which is not "
+        "run; use a model and a tokenizer that transformers has classes for"
     )
 
 

@@ -165,9 +165,9 @@ def check_layers(flag: str, checkpoint: LoadedCheckpoint) -> None:
     """Raise BadInput if weights in the checkpoint's layers would be ignored."""
     if names := sorted(checkpoint.unexpected_layers()):
         raise BadInput(
-            f"{flag}: the checkpoint has {listed(names)} in its layers, which by its config.json "
-            f"{type(checkpoint.model).__name__} does not have; use the config.json that belongs to "
-            "it"
+            f"{flag}: the checkpoint has {listed(names)} in its layers, which "
+            f"{type(checkpoint.model).__name__} with its config.json does not have; use the "
+            "config.json that belongs to it"
         )
 
 

@@ -92,7 +92,7 @@ def check_facts(directory: Path, facts: Facts) -> None:
     if differences := provenance.differences(saved_arguments(directory), facts):
         raise BadInput(
             f"--output_dir {directory}: holds another run ({'; '.join(differences)}); restore "
-            "what it began with to continue it, or use another directory"
+            "what it was started with to continue it, or use another directory"
         )
 
 

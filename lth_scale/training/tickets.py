@@ -74,8 +74,8 @@ def check_ticket(ticket: Ticket, net: Network, args: Arguments) -> None:
     found_under = Ticket.load(args.ticket).arguments.get("pattern") if args.ticket else args.pattern
     if args.pattern not in ("unstructured", found_under):
         raise BadInput(
-            f"--pattern {args.pattern}: the ticket of --ticket was found under another pattern; "
-            "leave one out"
+            f"--pattern {args.pattern}: the ticket of --ticket was found with another pattern; "
+            "omit one of them"
         )
     check_rounds(args, ticket.sparsity)
     check_base_of_ticket(net)

@@ -71,9 +71,7 @@ def _last_round(search: Path) -> NetworkLocation:
     ]
     complete = [stage for stage in rounds if _is_complete(stage)]
     if not complete:
-        raise BadInput(
-            f"{search}: no round of it is complete and has its network; resume the search first"
-        )
+        raise BadInput(f"{search}: no complete round with its network; finish the search first")
     return _of_stage(max(complete, key=lambda stage: int(stage.name)))
 
 
@@ -123,7 +121,7 @@ def _checked(location: NetworkLocation) -> NetworkLocation:
         files.check_model(location.model)
     except OSError as problem:
         raise BadInput(
-            f"{problem.filename}: {problem.strerror}; replace it by a file, or specify {WANTED}"
+            f"{problem.filename}: {problem.strerror}; replace it with a file, or specify {WANTED}"
         ) from None
     return location
 
