@@ -6,7 +6,7 @@ ranks  1, 2 and 4 gloo ranks: 85.5 M weights in all, and 21.4 M a rank.
 model  What is predicted for --parameters at 64 and 1,024 ranks. Assumes that
        - a rank's own time is --passes times one streaming read of its shard, at --bandwidth (bytes a second);
        - a collective costs --latency × log2(ranks), its bytes cross --wire (bytes a second) twice; nothing overlaps;
-       - ranks hold equal engine, none straggles, and the sample's bracket holds, as it nearly always does.
+       - ranks hold equal shards, none straggles, and the sample's bracket holds, as it nearly always does.
        Collectives and bytes are not assumed: one process runs as rank 0 of so many on --matrices small matrices,
        each weight three times, so that ties must be shared out.
 step   A step under a 70 % mask against one of the same engine without masks, ZeRO --stage on 2 gloo ranks, in turns
