@@ -1,19 +1,16 @@
 """How the threshold and the masked step grow: `python benchmarks/scale.py size|ranks|model|step`.
 
-size   10 M to --largest weights in one process, made in pieces of 10 M whenever they are read: the
-weights never lie in memory together, the masks do. The time that making takes is measured within
-the run and taken off. ranks  1, 2 and 4 gloo ranks: 85.5 M weights in all, and 21.4 M a rank. model
-What is predicted for --parameters at 64 and 1,024 ranks. Assumes that
-- a rank's own time is --passes times one streaming read of its shard, at --bandwidth (bytes a
-  second);
-- a collective costs --latency × log2(ranks), its bytes cross --wire (bytes a second) twice; nothing
-  overlaps;
-- ranks hold equal engine, none straggles, and the sample's bracket holds, as it nearly always does.
-  Collectives and bytes are not assumed: one process runs as rank 0 of so many on --matrices small
-  matrices, each weight three times, so that ties must be shared out. step   A step under a 70 %
-  mask against one of the same engine without masks, ZeRO --stage on 2 gloo ranks, in turns from the
-  same weights; masking.mask_gradients alone. The slower rank counts. The model is
-  train_overhead.py's.
+size   10 M to --largest weights in one process, made in pieces of 10 M whenever they are read: the weights never
+       lie in memory together, the masks do. The time that making takes is measured within the run and taken off.
+ranks  1, 2 and 4 gloo ranks: 85.5 M weights in all, and 21.4 M a rank.
+model  What is predicted for --parameters at 64 and 1,024 ranks. Assumes that
+       - a rank's own time is --passes times one streaming read of its shard, at --bandwidth (bytes a second);
+       - a collective costs --latency × log2(ranks), its bytes cross --wire (bytes a second) twice; nothing overlaps;
+       - ranks hold equal shards, none straggles, and the sample's bracket holds, as it nearly always does.
+       Collectives and bytes are not assumed: one process runs as rank 0 of so many on --matrices small matrices,
+       each weight three times, so that ties must be shared out.
+step   A step under a 70 % mask against one of the same engine without masks, ZeRO --stage on 2 gloo ranks, in turns
+       from the same weights; masking.mask_gradients alone. The slower rank counts. The model is train_overhead.py's.
 """
 
 import argparse
@@ -86,9 +83,7 @@ def size(options: SimpleNamespace) -> None:
 
 
 def clock_sizes(ranks: Ranks, pieces: list[int], rounds: int) -> dict[int, tuple]:
-    """pieces → (seconds, those without making weights, passes, extra memory beyond one piece) of
-    each round.
-    """
+    """pieces → (seconds, those without making weights, passes, extra memory beyond one piece) of each round."""
     once(1)
     turns = [[once(count) for count in pieces] for _ in range(rounds)]
     return dict(zip(pieces, zip(*turns, strict=True), strict=True))
@@ -168,9 +163,7 @@ def step(options: SimpleNamespace) -> None:
 
 
 def launch(options: SimpleNamespace, world: int = 2) -> list[list[list[float]]]:
-    """What each rank's `step_rank` prints, under the variables that Accelerate's launcher would
-    set.
-    """
+    """What each rank's `step_rank` prints, under the variables that Accelerate's launcher would set."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         common = {
@@ -203,9 +196,7 @@ def launch(options: SimpleNamespace, world: int = 2) -> list[list[list[float]]]:
 
 
 def step_rank(options: SimpleNamespace) -> None:
-    """One rank of `step`: print as JSON the milliseconds of each round: masked, without masks,
-    mask_gradients.
-    """
+    """One rank of `step`: print as JSON the milliseconds of each round: masked, without masks, mask_gradients."""
     args = resolve({"task": "sst2", "preset": "demo", "per_device_train_batch_size": options.batch})
     network = make_model()
     masks = {

@@ -461,16 +461,23 @@ def test_a_search_goes_on_after_its_last_complete_round_to_the_same_end(
 
 
 def test_a_search_that_stopped_before_its_last_word_says_it_later(search, monkeypatch):
-    from lth_scale.training import search as steps
+    from lth_scale.science import search_figures
 
-    draw = steps.draw_search
-    monkeypatch.setattr(steps, "draw_search", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    draw = search_figures.draw_search
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search_figures, "draw_search", interrupted)
     with pytest.raises(KeyboardInterrupt):
         search(control="random_mask")
     drawn = []
-    monkeypatch.setattr(
-        steps, "draw_search", lambda record, layers: drawn.append(layers) or draw(record, layers)
-    )
+
+    def watched(record, layers):
+        drawn.append(layers)
+        return draw(record, layers)
+
+    monkeypatch.setattr(search_figures, "draw_search", watched)
     out = search(control="random_mask")
     assert (out / "complete").exists()
     assert drawn == [

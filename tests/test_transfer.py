@@ -186,11 +186,11 @@ def test_other_weights_that_are_allowed_are_said_in_every_output(
 def test_the_same_weights_in_shards_and_an_older_ticket_are_taken(
     ticket, transfer, tiny_bert, other_bert, tmp_path, caplog
 ):
-    shutil.copytree(tiny_bert, tmp_path / "engine", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(tiny_bert, tmp_path / "shards", ignore=shutil.ignore_patterns("*.safetensors"))
     AutoModelForMaskedLM.from_pretrained(tiny_bert).save_pretrained(
-        tmp_path / "engine", max_shard_size="20KB"
+        tmp_path / "shards", max_shard_size="20KB"
     )
-    out = transfer(1, ticket=ticket, model_name_or_path=tmp_path / "engine", max_steps=0)
+    out = transfer(1, ticket=ticket, model_name_or_path=tmp_path / "shards", max_steps=0)
     kept = [
         Ticket.load(each / "ticket.safetensors").base_sha256 for each in (ticket, out / "seeds/01")
     ]
