@@ -603,7 +603,7 @@ def test_a_download_that_is_cut_goes_on_and_a_missing_repository_is_named(server
             pull.pull(name, tmp_path / "other", revision)
     server.files(REPO).pop("ticket.safetensors")
     huggingface_hub.constants.HF_HUB_CACHE = str(tmp_path / "hf/other")
-    with pytest.raises(BadInput, match="^writer/ticket: has no ticket"):
+    with pytest.raises(BadInput, match=r"^writer/ticket: has no ticket"):
         Ticket.from_pretrained(REPO)
 
 
