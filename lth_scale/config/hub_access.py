@@ -67,6 +67,8 @@ def request(call: Callable[[], Answer], repo: str, delays: tuple[int, ...] | Non
     for delay in (*(DELAYS if delays is None else delays), None):
         try:
             return call()
+        except (BadInput, Stopped):
+            raise
         except Exception as problem:  # of the library, its HTTP client or its token store
             failure = explain(problem, repo)
             if failure is None:

@@ -295,9 +295,8 @@ def test_an_engine_that_fails_is_a_row_with_its_reason(networks, tmp_path, monke
         raise ValueError("out of\nluck")
 
     monkeypatch.setattr("lth_scale.shipping.speed.backends.to_csr", refuse)
-    speed.run(
-        *speed.parse([str(networks[0]), *QUICK, "--backends", "csr", "--output_dir", str(tmp_path)])
-    )
+    flags = ["--backends", "csr", "--output_dir", str(tmp_path)]
+    speed.time_targets(speed.COMMAND.parse([str(networks[0]), *QUICK, *flags]))
     assert (
         "| csr | — | — | — | — | failed: ValueError: out of |"
         in (tmp_path / "speed.md").read_text()
@@ -311,7 +310,7 @@ def test_a_backend_of_a_third_party_is_timed(networks, tmp_path, monkeypatch):
     monkeypatch.setattr(BACKENDS, "_entries", dict(BACKENDS))
     register_backend("mine", Backend("fp32", build, lambda setup: ""))
     flags = ["--backends", "mine", "--output_dir", str(tmp_path)]
-    speed.run(*speed.parse([str(networks[0]), *QUICK, *flags]))
+    speed.time_targets(speed.COMMAND.parse([str(networks[0]), *QUICK, *flags]))
     rows = json.loads((tmp_path / "speed.json").read_text())["cells"][0]["rows"]
     assert list(rows) == [EAGER, "mine"] and rows["mine"]["difference"] == 0
 

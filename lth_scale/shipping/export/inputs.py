@@ -61,7 +61,7 @@ def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -
         return {"input_ids": torch.full((1, length), 0 if pad else 1)}
 
     limit = tokenizer.model_max_length if tokenizer else LONGEST
-    return longest_input(str(model.name_or_path), model, row, LONGEST, limit)
+    return longest_input(model.config.name_or_path or "", model, row, LONGEST, limit)
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
