@@ -1,8 +1,8 @@
-"""The pictures of docs/concepts.md and docs/controls.md: `python docs/images/make.py RUN`, RUN from
-`./run demo`.
+"""Draw the pictures of docs/concepts.md and docs/controls.md.
 
-Everything but the diagram of Algorithm 1 is drawn from real numbers: the embedded model's weights,
-the ticket of RUN, and the paper's Table 2 (lth_scale/paper.json).
+`python docs/images/make.py RUN`, where RUN is the directory of a `./run demo`. Everything but the
+diagram of Algorithm 1 is drawn from real numbers: the embedded model's weights, the ticket of RUN,
+and the paper's Table 2 (lth_scale/science/paper.json).
 """
 
 import json
@@ -65,9 +65,7 @@ def algorithm() -> None:
 
 
 def cut(weights: dict[str, torch.Tensor]) -> None:
-    """All magnitudes of the embedded model with three thresholds, and one corner of a matrix under
-    them.
-    """
+    """Draw all magnitudes of the embedded model, three thresholds, and one corner of a matrix."""
     figure, (left, *panels) = plt.subplots(
         1, 4, figsize=(9, 2.5), width_ratios=(2.2, 1, 1, 1), layout="constrained"
     )
@@ -93,9 +91,7 @@ def show(axes: plt.Axes, matrix: torch.Tensor, title: str) -> None:
 
 
 def controls(model: torch.nn.Module, weights: dict[str, torch.Tensor], ticket: Ticket) -> None:
-    """The same corner of m ⊙ θ as each control starts from, drawn by the functions that training
-    uses.
-    """
+    """Draw the same corner of m ⊙ θ for each control, made by the functions that training uses."""
     own = {name: weight.detach() for name, weight in model.named_parameters()}
     names = {name: f"{model.base_model_prefix}.{name}" for name in weights}
     start = Subnetwork(own, ticket.masks_for(model), names, model)
@@ -114,7 +110,7 @@ def controls(model: torch.nn.Module, weights: dict[str, torch.Tensor], ticket: T
 
 def rules() -> None:
     """MRPC in the paper's Table 2: the ticket fails two rules and passes the third."""
-    table = json.loads((HERE.parents[1] / "lth_scale/paper.json").read_text())["table2"]
+    table = json.loads((HERE.parents[1] / "lth_scale/science/paper.json").read_text())["table2"]
     full, full_sd, sub, sub_sd = (
         table[key]["value"]["mrpc"]
         for key in (

@@ -56,17 +56,13 @@ class Block:
 
     @property
     def commands(self) -> list[tuple[str, str]]:
-        """Module and flags of each line of a shell block in which every line is but a command of
-        this package.
-        """
+        """Module and flags of each line, if every line is only a command of this package."""
         found = [PLAIN.fullmatch(line) for line in self.shell.splitlines() if line]
         return [(each[1], each[2]) for each in found if each] if all(found) else []
 
 
 def blocks(text: str) -> list[Block]:
-    """The executed fences of a page in order; AssertionError, with the line, for one that is not
-    marked.
-    """
+    """The executed fences of a page. AssertionError names the line of one that has no marker."""
     found, lines, number = [], text.splitlines(), 0
     while number < len(lines):
         number += 1
@@ -96,9 +92,7 @@ def blocks(text: str) -> list[Block]:
 
 @pytest.fixture
 def scratch(tmp_path) -> Path:
-    """A directory like a clone in which `./run setup` has been called, where nothing is written to
-    the repository.
-    """
+    """A directory like a clone after `./run setup`: nothing is written to the repository."""
     for name in LINKS:
         (tmp_path / name).symlink_to(ROOT / name)
     venv = tmp_path / ".venv"
@@ -115,9 +109,7 @@ def scratch(tmp_path) -> Path:
 
 
 def run_here(block: Block, directory: Path, monkeypatch) -> None:
-    """Run Python, or commands that need no shell, in this process: their own would spend its time
-    on imports.
-    """
+    """Run Python, or commands that need no shell, in this process, which has imported torch."""
     from accelerate.state import AcceleratorState
 
     monkeypatch.chdir(directory)

@@ -1,4 +1,4 @@
-"""The figures of docs/reproduce.md are those of the studies and of lth_scale/paper.json."""
+"""The figures of docs/reproduce.md are those of the studies and of lth_scale/science/paper.json."""
 
 import re
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""The computed figures of docs/scale_out.md follow from its formulas, and those from the models
-that are meant.
-"""
+"""The computed figures of docs/scale_out.md follow from its formulas and from the models."""
 
 import re
 from collections.abc import Callable
