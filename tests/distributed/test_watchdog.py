@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lth_scale.config.errors import AGAIN
 from lth_scale.config.resolution import resolve
 from lth_scale.distributed.signals import STOP
 
@@ -104,7 +105,7 @@ def test_a_rank_that_hangs_is_named_and_all_stop_within_the_timeout(flags, tmp_p
     hangs.send_signal(signal.SIGCONT)
     code, log = search.end(60)
     assert code == 1 and took < 20 + 10
-    assert log.count("error: rank 1 of 2 (") == 1 and "start the same command again" in log
+    assert log.count("error: rank 1 of 2 (") == 1 and AGAIN in log
 
 
 BROKEN = """
@@ -143,7 +144,7 @@ def test_a_killed_or_terminated_launcher_leaves_a_checkpoint(flags, expected, tm
     again.process.terminate()
     code, log = again.end(60)
     assert code != 0 and "error: round 01 was asked to stop: " in log, log
-    assert " is written; start the same" in log
+    assert f" is written; {AGAIN}" in log
     assert log.count("error: ") == 1
     code, log = Launch(flags, tmp_path / "log-2").end(120)
     assert code == 0 and "round 01: goes on from step" in log, log
