@@ -395,7 +395,7 @@ def test_a_comparison_across_tasks_or_with_a_search_is_refused(
     )
     found = search(max_steps=1, target_sparsity=0.1)
     for directory, said in (
-        (other, "transfer to mlm, this one to sst2"),
+        (other, "transfer to mlm, but this one is to sst2"),
         (found, "no results of lth_scale.transfer"),
     ):
         with pytest.raises(BadInput, match=said):
