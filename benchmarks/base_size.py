@@ -1,8 +1,7 @@
-"""A whole round at BERT-base's size: search, sharded search, exports and a speed check, with their time and memory.
+"""A whole round at BERT-base's size: search, sharded search, exports and a speed check, with their
+time and memory.
 
-`python benchmarks/base_size.py --model DIR --dataset_path DIR --save docs/evidence/base_size.json`
-trains --steps steps of 32 rows, prunes at one stroke to --sparsity, and trains the ticket as long; alone, then with
-ZeRO-3 on two ranks, by turns, --repeats times. What is already below --work is measured no second time.
+`python benchmarks/base_size.py --model DIR --dataset_path DIR --save docs/evidence/base_size.json` trains --steps steps of 32 rows, prunes at one stroke to --sparsity, and trains the ticket as long; alone, then with ZeRO-3 on two ranks, by turns, --repeats times. What is already below --work is measured no second time.
 """
 
 import argparse
@@ -18,15 +17,26 @@ from statistics import median
 import psutil
 from safetensors import safe_open
 
-from lth_scale import Ticket, files
-from lth_scale.evidence import made
+from lth_scale import Ticket
+from lth_scale.config import files
+from lth_scale.science.saved import provenance
 
-ZERO3 = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/zero3.yaml",
-         "--num_processes", "2", "--num_cpu_threads_per_process", "1"]  # fmt: skip
+ZERO3 = [
+    "-m",
+    "accelerate.commands.launch",
+    "--config_file",
+    "accelerate_configs/zero3.yaml",
+    "--num_processes",
+    "2",
+    "--num_cpu_threads_per_process",
+    "1",
+]
 
 
 def run(work: Path, name: str, command: list[str]) -> dict:
-    """Seconds and the most memory that the command and what it started held together, once; kept in `work`."""
+    """Seconds and the most memory that the command and what it started held together, once; kept in
+    `work`.
+    """
     kept = work / f"{name}.json"
     if kept.is_file():
         return json.loads(kept.read_text())
@@ -37,7 +47,11 @@ def run(work: Path, name: str, command: list[str]) -> dict:
             peak = max(peak, sum(map(held, [child, *child.children(recursive=True)])))
             time.sleep(1)
     assert child.returncode == 0, (work / f"{name}.log").read_text()[-2000:]
-    measured = {"seconds": time.monotonic() - began, "bytes": peak, "command": shlex.join(["python", *command])}
+    measured = {
+        "seconds": time.monotonic() - began,
+        "bytes": peak,
+        "command": shlex.join(["python", *command]),
+    }
     files.write_json(kept, measured)
     return measured
 
@@ -61,18 +75,46 @@ def whole(name: str, measured: dict) -> list[dict]:
     ]
 
 
-def search(name: str, given: argparse.Namespace, launcher: list[str], batch: int, repeat: int) -> list[dict]:
+def search(
+    name: str, given: argparse.Namespace, launcher: list[str], batch: int, repeat: int
+) -> list[dict]:
     """A search of two rounds."""
     place = given.work / (name.replace(" ", "_") + (f"_{repeat}" if repeat > 1 else ""))
-    sizes = ["--max_steps", given.steps, "--max_train_samples", given.steps * 32, "--max_eval_samples", 200]
+    sizes = [
+        "--max_steps",
+        given.steps,
+        "--max_train_samples",
+        given.steps * 32,
+        "--max_eval_samples",
+        200,
+    ]
     ticket = ["--schedule", "one_shot", "--target_sparsity", given.sparsity, "--report_to", "none"]
-    command = [*launcher, "-m", "lth_scale.imp", "--task", given.task, "--model_name_or_path", given.model,
-               "--dataset_path", given.dataset_path, "--per_device_train_batch_size", batch, *sizes, *ticket,
-               *(["--bf16"] if given.bf16 else []), "--optim", "adamw_torch_fused", "--output_dir", place]  # fmt: skip
+    command = [
+        *launcher,
+        "-m",
+        "lth_scale.imp",
+        "--task",
+        given.task,
+        "--model_name_or_path",
+        given.model,
+        "--dataset_path",
+        given.dataset_path,
+        "--per_device_train_batch_size",
+        batch,
+        *sizes,
+        *ticket,
+        *(["--bf16"] if given.bf16 else []),
+        "--optim",
+        "adamw_torch_fused",
+        "--output_dir",
+        place,
+    ]
     measured = run(given.work, f"{place.name}-log", list(map(str, command)))
     results = json.loads((place / "results.json").read_text())
     what = f"{given.steps} steps, evaluation, pruning, files"
-    rounds = [row(f"{name}: round {k}, {what}", "s", entry["seconds"]) for k, entry in enumerate(results)]
+    rounds = [
+        row(f"{name}: round {k}, {what}", "s", entry["seconds"]) for k, entry in enumerate(results)
+    ]
     return [*rounds, *whole(name, measured)]
 
 
@@ -80,17 +122,26 @@ def searches(given: argparse.Namespace) -> list[dict]:
     """Alone and sharded by turns; a row has a value of each repeat."""
     launcher = [*ZERO3, "--mixed_precision", "bf16" if given.bf16 else "no"]
     runs = [
-        [*search("search", given, [], 32, repeat), *search("ZeRO-3 on 2 ranks", given, launcher, 16, repeat)]
+        [
+            *search("search", given, [], 32, repeat),
+            *search("ZeRO-3 on 2 ranks", given, launcher, 16, repeat),
+        ]
         for repeat in range(1, given.repeats + 1)
     ]
     each = zip(*runs, strict=True)
-    return [row(same[0]["what"], same[0]["unit"], *(one["values"][0] for one in same)) for same in each]
+    return [
+        row(same[0]["what"], same[0]["unit"], *(one["values"][0] for one in same)) for same in each
+    ]
 
 
 def states(given: argparse.Namespace) -> list[dict]:
-    """Bytes of weights, moments, gradients and mask as docs/scale_out.md predicts them, of all processes together."""
-    with safe_open(next((given.work / "search").glob("rounds/*/model/model.safetensors")), "pt") as file:
-        weights = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    """Bytes of weights, moments, gradients and mask as docs/scale_out.md predicts them, of all
+    processes together.
+    """
+    with safe_open(
+        next((given.work / "search").glob("rounds/*/model/model.safetensors")), "pt"
+    ) as file:
+        weights = sum(math.prod(file.get_slice(name).get_shape()) for name in [*file.keys()])
     masked = Ticket.load(given.work / "search/ticket.safetensors").prunable
     whole, sharded = 16 * weights + masked, 18 * weights + masked + 2 * 1e9
     return [
@@ -105,12 +156,33 @@ def shipped(given: argparse.Namespace) -> list[dict]:
     rows = []
     for kind in ("dense", "compact", "native"):
         target = given.work / f"export_{kind}"
-        command = ["-m", "lth_scale.export", str(given.work / "search"), "--format", kind, "--output_dir", str(target)]
+        command = [
+            "-m",
+            "lth_scale.export",
+            str(given.work / "search"),
+            "--format",
+            kind,
+            "--output_dir",
+            str(target),
+        ]
         rows += whole(f"export {kind}", run(given.work, f"export-{kind}", command))
         size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
         rows.append(row(f"export {kind}: size", "MB", size / 1e6))
-    command = ["-m", "lth_scale.speed", str(given.work / "search"), "--batch_size", "1", "--max_eval_samples", "100",
-               "--repeats", "10", "--report_to", "none", "--output_dir", str(given.work / "speed")]  # fmt: skip
+    command = [
+        "-m",
+        "lth_scale.speed",
+        str(given.work / "search"),
+        "--batch_size",
+        "1",
+        "--max_eval_samples",
+        "100",
+        "--repeats",
+        "10",
+        "--report_to",
+        "none",
+        "--output_dir",
+        str(given.work / "speed"),
+    ]
     return [*rows, *whole("speed check of 13 engines", run(given.work, "speed-check", command))]
 
 
@@ -133,9 +205,11 @@ def main() -> None:
     rows += [] if given.searches_only else shipped(given)
     how = shlex.join(["python", "benchmarks/base_size.py", *sys.argv[1:]])
     for each in rows:
-        print(f"{each['what']:<70} {median(each['values']):10.2f} {each['unit']}, n = {len(each['values'])}")
+        print(
+            f"{each['what']:<70} {median(each['values']):10.2f} {each['unit']}, n = {len(each['values'])}"
+        )
     if given.save:
-        files.write_json(given.save, {"made": made(given.work, how), "rows": rows})
+        files.write_json(given.save, {"made": provenance(given.work, how), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What a checkpoint within a round costs, beside a step and beside what the ranks agree on after each step.
+"""What a checkpoint within a round costs, beside a step and beside what the ranks agree on after
+each step.
 
 `python benchmarks/checkpoint.py --layers 12 --hidden 768` or under `torchrun --nproc_per_node 2`; medians [quartiles].
 """
@@ -14,9 +15,9 @@ import torch
 from accelerate import Accelerator
 from transformers import BertConfig, BertForMaskedLM
 
-from lth_scale import checkpoint, sharding, training
-from lth_scale.arguments import resolve
-from lth_scale.watch import Requests
+from lth_scale.config.resolution import resolve
+from lth_scale.distributed.signals import SignalHandler
+from lth_scale.training import batches, checkpoints, environment, loop, networks
 
 
 class Words:
@@ -32,9 +33,11 @@ class Words:
         return out.loss, out
 
 
-class Batches(training.Batches):
+class Batches(batches.Batches):
     def __getitem__(self, n: int):
-        words = torch.randint(0, self.task.model.config.vocab_size, (self.args.per_device_train_batch_size, 128))
+        words = torch.randint(
+            0, self.task.model.config.vocab_size, (self.args.per_device_train_batch_size, 128)
+        )
         return {"input_ids": words, "labels": words}
 
 
@@ -54,32 +57,41 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--times", type=int, default=5)
     given = parser.parse_args()
-    args = resolve({"task": "mlm", "per_device_train_batch_size": 4, "max_steps": 1 << 20, "preset": "demo"})
-    accelerator: Accelerator = training.make_accelerator(args)
+    args = resolve(
+        {"task": "mlm", "per_device_train_batch_size": 4, "max_steps": 1 << 20, "preset": "demo"}
+    )
+    accelerator: Accelerator = environment.make_accelerator(args)
     heads, wide = given.hidden // 64, 4 * given.hidden
     config = BertConfig(
-        num_hidden_layers=given.layers, hidden_size=given.hidden, num_attention_heads=heads, intermediate_size=wide
+        num_hidden_layers=given.layers,
+        hidden_size=given.hidden,
+        num_attention_heads=heads,
+        intermediate_size=wide,
     )
-    training.Batches = Batches
-    net = training.prepare(accelerator, Words(config), args)
-    everything = {name: torch.ones(piece.shape, dtype=torch.bool) for name, piece in net.targets.items()}
+    batches.Batches = Batches
+    net = networks.prepare(accelerator, Words(config), args)
+    everything = {
+        name: torch.ones(piece.shape, dtype=torch.bool) for name, piece in net.targets.items()
+    }
     theta = net.initial
-    training.restart(net, theta, everything, 0, 1)
-    home, requests = Path(tempfile.gettempdir(), "checkpoints"), Requests()
+    networks.restart(net, theta, everything, 0, 1)
+    home, signals = Path(tempfile.gettempdir(), "checkpoints"), SignalHandler()
 
     def step() -> None:
-        training.train(net, net.step + 1, lambda _: 1e-5, lambda *_: None)
+        loop.train(net, net.step + 1, lambda _: 1e-5, lambda *_: None)
 
     step()
     lines = {
         "a step of 4 × 128 tokens": timed(step, given.times),
-        "agreeing after a step": timed(lambda: requests.agreed(net.shards.ranks), 100 * given.times),
-        "writing a checkpoint": timed(lambda: checkpoint.save(net, home, {}, 0.0, 1), given.times),
-        "taking it up": timed(lambda: checkpoint.resume(net, home), given.times),
+        "agreeing after a step": timed(lambda: signals.poll(net.engine.ranks), 100 * given.times),
+        "writing a checkpoint": timed(lambda: checkpoints.save(net, home, {}, 0.0, 1), given.times),
+        "taking it up": timed(lambda: checkpoints.resume(net, home), given.times),
     }
     if accelerator.is_main_process:
-        size = sum(file.stat().st_size for file in checkpoint.found(home)[0].iterdir())
-        print(f"{sharding._kind(accelerator)}, {accelerator.num_processes} ranks, {size / 1e6:,.0f} MB a checkpoint")
+        size = sum(file.stat().st_size for file in checkpoints.list_checkpoints(home)[0].iterdir())
+        print(
+            f"{net.engine.name}, {accelerator.num_processes} ranks, {size / 1e6:,.0f} MB a checkpoint"
+        )
         print("\n".join(f"{name:<26} {value}" for name, value in lines.items()))
         shutil.rmtree(home)
 

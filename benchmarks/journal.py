@@ -1,4 +1,4 @@
-"""What it takes to send a journal of losses again: into a new store, and into one that has them all.
+"""The time to replay a journal of losses: into a new store, and into one that has them all.
 
 python benchmarks/journal.py --rounds 3
 python benchmarks/journal.py --rounds 1 --lines 2000 10000
@@ -15,35 +15,51 @@ from pathlib import Path
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
-from lth_scale import outbox
-from lth_scale.tracking import connect, start_sending
+from lth_scale.tracking.mlflow.connection import connect
+from lth_scale.tracking.mlflow.delivery import start_sending
+from lth_scale.tracking.mlflow.sender import SENDERS
 
 
 def write(path: Path, lines: int) -> None:
-    """A journal of one run with one stage and so many losses, in batches of 100 with one line of system metrics."""
+    """Write a journal of one stage with `lines` losses, and system metrics every 100."""
     run = {"time": 1, "key": "a" * 32, "name": "search", "tags": {"task": "sst2"}}
-    records = [{"event": "parent", **run, "params": {}}, {"event": "start", **run, "stage": "round 00"}]
+    records = [
+        {"event": "parent", **run, "params": {}},
+        {"event": "start", **run, "stage": "round 00"},
+    ]
     for step in range(1, lines + 1):
-        records.append({"event": "loss", "time": step, "stage": "round 00", "step": step, "loss": 1 / step})
+        records.append(
+            {"event": "loss", "time": step, "stage": "round 00", "step": step, "loss": 1 / step}
+        )
         if step % 100 == 0:
             usage = {"system/host/cpu_utilization_percentage": 50.0}
-            records.append({"event": "usage", "time": step, "stage": "round 00", "step": step, "metrics": usage})
+            records.append(
+                {
+                    "event": "usage",
+                    "time": step,
+                    "stage": "round 00",
+                    "step": step,
+                    "metrics": usage,
+                }
+            )
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def send(path: Path, store: str) -> float:
-    """Seconds until the whole journal is sent."""
+    """Return the seconds until the whole journal is sent."""
     began = time.perf_counter()
-    box = start_sending(path, store)
-    while not box.is_sent():
+    sender = start_sending(path, store)
+    while not sender.is_sent():
         time.sleep(0.01)
     seconds = time.perf_counter() - began
-    outbox._open.pop(path).stop()
+    SENDERS.pop(path).stop()
     return seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lines", type=int, nargs="+", default=[20_000, 100_000])
     args = parser.parse_args()
@@ -62,8 +78,10 @@ def main() -> None:
                 seconds.setdefault(("all there", lines), []).append(send(path, store))
     for (kind, lines), taken in sorted(seconds.items()):
         middle = statistics.median(taken)
-        print(f"{kind}, {lines:7,} lines: {middle:6.2f} s [{min(taken):.2f}, {max(taken):.2f}], n = {len(taken)}, "
-              f"{1e6 * middle / lines:.0f} µs a line")  # fmt: skip
+        print(
+            f"{kind}, {lines:7,} lines: {middle:6.2f} s [{min(taken):.2f}, {max(taken):.2f}], "
+            f"n = {len(taken)}, {1e6 * middle / lines:.0f} µs a line"
+        )
 
 
 if __name__ == "__main__":

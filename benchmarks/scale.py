@@ -32,10 +32,11 @@ from threshold import SIZE, clock, measured, quartiles, slowest, spawn
 from torch import Tensor
 from train_overhead import collate, make_data, make_model
 
-from lth_scale import masking, threshold, training
-from lth_scale.arguments import resolve
-from lth_scale.prunable import prunable
-from lth_scale.sharding import Ranks
+from lth_scale.config.resolution import resolve
+from lth_scale.distributed.ranks import Ranks
+from lth_scale.pruning import masking, threshold
+from lth_scale.pruning.prunable_set import prunable
+from lth_scale.training import environment, loop, networks
 
 PIECE = 10_000_000
 
@@ -46,7 +47,9 @@ class Lazy(Mapping[str, Tensor]):
     def __init__(self, pieces: int):
         generator = torch.Generator().manual_seed(0)
         self.block = torch.randn(PIECE, generator=generator)
-        self.scales = {f"matrix {i}": 0.02 + 0.04 * torch.rand((), generator=generator) for i in range(pieces)}
+        self.scales = {
+            f"matrix {i}": 0.02 + 0.04 * torch.rand((), generator=generator) for i in range(pieces)
+        }
         self.seconds, self.reads = 0.0, 0
 
     def __getitem__(self, name: str) -> Tensor:
@@ -67,7 +70,9 @@ def size(options: SimpleNamespace) -> None:
     """Print the cost at each size, sizes in turns."""
     pieces = [count for count in (1, 3, 10, 30, 100) if count * PIECE <= options.largest]
     [found] = spawn(1, options.threads, clock_sizes, pieces, options.rounds)
-    print("| weights | seconds | without making | ns a weight | passes | extra memory, of the weights |")
+    print(
+        "| weights | seconds | without making | ns a weight | passes | extra memory, of the weights |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
     for count, turns in found.items():
         whole, own, passes, extra = zip(*turns, strict=True)
@@ -118,7 +123,9 @@ def model(options: SimpleNamespace) -> None:
     """Print the assumptions and what they give."""
     print(__doc__[__doc__.index("model  ") : __doc__.index("step  ")])
     print(vars(options), "\n")
-    print("| ranks | scope | shard, s | latency, s | wire, s | together, s | collectives | bytes handed over |")
+    print(
+        "| ranks | scope | shard, s | latency, s | wire, s | together, s | collectives | bytes handed over |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for world in (64, 1024):
         for scope in ("global", "layerwise"):
@@ -128,7 +135,9 @@ def model(options: SimpleNamespace) -> None:
             wire = 2 * sum(sent) / options.wire
             times = f"{work:.4f} | {waits:.4f} | {wire:.4f} | {work + waits + wire:.4f}"
             print(f"| {world:,} | {scope} | {times} | {len(sent)} | {sum(sent):,} |")
-    print(f"\nGathering all weights would hand over 4 bytes a parameter, {4 * options.parameters / 1e9:.0f} GB a rank.")
+    print(
+        f"\nGathering all weights would hand over 4 bytes a parameter, {4 * options.parameters / 1e9:.0f} GB a rank."
+    )
 
 
 def dry_run(world: int, matrices: int, scope: str) -> list[int]:
@@ -145,7 +154,9 @@ def step(options: SimpleNamespace) -> None:
     masked, dense, alone = torch.tensor(launch(options)).amax(0).tolist()
     ratio = [ours / theirs for ours, theirs in zip(masked, dense, strict=True)]
     share = [100 * part / whole for part, whole in zip(alone, dense, strict=True)]
-    print("| ZeRO | step, ms | without masks, ms | ratio | mask_gradients alone, ms | of a step, % |")
+    print(
+        "| ZeRO | step, ms | without masks, ms | ratio | mask_gradients alone, ms | of a step, % |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
     cells = f"{quartiles(masked, 1)} | {quartiles(dense, 1)} | {quartiles(ratio)} | {quartiles(alone, 2)}"
     print(f"| {options.stage} | {cells} | {quartiles(share, 2)} |")
@@ -155,15 +166,31 @@ def launch(options: SimpleNamespace, world: int = 2) -> list[list[list[float]]]:
     """What each rank's `step_rank` prints, under the variables that Accelerate's launcher would set."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "DS_ACCELERATOR": "cpu"}
-    common |= {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "OMP_NUM_THREADS": 1, "PYTHONWARNINGS": "ignore"}
+        common = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": free.getsockname()[1],
+            "DS_ACCELERATOR": "cpu",
+        }
+    common |= {
+        "WORLD_SIZE": world,
+        "LOCAL_WORLD_SIZE": world,
+        "OMP_NUM_THREADS": 1,
+        "PYTHONWARNINGS": "ignore",
+    }
     common |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": options.stage}
     common |= {"ACCELERATE_CONFIG_DS_FIELDS": "zero_stage,zero3_init_flag,mixed_precision"}
     common |= {"ACCELERATE_DEEPSPEED_ZERO3_INIT": "false", "ACCELERATE_MIXED_PRECISION": "no"}
-    command = [sys.executable, __file__, "step_rank", *(f"--{key}={getattr(options, key)}" for key in STEP)]
+    command = [
+        sys.executable,
+        __file__,
+        "step_rank",
+        *(f"--{key}={getattr(options, key)}" for key in STEP),
+    ]
     jobs = []
     for rank in range(world):
-        env = os.environ | {key: str(value) for key, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        env = os.environ | {
+            key: str(value) for key, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()
+        }
         jobs.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
     return [json.loads(job.communicate()[0].splitlines()[-1]) for job in jobs]
 
@@ -172,14 +199,17 @@ def step_rank(options: SimpleNamespace) -> None:
     """One rank of `step`: print as JSON the milliseconds of each round: masked, without masks, mask_gradients."""
     args = resolve({"task": "sst2", "preset": "demo", "per_device_train_batch_size": options.batch})
     network = make_model()
-    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(network).items()}
+    masks = {
+        name: torch.ones_like(weight, dtype=torch.bool)
+        for name, weight in prunable(network).items()
+    }
     threshold.prune(prunable(network), masks, 0.7, "global")
     task = SimpleNamespace(model=network, train=make_data(64), collate=collate, grouped=False)
-    net = training.prepare(training.make_accelerator(args), task, args)  # type: ignore[arg-type]
+    net = networks.prepare(environment.make_accelerator(args), task, args)  # type: ignore[arg-type]
     found: dict[str, list[float]] = {"masked": [], "dense": [], "alone": []}
     for turn in range(options.rounds + 1):
         for name in ("masked", "dense") if turn % 2 else ("dense", "masked"):
-            training.restart(net, net.initial, masks, 0, 0)
+            networks.restart(net, net.initial, masks, 0, 0)
             net.masks = net.masks if name == "masked" else {}
             found[name].append(block(net, options.steps))
             if name == "masked":
@@ -187,25 +217,25 @@ def step_rank(options: SimpleNamespace) -> None:
     print(json.dumps([times[1:] for times in found.values()]))
 
 
-def block(net: training.Net, steps: int) -> float:
+def block(net: networks.Network, steps: int) -> float:
     """Milliseconds of a step, the mean of some after a first."""
     for n in range(steps + 1):
         if n == 1:
             dist.barrier()
             started = time.perf_counter()
         backward(net)
-        training.step_optimizer(net, 1e-5)
+        loop.step_optimizer(net, 1e-5)
     return 1e3 * (time.perf_counter() - started) / steps
 
 
-def backward(net: training.Net) -> None:
+def backward(net: networks.Network) -> None:
     """Gradients of this rank's first batch."""
-    net.shards.model.train()
-    with net.accelerator.accumulate(net.shards.model):
-        net.shards.backward(net.shards.model(**net.batches[0]).loss)
+    net.engine.model.train()
+    with net.accelerator.accumulate(net.engine.model):
+        net.engine.backward(net.engine.model(**net.batches[0]).loss)
 
 
-def mask_alone(net: training.Net) -> float:
+def mask_alone(net: networks.Network) -> float:
     """Milliseconds of masking the gradients of one step."""
     backward(net)
     started = time.perf_counter()
@@ -214,7 +244,14 @@ def mask_alone(net: training.Net) -> float:
 
 
 STEP = {"rounds": 9, "steps": 3, "batch": 8, "stage": 2}
-MODEL = {"parameters": 7e9, "matrices": 224, "passes": 6.0, "bandwidth": 5e9, "latency": 20e-6, "wire": 1e9}
+MODEL = {
+    "parameters": 7e9,
+    "matrices": 224,
+    "passes": 6.0,
+    "bandwidth": 5e9,
+    "latency": 20e-6,
+    "wire": 1e9,
+}
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""The sparse kernels beside every dense and sparse product there is: one Linear at a time, and a whole encoder.
+"""The sparse kernels beside all other dense and sparse products: single Linears, a whole encoder.
 
-`python benchmarks/sparse_kernels.py bounds`, `… linear`, `… encoder --batch_size 1`, `… variants`: medians
-[quartiles] of interleaved runs on pinned cores. GFLOP/s count the weights that are not zero. The load-port bound is
-that of fused multiply-adds that read from L1, as `bounds.cpp` measures it; the memory bound is that of reading the
-weights once.
+`python benchmarks/sparse_kernels.py bounds`, `… linear`, `… encoder --batch_size 1`, `… variants`
+print medians [quartiles] of interleaved runs on pinned cores. GFLOP/s count nonzero weights. The
+load-port bound is the rate of fused multiply-adds that read from L1, which `bounds.cpp` measures;
+the memory bound is the time to read the weights once.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from torch import nn
 from torch.utils import cpp_extension
 from transformers import BertConfig, BertModel
 
-from lth_scale import native
-from lth_scale.export.formats import CsrLinear
-from lth_scale.export.onnx import quantize, session
-from lth_scale.prunable import prunable
-from lth_scale.speed import mkl
-from lth_scale.speed.backends import BACKENDS, Setup, missing
-from lth_scale.speed.measure import Timing, measure, pinned, ratio, spread, verdict
+from lth_scale.pruning.prunable_set import prunable
+from lth_scale.shipping.export.formats.csr import CsrLinear
+from lth_scale.shipping.export.onnx_graph import quantize, session
+from lth_scale.shipping.native import kernels, modules, packing
+from lth_scale.shipping.speed.measure import Timing, measure, pinned, ratio, spread, verdict
+from lth_scale.shipping.speed.registry import BACKENDS, Setup
+from lth_scale.shipping.speed.timing import unavailable
 
 SHAPES = ((768, 768), (3072, 768), (768, 3072))  # rows, columns: of BERT-base
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -42,15 +42,24 @@ def bounds() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "bounds"
         source = Path(__file__).with_name("bounds.cpp")
-        subprocess.run(["g++", "-O3", "-march=native", "-std=c++20", source, "-o", program], check=True)
+        subprocess.run(
+            ["g++", "-O3", "-march=native", "-std=c++20", source, "-o", program], check=True
+        )
         with pinned(1):
             return json.loads(subprocess.run([program], check=True, capture_output=True).stdout)
 
 
-def pruned(rows: int, columns: int, sparsity: float, block: tuple[int, int] = (1, 1)) -> torch.Tensor:
+def pruned(
+    rows: int, columns: int, sparsity: float, block: tuple[int, int] = (1, 1)
+) -> torch.Tensor:
     """A random weight with that share of its blocks zero."""
     keep = torch.rand(rows // block[0], columns // block[1]) >= sparsity
-    return torch.randn(rows, columns) / 30 * keep.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1) + 0.0
+    return (
+        torch.randn(rows, columns)
+        / 30
+        * keep.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+        + 0.0
+    )
 
 
 def shown(timing: Timing, scale: float = 1000) -> str:
@@ -66,7 +75,11 @@ def dense_linear(rows: int, x: torch.Tensor, folder: Path, threads: int) -> dict
     path, small = folder / "linear.onnx", folder / "linear.int8.onnx"
     torch.onnx.export(layer, (x,), str(path), input_names=["x"], dynamo=True, verbose=False)
     quantize(path, small)
-    options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
+    options = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_CPU_PINNING": False,
+    }
     made = openvino.Core().compile_model(path, "CPU", options)
     compiled = torch.compile(layer, options={"freezing": True})
     return {
@@ -81,7 +94,15 @@ def dense_linear(rows: int, x: torch.Tensor, folder: Path, threads: int) -> dict
 def linear(tokens: int, threads: int, repeats: int) -> None:
     limit = bounds()
     print(f"bounds of one core: {limit}\n")
-    head = ("shape", "sparsity", "engine", "ms", "GFLOP/s", "of the load-port bound", "of the memory bound")
+    head = (
+        "shape",
+        "sparsity",
+        "engine",
+        "ms",
+        "GFLOP/s",
+        "of the load-port bound",
+        "of the memory bound",
+    )
     print(f"| {' | '.join(head)} | × best dense fp32 |\n{'| --- ' * 8}|")
     for rows, columns in SHAPES:
         x = torch.randn(tokens, columns)
@@ -92,14 +113,23 @@ def linear(tokens: int, threads: int, repeats: int) -> None:
                 weight = pruned(rows, columns, sparsity)
                 layer = nn.Linear(columns, rows, bias=False).requires_grad_(False)
                 layer.weight.copy_(weight)
-                blocks = native.pack_linear(pruned(rows, columns, sparsity, BLOCK), "int8")["packed"]
-                packed = native.pack_linear(weight, "float32")["packed"]
-                made = {"csr": partial(CsrLinear(layer), x), "native": partial(by_kernel, x, packed, rows)}
+                blocks = packing.pack_linear(pruned(rows, columns, sparsity, BLOCK), "int8")[
+                    "packed"
+                ]
+                packed = packing.pack_linear(weight, "float32")["packed"]
+                made = {
+                    "csr": partial(CsrLinear(layer), x),
+                    "native": partial(by_kernel, x, packed, rows),
+                }
                 made |= {"native int8, 1×4": partial(by_kernel, x, blocks, rows)}
-                made |= {} if mkl.unavailable() else {"MKL": partial(mkl.MklLinear(layer), x)}
                 runs |= {f"{sparsity:.0%}|{name}": run for name, run in made.items()}
-                flop |= {f"{sparsity:.0%}|{name}": 2 * tokens * int((weight != 0).sum()) for name in made}
-                size |= {f"{sparsity:.0%}|native": packed.nbytes, f"{sparsity:.0%}|native int8, 1×4": blocks.nbytes}
+                flop |= {
+                    f"{sparsity:.0%}|{name}": 2 * tokens * int((weight != 0).sum()) for name in made
+                }
+                size |= {
+                    f"{sparsity:.0%}|native": packed.nbytes,
+                    f"{sparsity:.0%}|native int8, 1×4": blocks.nbytes,
+                }
             found, failed = measure(runs, repeats)
         assert not failed, failed
         best = min((spread(found[name].wall)[0], name) for name in dense if "int8" not in name)[1]
@@ -107,7 +137,11 @@ def linear(tokens: int, threads: int, repeats: int) -> None:
             sparsity, _, engine = name.rpartition("|")
             rate = flop.get(name, 2 * tokens * rows * columns) / spread(timing.wall)[0] / 1e9
             port = f"{rate / limit['L1'] / threads:.0%}" if engine == "native" else "—"
-            memory = f"{size[name] / spread(timing.wall)[0] / 1e9 / limit['memory']:.0%}" if name in size else "—"
+            memory = (
+                f"{size[name] / spread(timing.wall)[0] / 1e9 / limit['memory']:.0%}"
+                if name in size
+                else "—"
+            )
             median, low, high = ratio(found[best], timing)
             times = f"{median:.2f} [{low:.2f}, {high:.2f}]{', the best' if name == best else ''}"
             row = [
@@ -128,26 +162,45 @@ def by_kernel(x: torch.Tensor, packed: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def encoder(batch: int, length: int, threads: int, repeats: int, layers: int) -> None:
-    """BERT-base's encoder with random weights: every dense engine once, the sparse ones at each sparsity."""
+    """Time BERT-base's encoder with random weights, sparse backends at each sparsity."""
     torch.manual_seed(0)
-    model = BertModel(BertConfig(num_hidden_layers=layers), add_pooling_layer=False).eval().requires_grad_(False)
-    ids = {"input_ids": torch.randint(1000, 30000, (batch, length)), "attention_mask": torch.ones(batch, length).long()}
+    model = (
+        BertModel(BertConfig(num_hidden_layers=layers), add_pooling_layer=False)
+        .eval()
+        .requires_grad_(False)
+    )
+    ids = {
+        "input_ids": torch.randint(1000, 30000, (batch, length)),
+        "attention_mask": torch.ones(batch, length).long(),
+    }
     runs, precision = {}, {}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), pinned(threads):
         setup = Setup(model, [ids], threads, Path(folder))
         for name, backend in BACKENDS.items():
-            if why := missing(backend, setup):
+            if why := unavailable(backend, setup):
                 print(f"{name} skipped: {why}\n")
             elif not backend.sparse:
-                runs[name], precision[name] = partial(backend.build(setup), ids), backend.precision
+                runs[name], precision[name] = (
+                    partial(backend.build(setup), ids),
+                    backend.precision,
+                )
             else:
                 for sparsity in SPARSITIES:
                     made = copy.deepcopy(model)
                     for weight in prunable(made).values():
-                        weight.copy_(pruned(*weight.shape, sparsity, BLOCK if backend.precision == "int8" else (1, 1)))
+                        weight.copy_(
+                            pruned(
+                                *weight.shape,
+                                sparsity,
+                                BLOCK if backend.precision == "int8" else (1, 1),
+                            )
+                        )
                     key = f"{name} {sparsity:.0%}"
                     sparse = Setup(made, [ids], threads, Path(folder))
-                    runs[key], precision[key] = partial(backend.build(sparse), ids), backend.precision
+                    runs[key], precision[key] = (
+                        partial(backend.build(sparse), ids),
+                        backend.precision,
+                    )
         found, failed = measure(runs, repeats)
     for name, why in failed.items():
         print(f"{name} failed: {why}\n")
@@ -156,23 +209,34 @@ def encoder(batch: int, length: int, threads: int, repeats: int, layers: int) ->
         p: min((n for n in dense if precision[n] == p), key=lambda n: spread(found[n].wall)[0])
         for p in ("fp32", "int8")
     }
-    print(f"{batch} × {length} tokens, {threads} thread(s), n = {repeats}; the best dense: {best}\n")
-    print("| engine | ms | CPU ms | × eager | × best dense fp32 | × best dense int8 | against best fp32 (int8: int8) |")
+    print(
+        f"{batch} × {length} tokens, {threads} thread(s), n = {repeats}; the best dense: {best}\n"
+    )
+    print(
+        "| engine | ms | CPU ms | × eager | × best dense fp32 | × best dense int8 "
+        "| against best fp32 (int8: int8) |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, timing in sorted(found.items(), key=lambda each: spread(each[1].wall)[0]):
-        against = [ratio(found[each], timing) for each in ("dense-eager", best["fp32"], best["int8"])]
+        against = [
+            ratio(found[each], timing) for each in ("dense-eager", best["fp32"], best["int8"])
+        ]
         texts = [f"{median:.2f} [{low:.2f}, {high:.2f}]" for median, low, high in against]
         said = verdict(ratio(found[best["int8" if precision[name] == "int8" else "fp32"]], timing))
         row = [name, shown(timing), f"{1000 * spread(timing.cpu)[0]:.1f}", *texts, said]
         print("| " + " | ".join(row) + " |", flush=True)
 
 
-# What the kernel would be without an idea, or with one more: (replacements in native.cpp, in kernels.h), blocks.
+# Kernels without one optimization or with one more: (changes in native.cpp, in kernels.h), blocks.
 ROWS_SORTED = "std::stable_sort(order.begin(), order.end(),"
 FIRST = "(int32_t)lists[order[g]].size()"
-LONGEST = "[&] { size_t n = 0; for (int i = 0; i < 4; i++) if (order[g + i] != NO_ROW) n = std::max(n, lists[order[g + i]].size()); return (int32_t)n; }()"  # noqa: E501
+LONGEST = (
+    "[&] { size_t n = 0; for (int i = 0; i < 4; i++) if (order[g + i] != NO_ROW) "
+    "n = std::max(n, lists[order[g + i]].size()); return (int32_t)n; }()"
+)
 AHEAD = (
-    "_mm_prefetch((const char*)(units + 128), _MM_HINT_T0); _mm_prefetch((const char*)(offsets + 128), _MM_HINT_T0);"
+    "_mm_prefetch((const char*)(units + 128), _MM_HINT_T0); "
+    "_mm_prefetch((const char*)(offsets + 128), _MM_HINT_T0);"
 )
 VARIANTS: dict[str, tuple[dict[str, str], dict[str, str], tuple[int, int]]] = {
     "as it is": ({}, {}, (192, 128)),
@@ -180,10 +244,17 @@ VARIANTS: dict[str, tuple[dict[str, str], dict[str, str], tuple[int, int]]] = {
     "strips of 32 tokens": ({}, {"SPAN = 4 * W": "SPAN = 2 * W"}, (192, 128)),
     "weights prefetched": ({}, {"uint64_t four = 0;": f"{AHEAD} uint64_t four = 0;"}, (192, 128)),
     "all tiles at once": ({"AT_ONCE = 2;": "AT_ONCE = 1000;"}, {}, (192, 128)),
-    "no look for NaN": ({"in.finite[t] = kernels": "if (0) in.finite[t] = kernels"}, {}, (192, 128)),
+    "no look for NaN": (
+        {"in.finite[t] = kernels": "if (0) in.finite[t] = kernels"},
+        {},
+        (192, 128),
+    ),
     "AVX2": ({}, {}, (192, 128)),
     "no activation": ({}, {"activate(y, at.activation)": "y"}, (192, 128)),
-    **{f"blocks of {rows} × {units}": ({}, {}, (rows, units)) for rows, units in ((192, 64), (192, 192), (768, 128))},
+    **{
+        f"blocks of {rows} × {units}": ({}, {}, (rows, units))
+        for rows, units in ((192, 64), (192, 192), (768, 128))
+    },
 }
 
 
@@ -193,15 +264,22 @@ def operators(name: str, folder: Path) -> Any:
     space = "".join(filter(str.isalnum, name))
     home = folder / space
     home.mkdir()
-    renamed = {"TORCH_LIBRARY(lth_scale,": f"TORCH_LIBRARY({space},", "_IMPL(lth_scale,": f"_IMPL({space},"}
-    for file, changes in zip(native.SOURCES, (in_cpp | renamed, in_header), strict=True):
-        text = Path(native.__file__).with_name(file).read_text()
+    renamed = {
+        "TORCH_LIBRARY(lth_scale,": f"TORCH_LIBRARY({space},",
+        "_IMPL(lth_scale,": f"_IMPL({space},",
+    }
+    for file, changes in zip(kernels.SOURCES, (in_cpp | renamed, in_header), strict=True):
+        text = Path(kernels.__file__).with_name(file).read_text()
         for old, new in changes.items():
             assert old in text, f"{file} has no {old}"
             text = text.replace(old, new)
         (home / file).write_text(text)
     cpp_extension.load(
-        space, [str(home / native.SOURCES[0])], native.FLAGS, build_directory=home, is_python_module=False
+        space,
+        [str(home / kernels.SOURCES[0])],
+        kernels.FLAGS,
+        build_directory=home,
+        is_python_module=False,
     )
     made = getattr(torch.ops, space)
     made.use("avx2" if name == "AVX2" else "")
@@ -209,19 +287,30 @@ def operators(name: str, folder: Path) -> Any:
 
 
 def variants(threads: int, repeats: int) -> None:
-    """Three layers of BERT-base on 4 × 128 tokens: how fast each variant is, as a multiple of the kernel as it is."""
+    """Print the speed of each variant on three layers of BERT-base and 4 × 128 tokens."""
     size = [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
     biases, norms = [torch.zeros(rows) for rows, _ in size], [torch.ones(768), torch.zeros(768)] * 2
-    print(f"| dtype | sparsity | ms a layer | {' | '.join(VARIANTS)} |\n{'| --- ' * (3 + len(VARIANTS))}|")
+    print(
+        f"| dtype | sparsity | ms a layer | {' | '.join(VARIANTS)} |\n"
+        f"{'| --- ' * (3 + len(VARIANTS))}|"
+    )
     with tempfile.TemporaryDirectory() as folder:
         ops = {name: operators(name, Path(folder)) for name in VARIANTS}
-    for dtype, sparsity in product(native.DTYPES, SPARSITIES):
-        weights = [[pruned(*each, sparsity, BLOCK if dtype == "int8" else (1, 1)) for each in size] for _ in range(3)]
+    for dtype, sparsity in product(packing.DTYPES, SPARSITIES):
+        weights = [
+            [pruned(*each, sparsity, BLOCK if dtype == "int8" else (1, 1)) for each in size]
+            for _ in range(3)
+        ]
         runs = {}
         for name, (_, _, blocks) in VARIANTS.items():
-            native.ROW_BLOCK, native.UNIT_BLOCK = blocks
-            packed = [[native.pack_linear(weight, dtype)["packed"] for weight in layer] for layer in weights]
-            runs[name] = partial(layers, ops[name], packed, torch.randn(4, 2, 768, 64), biases, norms)
+            packing.ROW_BLOCK, packing.UNIT_BLOCK = blocks
+            packed = [
+                [packing.pack_linear(weight, dtype)["packed"] for weight in layer]
+                for layer in weights
+            ]
+            runs[name] = partial(
+                layers, ops[name], packed, torch.randn(4, 2, 768, 64), biases, norms
+            )
         with pinned(threads):
             found, failed = measure(runs, repeats)
         assert not failed, failed
@@ -230,29 +319,36 @@ def variants(threads: int, repeats: int) -> None:
             f"{median:.2f} [{low:.2f}, {high:.2f}]"
             for median, low, high in (ratio(own, each) for each in found.values())
         ]
-        print("| " + " | ".join([dtype, f"{sparsity:.0%}", shown(own, 1000 / 3), *times]) + " |", flush=True)
+        print(
+            "| " + " | ".join([dtype, f"{sparsity:.0%}", shown(own, 1000 / 3), *times]) + " |",
+            flush=True,
+        )
 
     fused_or_not(threads, repeats)
 
 
 def fused_or_not(threads: int, repeats: int) -> None:
     """BERT-base's encoder with one operator a layer, and with each Linear by itself."""
-    print(f"\n| sparsity | one operator a layer, ms | each Linear by itself, ms | ratio |\n{'| --- ' * 4}|")
-    fuse, ids = native.fuse, torch.randint(1000, 30000, (1, 128))
+    print(
+        "\n| sparsity | one operator a layer, ms | each Linear by itself, ms | ratio |\n"
+        f"{'| --- ' * 4}|"
+    )
+    fuse, ids = modules.fuse, torch.randint(1000, 30000, (1, 128))
     for sparsity in SPARSITIES:
         runs = {}
         for name, how in (("fused", fuse), ("apart", lambda base: None)):
             model = BertModel(BertConfig(), add_pooling_layer=False).requires_grad_(False)
             for weight in prunable(model).values():
                 weight.copy_(pruned(*weight.shape, sparsity))
-            native.fuse = how
-            runs[name] = partial(native.convert(model), ids)
+            modules.fuse = how
+            runs[name] = partial(modules.convert(model), ids)
         with pinned(threads), torch.no_grad():
             found, _ = measure(runs, repeats)
         median, low, high = ratio(found["apart"], found["fused"])
-        times = f"{shown(found['fused'])} | {shown(found['apart'])} | {median:.2f} [{low:.2f}, {high:.2f}]"
+        times = f"{shown(found['fused'])} | {shown(found['apart'])}"
+        times += f" | {median:.2f} [{low:.2f}, {high:.2f}]"
         print(f"| {sparsity:.0%} | {times} |", flush=True)
-    native.fuse = fuse
+    modules.fuse = fuse
 
 
 def layers(ops: Any, packed: list, x: torch.Tensor, biases: list, norms: list) -> torch.Tensor:
@@ -262,7 +358,9 @@ def layers(ops: Any, packed: list, x: torch.Tensor, biases: list, norms: list) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("bounds", "linear", "encoder", "variants"))
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--sequence_length", type=int, default=128)
@@ -270,7 +368,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=15)
     given = parser.parse_args()
-    native.require()
+    kernels.require()
     if given.what == "bounds":
         print(json.dumps(bounds()))
     elif given.what == "variants":

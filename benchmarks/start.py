@@ -1,6 +1,8 @@
-"""CPU seconds of a small search, its imports searched for garbage or not: `python benchmarks/start.py --rounds 7`.
+"""CPU seconds of a small search, its imports searched for garbage or not: `python
+benchmarks/start.py --rounds 7`.
 
-Both are processes of their own, started by turns; seconds are user + system; ratios are taken round by round.
+Both are processes of their own, started by turns; seconds are user + system; ratios are taken round
+by round.
 """
 
 import argparse
@@ -11,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 
-PLAIN = "import contextlib\nfrom lth_scale import arguments\narguments.first_imports = contextlib.nullcontext\n"
+PLAIN = "import contextlib\nfrom lth_scale.config import startup\nstartup.first_imports = contextlib.nullcontext\n"
 COMMAND = "from lth_scale import imp\nimp.main()"
 SMALL = (
     "--task sst2 --preset demo --max_steps 2 --max_train_samples 64 --max_eval_samples 16 --target_sparsity 0.1 "
@@ -24,7 +26,9 @@ def seconds(code: str) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as home:
         command = [sys.executable, "-c", code, *SMALL.split(), home + "/out"]
-        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        subprocess.run(
+            command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -37,8 +41,13 @@ def main() -> None:
     for _ in range(rounds):
         plain, lasting = seconds(PLAIN + COMMAND), seconds(COMMAND)
         ratios.append(lasting / plain)
-        print(f"searched {plain:5.2f} s   not searched {lasting:5.2f} s   ratio {ratios[-1]:.2f}", flush=True)
-    print(f"median {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}], n = {rounds}")
+        print(
+            f"searched {plain:5.2f} s   not searched {lasting:5.2f} s   ratio {ratios[-1]:.2f}",
+            flush=True,
+        )
+    print(
+        f"median {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}], n = {rounds}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""One cut through the 85.5 M prunable weights of BERT-base, beside other ways: `python benchmarks/threshold.py`.
+"""One cut through the 85.5 M prunable weights of BERT-base, beside other ways: `python
+benchmarks/threshold.py`.
 
-With --world each gloo rank holds an even part of each matrix, as under ZeRO-3; kthvalue then gathers all weights on
-every rank. With --before that much is pruned already, and 0 as training leaves it. All but global_unstructured write
-into masks that are there. Variants take turns, ratios are taken round by round, `check` compares the masks. Memory is
-the peak of the resident set over what it was before a call, each variant in a process of its own; bytes are those of
-the tensors that a rank hands to collectives.
+With --world each gloo rank holds an even part of each matrix, as under ZeRO-3; kthvalue then
+gathers all weights on every rank. With --before that much is pruned already, and 0 as training
+leaves it. All but global_unstructured write into masks that are there. Variants take turns, ratios
+are taken round by round, `check` compares the masks. Memory is the peak of the resident set over
+what it was before a call, each variant in a process of its own; bytes are those of the tensors that
+a rank hands to collectives.
 """
 
 import argparse
@@ -26,8 +28,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from lth_scale import threshold
-from lth_scale.sharding import Ranks
+from lth_scale.distributed.ranks import Ranks
+from lth_scale.pruning import threshold
 
 SHAPES = [*([(768, 768)] * 4 + [(3072, 768), (768, 3072)]) * 12, (768, 768)]
 SIZE = sum(rows * columns for rows, columns in SHAPES)
@@ -35,7 +37,9 @@ SIZE = sum(rows * columns for rows, columns in SHAPES)
 
 @dataclass
 class Data:
-    """This rank's weights, views of `flat`; masks to write and as they were; `count` are pruned in the end."""
+    """This rank's weights, views of `flat`; masks to write and as they were; `count` are pruned in
+    the end.
+    """
 
     flat: Tensor
     weights: dict[str, Tensor]
@@ -59,8 +63,10 @@ def make(ranks: Ranks, parts: int, before: float, after: float) -> Data:
         threshold.prune(weights, masks, before, "global", ranks)
         for name, mask in masks.items():
             weights[name].mul_(mask)
-    count = round(after * len(flat) * ranks.count)
-    return Data(flat, weights, masks, [mask.clone() for mask in masks.values()], after, count, ranks)
+    count = round(after * len(flat) * ranks.shards)
+    return Data(
+        flat, weights, masks, [mask.clone() for mask in masks.values()], after, count, ranks
+    )
 
 
 def ours(data: Data) -> Iterable[Tensor]:
@@ -72,7 +78,9 @@ def ours(data: Data) -> Iterable[Tensor]:
 def global_unstructured(data: Data) -> Iterable[Tensor]:
     """torch.nn.utils.prune, on modules that have the masks before."""
     new = data.count - sum(mask.numel() - int(mask.sum()) for mask in data.start)
-    prune.global_unstructured([(module, "weight") for module in data.modules], prune.L1Unstructured, amount=new)
+    prune.global_unstructured(
+        [(module, "weight") for module in data.modules], prune.L1Unstructured, amount=new
+    )
     return [module.weight_mask for module in data.modules]
 
 
@@ -86,9 +94,9 @@ def as_module(weight: Tensor, mask: Tensor) -> nn.Module:
 def kthvalue(data: Data) -> Iterable[Tensor]:
     """All weights, those of the other ranks as well, in one tensor, and torch's k-th value."""
     flat = torch.cat([*data.weights.values()])
-    if data.ranks.count > 1:
-        part, flat = flat, torch.empty(len(flat) * data.ranks.count)
-        dist.all_gather([*flat.chunk(data.ranks.count)], part)
+    if data.ranks.shards > 1:
+        part, flat = flat, torch.empty(len(flat) * data.ranks.shards)
+        dist.all_gather([*flat.chunk(data.ranks.shards)], part)
         del part
     cut = flat.abs_().kthvalue(data.count).values
     return [torch.gt(data.weights[name].abs(), cut, out=mask) for name, mask in data.masks.items()]
@@ -112,11 +120,18 @@ VARIANTS: dict[str, Callable[[Data], Any]] = {
 
 def check(data: Data, masks: Iterable[Tensor]) -> None:
     """The right number is pruned, the smallest first; more only where weights at the cut are equal."""
-    mask, bits = torch.cat([mask.view(-1).bool() for mask in masks]), data.flat.abs().view(torch.int32)
-    cut = -data.ranks.least(-int(bits[~mask].max()))
+    mask, bits = (
+        torch.cat([mask.view(-1).bool() for mask in masks]),
+        data.flat.abs().view(torch.int32),
+    )
+    cut = -data.ranks.min(-int(bits[~mask].max()))
     numbers = torch.tensor([int((~mask).sum()), int((bits == cut).sum())])
     pruned, ties = data.ranks.sum(numbers).tolist()
-    assert int(bits[mask].min()) >= cut and 0 <= pruned - data.count < ties, (pruned, data.count, ties)
+    assert int(bits[mask].min()) >= cut and 0 <= pruned - data.count < ties, (
+        pruned,
+        data.count,
+        ties,
+    )
 
 
 def clock(ranks: Ranks, names: list[str], rounds: int, *shape: Any) -> dict[str, list]:
@@ -135,8 +150,12 @@ def once(data: Data, name: str, checked: bool = False) -> tuple[float, int, list
     """What `measured` gives of one run from the masks before."""
     for mask, before in zip(data.masks.values(), data.start, strict=True):
         mask.copy_(before)
-    data.modules = [*map(as_module, data.weights.values(), data.start)] if name == "global_unstructured" else ()
-    data.ranks.least(0)  # a barrier
+    data.modules = (
+        [*map(as_module, data.weights.values(), data.start)]
+        if name == "global_unstructured"
+        else ()
+    )
+    data.ranks.min(0)  # a barrier
     masks, *found = measured(lambda: VARIANTS[name](data))
     if checked and not name.startswith("read"):
         check(data, masks)
@@ -144,14 +163,22 @@ def once(data: Data, name: str, checked: bool = False) -> tuple[float, int, list
 
 
 def measured(call: Callable[[], Any]) -> tuple[Any, float, int, list[int]]:
-    """What a call returns, its seconds, the bytes by which the resident set grows at most (Linux), and its traffic."""
+    """What a call returns, its seconds, the bytes by which the resident set grows at most (Linux),
+    and its traffic.
+    """
     sent, reduce, gather = [], dist.all_reduce, dist.all_gather
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     with (
-        patch.object(dist, "all_reduce", lambda tensor, op: sent.append(tensor.nbytes) or reduce(tensor, op)),
-        patch.object(dist, "all_gather", lambda parts, tensor: sent.append(tensor.nbytes) or gather(parts, tensor)),
+        patch.object(
+            dist, "all_reduce", lambda tensor, op: sent.append(tensor.nbytes) or reduce(tensor, op)
+        ),
+        patch.object(
+            dist,
+            "all_gather",
+            lambda parts, tensor: sent.append(tensor.nbytes) or gather(parts, tensor),
+        ),
     ):
         started = time.perf_counter()
         result = call()
@@ -166,8 +193,13 @@ def resident(key: str) -> int:
 
 
 def spawn(world: int, threads: int, function: Callable, *args: Any) -> list[Any]:
-    """function(Ranks, *args) of each of `world` new processes, joined by gloo where there are several."""
-    with TemporaryDirectory() as folder, ProcessPoolExecutor(world, multiprocessing.get_context("spawn")) as pool:
+    """function(Ranks, *args) of each of `world` new processes, joined by gloo where there are
+    several.
+    """
+    with (
+        TemporaryDirectory() as folder,
+        ProcessPoolExecutor(world, multiprocessing.get_context("spawn")) as pool,
+    ):
         common = (f"file://{folder}/store", threads, function, *args)
         jobs = [pool.submit(join, Ranks(i, world, world), *common) for i in range(world)]
         return [job.result() for job in jobs]
@@ -176,14 +208,19 @@ def spawn(world: int, threads: int, function: Callable, *args: Any) -> list[Any]
 def join(ranks: Ranks, address: str, threads: int, function: Callable, *args: Any) -> Any:
     """One process of `spawn`."""
     torch.set_num_threads(threads)
-    if ranks.count > 1:
-        dist.init_process_group("gloo", init_method=address, rank=ranks.index, world_size=ranks.count)
+    if ranks.shards > 1:
+        dist.init_process_group(
+            "gloo", init_method=address, rank=ranks.index, world_size=ranks.shards
+        )
     return function(ranks, *args)
 
 
 def slowest(found: list[dict[str, list]], name: str) -> list[float]:
     """Seconds of each round on the rank that took longest."""
-    return [max(rank[0] for rank in turn) for turn in zip(*(rank[name][1:] for rank in found), strict=True)]
+    return [
+        max(rank[0] for rank in turn)
+        for turn in zip(*(rank[name][1:] for rank in found), strict=True)
+    ]
 
 
 def quartiles(values: list[float], digits: int = 3) -> str:
@@ -195,17 +232,34 @@ def quartiles(values: list[float], digits: int = 3) -> str:
 def main() -> None:
     """Measure and print a table; of ranks, the most that any took."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("rounds", 5), ("threads", 1), ("world", 1), ("before", 0.0), ("after", 0.1)):
+    for name, default in (
+        ("rounds", 5),
+        ("threads", 1),
+        ("world", 1),
+        ("before", 0.0),
+        ("after", 0.1),
+    ):
         parser.add_argument(f"--{name}", type=type(default), default=default)
     options = parser.parse_args()
-    world, threads, shape = options.world, options.threads, (options.world, options.before, options.after)
+    world, threads, shape = (
+        options.world,
+        options.threads,
+        (options.world, options.before, options.after),
+    )
     names, shard = [*VARIANTS] if world == 1 else ["ours", "kthvalue"], 4 * SIZE / world
-    print(f"{options}, torch {torch.__version__}, {platform.machine()}, {shard / 1e6:.0f} MB of weights a rank\n")
-    print("| variant | seconds | times ours | extra memory, MB | of the weights | bytes handed over | collectives |")
+    print(
+        f"{options}, torch {torch.__version__}, {platform.machine()}, {shard / 1e6:.0f} MB of weights a rank\n"
+    )
+    print(
+        "| variant | seconds | times ours | extra memory, MB | of the weights | bytes handed over | collectives |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     found = spawn(world, threads, clock, names, options.rounds, *shape)
     for name in names:
-        ratio = [theirs / our for theirs, our in zip(slowest(found, name), slowest(found, "ours"), strict=True)]
+        ratio = [
+            theirs / our
+            for theirs, our in zip(slowest(found, name), slowest(found, "ours"), strict=True)
+        ]
         alone = [rank[name][0] for rank in spawn(world, threads, clock, [name], 0, *shape)]
         extra, sent = max(rank[1] for rank in alone), max((rank[2] for rank in alone), key=sum)
         cells = f"{quartiles(slowest(found, name))} | {quartiles(ratio, 2)} | {extra / 1e6:,.1f} | {extra / shard:.2f}"

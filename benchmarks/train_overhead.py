@@ -1,15 +1,17 @@
-"""Tokens a second of our training loop under a 70 % mask, beside three others: `python benchmarks/train_overhead.py`.
+"""Tokens a second of our training loop under a 70 % mask, beside three others: `python
+benchmarks/train_overhead.py`.
 
-Each variant is a process of its own that keeps its model and trains when it is told; the parent goes round
-them, so that a change of the machine's speed meets all alike. Ratios are taken round by round.
+Each variant is a process of its own that keeps its model and trains when it is told; the parent
+goes round them, so that a change of the machine's speed meets all alike. Ratios are taken round by
+round.
 
-    masked        lth_scale's loop, 70 % of the prunable weights masked
-    dense         the same loop, no mask
-    torch_prune   the same loop, the model reparametrised by torch.nn.utils.prune
-    hf_trainer    transformers.Trainer, dense
+masked lth_scale's loop, 70 % of the prunable weights masked dense the same loop, no mask
+torch_prune the same loop, the model reparametrised by torch.nn.utils.prune hf_trainer
+transformers.Trainer, dense
 
-The model has minilm-l3's shape (3 layers, hidden 384, vocabulary 30522) and random weights, or is that of --model;
-tokens are random. On a GPU where there is one; steps are timed from the end of the first to that of the last.
+The model has minilm-l3's shape (3 layers, hidden 384, vocabulary 30522) and random weights, or is
+that of --model; tokens are random. On a GPU where there is one; steps are timed from the end of the
+first to that of the last.
 """
 
 import argparse
@@ -25,8 +27,8 @@ from types import SimpleNamespace
 
 import numpy
 
-from lth_scale import files
-from lth_scale.evidence import made
+from lth_scale.config import files
+from lth_scale.science.saved import provenance
 
 VARIANTS = ("masked", "dense", "torch_prune", "hf_trainer")
 ROWS = 512
@@ -46,12 +48,21 @@ def make_data(length: int):
 def make_model(directory: str | None = None):
     """A classifier on the encoder of `directory`, or of minilm-l3's shape."""
     import torch
-    from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+    from transformers import (
+        AutoModelForSequenceClassification,
+        BertConfig,
+        BertForSequenceClassification,
+    )
 
     torch.manual_seed(0)
     if directory:
         return AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
-    shape = {"hidden_size": 384, "num_hidden_layers": 3, "num_attention_heads": 12, "intermediate_size": 1536}
+    shape = {
+        "hidden_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+    }
     return BertForSequenceClassification(BertConfig(**shape))
 
 
@@ -64,39 +75,51 @@ def collate(rows: list[dict]) -> dict:
 
 
 def our_loop(variant: str, options: SimpleNamespace):
-    """steps → the times at which the first and the last of that many steps ended, in lth_scale's loop."""
+    """steps → the times at which the first and the last of that many steps ended, in lth_scale's
+    loop.
+    """
     import torch
     from torch.nn.utils import prune
 
-    from lth_scale import threshold, training
-    from lth_scale.arguments import resolve
-    from lth_scale.prunable import prunable
+    from lth_scale.config.resolution import resolve
+    from lth_scale.pruning import threshold
+    from lth_scale.pruning.prunable_set import prunable
+    from lth_scale.training import environment, loop, networks
 
     batch, optim = options.batch, "adamw_torch_fused"
     given = {"per_device_train_batch_size": batch, "optim": optim, "bf16": options.bf16}
     args = resolve({"task": "sst2", "preset": "demo", **given})
     model, rows = make_model(options.model), make_data(options.length)
-    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+    masks = {
+        name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()
+    }
     threshold.prune(prunable(model), masks, 0.7, "global")
     if variant == "torch_prune":
         for name, mask in masks.items():
-            prune.custom_from_mask(model.base_model.get_submodule(name.removesuffix(".weight")), "weight", mask)
+            prune.custom_from_mask(
+                model.base_model.get_submodule(name.removesuffix(".weight")), "weight", mask
+            )
 
     def loss(model, batch):
         output = model(**batch)
         return output.loss, output.logits
 
     task = SimpleNamespace(model=model, train=rows, collate=collate, loss=loss, grouped=False)
-    net = training.prepare(training.make_accelerator(args), task, args)  # type: ignore[arg-type]
+    net = networks.prepare(environment.make_accelerator(args), task, args)  # type: ignore[arg-type]
     net.masks = {}
     if variant == "masked":
-        training.restart(net, net.initial, masks, 0, 0)
+        networks.restart(net, net.initial, masks, 0, 0)
     net.initial = {}  # a search lets go of θ₀ too
 
     def go(steps: int) -> list[float]:
         ends: list[float] = []
         until = net.step + steps
-        training.train(net, until, lambda step: 1e-5, lambda step, loss: at_ends(ends, step, until - steps, until))
+        loop.train(
+            net,
+            until,
+            lambda step: 1e-5,
+            lambda step, loss: at_ends(ends, step, until - steps, until),
+        )
         return ends
 
     return go
@@ -127,21 +150,32 @@ def hf_trainer(options: SimpleNamespace):
     def go(steps: int) -> list[float]:
         ends.clear()
         arguments = TrainingArguments(
-            output_dir=tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=options.batch,
-            learning_rate=1e-5, optim="adamw_torch_fused", report_to="none", save_strategy="no", logging_strategy="no",
-            disable_tqdm=True, bf16=options.bf16,
-        )  # fmt: skip
-        Trainer(model, arguments, train_dataset=rows, data_collator=collate, callbacks=[Clock()]).train()
+            output_dir=tempfile.mkdtemp(),
+            max_steps=steps,
+            per_device_train_batch_size=options.batch,
+            learning_rate=1e-5,
+            optim="adamw_torch_fused",
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            bf16=options.bf16,
+        )
+        Trainer(
+            model, arguments, train_dataset=rows, data_collator=collate, callbacks=[Clock()]
+        ).train()
         return list(ends)
 
     return go
 
 
 def worker(variant: str, options: SimpleNamespace, pipe) -> None:
-    """Build the variant, then answer each number of steps with (seconds a step, peak memory in bytes)."""
+    """Build the variant, then answer each number of steps with (seconds a step, peak memory in
+    bytes).
+    """
     import torch
 
-    from lth_scale.trial import peak_memory
+    from lth_scale.training.run import peak_memory
 
     torch.set_num_threads(options.threads)
     go = hf_trainer(options) if variant == "hf_trainer" else our_loop(variant, options)
@@ -153,7 +187,9 @@ def worker(variant: str, options: SimpleNamespace, pipe) -> None:
 
 
 def measure(options: SimpleNamespace) -> dict[str, list]:
-    """variant → [(seconds a step, peak memory)] of each round, the order of variants turning with the round."""
+    """variant → [(seconds a step, peak memory)] of each round, the order of variants turning with
+    the round.
+    """
     context = multiprocessing.get_context("spawn")
     pipes = {}
     for variant in VARIANTS:
@@ -173,16 +209,23 @@ def measure(options: SimpleNamespace) -> dict[str, list]:
 
 
 def summary(found: dict[str, list], tokens: int) -> list[dict]:
-    """Medians and quartiles of steps and tokens a second, and of the speed of `masked` against each other variant."""
+    """Medians and quartiles of steps and tokens a second, and of the speed of `masked` against each
+    other variant.
+    """
     lines = []
     for variant, rounds in found.items():
         speed = [1 / seconds for seconds, _ in rounds]
         ratio = [theirs[0] / ours[0] for ours, theirs in zip(found["masked"], rounds, strict=True)]
-        lines.append({
-            "variant": variant, "steps_per_second": quartiles(speed), "masked_is_times_as_fast": quartiles(ratio),
-            "tokens_per_second": [round(tokens * each) for each in quartiles(speed)],
-            "peak_memory_mb": round(rounds[-1][1] / 1e6), "n": len(rounds),
-        })  # fmt: skip
+        lines.append(
+            {
+                "variant": variant,
+                "steps_per_second": quartiles(speed),
+                "masked_is_times_as_fast": quartiles(ratio),
+                "tokens_per_second": [round(tokens * each) for each in quartiles(speed)],
+                "peak_memory_mb": round(rounds[-1][1] / 1e6),
+                "n": len(rounds),
+            }
+        )
     return lines
 
 
@@ -190,11 +233,17 @@ def rows(found: dict[str, list], tokens: int) -> list[dict]:
     """The same, round by round, as docs/evidence wants it."""
     said = []
     for variant, rounds in found.items():
-        speed, memory = [tokens / seconds for seconds, _ in rounds], [most / 1e9 for _, most in rounds[-1:]]
+        speed, memory = (
+            [tokens / seconds for seconds, _ in rounds],
+            [most / 1e9 for _, most in rounds[-1:]],
+        )
         ratio = [theirs[0] / ours[0] for ours, theirs in zip(found["masked"], rounds, strict=True)]
         named = [("speed", "tokens/s", speed), ("peak memory", "GB", memory)]
         named += [("speed of masked ÷ its own", "×", ratio)] if variant != "masked" else []
-        said += [{"what": f"{variant}: {what}", "unit": unit, "values": values} for what, unit, values in named]
+        said += [
+            {"what": f"{variant}: {what}", "unit": unit, "values": values}
+            for what, unit, values in named
+        ]
     return said
 
 
@@ -207,9 +256,9 @@ def mask_alone(options: SimpleNamespace, calls: int = 50) -> dict:
     """Milliseconds of one `masking.mask_gradients` on this model, without the step around it."""
     import torch
 
-    from lth_scale import masking, threshold
-    from lth_scale.prunable import prunable
-    from lth_scale.sharding import replicated
+    from lth_scale.distributed.ddp import replicated
+    from lth_scale.pruning import masking, threshold
+    from lth_scale.pruning.prunable_set import prunable
 
     torch.set_num_threads(options.threads)
     weights = prunable(make_model(options.model))
@@ -230,20 +279,32 @@ def mask_alone(options: SimpleNamespace, calls: int = 50) -> dict:
 def main() -> None:
     """Measure and print one JSON line a variant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("rounds", 15), ("steps", 10), ("batch", 32), ("length", 64), ("threads", 2)):
+    for name, default in (
+        ("rounds", 15),
+        ("steps", 10),
+        ("batch", 32),
+        ("length", 64),
+        ("threads", 2),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--model", help="a directory; by default random weights of minilm-l3's shape")
+    parser.add_argument(
+        "--model", help="a directory; by default random weights of minilm-l3's shape"
+    )
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--save", type=Path, help="keep the measurements for docs/evidence")
     options = SimpleNamespace(**vars(parser.parse_args()))
-    print(json.dumps({**vars(options), "machine": platform.processor() or platform.machine()}, default=str))
+    print(
+        json.dumps(
+            {**vars(options), "machine": platform.processor() or platform.machine()}, default=str
+        )
+    )
     found, tokens = measure(options), options.batch * options.length
     for line in summary(found, tokens):
         print(json.dumps(line), flush=True)
     print(json.dumps(mask_alone(options)))
     if options.save:
         how = shlex.join(["python", "benchmarks/train_overhead.py", *sys.argv[1:]])
-        files.write_json(options.save, {"made": made(None, how), "rows": rows(found, tokens)})
+        files.write_json(options.save, {"made": provenance(None, how), "rows": rows(found, tokens)})
 
 
 if __name__ == "__main__":

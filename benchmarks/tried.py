@@ -1,7 +1,7 @@
-"""What full networks learn, by task and hyper-parameters: is there anything here that a ticket could keep?
+"""What full networks learn, by task and hyper-parameters: is there anything here that a ticket
+could keep?
 
-`python benchmarks/tried.py RUN... --save docs/evidence/tried.json`
-reads the first rounds of searches of `lth_scale.imp`. Of runs that differ in their seeds alone one row is made.
+`python benchmarks/tried.py RUN... --save docs/evidence/tried.json` reads the first rounds of searches of `lth_scale.imp`. Of runs that differ in their seeds alone one row is made.
 """
 
 import argparse
@@ -10,16 +10,16 @@ import shlex
 import sys
 from pathlib import Path
 
-from lth_scale import files
-from lth_scale.evidence import made
-from lth_scale.tracking import SCORES
+from lth_scale.config import files
+from lth_scale.science.saved import provenance
+from lth_scale.tasks.registry import TASKS
 
 
 def learnt(run: Path) -> tuple[str, float]:
     """How a search trained its full network, and the score of it, in points."""
     said = json.loads((run / "arguments.json").read_text())
     first = json.loads((run / "results.json").read_text())[0]
-    metric = SCORES[said["task"]]
+    metric = TASKS[said["task"]].metric
     model, batch, rate = (
         Path(said["model_name_or_path"]).name,
         said["per_device_train_batch_size"],
@@ -37,12 +37,14 @@ def main() -> None:
     for run in given.runs:
         how, score = learnt(run)
         found.setdefault(how, []).append(score)
-    rows = [{"what": how, "unit": "points", "values": scores} for how, scores in sorted(found.items())]
+    rows = [
+        {"what": how, "unit": "points", "values": scores} for how, scores in sorted(found.items())
+    ]
     for each in rows:
         print(f"{each['what']:<80} {' '.join(f'{value:.1f}' for value in each['values'])}")
     if given.save:
         command = shlex.join(["python", "benchmarks/tried.py", *sys.argv[1:]])
-        files.write_json(given.save, {"made": made(given.runs[0], command), "rows": rows})
+        files.write_json(given.save, {"made": provenance(given.runs[0], command), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,22 +1,66 @@
-"""lth_scale: find, train, test and ship lottery tickets in pre-trained encoders (Chen et al., NeurIPS 2020)."""
+"""lth_scale: find, train, test and ship lottery tickets in pre-trained encoders.
 
+Chen et al., NeurIPS 2020. Names are imported on first use, so that `--help` and bad input do not
+wait for torch.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from lth_scale.export import load_exported
-    from lth_scale.ticket import Ticket
+from lth_scale.config.version import __version__
+from lth_scale.pruning import registries as _pruning
+from lth_scale.shipping.export import registry as _formats
+from lth_scale.shipping.speed import registry as _backends
+from lth_scale.tasks import registry as _tasks
+from lth_scale.tracking import trackers as _trackers
+from lth_scale.training import optimizer_registry as _optimizers
 
-__version__ = "0.2.0"
+if TYPE_CHECKING:
+    from lth_scale.pruning.ticket import Ticket
+    from lth_scale.shipping.export.export import load_exported
+
+# The module that defines each public name.
+NAMES = {
+    "Ticket": "pruning.ticket",
+    "digest": "pruning.digests",
+    "base_digest": "pruning.digests",
+    "prune": "pruning.threshold",
+    "smallest": "pruning.threshold",
+    "prunable": "pruning.prunable_set",
+    "sparsities": "pruning.registries",
+    "resolve": "config.resolution",
+    "Training": "config.arguments",
+    "Arguments": "config.arguments",
+    "Transfer": "config.arguments",
+    "BadInput": "config.errors",
+    "load_exported": "shipping.export.export",
+    "push": "shipping.hub",
+    "pull": "shipping.pull",
+    "verify": "shipping.pull",
+    "register_score": "pruning.registries",
+    "register_schedule": "pruning.registries",
+    "register_pattern": "pruning.registries",
+    "register_control": "pruning.registries",
+    "register_task": "tasks.registry",
+    "register_tracker": "tracking.trackers",
+    "register_optimizer": "training.optimizer_registry",
+    "register_engine": "distributed.engines",
+    "register_format": "shipping.export.registry",
+    "register_backend": "shipping.speed.registry",
+}
+MODULES = {
+    "controls": "pruning.controls",
+    "masking": "pruning.masking",
+    "matching": "science.matching",
+}
+# The modules that fill the registries of flags.
+REGISTERED = (_pruning, _tasks, _trackers, _optimizers, _formats, _backends)
 __all__ = ["Ticket", "__version__", "load_exported"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Ticket":  # late, so that `--help` and bad input do not wait for torch
-        from lth_scale.ticket import Ticket
-
-        return Ticket
-    if name == "load_exported":
-        from lth_scale.export import load_exported
-
-        return load_exported
+    if name in MODULES:
+        return import_module(f"lth_scale.{MODULES[name]}")
+    if name in NAMES:
+        return getattr(import_module(f"lth_scale.{NAMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

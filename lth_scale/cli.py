@@ -1,93 +1,67 @@
-"""`lth VERB …`: every command of the package under one name, and what shells complete it with."""
+"""`lth COMMAND …`: all commands of the package under one name, and their shell completion."""
 
-import importlib
 import sys
-from argparse import Action, ArgumentParser, _SubParsersAction
-from collections.abc import Iterator
-from itertools import chain
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from lth_scale import __version__, arguments
-from lth_scale.arguments import Arguments, OneLineParser, Transfer, exit_on_bad_input
+from lth_scale.config.command import Command, NoFlags
+from lth_scale.config.exit_codes import exit_on_bad_input
+from lth_scale.config.parsers import VERBOSE, OneLineParser
+from lth_scale.config.version import __version__
+from lth_scale.distributed import compat
 
-# The modules whose `main` is a verb, and what --help says of each.
-VERBS = {
-    "imp": "find a lottery ticket by iterative magnitude pruning",
-    "transfer": "train a ticket, or a control of it, on a task",
-    "study": "run a grid of searches and transfers, each once",
-    "report": "write the report of a study",
-    "export": "write a ticket's network in a format that others load",
-    "speed": "time networks in every engine on this machine",
-    "hub": "push a run to the Hugging Face Hub, or pull one",
-    "ticket": "print a ticket, or combine two",
-}
-KINDS = {"imp": Arguments, "transfer": Transfer}
+COMMANDS = ("imp", "transfer", "study", "report", "export", "speed", "hub", "ticket")
 SHELLS = ("bash", "zsh", "tcsh")
 
 
-def build_parser(whole: bool = False) -> OneLineParser:
-    """`lth` and its verbs by name alone, or with all their flags."""
-    parser = OneLineParser("lth", description="Lottery tickets in pre-trained encoders.", allow_abbrev=False)
-    parser.usage = "lth VERB [flags]   (lth VERB --help lists them)"
+def command(name: str) -> Command[Any]:
+    """Return the command of a module, which is imported."""
+    return import_module(f"lth_scale.{name}").COMMAND
+
+
+def lth() -> OneLineParser:
+    """Return the parser of `lth` with all commands and their flags; does not import torch."""
+    parser = Command(
+        name="",
+        summary="lottery tickets in pre-trained encoders",
+        flags=NoFlags,
+        run=lambda args: None,
+        subcommands=(*map(command, COMMANDS),),
+    ).parser()
+    parser.usage = "lth COMMAND [flags]   (lth COMMAND --help lists them)"
     parser.add_argument("--version", action="version", version=f"lth_scale {__version__}")
-    parser.add_argument("--print-completion", choices=SHELLS, help="print the script that completes lth in this shell")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", parser_class=ArgumentParser)
-    for verb, about in VERBS.items():
-        verbs.add_parser(verb, help=about, add_help=False, parents=[parser_of(verb)] if whole else [])
+    parser.add_argument(
+        "--print-completion", choices=SHELLS, help="print the completion script for this shell"
+    )
     return parser
 
 
-def parser_of(verb: str) -> ArgumentParser:
-    """A verb's own parser, made without torch."""
-    if verb in KINDS:
-        return arguments.build_parser(f"lth_scale.{verb}", f"{VERBS[verb].capitalize()}.", KINDS[verb])
-    return arguments.ticket_parser() if verb == "ticket" else module_of(verb).build_parser()
-
-
-def module_of(verb: str) -> ModuleType:
-    """The module whose `main` a verb is."""
-    return importlib.import_module(f"lth_scale.{verb}" + (".__main__" if verb in ("export", "speed") else ""))
-
-
 def completion(shell: str) -> str:
-    """The script that completes verbs, flags, their choices and names of files."""
+    """Return the script that completes commands, flags, choices and files."""
     import shtab
 
-    parser = build_parser(whole=True)
-    for action in _actions(parser):
+    parser = lth()
+    for action in compat.parser_actions(parser):
         if action.nargs != 0 and not action.choices and action.type in (None, str, Path):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     return shtab.complete(parser, shell)
 
 
-def _actions(parser: ArgumentParser) -> Iterator[Action]:
-    for action in parser._actions:
-        yield action
-        if isinstance(action, _SubParsersAction):
-            yield from chain(*map(_actions, action.choices.values()))
-
-
 def run() -> None:
-    """Do what the command line says. Raises BadInput."""
-    if sys.argv[1:2] == [arguments.VERBOSE]:
-        sys.argv.append(sys.argv.pop(1))  # a flag of the verb's
-    named = [each for each in sys.argv[1:2] if not each.startswith("-")]
-    parser = build_parser()
-    given = parser.parse_args(named or sys.argv[1:])
-    if given.print_completion:
-        print(completion(given.print_completion))
-    elif given.verb:
-        del sys.argv[1]
-        parser_of(given.verb).parse_known_args()  # --help and wrong values do not wait for what the verb imports
-        module_of(given.verb).main()
-    else:
-        parser.print_help()
+    """Run this process's command line. Raises BadInput."""
+    if sys.argv[1:2] == [VERBOSE]:
+        sys.argv.append(sys.argv.pop(1))  # a flag of the command
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        command(sys.argv.pop(1)).main()
+        return
+    parser = lth()
+    shell = parser.parse_args().print_completion
+    print(completion(shell)) if shell else parser.print_help()
 
 
 def main() -> NoReturn:
-    """The console script."""
+    """Run `lth`, the console script."""
     exit_on_bad_input(run)
 
 

@@ -5,23 +5,27 @@
 
 from typing import TYPE_CHECKING
 
-from lth_scale import hub
-from lth_scale.arguments import Arguments, exit_on_bad_input, first_imports, parse
-from lth_scale.outbox import send_waiting
-from lth_scale.record import Record
-from lth_scale.terminal import show
+from lth_scale.config.arguments import Arguments
+from lth_scale.config.command import Command
+from lth_scale.config.exit_codes import exit_on_bad_input
+from lth_scale.config.resolution import from_command_line
+from lth_scale.config.startup import first_imports
+from lth_scale.science.summary import show
+from lth_scale.shipping import hub
+from lth_scale.tracking.run_directory import RunDirectory
+from lth_scale.tracking.trackers import TRACKERS
 
 if TYPE_CHECKING:
-    from lth_scale.search import Search
+    from lth_scale.training.search import Search
 
 
 def imp(search: "Search") -> None:
-    """Algorithm 1. From θ₀ to the ticket of the last sparsity; a round that is complete is not trained again."""
+    """Run Algorithm 1, from θ₀ to the ticket of the last sparsity. Skips complete rounds."""
     for k in search.rounds:
         if search.is_complete(k):
             continue
         if k == 0 and search.args.dense:
-            search.adopt(k)  # another search has trained this very network
+            search.reuse_dense_round()  # another search has trained this network
         else:
             search.restart(k)  # m ⊙ θᵢ; in round 0, θ₀ under a mask of ones
             for step in search.theta_steps if k == 0 else ():
@@ -29,13 +33,13 @@ def imp(search: "Search") -> None:
                 search.keep_theta(step)  # θᵢ
             search.train(until=search.steps)  # θₜ
             search.evaluate()
-        search.prune()  # the next mask: the smallest |θₜ| among what m keeps
+        search.prune()  # the next mask: without the smallest |θₜ| of those that m keeps
         search.complete()
 
 
 def compare(search: "Search") -> None:
-    """The control of --control at the sparsities of the last tickets, trained from the same θᵢ."""
-    for k in search.controlled_rounds:
+    """Train the control of --control from the same θᵢ, at the sparsities of the last tickets."""
+    for k in search.control_rounds:
         if search.is_complete(k, search.args.control):
             continue
         search.restart_control(k)
@@ -45,25 +49,33 @@ def compare(search: "Search") -> None:
 
 
 def run(args: Arguments) -> None:
-    """Find a ticket and compare it, or go on where that stopped, or show what was found. Raises BadInput."""
-    record = Record.open(args)
-    if not record.is_done():
-        hub.check(args)
-        with first_imports():  # of torch: bad input and finished searches do not wait for it
-            from lth_scale.search import Search
+    """Find a ticket and compare it with a control; resume a run that was stopped.
 
-        search = Search.begin(args, record)
+    A finished run is only shown. Raises BadInput.
+    """
+    directory = RunDirectory.open(args)
+    if not directory.is_done():
+        hub.check(args)
+        with first_imports():  # torch: bad input and finished runs do not wait for it
+            from lth_scale.training.search import Search
+
+        search = Search.open(args, directory)
         imp(search)
         compare(search)
         search.finish()
-    send_waiting(record)
-    show(record)
-    hub.push_when_done(record)
+    TRACKERS[args.report_to].flush(directory.directory)
+    show(directory)
+    hub.push_when_done(directory)
 
 
-def main() -> None:
-    """The command line of `lth_scale.imp`."""
-    run(parse(None, prog="lth_scale.imp", description="Find a lottery ticket by iterative magnitude pruning."))
+COMMAND = Command(
+    name="imp",
+    summary="find a lottery ticket by iterative magnitude pruning",
+    flags=Arguments,
+    run=run,
+    resolve=from_command_line,
+)
+main = COMMAND.main
 
 
 if __name__ == "__main__":

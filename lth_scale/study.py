@@ -1,359 +1,41 @@
-"""Run a study, each job once, however often it is stopped: `python -m lth_scale.study studies/demo.yaml`."""
+"""Run a grid of searches and transfers, each once.
 
-import fcntl
-import functools
-import math
-import os
-import shlex
-import signal
-import sys
-import time
-from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass, field
-from pathlib import Path
-from subprocess import DEVNULL, STDOUT, Popen
-from typing import IO, Any
+`python -m lth_scale.study studies/demo.yaml`
+"""
 
-from lth_scale import arguments, experiment, files, provenance
-from lth_scale.arguments import Arguments, BadInput, Training, exit_on_bad_input, printable, quoted, without_secrets
-from lth_scale.grid import LISTS, Flags, Job, Plan, as_argv, check_texts, difference, load, plan, summary
-from lth_scale.record import starved_in
-from lth_scale.redaction import redacted
+from lth_scale import imp, transfer
+from lth_scale.config.command import Command
+from lth_scale.config.exit_codes import exit_on_bad_input
+from lth_scale.science import study_command
+from lth_scale.science.plans import Job
+from lth_scale.science.study_command import StudyFlags, extra, overrides, resolve
 
-PARTS = ("name", "cells", "jobs")  # of study.json
-# Training examples, as in Table 1 of Chen et al. 2020 (squad: windows of 384 tokens); a round of mlm is in steps.
-ROWS = {"mnli": 392_702, "qqp": 363_846, "stsb": 5_749, "wnli": 635, "qnli": 104_743, "mrpc": 3_668, "rte": 2_490,
-        "sst2": 67_349, "cola": 8_551, "squad": 88_641}  # fmt: skip
+__all__ = ["COMMAND", "main", "overrides"]
+
+JOBS = {command.name: command for command in (imp.COMMAND, transfer.COMMAND)}
 
 
-@dataclass
-class Runner:
-    """Runs jobs below `directory`, one at a time; what became of each is in `failed` and `waiting`."""
-
-    made: Plan
-    directory: Path
-    jobs: list[Job]
-    failed: dict[str, str] = field(default_factory=dict)
-    waiting: dict[str, str] = field(default_factory=dict)
-
-    def path(self, job: Job, ending: str = "") -> Path:
-        """A job's directory, or a file beside or in it."""
-        return self.directory / "jobs" / f"{job.id}{ending}"
-
-    def is_done(self, job: Job) -> bool:
-        """True once a job has finished, here or in another process."""
-        return self.path(job, "/complete").is_file()
-
-    def run(self) -> None:
-        """Run what is not done. A job that another process is on is waited for, and run here should that one die."""
-        (self.directory / "jobs").mkdir(parents=True, exist_ok=True)
-        left, told = [job for job in self.jobs if not self.is_done(job)], False
-        while left:
-            before, left = left, [job for job in left if not self.settle(job)]
-            if left == before:
-                print("" if told else f"waiting for {left[0].id}, which another process runs\n", end="", flush=True)
-                told = True
-                time.sleep(1)
-
-    def settle(self, job: Job) -> bool:
-        """Run a job if that can be done now. True where nothing is left to do about it."""
-        lost = [need for need in job.needs if need in self.failed or need in self.waiting]
-        if lost:
-            self.waiting[job.id] = f"needs {lost[0]}"
-            return True
-        if not all(self.is_done(self.made.jobs[need]) for need in job.needs):
-            return False
-        with self._open(job, ".lock") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            if not self.is_done(job):
-                self.start(job, lock.fileno())
-        return True
-
-    def check(self) -> None:
-        """Raise BadInput where something that no study wrote lies in the place of a job's lock or log."""
-        for path in (self.path(job, ending) for job in self.jobs for ending in (".lock", ".log")):
-            if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
-                raise BadInput(f"{path}: is not a file that a study wrote; move it away")
-
-    def _open(self, job: Job, ending: str) -> IO[str]:
-        """A file beside a job's directory, to append to. Raises BadInput where something else lies there."""
-        path = self.path(job, ending)
-        try:
-            return os.fdopen(files.open_own(path, os.O_WRONLY | os.O_APPEND), "a")
-        except OSError as problem:
-            raise BadInput(f"{path}: cannot be written ({problem.strerror}); move it away") from None
-
-    def start(self, job: Job, lock: int) -> None:
-        """Run a job and say how it went. Its process holds the lock too, and so outlives a study that is killed."""
-        print(f"[{self.jobs.index(job) + 1}/{len(self.jobs)}] {job.id} … ", end="", flush=True)
-        began, command, log = time.monotonic(), self.command(job), self.path(job, ".log")
-        with self._open(job, ".log") as to:
-            print("$", printable(without_secrets(shlex.join(command))), file=to, flush=True)
-            child = Popen(command, stdin=DEVNULL, stdout=to, stderr=STDOUT, pass_fds=[lock], start_new_session=True)
-            try:
-                child.wait()
-            except SystemExit:  # a signal: end the launcher and what it started
-                os.killpg(child.pid, signal.SIGTERM)
-                child.wait()
-                raise
-        if not self.is_done(job):
-            last = log.read_text(errors="replace").rstrip().splitlines()[-1]
-            self.failed[job.id] = f"exit code {child.returncode}: {printable(without_secrets(last))} ({quoted(log)})"
-        print("failed" if job.id in self.failed else "done", f"after {time.monotonic() - began:.0f} s", flush=True)
-
-    def command(self, job: Job) -> list[str]:
-        """A job's command line."""
-        launcher = self.made.studies[0].keys["launcher"].split() or [sys.executable, "-m"]
-        flags: Flags = {**job.flags, "output_dir": self.path(job)}
-        flags |= {name: self.directory / flags[name] for name in ("ticket", "dense") if name in flags}
-        verbose = [arguments.VERBOSE] if arguments.is_verbose() else []
-        return [*launcher, f"lth_scale.{job.kind}", *as_argv(flags), *verbose]
-
-    def table(self) -> str:
-        """How many jobs are done, and why the others are not."""
-        counts = {"done": sum(map(self.is_done, self.jobs)), "failed": len(self.failed), "waiting": len(self.waiting)}
-        lines = ["", "| state   | jobs |", "|---------|------|", *(f"| {k:<7} | {n:4} |" for k, n in counts.items())]
-        for state, jobs in (("failed", self.failed), ("waiting", self.waiting)):
-            lines += [f"{state:<8} {job}: {why}" for job, why in jobs.items()]
-        return "\n".join([*lines, *self.starved()])
-
-    def starved(self) -> list[str]:
-        """A line for each finished job with a network of which a matrix is all but empty, on the first such one."""
-        lines = []
-        for job in filter(self.is_done, self.jobs):
-            rows = [row for name in ("results", "controls") for row in self._rows(self.path(job, f"/{name}.json"))]
-            lines += [f"starved  {job.id}: {words}" for words in filter(None, map(starved_in, rows))][:1]
-        return lines
-
-    def _rows(self, file: Path) -> list[dict[str, Any]]:
-        try:
-            rows = files.read_json(file)
-        except (OSError, ValueError, RecursionError):
-            return []  # none of this job, or damaged, as the report will say
-        return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+def job_command(job: Job) -> list[str]:
+    """Return the command line of a job, without the launcher."""
+    return JOBS[job.kind].words(job.flags)
 
 
-def share(made: Plan, index: int, of: int) -> list[Job]:
-    """Every `of`-th job from `index` on, and what those need."""
-    wanted = set(list(made.jobs)[index::of])
-    for job in reversed(made.jobs.values()):  # a job comes after what it needs
-        wanted |= set(job.needs) if job.id in wanted else set()
-    return [job for job in made.jobs.values() if job.id in wanted]
+def run(args: StudyFlags) -> None:
+    """Run the jobs of a study that are not done. Raises BadInput."""
+    study_command.run(args, job_command)
 
 
-def refuse_other_flags(made: Plan, directory: Path) -> None:
-    """Refuse to mix jobs that were begun with other flags. Raises BadInput."""
-    path = directory / "study.json"
-    if not os.path.lexists(path) and os.path.lexists(directory / "jobs"):
-        raise BadInput(f"--output_dir {directory}: holds jobs, which no study made; give another directory")
-    try:
-        known: Any = files.read_json(path) if os.path.lexists(path) else dict.fromkeys(PARTS, ())
-        jobs = known["jobs"] or [known[name] for name in PARTS][-1]
-        before = {job["id"]: redacted(job["flags"]) for job in jobs}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-        raise BadInput(f"--output_dir {directory}: its study.json is damaged, so it is not known with which flags its "
-                       "jobs were begun; put back a copy of it, or give another directory") from problem  # fmt: skip
-    for job in made.jobs.values():
-        home, now = directory / "jobs" / job.id, redacted(job.flags)
-        differ = difference(before.get(job.id, now), now, but=arguments.COSMETIC)
-        if differ and (then := begun(home)):
-            digests = provenance.content(job.args.task, job.args.model_name_or_path, job.args.dataset_path)
-            told = provenance.told_by_content(then, digests)
-            differ = difference(before.get(job.id, now), now, but={*arguments.COSMETIC, *told})
-        if differ and home.exists():
-            raise BadInput(f"--output_dir {directory}: {job.id} was begun with other flags: {differ}, then and now; "
-                           f"give another directory, or delete {home}")  # fmt: skip
-
-
-def refuse_other_content(made: Plan, directory: Path) -> None:
-    """Refuse to mix jobs that were begun with other data or another model. Raises BadInput."""
-    content = functools.cache(provenance.content)  # many jobs, few files
-    for job in made.jobs.values():
-        home, args = directory / "jobs" / job.id, job.args
-        if not (before := begun(home)):
-            continue
-        digests = content(args.task, args.model_name_or_path, args.dataset_path)
-        differ = provenance.differences(before, {"digests": digests})
-        if differ:
-            raise BadInput(f"--output_dir {directory}: {job.id} was begun with other content ({differ[0]}); put it "
-                           f"back, give another directory, or delete {home}")  # fmt: skip
-
-
-def begun(home: Path) -> dict[str, Any]:
-    """arguments.json of a job; {} where it was not begun, or where that is damaged, as its command will say."""
-    try:
-        before = {**files.read_json(home / "arguments.json")}
-        provenance.check_kinds(before)
-        return before
-    except (OSError, ValueError, TypeError, RecursionError):
-        return {}
-
-
-def refuse_other_weights(made: Plan) -> None:
-    """Refuse to find tickets in other weights than they are to be trained in. Raises BadInput."""
-    digest = functools.cache(base_sha256)
-    for job in made.jobs.values():
-        if not {"ticket", "model_name_or_path"} <= job.flags.keys() or job.args.allow_other_weights:
-            continue  # a ticket brings its base model along
-        both = (made.jobs[job.needs[0]].args, job.args)
-        source, own = ((args.model_name_or_path, args.model_revision) for args in both)
-        found, ours = (digest(*source), digest(*own)) if source != own else ("", "")
-        if "" not in (found, ours) and found != ours:
-            raise BadInput(
-                f"{job.id}: --model_name_or_path {own[0]}: is base_sha256 {ours[:12]}…, and its ticket is to be found "
-                f"in {found[:12]}… of {source[0]}: other weights; give both one model, or --allow_other_weights"
-            )
-
-
-def base_sha256(model: str, revision: str | None) -> str:
-    """The digest of a model's weights, by which a ticket knows its base; '' where it cannot be loaded here and now."""
-    from transformers import AutoModelForSequenceClassification  # imports torch
-
-    from lth_scale.tasks.task import load_model, load_tokenizer
-
-    args = Training(task="sst2", model_name_or_path=model, model_revision=revision)
-    try:
-        return load_model(args, AutoModelForSequenceClassification, load_tokenizer(args)).base_sha256
-    except BadInput:
-        return ""  # as its job will say
-
-
-def steps_a_round(args: Training) -> float:
-    """Optimizer steps of one training on one device, or nan where that cannot be known before it starts."""
-    if args.max_steps >= 0:
-        return args.max_steps
-    rows, file = ROWS.get(args.task, math.inf), Path(args.dataset_path or "", "train.jsonl")
-    if args.dataset_path and args.task in ROWS:  # a line of mlm is not an example
-        rows = file.read_bytes().count(b"\n") if file.is_file() else math.inf
-    rows = min(rows, args.max_train_samples or math.inf)
-    whole = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    return math.nan if rows == math.inf else math.ceil(args.num_train_epochs * math.ceil(rows / whole))
-
-
-def steps_of(job: Job) -> float:
-    """Optimizer steps of a job: of all the rounds that it trains itself. Raises BadInput."""
-    try:
-        one = steps_a_round(job.args)
-    except OverflowError:
-        raise BadInput(
-            f"{job.id}: --num_train_epochs {job.args.num_train_epochs}: is more than can be counted; give less"
-        ) from None
-    if math.isnan(one) or not isinstance(job.args, Arguments):
-        return one
-    later = one - int(arguments.parse_rewind_step(job.args.rewind_step, int(one)))
-    return (0 if job.args.dense else one) + (len(job.ladder) - 1) * later
-
-
-def seconds_a_step(runner: Runner) -> dict[str, float]:
-    """By task, as measured in its finished jobs, evaluation included."""
-    rows: dict[str, list[tuple[float, float]]] = {}
-    for job in filter(runner.is_done, runner.made.jobs.values()):
-        file = runner.path(job, "/results.json")
-        try:
-            those = [(float(row["steps"]), float(row["seconds"])) for row in files.read_json(file)]
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as problem:
-            raise BadInput(
-                f"{file}: is damaged or missing; put back a copy of it, or delete {file.parent}"
-            ) from problem
-        rows.setdefault(job.args.task, []).extend(those)
-    sums = {task: [sum(column) for column in zip(*those, strict=True)] for task, those in rows.items()}
-    return {task: seconds / steps for task, (steps, seconds) in sums.items() if steps}
-
-
-def costs(runner: Runner) -> str:
-    """Each job with what it costs, and what the jobs that are not done cost in all; ? is what is not known."""
-    measured, left = seconds_a_step(runner), []
-    line = "{:<6}{:>11,}{:>18,}{:>9,.3f}  {}".format
-    lines = ["state       steps    tokens at most    hours  job (needs)"]
-    for job in runner.jobs:
-        args, steps, state = job.args, steps_of(job), "done" if runner.is_done(job) else "to do"
-        tokens = steps * args.per_device_train_batch_size * args.gradient_accumulation_steps * args.max_seq_length
-        cost = [steps, tokens, steps * measured.get(args.task, math.nan) / 3600]
-        left += [cost] if state == "to do" else []
-        lines.append(line(state, *cost, job.id + (f" ({', '.join(job.needs)})" if job.needs else "")))
-    total = [sum(cost[i] for cost in left) for i in range(3)]
-    lines.append(line("in all", *total, f"{len(left)} of {len(runner.jobs)} jobs to do"))
-    lines.append("Steps are those of one device; hours go by the finished jobs of each task in this directory.")
-    return "\n".join(lines).replace(" nan", "   ?")
-
-
-def overrides(rest: list[str]) -> Flags:
-    """`--flag value …` for every job. Raises BadInput."""
-    given: Flags = {}
-    for part in rest:
-        name, equals, value = part.removeprefix("--").partition("=")
-        last = list(given)[-1] if given else ""
-        if part.startswith("--"):
-            given[name] = ([value] if name in LISTS else value) if equals else True
-        elif last and given[last] is True:
-            given[last] = [part] if last in LISTS else part
-        elif last in LISTS:
-            given[last].append(part)
-        else:
-            raise BadInput(f"{part}: belongs to no flag; give STUDY.yaml first, then --flag value")
-    for name, value in given.items():
-        check_texts(f"--{name}", value)
-    return given
-
-
-def build_parser() -> arguments.OneLineParser:
-    """The study's own flags."""
-    what = "Run a grid of jobs, each once; any further --flag value goes to every job and wins over the file."
-    parents = [share_parser()]
-    parser = arguments.OneLineParser("lth_scale.study", description=what, allow_abbrev=False, parents=parents)
-    parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="what to run: studies/*.yaml, docs/studies.md")
-    parser.add_argument("--output_dir", type=Path, help="where everything is written (default: runs/NAME)")
-    parser.add_argument("--dry_run", action="store_true", help="print the jobs and their costs, and write nothing")
-    return parser
-
-
-def share_parser() -> ArgumentParser:
-    """The flags of a share, which are no part of the command that makes the whole."""
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--index", type=int, default=0, help="run a share: every N-th job from this one on, from 0")
-    parser.add_argument("--of", type=int, default=1, metavar="N", help="how many shares there are")
-    return parser
-
-
-def command_line() -> tuple[Namespace, Flags]:
-    """The study's own flags, and those for its jobs. Raises BadInput."""
-    given, rest = build_parser().parse_known_args()
-    if not 0 <= given.index < given.of:
-        raise BadInput(f"--index {given.index} --of {given.of}: no such share; give --index from 0 to below --of")
-    return given, overrides(rest)
-
-
-def main() -> None:
-    """The command line of `lth_scale.study`."""
-    given, flags = command_line()
-    made = plan(load(given.study, flags))
-    directory = given.output_dir or Path("runs") / made.studies[0].keys["name"]
-    refuse_other_flags(made, directory)
-    refuse_other_content(made, directory)
-    refuse_other_weights(made)
-    runner = Runner(made, directory, share(made, given.index, given.of))
-    if given.dry_run:
-        print(costs(runner))
-        return
-    try:
-        files.check_writable(directory)
-    except OSError as problem:
-        raise BadInput(f"--output_dir {directory}: cannot be written ({problem.strerror}); give another") from None
-    runner.check()
-    if any(job.args.report_to == "mlflow" for job in runner.jobs):
-        experiment.check()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))  # see Runner.start
-    whole = share_parser().parse_known_args(sys.argv[1:])[1]
-    command = without_secrets(shlex.join(["python", "-m", "lth_scale.study", *whole]))
-    files.write_json(directory / "study.json", redacted(summary(made)) | {"command": command})
-    runner.run()
-    print(printable(runner.table()), flush=True)
-    if runner.failed:
-        sys.exit(1)
+COMMAND = Command(
+    name="study",
+    summary="run a grid of searches and transfers, each once",
+    description="Run a grid of jobs, each once. Any further --flag value applies to every job "
+    "and overrides the file.",
+    flags=StudyFlags,
+    run=run,
+    resolve=resolve,
+    extra=extra,
+)
+main = COMMAND.main
 
 
 if __name__ == "__main__":

@@ -1,23 +1,29 @@
-"""Train m ⊙ θ on a task, once for each seed, with a fresh head: from a ticket of any task, or a control of it.
+"""Train m ⊙ θ on a task with a fresh head, once per seed: a ticket of any task, or its control.
 
-`accelerate launch -m lth_scale.transfer --task sst2 --ticket runs/mlm-bert-base-uncased --seeds 1 2 3`
+`accelerate launch -m lth_scale.transfer --task sst2 --ticket runs/mlm-bert-base-uncased`
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lth_scale import files, hub
-from lth_scale.arguments import BadInput, Transfer, exit_on_bad_input, first_imports, parse
-from lth_scale.outbox import send_waiting
-from lth_scale.record import Record
-from lth_scale.terminal import by_seed, show
+from lth_scale.config import files
+from lth_scale.config.arguments import Transfer
+from lth_scale.config.command import Command
+from lth_scale.config.errors import BadInput
+from lth_scale.config.exit_codes import exit_on_bad_input
+from lth_scale.config.resolution import from_command_line
+from lth_scale.config.startup import first_imports
+from lth_scale.science.summary import scores_by_seed, show
+from lth_scale.shipping import hub
+from lth_scale.tracking.run_directory import RunDirectory
+from lth_scale.tracking.trackers import TRACKERS
 
 if TYPE_CHECKING:
-    from lth_scale.subnetwork import Subnetwork
+    from lth_scale.training.transfer import TransferRun
 
 
-def transfer(network: "Subnetwork") -> None:
-    """Train the subnetwork with each seed; a seed that is complete is not trained again."""
+def transfer(network: "TransferRun") -> None:
+    """Train the subnetwork with each seed. Skips complete seeds."""
     for seed in network.args.seeds:
         if network.is_done_with(seed):
             continue
@@ -30,36 +36,45 @@ def transfer(network: "Subnetwork") -> None:
 
 
 def run(args: Transfer) -> None:
-    """Transfer, or go on where that stopped, or show what was found. Raises BadInput."""
-    record = Record.open(args)
+    """Transfer a ticket; resume a run that was stopped. A finished run is only shown.
+
+    Raises BadInput.
+    """
+    directory = RunDirectory.open(args)
     if args.compare_with:
         check_comparable(args, Path(args.compare_with))
-    if not record.is_done():
+    if not directory.is_done():
         hub.check(args)
-        with first_imports():  # of torch: bad input and finished work do not wait for it
-            from lth_scale.subnetwork import Subnetwork
+        with first_imports():  # torch: bad input and finished runs do not wait for it
+            from lth_scale.training.transfer import TransferRun
 
-        network = Subnetwork.begin(args, record)
+        network = TransferRun.open(args, directory)
         transfer(network)
-        network.close({})
-    send_waiting(record)
-    show(record)
-    hub.push_when_done(record)
+        network.finish()
+    TRACKERS[args.report_to].flush(directory.directory)
+    show(directory)
+    hub.push_when_done(directory)
 
 
 def check_comparable(args: Transfer, other: Path) -> None:
-    """Refuse a --compare_with that is no transfer, or one to another task. Raises BadInput."""
-    by_seed(other)
+    """Raise BadInput unless --compare_with is a transfer to the same task."""
+    scores_by_seed(other)
     task = files.read_json(other / "arguments.json")["task"]
     if task != args.task:
         raise BadInput(
-            f"--compare_with {other}: is a transfer to {task}, this one to {args.task}; give one to the same"
+            f"--compare_with {other}: a transfer to {task}, but this one is to {args.task}; "
+            f"specify a transfer to {args.task}"
         )
 
 
-def main() -> None:
-    """The command line of `lth_scale.transfer`."""
-    run(parse(None, "lth_scale.transfer", "Train a subnetwork on a task, from a ticket of any task.", Transfer))
+COMMAND = Command(
+    name="transfer",
+    summary="train a ticket, or a control of it, on a task",
+    flags=Transfer,
+    run=run,
+    resolve=from_command_line,
+)
+main = COMMAND.main
 
 
 if __name__ == "__main__":

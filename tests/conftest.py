@@ -15,33 +15,52 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny products are fastest on one thread
 
-from lth_scale.arguments import embedded_path
+from lth_scale.tasks.locations import embedded_path
 
 
 def pytest_configure(config):
-    """What has to be compiled is compiled once a run, for all workers: they inherit the directory."""
+    """Compile extensions once per run: all workers inherit the directory."""
     if "TORCH_EXTENSIONS_DIR" not in os.environ:
         os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="torch-extensions-")
-        config.add_cleanup(lambda: shutil.rmtree(os.environ["TORCH_EXTENSIONS_DIR"], ignore_errors=True))
+        config.add_cleanup(
+            lambda: shutil.rmtree(os.environ["TORCH_EXTENSIONS_DIR"], ignore_errors=True)
+        )
 
 
 def pytest_addoption(parser):
-    parser.addoption("--machine", action="store_true", help="also run what needs root, system packages or a minute")
+    parser.addoption(
+        "--machine",
+        action="store_true",
+        help="also run what needs root, system packages or a minute",
+    )
 
 
-# Of minutes, so that none ends alone; beside the sharded ranks' what often waits, and no other launches of many ranks.
-FIRST = ["test_sharding", "test_tracking", "test_hub", "test_commands", "test_launch", "test_mlflow_ui",
-         "test_checkpoint", "test_export", "test_watch"]  # fmt: skip
+# Of minutes, so that none ends alone; beside the sharded ranks' what often waits, and no other
+# launches of many ranks.
+FIRST = [
+    "test_engines",
+    "test_mlflow",
+    "test_hub",
+    "test_commands",
+    "test_launch",
+    "test_mlflow_ui",
+    "test_checkpoints",
+    "test_export",
+    "test_watchdog",
+]
 
 
 def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: [*FIRST, item.path.stem].index(item.path.stem))
     for item in items:
         if item.get_closest_marker("machine") and not config.getoption("--machine"):
-            item.add_marker(pytest.mark.skip(reason="needs root, system packages or a minute: give --machine"))
+            item.add_marker(
+                pytest.mark.skip(reason="needs root, system packages or a minute: give --machine")
+            )
 
 
-WORDS = "the cat sat on a mat and saw one good dog run far from its old bad house by the sea".split()  # noqa: SIM905
+SENTENCE = "the cat sat on a mat and saw one good dog run far from its old bad house by the sea"
+WORDS = SENTENCE.split()
 
 
 @pytest.fixture(scope="session")
@@ -67,14 +86,18 @@ def tiny_bert(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(scope="session")
 def other_bert(tiny_bert, tmp_path_factory) -> Path:
-    """The directory of a network like `tiny_bert`, name by name and shape by shape, with other weights."""
+    """The directory of a network like `tiny_bert`, name by name and shape by shape, with other
+    weights.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForMaskedLM
 
     torch.manual_seed(1)
     directory = tmp_path_factory.mktemp("other_bert")
     shutil.copytree(tiny_bert, directory, dirs_exist_ok=True)
-    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(tiny_bert)).save_pretrained(directory)
+    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(tiny_bert)).save_pretrained(
+        directory
+    )
     return directory
 
 
@@ -104,14 +127,17 @@ def sst2_data(tmp_path_factory) -> Path:
     """train.jsonl (64 rows) and validation.jsonl (20 rows) in SST-2's columns."""
     directory = tmp_path_factory.mktemp("sst2")
     for split, count in (("train", 64), ("validation", 20)):
-        rows = [{"idx": i, "sentence": sentence(i), "label": int("good" in sentence(i))} for i in range(count)]
+        rows = [
+            {"idx": i, "sentence": sentence(i), "label": int("good" in sentence(i))}
+            for i in range(count)
+        ]
         write_jsonl(directory / f"{split}.jsonl", rows)
     return directory
 
 
 @pytest.fixture(scope="session")
 def text_data(tmp_path_factory) -> Path:
-    """train.jsonl and validation.jsonl with a `text` column, enough for some blocks of 32 tokens."""
+    """train.jsonl and validation.jsonl with a `text` column, for some blocks of 32 tokens."""
     directory = tmp_path_factory.mktemp("text")
     for split, count in (("train", 120), ("validation", 30)):
         write_jsonl(directory / f"{split}.jsonl", [{"text": sentence(i)} for i in range(count)])
@@ -120,7 +146,9 @@ def text_data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def small(tiny_bert, sst2_data, tmp_path):
-    """Flags of a search on the tiny model that takes a second; keyword arguments override or add flags."""
+    """Flags of a search on the tiny model that takes a second; keyword arguments override or add
+    flags.
+    """
 
     def flags(**overrides) -> list[str]:
         values = {
@@ -140,7 +168,10 @@ def small(tiny_bert, sst2_data, tmp_path):
             part
             for name, value in values.items()
             if value is not None
-            for part in (f"--{name}", *map(str, [] if value is True else value if isinstance(value, list) else [value]))
+            for part in (
+                f"--{name}",
+                *map(str, [] if value is True else value if isinstance(value, list) else [value]),
+            )
         ]
 
     return flags
@@ -148,13 +179,15 @@ def small(tiny_bert, sst2_data, tmp_path):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Pictures of nothing, where a test does not look at them: to draw two takes as long as a small search."""
+    """Pictures of nothing, where a test does not look at them: to draw two takes as long as a small
+    search.
+    """
     from PIL import Image
 
-    from lth_scale import figures
+    from lth_scale.science import drawing
 
     Image.new("L", (8, 8)).save(buffer := io.BytesIO(), "png")
-    monkeypatch.setattr(figures, "_png", lambda figure: buffer.getvalue())
+    monkeypatch.setattr(drawing, "png", lambda figure: buffer.getvalue())
 
 
 @pytest.fixture
@@ -163,11 +196,11 @@ def search(small, undrawn):
     from accelerate.state import AcceleratorState
 
     from lth_scale import imp
-    from lth_scale.arguments import parse
+    from lth_scale.config.resolution import parse
 
     def go(**overrides) -> Path:
         AcceleratorState._reset_state(reset_partial_state=True)  # one process, many searches
-        args = parse(small(**overrides), "test", "test")
+        args = parse(small(**overrides))
         imp.run(args)
         return Path(args.output_dir)
 
@@ -180,13 +213,14 @@ def transfer(small, tmp_path):
     from accelerate.state import AcceleratorState
 
     from lth_scale import transfer
-    from lth_scale.arguments import Transfer, parse
+    from lth_scale.config.arguments import Transfer
+    from lth_scale.config.resolution import parse
 
     def go(*seeds: int, **overrides) -> Path:
         AcceleratorState._reset_state(reset_partial_state=True)
         given = {"target_sparsity": None, "output_dir": tmp_path / "transfer", **overrides}
         flags = [*small(**given), "--seeds", *map(str, seeds or (42,))]
-        args = parse(flags, "test", "test", Transfer)
+        args = parse(flags, Transfer)
         transfer.run(args)
         return Path(args.output_dir)
 

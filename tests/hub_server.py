@@ -1,6 +1,6 @@
-"""A Hub of one's own: what `huggingface_hub` asks of the real one, over real HTTP, with faults on order.
+"""A server with the part of the Hub's API that `huggingface_hub` uses, which fails on demand.
 
-`python -m tests.hub_server` serves one; its first line is the address to put into HF_ENDPOINT.
+`python -m tests.hub_server` starts one and prints its address, for HF_ENDPOINT.
 """
 
 import base64
@@ -20,7 +20,10 @@ TOKENS = {"hf_writer": "writer", "hf_reader": None}  # a token that may write, a
 
 @dataclass
 class Fault:
-    """What happens to requests whose `METHOD /path` has a match of `where`: a status, `cut`, or seconds to wait."""
+    """What happens to requests whose `METHOD /path` matches `where`.
+
+    what: a status, `cut`, or seconds to wait.
+    """
 
     where: str
     what: int | str | float
@@ -75,7 +78,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes = b"{}", headers: dict | None = None) -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": len(body), "Content-Type": "application/json", **(headers or {})}.items():
+        for name, value in {
+            "Content-Length": len(body),
+            "Content-Type": "application/json",
+            **(headers or {}),
+        }.items():
             self.send_header(name, str(value))
         if status >= 400 and body == b"{}":
             self.send_header("X-Error-Message", f"the test's {status}")
@@ -147,7 +154,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def validate(self) -> None:
         head = json.loads(self.body)["content"].split("---")[1]
-        errors = [] if "model-index" in head and "license" in head else [{"message": "metadata is missing"}]
+        errors = (
+            []
+            if "model-index" in head and "license" in head
+            else [{"message": "metadata is missing"}]
+        )
         self.answer(400 if errors else 200, json.dumps({"errors": errors, "warnings": []}).encode())
 
     def preupload(self, repo: str) -> None:
@@ -192,7 +203,13 @@ class Handler(BaseHTTPRequestHandler):
                 made[value["path"]] = self.server.large[value["oid"]]
         self.server.repos[repo].commits.append(made)
         sha = self.server.repos[repo].sha
-        self.give({"commitUrl": f"{self.server.url}/{repo}/commit/{sha}", "commitOid": sha, "success": True})
+        self.give(
+            {
+                "commitUrl": f"{self.server.url}/{repo}/commit/{sha}",
+                "commitOid": sha,
+                "success": True,
+            }
+        )
 
     def info(self, repo: str, revision: str = "main") -> None:
         if self.may(False, repo) and self.known(repo, revision):
@@ -200,8 +217,17 @@ class Handler(BaseHTTPRequestHandler):
             text = self.server.files(repo).get("README.md", b"").decode()
             found = re.search(r"^license: (.*)$", text, re.M)
             card = {"license": found[1]} if found else {}
-            self.give({"id": repo, "sha": self.server.repos[repo].sha, "siblings": siblings, "cardData": card,
-                       "private": self.server.repos[repo].private, "tags": [], "downloads": 0})  # fmt: skip
+            self.give(
+                {
+                    "id": repo,
+                    "sha": self.server.repos[repo].sha,
+                    "siblings": siblings,
+                    "cardData": card,
+                    "private": self.server.repos[repo].private,
+                    "tags": [],
+                    "downloads": 0,
+                }
+            )
 
     def known(self, repo: str, revision: str) -> bool:
         if revision in ("main", self.server.repos[repo].sha):
@@ -211,8 +237,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def tree(self, repo: str, revision: str) -> None:
         if self.may(False, repo) and self.known(repo, revision):
-            listed = [{"type": "file", "path": path, "size": len(content), "oid": oid(content)}
-                      for path, content in self.server.files(repo).items()]  # fmt: skip
+            listed = [
+                {"type": "file", "path": path, "size": len(content), "oid": oid(content)}
+                for path, content in self.server.files(repo).items()
+            ]
             self.give(listed)
 
     def resolve(self, repo: str, revision: str, path: str) -> None:
@@ -262,8 +290,14 @@ def serving() -> Iterator[Hub]:
 
 def environment(hub: Hub, home) -> dict[str, str]:
     """What a process needs to take `hub` for the Hub, with an empty cache below `home`."""
-    return {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_writer", "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"}  # fmt: skip
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": "hf_writer",
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`lth`: the verbs of the modules, with their errors and exit codes, and what shells complete."""
+"""`lth`: the commands of the modules, their errors and exit codes, and shell completion."""
 
 import os
 import re
@@ -11,40 +11,58 @@ import pytest
 
 import lth_scale
 from lth_scale import cli
+from lth_scale.config.arguments import Arguments, Transfer
 
 LTH = Path(sys.executable).with_name("lth")
 
 
 def lth(*argv: str) -> subprocess.CompletedProcess:
-    return subprocess.run([LTH, *argv], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [LTH, *argv],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"COLUMNS": "100"},
+    )
 
 
-def test_every_command_of_the_package_is_a_verb():
-    """A command is a module that ends in `exit_on_bad_input(main)`."""
+def test_every_module_with_a_main_is_a_command():
     package = Path(lth_scale.__file__).parent
-    found = {path.relative_to(package) for path in package.rglob("*.py") if "\n    exit_on_bad_input(main)" in
-             path.read_text()} - {Path("embedded/pretrain.py")}  # fmt: skip
-    assert {path.parts[0].removesuffix(".py") for path in found} - {"cli"} == set(cli.VERBS)
+    modules = {
+        path.stem
+        for path in package.rglob("*.py")
+        if "\n    exit_on_bad_input(main)" in path.read_text()
+    }
+    assert modules == {*cli.COMMANDS}
+    for name in cli.COMMANDS:
+        command = cli.command(name)
+        assert (command.name, command.module) == (name, f"lth_scale.{name}")
 
 
-def test_lth_lists_its_verbs_a_line_each_and_says_its_version():
+def test_lth_lists_its_commands_and_prints_its_version():
     alone, helped = lth(), lth("--help")
     assert alone.returncode == helped.returncode == 0 and alone.stdout == helped.stdout
-    for verb, about in cli.VERBS.items():
-        assert re.search(rf"^ +{verb} +{re.escape(about)}$", alone.stdout, re.MULTILINE)
+    for name in cli.COMMANDS:
+        summary = re.escape(cli.command(name).summary)
+        assert re.search(rf"^ +{name} +{summary}$", alone.stdout, re.MULTILINE)
     assert lth("--version").stdout == f"lth_scale {lth_scale.__version__}\n"
 
 
-@pytest.mark.parametrize("argv", [["impp"], ["--versio"], ["--print-completion", "ksh"]], ids=" ".join)
-def test_what_is_no_verb_is_refused_in_one_line(argv):
+@pytest.mark.parametrize(
+    "argv", [["impp"], ["--versio"], ["--print-completion", "ksh"]], ids=" ".join
+)
+def test_an_unknown_command_is_refused_in_one_line(argv):
     done = lth(*argv)
     assert done.returncode == 2 and done.stdout == ""
     assert re.fullmatch(r"error: [^\n]+\n", done.stderr) and argv[-1] in done.stderr
 
 
-def test_a_reader_that_leaves_as_head_does_is_no_error_to_be_told_of():
+def test_a_closed_pipe_as_under_head_prints_no_error():
     argv = [LTH, "study", "studies/demo.yaml", "--dry_run"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ("", 128 + signal.SIGPIPE)
 
@@ -60,7 +78,7 @@ def test_a_reader_that_leaves_as_head_does_is_no_error_to_be_told_of():
     ],
     ids=lambda argv: " ".join(argv[:3]),
 )
-def test_a_verb_refuses_as_its_module_does(argv, command, tmp_path, monkeypatch):
+def test_lth_refuses_bad_input_as_the_module_does(argv, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done, module = lth(*argv), command(f"lth_scale.{argv[0]}", *argv[1:])
     assert done.returncode == module.returncode == 2
@@ -68,26 +86,31 @@ def test_a_verb_refuses_as_its_module_does(argv, command, tmp_path, monkeypatch)
     assert not any(tmp_path.iterdir())
 
 
-def test_lth_does_what_the_module_does(command, tmp_path):
-    """Here: prints a ticket."""
+def test_lth_prints_a_ticket_as_the_module_does(command, tmp_path):
     import torch
 
     from lth_scale import Ticket
 
-    Ticket({"encoder.layer.0": torch.eye(4).bool()}, task="sst2").save(tmp_path / "ticket.safetensors")
+    Ticket({"encoder.layer.0": torch.eye(4).bool()}, task="sst2").save(
+        tmp_path / "ticket.safetensors"
+    )
     done, module = lth("ticket", str(tmp_path)), command("lth_scale.ticket", str(tmp_path))
-    assert done.returncode == 0 and "75.0000% (12 of 16" in done.stdout and done.stdout == module.stdout
+    assert (
+        done.returncode == 0
+        and "75.0000% (12 of 16" in done.stdout
+        and done.stdout == module.stdout
+    )
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_help_of_a_verb_waits_for_no_torch(verb):
-    code = f"""import sys; sys.argv = ["lth", "{verb}", "--help"]
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_does_not_import_torch(name):
+    code = f"""import sys; sys.argv = ["lth", "{name}", "--help"]
 from lth_scale import cli
 try: cli.run()
 except SystemExit: sys.exit("torch" in sys.modules)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"usage: lth {verb}")
+    assert done.stdout.startswith(f"usage: lth {name}")
 
 
 COMPLETED = {
@@ -106,9 +129,11 @@ COMPLETED = {
 }
 
 
-def test_bash_completes_verbs_flags_choices_and_files(tmp_path):
+def test_bash_completes_commands_flags_choices_and_files(tmp_path):
     (tmp_path / "runs/first").mkdir(parents=True)
-    tab = 'COMP_WORDS=($1); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); $function; echo "${COMPREPLY[*]}"'
+    tab = (
+        'COMP_WORDS=($1); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); $function; echo "${COMPREPLY[*]}"'
+    )
     script = [
         'eval "$(lth --print-completion bash)"',
         'function=$(complete -p lth | sed "s/.*-F \\([^ ]*\\) lth/\\1/")',
@@ -116,17 +141,23 @@ def test_bash_completes_verbs_flags_choices_and_files(tmp_path):
         *(f'tab "{words}"' for words in COMPLETED),
     ]
     path = f"{LTH.parent}:{os.environ['PATH']}"
-    done = subprocess.run(["bash", "--norc", "-c", "\n".join(script)], capture_output=True, text=True, timeout=60,
-                          cwd=tmp_path, env=os.environ | {"PATH": path})  # fmt: skip
+    done = subprocess.run(
+        ["bash", "--norc", "-c", "\n".join(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path},
+    )
     assert dict(zip(COMPLETED, done.stdout.splitlines(), strict=True)) == COMPLETED, done.stderr
 
 
 @pytest.mark.parametrize("shell", cli.SHELLS)
-def test_a_script_for_each_shell_knows_every_flag_and_needs_no_torch(shell):
+def test_the_script_of_each_shell_has_every_flag_and_needs_no_torch(shell):
     code = f"""import sys; sys.argv = ["lth", "--print-completion", "{shell}"]
 from lth_scale import cli
 cli.run(); sys.exit("torch" in sys.modules)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for kind in cli.KINDS.values():
+    for kind in (Arguments, Transfer):
         assert all(name in done.stdout for name in kind.__dataclass_fields__)

@@ -1,4 +1,4 @@
-"""imp.py: Algorithm 1 on a real (tiny) network, watched from outside."""
+"""Algorithm 1 on a real (tiny) network, observed from outside."""
 
 import json
 import math
@@ -6,34 +6,50 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    set_seed,
+)
 
-from lth_scale import Ticket, training
-from lth_scale.arguments import CONTROLS, TASKS, BadInput, parse
-from lth_scale.prunable import prunable
-from lth_scale.ticket import base_digest
+from lth_scale import Ticket
+from lth_scale.config.errors import BadInput
+from lth_scale.config.resolution import parse
+from lth_scale.pruning.digests import base_digest
+from lth_scale.pruning.prunable_set import prunable
+from lth_scale.pruning.registries import CONTROLS
+from lth_scale.tasks.registry import TASKS
+from lth_scale.training import evaluation, loop, networks, optimizers
 
 
 @pytest.fixture
 def starts(monkeypatch):
-    """What each round really starts to train from: a copy of every parameter, taken as training is entered."""
+    """What each round trains from: a copy of every parameter as training is entered."""
     seen = []
-    train = training.train
+    train = loop.train
 
     def spy(net, until, rate, on_step):
-        seen.append({
-            "step": net.step,
-            "weights": {name: weight.detach().clone() for name, weight in net.task.model.named_parameters()},
-            "optimizer": len(net.shards.optimizer.state),
-            "rng": torch.get_rng_state(),
-            "rate": rate(net.step),
-            "rows": net.batches[(net.consumed + net.step) * net.args.gradient_accumulation_steps],
-        })  # fmt: skip
+        seen.append(
+            {
+                "step": net.step,
+                "weights": {
+                    name: weight.detach().clone()
+                    for name, weight in net.task.model.named_parameters()
+                },
+                "optimizer": len(net.engine.optimizer.state),
+                "rng": torch.get_rng_state(),
+                "rate": rate(net.step),
+                "rows": net.batches[
+                    (net.data_offset + net.step) * net.args.gradient_accumulation_steps
+                ],
+            }
+        )
         loss = train(net, until, rate, on_step)
-        seen[-1]["trained"] = net.shards.whole_weights()
+        seen[-1]["trained"] = net.engine.full_weights()
         return loss
 
-    monkeypatch.setattr(training, "train", spy)
+    monkeypatch.setattr(loop, "train", spy)
     return seen
 
 
@@ -47,7 +63,9 @@ def theta_zero(task: str, model: str, seed: int = 42):
 def assert_starts_at(start: dict, theta: dict, out, k: int) -> None:
     """Prunable weights are m ⊙ θ and all others θ, bit for bit."""
     masks = Ticket.load(out / f"rounds/{k:02d}/ticket.safetensors").masks
-    prefix = next(name for name in start["weights"] if name.endswith(next(iter(masks)))).removesuffix(next(iter(masks)))
+    prefix = next(
+        name for name in start["weights"] if name.endswith(next(iter(masks)))
+    ).removesuffix(next(iter(masks)))
     masks = {prefix + name: mask for name, mask in masks.items()}
     for name, weight in start["weights"].items():
         expected = theta[name] * masks[name] if name in masks else theta[name]
@@ -58,21 +76,27 @@ def assert_starts_at(start: dict, theta: dict, out, k: int) -> None:
 def test_every_round_starts_at_the_masked_pretrained_weights_bit_for_bit(
     task, search, starts, tiny_bert, text_data, sst2_data
 ):
-    """The official code fails this for MLM: its snapshot aliases the live weights, so it never rewinds."""
+    """The official code fails this for MLM: its snapshot aliases the live weights."""
     out = search(task=task, dataset_path=text_data if task == "mlm" else sst2_data)
     theta = theta_zero(task, tiny_bert)
-    rounds = [start for start in starts if start["step"] == 0][1:]  # the first call trains zero steps, to θ₀
+    rounds = [start for start in starts if start["step"] == 0][
+        1:
+    ]  # the first call trains zero steps, to θ₀
     assert len(rounds) == 4
     for k, start in enumerate(rounds):
         assert_starts_at(start, theta, out, k)
     moved = [not torch.equal(starts[1]["trained"][name], theta[name]) for name in theta]
-    assert sum(moved) > len(moved) * 0.9  # training does move them, so equality above means something
+    assert (
+        sum(moved) > len(moved) * 0.9
+    )  # training does move them, so equality above means something
 
 
 def test_rewinding_to_step_i_restores_theta_i_head_included(search, starts):
     out = search(rewind_step=2)
     theta = load_file(out / "theta.safetensors")
-    assert starts[0]["step"] == 0 and starts[1]["step"] == 2  # the dense round: to θᵢ, and on from it
+    assert (
+        starts[0]["step"] == 0 and starts[1]["step"] == 2
+    )  # the dense round: to θᵢ, and on from it
     for name, weight in theta.items():
         assert torch.equal(weight, starts[0]["trained"][name])
     for k, start in enumerate(starts[2:], 1):
@@ -99,20 +123,30 @@ def test_rewinding_resets_optimizer_schedule_generators_and_data(search, starts)
 
 def test_a_rewound_round_under_the_same_mask_repeats_the_dense_one(search, tiny_bert, tmp_path):
     """With nothing pruned, rewinding must give the dense round again, to the last bit."""
-    from lth_scale.arguments import Arguments, resolve
-    from lth_scale.record import Record
-    from lth_scale.search import Search
-    from lth_scale.trial import first_ticket
+    from lth_scale.config.arguments import Arguments
+    from lth_scale.config.resolution import resolve
+    from lth_scale.tracking.run_directory import RunDirectory
+    from lth_scale.training.search import Search
+    from lth_scale.training.tickets import initial_ticket
 
-    given = dict(task="sst2", preset="demo", max_steps=3, max_train_samples=64, max_eval_samples=8, report_to="none")
-    args: Arguments = resolve({**given, "model_name_or_path": str(tiny_bert), "output_dir": str(tmp_path / "o")})
-    found = Search.begin(args, Record.open(args))
+    given = dict(
+        task="sst2",
+        preset="demo",
+        max_steps=3,
+        max_train_samples=64,
+        max_eval_samples=8,
+        report_to="none",
+    )
+    args: Arguments = resolve(
+        {**given, "model_name_or_path": str(tiny_bert), "output_dir": str(tmp_path / "o")}
+    )
+    found = Search.open(args, RunDirectory.open(args))
     trained = []
-    theta = found.net.shards.whole_weights()
+    theta = found.net.engine.full_weights()
     for _ in range(2):
-        training.restart(found.net, theta, first_ticket(args, found.net).masks, 0, args.seed)
-        training.train(found.net, 3, training.learning_rates(args, 3), lambda step, loss: None)
-        trained.append(found.net.shards.whole_weights())
+        networks.restart(found.net, theta, initial_ticket(found.net).masks, 0, args.seed)
+        loop.train(found.net, 3, optimizers.learning_rates(args, 3), lambda step, loss: None)
+        trained.append(found.net.engine.full_weights())
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in theta)
 
 
@@ -148,7 +182,9 @@ def test_counts_are_exact_and_masks_nested(schedule, scope, search):
         assert row["pruned"] == after.pruned > before.pruned
         assert all((before.masks[name] | ~after.masks[name]).all() for name in after.masks)
     if schedule == "linear":
-        assert [t.pruned for t in tickets] == [round(s * tickets[0].prunable) for s in (0, 0.15, 0.3, 0.37)]
+        assert [t.pruned for t in tickets] == [
+            round(s * tickets[0].prunable) for s in (0, 0.15, 0.3, 0.37)
+        ]
 
 
 def test_training_nothing_gives_the_one_shot_ticket_of_the_pretrained_weights(search, tiny_bert):
@@ -169,20 +205,32 @@ def test_training_nothing_gives_the_one_shot_ticket_of_the_pretrained_weights(se
 def test_a_cut_that_all_but_empties_a_matrix_is_told_with_its_round_and_a_remedy(
     scope, search, tiny_bert, tmp_path, caplog
 ):
-    """So it is with an encoder whose pooler was never trained, and is small: nothing but it would tell."""
+    """As with an encoder whose pooler was never trained and is small."""
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
     with torch.no_grad():
         model.bert.pooler.dense.weight.mul_(1e-3)
     model.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "model")
     out = search(
-        model_name_or_path=str(tmp_path / "model"), scope=scope, target_sparsity=0.4, prune_rate=0.2, max_steps=0
+        model_name_or_path=str(tmp_path / "model"),
+        scope=scope,
+        target_sparsity=0.4,
+        prune_rate=0.2,
+        max_steps=0,
     )
-    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("round ")]
+    said = [
+        record.getMessage() for record in caplog.records if record.getMessage().startswith("round ")
+    ]
     assert len(said) == (2 if scope == "global" else 0)
     for k, line in enumerate(said, 1):
-        kept = int(Ticket.load(out / f"rounds/{k:02d}/ticket.safetensors").masks["pooler.dense.weight"].sum())
-        assert line.startswith(f"round {k:02d}: pooler.dense.weight keeps {kept} weights, fewer than it has outputs; ")
+        kept = int(
+            Ticket.load(out / f"rounds/{k:02d}/ticket.safetensors")
+            .masks["pooler.dense.weight"]
+            .sum()
+        )
+        assert line.startswith(
+            f"round {k:02d}: pooler.dense.weight keeps {kept} weights, fewer than it has outputs; "
+        )
         assert kept < 16
         assert "--scope layerwise" in line
 
@@ -216,11 +264,22 @@ def test_a_starved_matrix_is_in_the_row_the_table_and_mlflow_of_searches_control
     assert [row["starved"] for row in controls] == [{QUERY: 0}] * 2
     table = capsys.readouterr().out
     assert f"- round 01: {words[0]}" in table and f"- one_shot round 02: {words[1]}" in table
-    said = [record.getMessage() for record in caplog.records if "fewer than it has outputs" in record.getMessage()]
-    assert [line.split(":")[0] for line in said] == ["round 01", "round 02", "one_shot 01", "one_shot 02"]
+    said = [
+        record.getMessage()
+        for record in caplog.records
+        if "fewer than it has outputs" in record.getMessage()
+    ]
+    assert [line.split(":")[0] for line in said] == [
+        "round 01",
+        "round 02",
+        "one_shot 01",
+        "one_shot 02",
+    ]
     caplog.clear()
     moved = transfer(1, 2, **flags, ticket=out)
-    assert [row["starved"] for row in json.loads((moved / "results.json").read_text())] == [{QUERY: 0}] * 2
+    assert [row["starved"] for row in json.loads((moved / "results.json").read_text())] == [
+        {QUERY: 0}
+    ] * 2
     assert f"- seed 02: {words[0]}" in capsys.readouterr().out
     assert sum("fewer than it has outputs" in record.getMessage() for record in caplog.records) == 2
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -235,7 +294,9 @@ def test_a_starved_matrix_is_in_the_row_the_table_and_mlflow_of_searches_control
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd"])
 def test_the_trained_network_has_exact_zeros_and_loads_with_from_pretrained(optim, search):
     momentum = {"optim_args": "momentum=0.9"} if optim == "sgd" else {}
-    out = search(optim=optim, weight_decay=0.1, gradient_accumulation_steps=2, bf16=True, **momentum)
+    out = search(
+        optim=optim, weight_decay=0.1, gradient_accumulation_steps=2, bf16=True, **momentum
+    )
     model = AutoModelForSequenceClassification.from_pretrained(out / "rounds/03/model")
     ticket = Ticket.load(out / "ticket.safetensors")
     for name, mask in ticket.masks.items():
@@ -249,7 +310,9 @@ def test_the_directory_is_what_the_contract_says(search):
     assert [row["round"] for row in results] == [0, 1, 2, 3]
     for k, row in enumerate(results):
         directory = out / f"rounds/{k:02d}"
-        assert {"ticket.safetensors", "metrics.json", "complete"} <= {path.name for path in directory.iterdir()}
+        assert {"ticket.safetensors", "metrics.json", "complete"} <= {
+            path.name for path in directory.iterdir()
+        }
         assert json.loads((directory / "metrics.json").read_text()) == row
         assert {
             "round",
@@ -263,13 +326,19 @@ def test_the_directory_is_what_the_contract_says(search):
             "peak_memory",
         } <= set(row)
         assert row["sparsity"] == row["pruned"] / row["prunable"]
-        assert math.isfinite(row["eval"]["accuracy"]) and row["peak_memory"] > 0 and row["seconds"] > 0
+        assert (
+            math.isfinite(row["eval"]["accuracy"]) and row["peak_memory"] > 0 and row["seconds"] > 0
+        )
     arguments = json.loads((out / "arguments.json").read_text())
     assert arguments["task"] == "sst2" and arguments["versions"]["torch"] == torch.__version__
     assert "git_commit" in arguments
     last = Ticket.load(out / "ticket.safetensors")
     assert last.masks.keys() == Ticket.load(out / "rounds/03/ticket.safetensors").masks.keys()
-    assert last.pruned == results[-1]["pruned"] and last.task == "sst2" and len(last.theta_sha256) == 64
+    assert (
+        last.pruned == results[-1]["pruned"]
+        and last.task == "sst2"
+        and len(last.theta_sha256) == 64
+    )
     assert not list(out.rglob("*.tmp"))
 
 
@@ -277,7 +346,9 @@ def test_the_threshold_is_the_largest_magnitude_that_the_cut_pruned(search, star
     out = search()
     results = json.loads((out / "results.json").read_text())
     for k in (1, 2, 3):
-        before, after = (Ticket.load(out / f"rounds/{j:02d}/ticket.safetensors").masks for j in (k - 1, k))
+        before, after = (
+            Ticket.load(out / f"rounds/{j:02d}/ticket.safetensors").masks for j in (k - 1, k)
+        )
         trained = starts[k]["trained"]
         cut = [trained[f"bert.{name}"][before[name] & ~after[name]] for name in after]
         assert results[k]["threshold"] == torch.cat(cut).abs().max().item()
@@ -297,7 +368,9 @@ def test_the_control_has_the_tickets_count_and_another_mask(search, starts):
 
 def test_a_search_can_start_from_a_ticket(search, tmp_path):
     first = search(target_sparsity=0.2)
-    out = search(ticket=first / "ticket.safetensors", output_dir=tmp_path / "second", target_sparsity=0.4)
+    out = search(
+        ticket=first / "ticket.safetensors", output_dir=tmp_path / "second", target_sparsity=0.4
+    )
     start, end = Ticket.load(first / "ticket.safetensors"), Ticket.load(out / "ticket.safetensors")
     rows = json.loads((out / "results.json").read_text())
     assert [round(row["sparsity"], 2) for row in rows] == [0.2, 0.3, 0.4]
@@ -316,10 +389,16 @@ def test_a_search_from_a_ticket_of_other_weights_is_refused_unless_that_is_allow
             )
         )
     }
-    given = {"ticket": first, "model_name_or_path": other_bert, "max_steps": 0, "output_dir": tmp_path / "second"}
+    given = {
+        "ticket": first,
+        "model_name_or_path": other_bert,
+        "max_steps": 0,
+        "output_dir": tmp_path / "second",
+    }
     with pytest.raises(
         BadInput,
-        match=rf"--ticket {first}/ticket.safetensors: comes from other weights, base_sha256 {min(bases)[:12]}…",
+        match=rf"--ticket {first}/ticket.safetensors: comes from other weights, "
+        rf"base_sha256 {min(bases)[:12]}…",
     ):
         search(**given)
     assert not (tmp_path / "second").exists()
@@ -335,9 +414,11 @@ def test_a_dense_network_of_other_weights_is_refused(search, other_bert, tmp_pat
     dense = search(target_sparsity=0.1, output_dir=tmp_path / "dense")
     path = dense / "arguments.json"
     written = json.loads(path.read_text())
-    path.write_text(json.dumps({**written, "digests": {}, "model_name_or_path": str(other_bert)}))  # as of a Hub model
+    as_of_hub_model = {**written, "digests": {}, "model_name_or_path": str(other_bert)}
+    path.write_text(json.dumps(as_of_hub_model))
     with pytest.raises(
-        BadInput, match=r"--dense \S+: was trained otherwise \(the sha256 of the base model's weights was"
+        BadInput,
+        match=r"--dense \S+: trained differently \(the sha256 of the base model's weights was",
     ):
         search(dense=dense, model_name_or_path=other_bert)
 
@@ -352,45 +433,68 @@ def test_a_finished_search_is_shown_and_not_trained_again(search, starts, capsys
     assert "| round | sparsity |" in shown
 
 
-def test_a_search_goes_on_after_its_last_complete_round_to_the_same_end(search, starts, tmp_path, monkeypatch):
+def test_a_search_goes_on_after_its_last_complete_round_to_the_same_end(
+    search, starts, tmp_path, monkeypatch
+):
     whole = search(output_dir=tmp_path / "whole")
 
     class Stopped(Exception):
         pass
 
-    evaluate = training.evaluate
+    evaluate = evaluation.evaluate
     monkeypatch.setattr(
-        training, "evaluate", lambda *a: (_ for _ in ()).throw(Stopped) if len(starts) == 9 else evaluate(*a)
+        evaluation,
+        "evaluate",
+        lambda *a: (_ for _ in ()).throw(Stopped) if len(starts) == 9 else evaluate(*a),
     )
     with pytest.raises(Stopped):
         search(output_dir=tmp_path / "parts")
     assert len(list((tmp_path / "parts").glob("rounds/*/complete"))) == 2
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     parts = search(output_dir=tmp_path / "parts")
-    assert len(starts) == (2 + 3) + (2 + 2) + 2  # whole; then rounds 0, 1 and a 2 that was lost; then 2 and 3
-    assert (parts / "ticket.safetensors").read_bytes() == (whole / "ticket.safetensors").read_bytes()
+    assert (
+        len(starts) == (2 + 3) + (2 + 2) + 2
+    )  # whole; then rounds 0, 1 and a 2 that was lost; then 2 and 3
+    assert (parts / "ticket.safetensors").read_bytes() == (
+        whole / "ticket.safetensors"
+    ).read_bytes()
 
 
 def test_a_search_that_stopped_before_its_last_word_says_it_later(search, monkeypatch):
-    from lth_scale import figures
+    from lth_scale.science import search_figures
 
-    draw = figures.draw
-    monkeypatch.setattr(figures, "draw", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    draw = search_figures.draw_search
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search_figures, "draw_search", interrupted)
     with pytest.raises(KeyboardInterrupt):
         search(control="random_mask")
     drawn = []
-    monkeypatch.setattr(figures, "draw", lambda record, layers: drawn.append(layers) or draw(record, layers))
+
+    def watched(record, layers):
+        drawn.append(layers)
+        return draw(record, layers)
+
+    monkeypatch.setattr(search_figures, "draw_search", watched)
     out = search(control="random_mask")
     assert (out / "complete").exists()
-    assert drawn == [Ticket.load(out / "ticket.safetensors").layer_sparsity()]  # the ticket's, not the control's
+    assert drawn == [
+        Ticket.load(out / "ticket.safetensors").layer_sparsity()
+    ]  # the ticket's, not the control's
 
 
 def test_a_picture_that_fails_does_not_undo_a_search(search, monkeypatch):
-    from lth_scale import figures
+    from lth_scale.science import drawing
 
-    monkeypatch.setattr(figures, "_png", lambda figure: 1 / 0)
+    monkeypatch.setattr(drawing, "png", lambda figure: 1 / 0)
     out = search()
-    assert (out / "complete").exists() and (out / "results.json").exists() and not (out / "figures").exists()
+    assert (
+        (out / "complete").exists()
+        and (out / "results.json").exists()
+        and not (out / "figures").exists()
+    )
 
 
 @pytest.mark.parametrize("rewind_step", ["1", "0.5"])
@@ -427,25 +531,40 @@ def test_dense_is_refused_where_it_was_trained_otherwise_or_kept_too_little(sear
 def test_a_quick_look_says_so_on_every_output(search, capsys, tmp_path):
     from mlflow import MlflowClient
 
-    out = search(preset="quick", max_train_samples=None, max_eval_samples=None, report_to="mlflow", target_sparsity=0.2)
+    out = search(
+        preset="quick",
+        max_train_samples=None,
+        max_eval_samples=None,
+        report_to="mlflow",
+        target_sparsity=0.2,
+    )
     assert "a quick look" in capsys.readouterr().out
-    assert all("a quick look" in row["note"] for row in json.loads((out / "results.json").read_text()))
+    assert all(
+        "a quick look" in row["note"] for row in json.loads((out / "results.json").read_text())
+    )
     assert Ticket.load(out / "ticket.safetensors").arguments["preset"] == "quick"
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
     assert all("a quick look" in run.data.tags["note"] for run in runs)
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
-    assert "quick look" in parent.info.run_name and "a quick look" in parent.data.tags["mlflow.note.content"]
+    assert (
+        "quick look" in parent.info.run_name
+        and "a quick look" in parent.data.tags["mlflow.note.content"]
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_has_a_quick_preset_of_real_data_and_a_small_encoder(task):
-    args = parse(["--task", task, "--preset", "quick"], "t", "t")
-    assert args.dataset_path is None and args.max_train_samples <= 2000 and "L-4" in args.model_name_or_path
+    args = parse(["--task", task, "--preset", "quick"])
+    assert (
+        args.dataset_path is None
+        and args.max_train_samples <= 2000
+        and "L-4" in args.model_name_or_path
+    )
     assert args.note and "quick" in args.output_dir
 
 
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("control", [name for name in CONTROLS if name != "none"])
 def test_a_search_trains_any_control_beside_its_last_tickets(control, search):
     out = search(control=control, max_steps=1)
     rows = json.loads((out / "controls.json").read_text())
@@ -454,10 +573,12 @@ def test_a_search_trains_any_control_beside_its_last_tickets(control, search):
 
 
 def test_a_search_without_deepspeed_does_not_import_it_to_save_its_network(search, monkeypatch):
-    """transformers' save_pretrained has Accelerate unwrap the model, which imports DeepSpeed, and that MLflow."""
+    """save_pretrained of transformers lets Accelerate unwrap the model, which imports it."""
 
     def imports(*_):
         raise AssertionError("DeepSpeed would be imported")
 
     monkeypatch.setattr("accelerate.utils.other.is_deepspeed_available", imports)
-    assert (search(max_steps=1, target_sparsity=0.1) / "rounds/01/model/model.safetensors").is_file()
+    assert (
+        search(max_steps=1, target_sparsity=0.1) / "rounds/01/model/model.safetensors"
+    ).is_file()

@@ -1,4 +1,4 @@
-"""Paths of any name: of output, data, model and ticket, in the commands that are printed, and in MLflow's store."""
+"""Paths of any name: of output, data, model and ticket, in printed commands and in MLflow."""
 
 import re
 import shlex
@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from lth_scale import grid, load_exported, terminal
-from lth_scale.arguments import parse, quoted
-from lth_scale.export import __main__ as export_command
-from lth_scale.export import export
-from lth_scale.record import Record
-from lth_scale.terminal import how_to_open_mlflow
+from lth_scale import export, load_exported
+from lth_scale.config.command import as_argv
+from lth_scale.config.resolution import parse
+from lth_scale.config.texts import quoted
+from lth_scale.science import summary
+from lth_scale.science.summary import how_to_open_mlflow
+from lth_scale.tracking.run_directory import RunDirectory
 
 NAMES = ["a b%20&c?d=1#e;f{b}[c]*~!", '-it\'s "q" $HOME `x` ünï' + "x" * 120]
 
@@ -22,7 +23,9 @@ NAMES = ["a b%20&c?d=1#e;f{b}[c]*~!", '-it\'s "q" $HOME `x` ünï' + "x" * 120]
 def printed(label, out):
     """The path after a label, as a shell reads it."""
     line = re.search(rf"^{label} +(.*)$", out, re.MULTILINE)[1]
-    done = subprocess.run(["bash", "-c", f"test -e {line} && printf %s {line}"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", f"test -e {line} && printf %s {line}"], capture_output=True, text=True
+    )
     return done.stdout
 
 
@@ -35,7 +38,10 @@ def test_a_search_a_transfer_and_an_export_work_below_any_name(
     home = tmp_path / name
     for source, what in ((tiny_bert, "model"), (sst2_data, "data")):
         shutil.copytree(source, home / f"{what} {name}"[:100])
-    places = {"model_name_or_path": home / f"model {name}"[:100], "dataset_path": home / f"data {name}"[:100]}
+    places = {
+        "model_name_or_path": home / f"model {name}"[:100],
+        "dataset_path": home / f"data {name}"[:100],
+    }
     flags = {"max_steps": 1, **places}
     out = search(**flags, target_sparsity=0.1, output_dir=home / "runs" / name, report_to="mlflow")
     said = capsys.readouterr().out
@@ -53,22 +59,32 @@ def test_a_search_a_transfer_and_an_export_work_below_any_name(
     moved = transfer(1, **flags, ticket=out, output_dir=home / "runs/transfer")
     assert (moved / "complete").is_file()
     place = home / f"export {name}"[:100]
-    said = export_command.summary(export(str(out), "compact", place), place)
+    said = export.summary(export.export(str(out), "compact", place), place)
     assert load_exported(str(place)) and said.splitlines()[0].endswith(f": {quoted(place)}")
 
 
-def test_a_relative_link_that_begins_with_a_dash_is_printed_as_a_path(tmp_path, monkeypatch, capsys):
+def test_a_relative_link_that_begins_with_a_dash_is_printed_as_a_path(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "where it is").mkdir()
     (tmp_path / "-link").symlink_to("where it is")
     (tmp_path / "-link/ticket.safetensors").touch()
-    monkeypatch.setattr(terminal, "report", lambda record: "")
-    args = parse(["--task", "sst2", "--preset", "demo", "--output_dir=-link"], "", "")
-    terminal.show(Record(Path(args.output_dir), args))
+    monkeypatch.setattr(summary, "report", lambda record: "")
+    args = parse(["--task", "sst2", "--preset", "demo", "--output_dir=-link"])
+    summary.show(RunDirectory(Path(args.output_dir), args))
     assert printed("the ticket", capsys.readouterr().out) == "./-link/ticket.safetensors"
 
 
-def test_a_study_in_a_directory_that_begins_with_a_dash_gives_its_jobs_flags_that_they_can_read(tmp_path):
-    flags = {"task": "sst2", "preset": "demo", "output_dir": Path("-a b/jobs/x"), "early_bird": True, "distill": False}
-    args = parse(grid.as_argv(flags), "", "")
+def test_a_study_in_a_directory_that_begins_with_a_dash_gives_its_jobs_flags_that_they_can_read(
+    tmp_path,
+):
+    flags = {
+        "task": "sst2",
+        "preset": "demo",
+        "output_dir": Path("-a b/jobs/x"),
+        "early_bird": True,
+        "distill": False,
+    }
+    args = parse(as_argv(flags))
     assert args.output_dir == "-a b/jobs/x" and args.early_bird and not args.distill

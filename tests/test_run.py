@@ -1,4 +1,4 @@
-"""run: an environment that is whole whatever happened before, and what the suite can be relied on for."""
+"""run: the environment is complete whatever happened before, and the suite ends when it must."""
 
 import os
 import re
@@ -25,20 +25,40 @@ LIVES = "def test_it(): pass\ndef test_that(): pass\n"
 
 
 def test_a_worker_of_the_suite_that_dies_ends_it_with_the_test_s_name(tmp_path):
-    """Else xdist starts another worker, and where the others have left already it waits for ever."""
-    flags = re.search(r'-m pytest (.*?) "\$@"', RUN.read_text(), re.DOTALL)[1].replace("\\\n", "").split()
+    """Else xdist starts another worker, and waits for ever if the others have left already."""
+    flags = (
+        re.search(r'-m pytest (.*?) "\$@"', RUN.read_text(), re.DOTALL)[1]
+        .replace("\\\n", "")
+        .split()
+    )
     for name, content in {"a": LIVES, "b": LIVES, "dies": DIES}.items():
         (tmp_path / f"test_{name}.py").write_text(content)
-    command = [sys.executable, "-m", "pytest", *flags, "-n", "2", "-p", "no:cacheprovider", "--rootdir", tmp_path]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *flags,
+        "-n",
+        "2",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        tmp_path,
+    ]
     done = subprocess.run([*command, tmp_path], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and re.search(r"crashed while running '.*test_dies.py::test_it'", done.stdout)
+    assert done.returncode == 1 and re.search(
+        r"crashed while running '.*test_dies.py::test_it'", done.stdout
+    )
 
 
 PYTHON = """#!/bin/sh
 # A stand-in for the interpreter, whose environments have a stand-in for pip.
 [ "$1 $2" = "-m venv" ] || exec {python} "$@"
 {python} -m venv --without-pip "$3"
-if [ "${{STOP_AT:-}}" = venv ]; then touch "$REACHED"; while [ -e "$REACHED" ]; do sleep 0.1; done; fi
+if [ "${{STOP_AT:-}}" = venv ]; then
+    touch "$REACHED"
+    while [ -e "$REACHED" ]; do sleep 0.1; done
+fi
 cp -r {stand_in}/site/* "$3"/lib/python*/site-packages
 cp {stand_in}/pip "$3/bin/pip"
 """
@@ -93,24 +113,45 @@ class Checkout:
     """A directory with `run` and a package, and what `run` finds of Python, pip and the machine."""
 
     def __init__(self, root: Path):
-        self.root, self.venv, self.reached = root / "a checkout", root / "a checkout/.venv", root / "reached"
+        self.root, self.venv, self.reached = (
+            root / "a checkout",
+            root / "a checkout/.venv",
+            root / "reached",
+        )
         (self.root / "lth_scale").mkdir(parents=True)
         (self.root / "lth_scale/__init__.py").touch()
         for name in ("pyproject.toml", "constraints.txt"):
             (self.root / name).write_text(name)
         shutil.copy(RUN, self.root)
         stand_in = root / "stand in"
-        for name, content in {"pip/__init__.py": "", "pip/__main__.py": PIP, "pip-1.dist-info/METADATA": ""}.items():
+        for name, content in {
+            "pip/__init__.py": "",
+            "pip/__main__.py": PIP,
+            "pip-1.dist-info/METADATA": "",
+        }.items():
             (stand_in / "site" / name).parent.mkdir(parents=True, exist_ok=True)
             (stand_in / "site" / name).write_text(content)
-        (stand_in / "site/pip-1.dist-info/RECORD").write_text(f"pip/__init__.py,,0\npip/__main__.py,,{len(PIP)}\n")
+        (stand_in / "site/pip-1.dist-info/RECORD").write_text(
+            f"pip/__init__.py,,0\npip/__main__.py,,{len(PIP)}\n"
+        )
         self.program("pip", '#!/bin/sh\nexec "${0%/*}/python" -m pip "$@"\n', stand_in)
-        python = PYTHON.format(python=shlex.quote(sys.executable), stand_in=shlex.quote(str(stand_in)))
+        python = PYTHON.format(
+            python=shlex.quote(sys.executable), stand_in=shlex.quote(str(stand_in))
+        )
         self.program("python3", python)
-        self.program("sync", '#!/bin/sh\n[ "${STOP_AT:-}" != sync ] || { touch "$REACHED"; exec sleep 60; }\n')
+        self.program(
+            "sync",
+            '#!/bin/sh\n[ "${STOP_AT:-}" != sync ] || { touch "$REACHED"; exec sleep 60; }\n',
+        )
         self.calls = root / "calls"
-        self.environment = {"PATH": f"{root / 'bin'}:/usr/bin:/bin", "REACHED": self.reached, "CALLS": self.calls}
-        self.environment["PIP_REQUIRE_VIRTUALENV"] = "1"  # whatever `run` does wrong, this machine's Python stays
+        self.environment = {
+            "PATH": f"{root / 'bin'}:/usr/bin:/bin",
+            "REACHED": self.reached,
+            "CALLS": self.calls,
+        }
+        self.environment["PIP_REQUIRE_VIRTUALENV"] = (
+            "1"  # whatever `run` does wrong, this machine's Python stays
+        )
 
     def program(self, name: str, content: str, folder: Path | None = None) -> None:
         """An executable, by default one that `run` finds first."""
@@ -120,7 +161,7 @@ class Checkout:
         path.chmod(0o755)
 
     def start(self, *command: str, **variables: object) -> subprocess.Popen:
-        """`./run COMMAND` in a group of its own; STOP_AT is a step at which it waits, FAIL_AT one that fails."""
+        """`./run COMMAND` in its own group; it waits at step STOP_AT, and step FAIL_AT fails."""
         return subprocess.Popen(
             command if "/" in command[0] else [self.root / "run", *command],
             env={**self.environment, **variables},
@@ -128,7 +169,7 @@ class Checkout:
             stderr=subprocess.PIPE,
             text=True,
             process_group=0,
-            # a suite that runs in the background of a script ignores it, and so would all that it starts
+            # in the background of a script the suite ignores it, and so would what it starts
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
@@ -172,7 +213,11 @@ def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
 
 
 STEPS = ["venv", "pip", "torch", "torch: metadata", "torch: files", "sync"]
-KILLS = [*((step, signal.SIGKILL) for step in STEPS), ("torch", signal.SIGINT), ("torch: files", signal.SIGTERM)]
+KILLS = [
+    *((step, signal.SIGKILL) for step in STEPS),
+    ("torch", signal.SIGINT),
+    ("torch: files", signal.SIGTERM),
+]
 
 
 @pytest.mark.parametrize(("step", "number"), KILLS)
@@ -217,7 +262,7 @@ def test_two_at_once_wait_for_each_other_and_install_once(checkout):
 
 
 def test_a_pip_that_survives_its_shell_is_waited_for(checkout):
-    """kill -9 of the shell alone: the lock is pip's too, so nobody removes what it is still writing."""
+    """kill -9 of the shell alone: pip holds the lock too, so what it writes is not removed."""
     first = checkout.stop("setup", at="torch")
     first.kill()
     first.wait(timeout=30)
@@ -264,8 +309,15 @@ def test_a_checkout_that_was_moved_has_an_environment_of_its_own(checkout):
     checkout.venv = checkout.root / ".venv"
     shutil.copytree(checkout.root, old, symlinks=True)
     assert "was moved" in checkout.run("docs")
-    found = [checkout.venv / "bin/python", "-I", "-c", "import lth_scale; print(lth_scale.__file__)"]
-    assert subprocess.check_output(found, text=True).strip() == str(checkout.root / "lth_scale/__init__.py")
+    found = [
+        checkout.venv / "bin/python",
+        "-I",
+        "-c",
+        "import lth_scale; print(lth_scale.__file__)",
+    ]
+    assert subprocess.check_output(found, text=True).strip() == str(
+        checkout.root / "lth_scale/__init__.py"
+    )
 
 
 def test_an_environment_behind_a_link_is_never_cleared(checkout):
@@ -293,7 +345,10 @@ def test_an_interpreter_of_another_version_is_refused(checkout):
     checkout.run("setup")
     checkout.program("python4", "#!/bin/sh\necho 4.0\n")
     said = checkout.run("setup", code=1, PYTHON="python4")
-    assert re.fullmatch(r"run: .venv has Python 3\.\d+ and PYTHON=python4 is another version; remove .venv, .*\n", said)
+    assert re.fullmatch(
+        r"run: .venv has Python 3\.\d+ and PYTHON=python4 is another version; remove .venv, .*\n",
+        said,
+    )
     assert "python5 is not here" in checkout.run("setup", code=1, PYTHON="python5")
     assert checkout.run("setup", PYTHON="python3") == ""
 
@@ -310,7 +365,9 @@ def test_any_shell_runs_it_from_anywhere_also_by_a_link(checkout, shell):
         pytest.skip(f"{program} is not here")
     link = checkout.root.parent / "link"
     link.symlink_to(checkout.root / "run")
-    assert checkout.run(shutil.which(program), *flags, str(link), "docs", CDPATH="/").startswith("built\n")
+    assert checkout.run(shutil.which(program), *flags, str(link), "docs", CDPATH="/").startswith(
+        "built\n"
+    )
     assert checkout.works() and not (link.parent / ".venv").exists()
     assert checkout.run("docs") == "built\n"
 

@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: no pickle, no remote code, no secrets written, nothing that others may write."""
+"""SECURITY.md: no pickle, no remote code, no secret written, nothing that others may write."""
 
 import ast
 import json
@@ -15,11 +15,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from lth_scale import Ticket, files, imp, transfer
-from lth_scale.arguments import exit_on_bad_input
+from lth_scale import Ticket, imp, transfer
+from lth_scale.config import directories, files, locks
+from lth_scale.config.exit_codes import exit_on_bad_input
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted(path for part in ("lth_scale", "tests", "benchmarks") for path in (ROOT / part).rglob("*.py"))
+SOURCES = sorted(
+    path for part in ("lth_scale", "tests", "benchmarks") for path in (ROOT / part).rglob("*.py")
+)
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 CALLS = {
     "eval",
@@ -43,29 +46,51 @@ def forbidden(tree: ast.AST) -> list[str]:
             found += [f"import {name}" for name in names if name.split(".")[0] in MODULES]
         if not isinstance(node, ast.Call):
             continue
-        name, options = ast.unparse(node.func), {option.arg: ast.unparse(option.value) for option in node.keywords}
+        name, options = (
+            ast.unparse(node.func),
+            {option.arg: ast.unparse(option.value) for option in node.keywords},
+        )
         if name in CALLS:
             found.append(name)
         if name == "torch.load" and options.get("weights_only") != "True":
             found.append("torch.load")
-        wrong = {"allow_pickle": "False", "shell": "False", "trust_remote_code": "False", "use_safetensors": "True"}
-        found += [f"{key}={options[key]}" for key in wrong.keys() & options.keys() if options[key] != wrong[key]]
+        wrong = {
+            "allow_pickle": "False",
+            "shell": "False",
+            "trust_remote_code": "False",
+            "use_safetensors": "True",
+        }
+        found += [
+            f"{key}={options[key]}"
+            for key in wrong.keys() & options.keys()
+            if options[key] != wrong[key]
+        ]
     return found
 
 
 def test_no_source_turns_data_into_code():
     assert len(SOURCES) > 50
-    assert {path: found for path in SOURCES if (found := forbidden(ast.parse(path.read_text())))} == {}
+    assert {
+        path: found for path in SOURCES if (found := forbidden(ast.parse(path.read_text())))
+    } == {}
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "import pickle", "from pickle import loads", "torch.load(x)", "torch.load(x, weights_only=False)", "eval(x)",
-        "numpy.load(x, allow_pickle=True)", "yaml.load(x, Loader)", "subprocess.run(x, shell=True)", "os.system(x)",
-        "AutoModel.from_pretrained(x, trust_remote_code=True)", "f(use_safetensors=None)",
+        "import pickle",
+        "from pickle import loads",
+        "torch.load(x)",
+        "torch.load(x, weights_only=False)",
+        "eval(x)",
+        "numpy.load(x, allow_pickle=True)",
+        "yaml.load(x, Loader)",
+        "subprocess.run(x, shell=True)",
+        "os.system(x)",
+        "AutoModel.from_pretrained(x, trust_remote_code=True)",
+        "f(use_safetensors=None)",
     ],
-)  # fmt: skip
+)
 def test_the_search_for_such_sources_finds_them(source):
     assert forbidden(ast.parse(source))
 
@@ -73,12 +98,17 @@ def test_the_search_for_such_sources_finds_them(source):
 def test_every_model_is_loaded_without_remote_code_and_from_safetensors():
     calls = [
         (ast.unparse(node.func), ast.unparse(node))
-        for path in SOURCES if path.parts[-3:-1] == ("lth_scale", "tasks")
+        for path in SOURCES
+        if path.parts[-3:-1] == ("lth_scale", "tasks")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "from_pretrained"
-    ]  # fmt: skip
-    calls = [(func, call) for func, call in calls if "from_pretrained(None, " not in call]  # reads nothing
-    assert len(calls) == 3 and all("trust_remote_code=False" in call or "**options" in call for _, call in calls)
+    ]
+    calls = [
+        (func, call) for func, call in calls if "from_pretrained(None, " not in call
+    ]  # reads nothing
+    assert len(calls) == 3 and all(
+        "trust_remote_code=False" in call or "**options" in call for _, call in calls
+    )
     assert sum("use_safetensors=True" in call for _, call in calls) == 1
 
 
@@ -94,7 +124,7 @@ class Trap:
 
 @pytest.fixture
 def run(small, capsys, monkeypatch, tmp_path):
-    """Run a command in this process, its files below `tmp_path`; returns exit code, output and errors."""
+    """Run a command in this process, with its files below `tmp_path`: exit code, stdout, stderr."""
 
     def go(*argv, command=imp, **overrides) -> tuple[int, str, str]:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -108,10 +138,14 @@ def run(small, capsys, monkeypatch, tmp_path):
 
 
 def index_of(*parts: str) -> str:
-    return json.dumps({"metadata": {}, "weight_map": {f"weight.{i}": part for i, part in enumerate(parts)}})
+    return json.dumps(
+        {"metadata": {}, "weight_map": {f"weight.{i}": part for i, part in enumerate(parts)}}
+    )
 
 
-@pytest.mark.parametrize("index", [None, "pytorch_model.bin", "../model/pytorch_model.bin", "/etc/passwd"])
+@pytest.mark.parametrize(
+    "index", [None, "pytorch_model.bin", "../model/pytorch_model.bin", "/etc/passwd"]
+)
 def test_a_pickle_is_refused_and_not_run(index, run, tiny_bert, tmp_path):
     directory, trap = tmp_path / "model", tmp_path / "sprung"
     shutil.copytree(tiny_bert, directory)
@@ -120,7 +154,11 @@ def test_a_pickle_is_refused_and_not_run(index, run, tiny_bert, tmp_path):
     if index:
         (directory / "model.safetensors.index.json").write_text(index_of(index))
     code, out, err = run(model_name_or_path=directory)
-    assert (code, out, err.count("\n")) == (2, "", 1) and f"--model_name_or_path {directory}" in err, err
+    assert (code, out, err.count("\n")) == (
+        2,
+        "",
+        1,
+    ) and f"--model_name_or_path {directory}" in err, err
     assert not index or f"names '{index}'" in err
     assert not trap.exists() and not (tmp_path / "out").exists()
 
@@ -131,28 +169,46 @@ def test_code_beside_a_model_is_not_run(kind, run, tiny_bert, tmp_path):
     shutil.copytree(tiny_bert, directory)
     (directory / "evil.py").write_text(f"import os\nos.mkdir({str(trap)!r})\n")
     for name, classes in (
-        ("config.json", {f"Auto{each}": "evil.Evil" for each in ("Config", "Model", "ModelForSequenceClassification")}),
+        (
+            "config.json",
+            {
+                f"Auto{each}": "evil.Evil"
+                for each in ("Config", "Model", "ModelForSequenceClassification")
+            },
+        ),
         ("tokenizer_config.json", {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}),
     ):
         content = json.loads((directory / name).read_text())
-        (directory / name).write_text(json.dumps({**content, "auto_map": classes, "model_type": kind}))
+        (directory / name).write_text(
+            json.dumps({**content, "auto_map": classes, "model_type": kind})
+        )
     code, out, err = run(model_name_or_path=directory, max_steps=0)
     assert not trap.exists()
     if kind == "bert":  # our own classes load it
         assert code == 0
     else:
-        assert (code, out, err.count("\n")) == (2, "", 1) and f"--model_name_or_path {directory}" in err, err
+        assert (code, out, err.count("\n")) == (
+            2,
+            "",
+            1,
+        ) and f"--model_name_or_path {directory}" in err, err
 
 
 def leaks(directory: Path, *texts: str) -> list[str]:
-    there = [str(path) for path in directory.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    there = [
+        str(path)
+        for path in directory.rglob("*")
+        if path.is_file() and SECRET.encode() in path.read_bytes()
+    ]
     return there + [text for text in texts if SECRET in text]
 
 
 ADDRESSES = [
-    f"https://me:{SECRET}@127.0.0.1:9/a/b", f"https://me:{SECRET}/x#y@127.0.0.1:9/a/b",
-    f"https://127.0.0.1:9/a/b?user=me&password={SECRET}", f"postgresql://me:12 {SECRET}@127.0.0.1:9/a/b",
-]  # fmt: skip
+    f"https://me:{SECRET}@127.0.0.1:9/a/b",
+    f"https://me:{SECRET}/x#y@127.0.0.1:9/a/b",
+    f"https://127.0.0.1:9/a/b?user=me&password={SECRET}",
+    f"postgresql://me:12 {SECRET}@127.0.0.1:9/a/b",
+]
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
@@ -164,11 +220,13 @@ def test_a_password_in_a_flag_is_not_told(flag, address, run, tmp_path):
 
 
 @pytest.mark.parametrize("store", [*ADDRESSES, f"postgresql:/me:{SECRET}@h/db", f"me:{SECRET}@h"])
-def test_a_password_in_a_store_that_is_refused_or_away_is_not_told(store, run, monkeypatch, tmp_path):
+def test_a_password_in_a_store_that_is_refused_or_away_is_not_told(
+    store, run, monkeypatch, tmp_path
+):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.setattr("lth_scale.outbox.PATIENCE", 0.5)
+    monkeypatch.setattr("lth_scale.tracking.mlflow.sender.PATIENCE", 0.5)
     code, out, err = run(report_to="mlflow", max_steps=0, run_name=f"{store} at token={SECRET}")
-    assert (code, "takes no records" in err) in ((0, True), (2, False)), err
+    assert (code, "accepts no records" in err) in ((0, True), (2, False)), err
     assert not leaks(tmp_path, out, err)
 
 
@@ -177,17 +235,22 @@ def test_a_password_in_a_traceback_or_a_librarys_log_is_not_told(run, monkeypatc
         logging.getLogger("other").error("retrying %s", ADDRESSES[1])
         raise RuntimeError(f"cannot reach {ADDRESSES[1]}: password={SECRET}")
 
-    monkeypatch.setattr(imp, "run", fail)
+    monkeypatch.setattr(imp.RunDirectory, "open", fail)
     code, out, err = run()
-    assert code == 1 and "Traceback" in err and "RuntimeError: cannot reach https://127.0.0.1:9/a/b" in err
+    assert (
+        code == 1
+        and "Traceback" in err
+        and "RuntimeError: cannot reach https://127.0.0.1:9/a/b" in err
+    )
     assert not leaks(tmp_path, out, err)
 
 
 TWICE = """
 import os, sys
-from lth_scale import imp, outbox
-from lth_scale.arguments import exit_on_bad_input
-outbox.PATIENCE = 1.0
+from lth_scale import imp
+from lth_scale.config.exit_codes import exit_on_bad_input
+from lth_scale.tracking.mlflow import sender
+sender.PATIENCE = 1.0
 for store in sys.argv.pop().split():
     os.environ["MLFLOW_TRACKING_URI"] = store
     try:
@@ -200,15 +263,26 @@ for store in sys.argv.pop().split():
 
 def test_secrets_of_the_environment_are_in_nothing_that_is_written(small, tmp_path):
     """Two searches: into a store of its own, and for a server with a password that is not there."""
-    secrets = dict.fromkeys(("HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"), SECRET)
+    secrets = dict.fromkeys(
+        ("HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"), SECRET
+    )
     stores = f"sqlite:///{tmp_path}/mlflow.db http://me:{SECRET}@127.0.0.1:9"
     done = subprocess.run(
-        [sys.executable, "-c", TWICE, *small(report_to="mlflow", max_steps=1, target_sparsity=0.1), stores],
-        env={**os.environ, **secrets, "HF_HOME": str(tmp_path / "hub")}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            TWICE,
+            *small(report_to="mlflow", max_steps=1, target_sparsity=0.1),
+            stores,
+        ],
+        env={**os.environ, **secrets, "HF_HOME": str(tmp_path / "hub")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert len([*tmp_path.rglob("results.json")]) == 2 and (tmp_path / "mlflow.db").is_file()
-    assert "records wait in" in done.stderr, done.stderr
+    assert "records are waiting in" in done.stderr, done.stderr
     assert not leaks(tmp_path, done.stdout, done.stderr)
 
 
@@ -220,30 +294,39 @@ def umask(request):
 
 
 def modes(directory: Path) -> dict[str, int]:
-    return {str(path.relative_to(directory)): stat.S_IMODE(path.lstat().st_mode) for path in directory.rglob("*")}
+    return {
+        str(path.relative_to(directory)): stat.S_IMODE(path.lstat().st_mode)
+        for path in directory.rglob("*")
+    }
 
 
 def test_files_are_writable_by_their_user_alone_and_a_stricter_umask_is_kept(umask, tmp_path):
     files.write_bytes(tmp_path / "a/b/file", b"x")
-    with files.new_directory(tmp_path / "c/made") as made:
+    with directories.new_directory(tmp_path / "c/made") as made:
         (made / "deep").mkdir()
         (made / "deep/file").write_text("x")
-    with files.exclusive(tmp_path / "d/lock"):
+    with locks.exclusive(tmp_path / "d/lock"):
         pass
     made = modes(tmp_path)
     assert made["a/b/file"] == 0o644 & ~umask and made["a"] == made["a/b"] == 0o755 & ~umask
-    assert not [path for path, mode in made.items() if mode & (0o022 | umask) and not path.endswith(".lock")], made
+    assert not [
+        path for path, mode in made.items() if mode & (0o022 | umask) and not path.endswith(".lock")
+    ], made
 
 
 def test_a_command_leaves_nothing_that_others_may_write_whatever_the_umask(run, umask, tmp_path):
-    code, _, err = run(output_dir=tmp_path / "runs/mine", report_to="mlflow", max_steps=1, target_sparsity=0.1)
+    code, _, err = run(
+        output_dir=tmp_path / "runs/mine", report_to="mlflow", max_steps=1, target_sparsity=0.1
+    )
     assert code == 0, err
     made = modes(tmp_path)
     assert "runs/mine/rounds/01/model/model.safetensors" in made and "runs/mlflow.db" in made
     assert not [path for path, mode in made.items() if mode & (0o022 | umask)], made
 
 
-@pytest.mark.parametrize("bad", ["\x1b", "\x7f", "\x9b", "\u202e", "\u2028", "\ud800", "\U000e0001"])
+@pytest.mark.parametrize(
+    "bad", ["\x1b", "\x7f", "\x9b", "\u202e", "\u2028", "\ud800", "\U000e0001"]
+)
 def test_json_that_is_written_holds_escapes_for_what_drives_a_terminal(bad, tmp_path):
     files.write_json(tmp_path / "a.json", {"é": f"θ{bad}"})
     text = (tmp_path / "a.json").read_text()
@@ -253,11 +336,13 @@ def test_json_that_is_written_holds_escapes_for_what_drives_a_terminal(bad, tmp_
 @pytest.mark.parametrize("name", ["unfinished", ".lock"])
 def test_a_planted_link_is_not_followed(name, tmp_path):
     if name == "unfinished":
-        files.claim(tmp_path)
-    link = files.temporary(tmp_path / "file") if name == "unfinished" else tmp_path / name
+        locks.acquire(tmp_path)
+    link = directories.temporary(tmp_path / "file") if name == "unfinished" else tmp_path / name
     link.symlink_to(tmp_path / "precious")
     with pytest.raises(OSError, match="symbolic"):
-        files.write_bytes(tmp_path / "file", b"x") if name == "unfinished" else files.claim(tmp_path)
+        files.write_bytes(tmp_path / "file", b"x") if name == "unfinished" else locks.acquire(
+            tmp_path
+        )
     assert not (tmp_path / "precious").exists()
 
 
@@ -269,10 +354,21 @@ def test_a_ticket_of_a_directory_that_is_here_leads_to_it(run, search, tiny_bert
 
 
 def test_no_command_that_is_printed_or_documented_listens_to_the_network(tmp_path):
-    from lth_scale.terminal import how_to_open_mlflow
+    from lth_scale.science.summary import how_to_open_mlflow
 
-    (tmp_path / "mlflow.json").write_text(json.dumps({"store": "sqlite:///x/mlflow.db", "experiment": "1"}))
+    (tmp_path / "mlflow.json").write_text(
+        json.dumps({"store": "sqlite:///x/mlflow.db", "experiment": "1"})
+    )
     assert "--host 127.0.0.1 " in how_to_open_mlflow(tmp_path / "mlflow.json")[0]
-    texts = [*SOURCES, *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
-    hosts = {host for path in texts for host in re.findall(r"mlflow[^\n]*--host[ =]([\d.]+)", path.read_text())}
+    texts = [
+        *SOURCES,
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "benchmarks").glob("*.md"),
+    ]
+    hosts = {
+        host
+        for path in texts
+        for host in re.findall(r"mlflow[^\n]*--host[ =]([\d.]+)", path.read_text())
+    }
     assert hosts == {"127.0.0.1"}

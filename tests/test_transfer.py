@@ -10,11 +10,15 @@ from conftest import sentence, write_jsonl
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM
 
-from lth_scale import Ticket, training
-from lth_scale.arguments import CONTROLS, BadInput, Transfer, parse
-from lth_scale.export.places import locate
-from lth_scale.subnetwork import barrier
-from lth_scale.ticket import base_digest
+from lth_scale import Ticket
+from lth_scale.config.arguments import Transfer
+from lth_scale.config.errors import BadInput
+from lth_scale.config.resolution import parse
+from lth_scale.pruning.digests import base_digest
+from lth_scale.pruning.registries import CONTROLS
+from lth_scale.shipping.export.locations import locate
+from lth_scale.training import loop
+from lth_scale.training.connectivity import barrier
 
 
 def rows(out) -> list[dict]:
@@ -23,16 +27,23 @@ def rows(out) -> list[dict]:
 
 @pytest.fixture
 def starts(monkeypatch):
-    """What every training started from: weights, masks, the first batch; and the generator's state."""
+    """What every training started from: weights, masks, first batch and generator."""
     seen = []
-    train = training.train
+    train = loop.train
 
     def watch(net, until, rate, on_step):
-        weights = {name: weight.clone() for name, weight in net.shards.whole_weights().items()}
-        seen.append({"weights": weights, "first": net.batches[0], "seed": net.args.seed, "rng": torch.get_rng_state()})
+        weights = {name: weight.clone() for name, weight in net.engine.full_weights().items()}
+        seen.append(
+            {
+                "weights": weights,
+                "first": net.batches[0],
+                "seed": net.args.seed,
+                "rng": torch.get_rng_state(),
+            }
+        )
         return train(net, until, rate, on_step)
 
-    monkeypatch.setattr(training, "train", watch)
+    monkeypatch.setattr(loop, "train", watch)
     return seen
 
 
@@ -41,13 +52,16 @@ def pair_data(tmp_path):
     """MRPC's columns."""
     for split, count in (("train", 40), ("validation", 16)):
         made = [
-            {"sentence1": sentence(i), "sentence2": sentence(i + 1), "label": i % 2, "idx": i} for i in range(count)
+            {"sentence1": sentence(i), "sentence2": sentence(i + 1), "label": i % 2, "idx": i}
+            for i in range(count)
         ]
         write_jsonl(tmp_path / f"pairs/{split}.jsonl", made)
     return tmp_path / "pairs"
 
 
-def test_the_dense_network_and_a_round_are_those_of_a_search_with_that_seed(search, transfer, tmp_path):
+def test_the_dense_network_and_a_round_are_those_of_a_search_with_that_seed(
+    search, transfer, tmp_path
+):
     found = search(seed=7)
     dense = transfer(7, output_dir=tmp_path / "dense")
     ticket = found / "rounds/02/ticket.safetensors"
@@ -55,10 +69,15 @@ def test_the_dense_network_and_a_round_are_those_of_a_search_with_that_seed(sear
     same = ("sparsity", "pruned", "eval", "train_loss", "steps")
     for k, out in ((0, dense), (2, again)):
         assert [rows(out)[0][name] for name in same] == [rows(found)[k][name] for name in same]
-    assert Ticket.load(again / "seeds/07/ticket.safetensors").masks.keys() == Ticket.load(ticket).masks.keys()
+    assert (
+        Ticket.load(again / "seeds/07/ticket.safetensors").masks.keys()
+        == Ticket.load(ticket).masks.keys()
+    )
 
 
-def test_every_seed_has_its_own_head_and_data_order_and_the_same_subnetwork(search, transfer, starts):
+def test_every_seed_has_its_own_head_and_data_order_and_the_same_subnetwork(
+    search, transfer, starts
+):
     found = search(max_steps=1)
     starts.clear()
     out = transfer(1, 2, 3, ticket=found)
@@ -70,9 +89,9 @@ def test_every_seed_has_its_own_head_and_data_order_and_the_same_subnetwork(sear
         assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
     heads = [start["weights"]["classifier.weight"] for start in starts]
     assert not torch.equal(heads[0], heads[1]) and not torch.equal(heads[1], heads[2])
-    assert not torch.equal(starts[0]["first"]["labels"], starts[1]["first"]["labels"]) or not torch.equal(
-        starts[0]["first"]["input_ids"], starts[1]["first"]["input_ids"]
-    )
+    assert not torch.equal(
+        starts[0]["first"]["labels"], starts[1]["first"]["labels"]
+    ) or not torch.equal(starts[0]["first"]["input_ids"], starts[1]["first"]["input_ids"])
     assert [row["seed"] for row in rows(out)] == [1, 2, 3]
     assert (out / "seeds/03/complete").is_file() and (out / "complete").is_file()
 
@@ -80,10 +99,12 @@ def test_every_seed_has_its_own_head_and_data_order_and_the_same_subnetwork(sear
 def test_a_ticket_brings_its_base_model_along(search, small, tiny_bert):
     found = search(max_steps=1, target_sparsity=0.1)
     flags = small(ticket=found, target_sparsity=None, model_name_or_path=None)
-    assert parse(flags, "t", "t", Transfer).model_name_or_path == str(tiny_bert)
+    assert parse(flags, Transfer).model_name_or_path == str(tiny_bert)
 
 
-@pytest.mark.parametrize(("source", "target"), [("mlm", "sst2"), ("sst2", "mlm"), ("mrpc", "squad"), ("squad", "mrpc")])
+@pytest.mark.parametrize(
+    ("source", "target"), [("mlm", "sst2"), ("sst2", "mlm"), ("mrpc", "squad"), ("squad", "mrpc")]
+)
 def test_a_ticket_of_one_task_trains_another_with_and_without_pooler(
     source, target, search, transfer, text_data, sst2_data, pair_data, tmp_path
 ):
@@ -102,12 +123,20 @@ def test_a_ticket_of_one_task_trains_another_with_and_without_pooler(
         write_jsonl(tmp_path / f"squad/{split}.jsonl", asked)
     data = {"mlm": text_data, "sst2": sst2_data, "mrpc": pair_data, "squad": tmp_path / "squad"}
     sizes = {"max_seq_length": 48, "doc_stride": 16}
-    found = search(task=source, dataset_path=data[source], max_steps=1, target_sparsity=0.2, **sizes)
+    found = search(
+        task=source, dataset_path=data[source], max_steps=1, target_sparsity=0.2, **sizes
+    )
     out = transfer(1, task=target, dataset_path=data[target], ticket=found, max_steps=1, **sizes)
     ticket = Ticket.load(found / "ticket.safetensors")
     used = Ticket.load(out / "seeds/01/ticket.safetensors")
-    assert all(torch.equal(used.masks[name], mask) for name, mask in ticket.masks.items() if name in used.masks)
-    assert used.masks.keys() == ticket.masks.keys()  # the checkpoint has no pooler: where there is one, it is fresh
+    assert all(
+        torch.equal(used.masks[name], mask)
+        for name, mask in ticket.masks.items()
+        if name in used.masks
+    )
+    assert (
+        used.masks.keys() == ticket.masks.keys()
+    )  # the checkpoint has no pooler: where there is one, it is fresh
     assert used.task == target
 
 
@@ -130,13 +159,23 @@ def test_a_ticket_is_refused_on_other_weights_also_by_its_controls(
     with pytest.raises(BadInput) as refused:
         transfer(1, ticket=ticket, model_name_or_path=other_bert, max_steps=0, **more)
     said = str(refused.value)
-    named = (f"--ticket {ticket}/ticket.safetensors", base[:12], ours[:12], str(tiny_bert), str(other_bert))
+    named = (
+        f"--ticket {ticket}/ticket.safetensors",
+        base[:12],
+        ours[:12],
+        str(tiny_bert),
+        str(other_bert),
+    )
     assert all(each in said for each in (*named, "--allow_other_weights")) and "\n" not in said
     assert not (tmp_path / "transfer").exists()
 
 
-def test_other_weights_that_are_allowed_are_said_in_every_output(ticket, transfer, other_bert, capsys, caplog):
-    out = transfer(1, ticket=ticket, model_name_or_path=other_bert, max_steps=0, allow_other_weights=True)
+def test_other_weights_that_are_allowed_are_said_in_every_output(
+    ticket, transfer, other_bert, capsys, caplog
+):
+    out = transfer(
+        1, ticket=ticket, model_name_or_path=other_bert, max_steps=0, allow_other_weights=True
+    )
     assert "other weights" in caplog.text and "--allow_other_weights" in capsys.readouterr().out
     assert "--allow_other_weights" in rows(out)[0]["note"]
     used = Ticket.load(out / "seeds/01/ticket.safetensors")
@@ -148,15 +187,25 @@ def test_the_same_weights_in_shards_and_an_older_ticket_are_taken(
     ticket, transfer, tiny_bert, other_bert, tmp_path, caplog
 ):
     shutil.copytree(tiny_bert, tmp_path / "shards", ignore=shutil.ignore_patterns("*.safetensors"))
-    AutoModelForMaskedLM.from_pretrained(tiny_bert).save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    AutoModelForMaskedLM.from_pretrained(tiny_bert).save_pretrained(
+        tmp_path / "shards", max_shard_size="20KB"
+    )
     out = transfer(1, ticket=ticket, model_name_or_path=tmp_path / "shards", max_steps=0)
-    kept = [Ticket.load(each / "ticket.safetensors").base_sha256 for each in (ticket, out / "seeds/01")]
+    kept = [
+        Ticket.load(each / "ticket.safetensors").base_sha256 for each in (ticket, out / "seeds/01")
+    ]
     assert kept[0] == kept[1] != "" and "base_sha256" not in caplog.text
     forget_base(ticket, tmp_path / "old")
-    out = transfer(1, ticket=tmp_path / "old", model_name_or_path=other_bert, max_steps=0, output_dir=tmp_path / "o")
+    out = transfer(
+        1,
+        ticket=tmp_path / "old",
+        model_name_or_path=other_bert,
+        max_steps=0,
+        output_dir=tmp_path / "o",
+    )
     assert [r.message for r in caplog.records if "base_sha256" in r.message] == [
-        f"--ticket {tmp_path}/old: has no base_sha256, so it is not checked that it comes from the weights of "
-        f"{str(other_bert)!r}"
+        f"--ticket {tmp_path}/old: has no base_sha256, so whether it comes from the weights of "
+        f"{str(other_bert)!r} is not checked"
     ]
     assert Ticket.load(out / "seeds/01/ticket.safetensors").base_sha256 not in ("", kept[0])
 
@@ -165,31 +214,57 @@ def test_theta_i_of_the_tickets_own_search_or_base_is_right_and_another_is_not(
     search, transfer, tiny_bert, other_bert, tmp_path, caplog
 ):
     own, again, other = (
-        search(**{"max_steps": 2, "rewind_step": 0, "target_sparsity": 0.1, "output_dir": tmp_path / name, **more})
-        for name, more in (("own", {}), ("again", {"rewind_step": 1}), ("other", {"model_name_or_path": other_bert}))
+        search(
+            **{
+                "max_steps": 2,
+                "rewind_step": 0,
+                "target_sparsity": 0.1,
+                "output_dir": tmp_path / name,
+                **more,
+            }
+        )
+        for name, more in (
+            ("own", {}),
+            ("again", {"rewind_step": 1}),
+            ("other", {"model_name_or_path": other_bert}),
+        )
     )
     assert (
-        Ticket.load(own / "ticket.safetensors").theta_sha256 != Ticket.load(again / "ticket.safetensors").theta_sha256
+        Ticket.load(own / "ticket.safetensors").theta_sha256
+        != Ticket.load(again / "ticket.safetensors").theta_sha256
     )
     given = {"ticket": own, "max_steps": 0}
     out = transfer(1, **given, theta=own / "theta.safetensors", model_name_or_path=other_bert)
-    kept = [Ticket.load(each / "ticket.safetensors").base_sha256 for each in (own, out / "seeds/01")]
+    kept = [
+        Ticket.load(each / "ticket.safetensors").base_sha256 for each in (own, out / "seeds/01")
+    ]
     assert kept[0] == kept[1]  # of the weights that are trained
-    assert caplog.text.count(f"--theta {own}/theta.safetensors: is the very θᵢ of the ticket") == 1
-    transfer(1, **given, theta=again / "theta.safetensors", output_dir=tmp_path / "again-1")  # θ₁ of the same base
+    assert caplog.text.count(f"--theta {own}/theta.safetensors: θᵢ of the ticket itself") == 1
+    transfer(
+        1, **given, theta=again / "theta.safetensors", output_dir=tmp_path / "again-1"
+    )  # θ₁ of the same base
     for theta in (again, other):
         with pytest.raises(
-            BadInput, match=rf"--theta {theta}/theta\.safetensors: comes from other weights, base_sha256"
+            BadInput,
+            match=rf"--theta {theta}/theta\.safetensors: comes from other weights, base_sha256",
         ):
             model = other_bert if theta == again else tiny_bert
             transfer(
-                1, **given, theta=theta / "theta.safetensors", model_name_or_path=model, output_dir=tmp_path / "no"
+                1,
+                **given,
+                theta=theta / "theta.safetensors",
+                model_name_or_path=model,
+                output_dir=tmp_path / "no",
             )
     assert "base_sha256" not in caplog.text
     save_file(load_file(other / "theta.safetensors"), tmp_path / "old.safetensors")
     with pytest.raises(BadInput, match=r"--ticket \S+: comes from other weights, base_sha256"):
         transfer(
-            1, **given, theta=tmp_path / "old.safetensors", model_name_or_path=other_bert, output_dir=tmp_path / "n"
+            1,
+            **given,
+            theta=tmp_path / "old.safetensors",
+            model_name_or_path=other_bert,
+            output_dir=tmp_path / "n",
         )
     assert f"--theta {tmp_path}/old.safetensors: has no base_sha256" in caplog.text
 
@@ -201,27 +276,41 @@ def test_paths_mean_the_same_from_another_directory(
     (tmp_path / "link").symlink_to("here/models/x")
     (tmp_path / "there/models/x").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
-    found = search(model_name_or_path="models/x", max_steps=0, target_sparsity=0.1, output_dir="found")
-    relative = {"model_name_or_path": "./models/x", "ticket": "found", "compare_with": "dense", "keep_network": True}
+    found = search(
+        model_name_or_path="models/x", max_steps=0, target_sparsity=0.1, output_dir="found"
+    )
+    relative = {
+        "model_name_or_path": "./models/x",
+        "ticket": "found",
+        "compare_with": "dense",
+        "keep_network": True,
+    }
     transfer(1, model_name_or_path="models/x", max_steps=0, output_dir="dense")
     out = transfer(1, **relative, max_steps=0, output_dir="out").absolute()
     monkeypatch.chdir(tmp_path / "there")
     home, written = tmp_path / "here", json.loads((out / "arguments.json").read_text())
     ticket = Ticket.load(home / found / "ticket.safetensors")
     assert ticket.base_model == ticket.arguments["model_name_or_path"] == str(home / "models/x")
-    assert [written[name] for name in ("model_name_or_path", "ticket", "compare_with", "output_dir")] == [
-        str(home / name) for name in ("models/x", "found/ticket.safetensors", "dense", "out")
-    ]
+    assert [
+        written[name] for name in ("model_name_or_path", "ticket", "compare_with", "output_dir")
+    ] == [str(home / name) for name in ("models/x", "found/ticket.safetensors", "dense", "out")]
     saved = b"".join(path.read_bytes() for path in out.rglob("model/*.json"))
     assert b"./models" not in saved and b'"models/x' not in saved
-    args = parse(small(ticket=home / found, target_sparsity=None, model_name_or_path=None), "t", "t", Transfer)
+    args = parse(
+        small(ticket=home / found, target_sparsity=None, model_name_or_path=None), Transfer
+    )
     assert args.model_name_or_path == str(home / "models/x")
     for path in ("../here/models/x", "../link", str(tmp_path / "link/"), str(home / "models/x")):
-        given = {"model_name_or_path": path, "ticket": home / found, "max_steps": 0, "output_dir": "../here/out"}
+        given = {
+            "model_name_or_path": path,
+            "ticket": home / found,
+            "max_steps": 0,
+            "output_dir": "../here/out",
+        }
         assert transfer(1, **given, keep_network=True)
 
 
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("control", [name for name in CONTROLS if name != "none"])
 def test_a_control_of_a_ticket_has_its_sparsity(control, search, transfer):
     found = search(max_steps=1, target_sparsity=0.2)
     out = transfer(5, ticket=found, control=control, max_steps=1)
@@ -261,15 +350,22 @@ def test_the_output_gives_mean_spread_and_every_rule_by_name(transfer, tmp_path,
     transfer(1, 2, 3, control="random_mask", target_sparsity=0.9, compare_with=dense)
     said = capsys.readouterr().out
     scores = [row["eval"]["accuracy"] for row in rows(dense)]
-    assert f"{sum(scores) / 3:.4f} ± {torch.tensor(scores, dtype=torch.float64).std():.4f} (n = 3)" in said
+    assert (
+        f"{sum(scores) / 3:.4f} ± {torch.tensor(scores, dtype=torch.float64).std():.4f} (n = 3)"
+        in said
+    )
     assert all(rule in said for rule in ("strict", "within_sd_full", "within_sd_max", "welch"))
 
 
 def test_connectivity_joins_two_data_orders_from_one_start(transfer, starts):
     out = transfer(1, 2, connectivity=True)
     first, second = starts[-2:]
-    assert all(torch.equal(first["weights"][name], weight) for name, weight in second["weights"].items())
-    assert (first["seed"], second["seed"]) == (1, 2) and not torch.equal(first["rng"], second["rng"])
+    assert all(
+        torch.equal(first["weights"][name], weight) for name, weight in second["weights"].items()
+    )
+    assert (first["seed"], second["seed"]) == (1, 2) and not torch.equal(
+        first["rng"], second["rng"]
+    )
     found = json.loads((out / "connectivity.json").read_text())
     assert [each["share"] for each in found["path"]] == [i / 10 for i in range(11)]
     scores = [each["eval"]["accuracy"] for each in found["path"]]
@@ -283,21 +379,33 @@ def test_a_barrier_is_what_the_line_loses_against_the_mean_of_its_ends():
 
 
 def test_theta_of_another_network_is_refused(transfer, tmp_path):
-    save_file({"bert.encoder.layer.0.output.dense.weight": torch.zeros(2, 2)}, tmp_path / "theta.safetensors")
+    save_file(
+        {"bert.encoder.layer.0.output.dense.weight": torch.zeros(2, 2)},
+        tmp_path / "theta.safetensors",
+    )
     with pytest.raises(BadInput, match="--theta"):
         transfer(1, theta=tmp_path / "theta.safetensors")
 
 
-def test_a_comparison_across_tasks_or_with_a_search_is_refused(search, transfer, tmp_path, text_data):
-    other = transfer(1, task="mlm", dataset_path=text_data, output_dir=tmp_path / "other", max_steps=1)
+def test_a_comparison_across_tasks_or_with_a_search_is_refused(
+    search, transfer, tmp_path, text_data
+):
+    other = transfer(
+        1, task="mlm", dataset_path=text_data, output_dir=tmp_path / "other", max_steps=1
+    )
     found = search(max_steps=1, target_sparsity=0.1)
-    for directory, said in ((other, "transfer to mlm, this one to sst2"), (found, "no results of lth_scale.transfer")):
+    for directory, said in (
+        (other, "transfer to mlm, but this one is to sst2"),
+        (found, "no results of lth_scale.transfer"),
+    ):
         with pytest.raises(BadInput, match=said):
             transfer(1, compare_with=directory)
     assert not (tmp_path / "transfer").exists()
 
 
-def test_the_network_of_an_earlier_round_s_ticket_is_kept_when_asked_for_and_is_that_of_the_search(search, transfer):
+def test_the_network_of_an_earlier_round_s_ticket_is_kept_when_asked_for_and_is_that_of_the_search(
+    search, transfer
+):
     found = search(seed=7, keep_theta="1")  # keeps round 0's network beside the last one's
     ticket = found / "rounds/00/ticket.safetensors"
     out = transfer(7, 8, ticket=ticket)
@@ -305,27 +413,45 @@ def test_the_network_of_an_earlier_round_s_ticket_is_kept_when_asked_for_and_is_
         locate(str(out))
     assert transfer(7, 8, ticket=ticket, keep_network=True) == out
     assert [path.name for path in out.glob("seeds/*/model")] == ["model"]  # the first seed's alone
-    kept, searched = (load_file(each / "model/model.safetensors") for each in (out / "seeds/07", found / "rounds/00"))
-    assert kept.keys() == searched.keys() and all(torch.equal(kept[name], searched[name]) for name in kept)
+    kept, searched = (
+        load_file(each / "model/model.safetensors")
+        for each in (out / "seeds/07", found / "rounds/00")
+    )
+    assert kept.keys() == searched.keys() and all(
+        torch.equal(kept[name], searched[name]) for name in kept
+    )
     assert locate(str(out)).ticket == out / "seeds/07/ticket.safetensors"
 
 
 def test_one_shot_beside_a_ticket_under_a_pattern_has_the_pattern(search, transfer):
     found = search(pattern="2:4", target_sparsity=0.5, prune_rate=0.25, max_steps=1)
     out = transfer(1, ticket=found, control="one_shot", max_steps=1)
-    used, ticket = Ticket.load(out / "seeds/01/ticket.safetensors"), Ticket.load(found / "ticket.safetensors")
+    used, ticket = (
+        Ticket.load(out / "seeds/01/ticket.safetensors"),
+        Ticket.load(found / "ticket.safetensors"),
+    )
     assert used.pruned == ticket.pruned and used.arguments["pattern"] == "2:4"
     assert all((mask.view(-1, 4).sum(1) == 2).all() for mask in used.masks.values())
 
 
 def test_one_shot_has_the_scope_of_the_ticket_or_of_the_flag(search, transfer, tmp_path):
-    found = search(scope="layerwise", target_sparsity=0.5, prune_rate=0.5, max_steps=0, control="one_shot")
+    found = search(
+        scope="layerwise", target_sparsity=0.5, prune_rate=0.5, max_steps=0, control="one_shot"
+    )
     beside = transfer(1, ticket=found, control="one_shot", max_steps=0)
     plain = {"control": "one_shot", "target_sparsity": 0.5, "max_steps": 0}
     alone = transfer(1, **plain, scope="layerwise", output_dir=tmp_path / "alone")
     spread = transfer(1, **plain, output_dir=tmp_path / "spread")
-    places = (found / "controls/one_shot/01", beside / "seeds/01", alone / "seeds/01", spread / "seeds/01")
+    places = (
+        found / "controls/one_shot/01",
+        beside / "seeds/01",
+        alone / "seeds/01",
+        spread / "seeds/01",
+    )
     tickets = [Ticket.load(place / "ticket.safetensors") for place in places]
     assert [ticket.arguments["scope"] for ticket in tickets] == ["layerwise"] * 3 + ["global"]
-    shares = [{round(float(mask.float().mean()), 2) for mask in ticket.masks.values()} for ticket in tickets]
+    shares = [
+        {round(float(mask.float().mean()), 2) for mask in ticket.masks.values()}
+        for ticket in tickets
+    ]
     assert shares[:3] == [{0.5}] * 3 and len(shares[3]) > 1

@@ -1,7 +1,8 @@
-"""The pictures of docs/concepts.md and docs/controls.md: `python docs/images/make.py RUN`, RUN from `./run demo`.
+"""Draw the pictures of docs/concepts.md and docs/controls.md.
 
-Everything but the diagram of Algorithm 1 is drawn from real numbers: the embedded model's weights, the ticket of RUN,
-and the paper's Table 2 (lth_scale/paper.json).
+`python docs/images/make.py RUN`, where RUN is the directory of a `./run demo`. Everything but the
+diagram of Algorithm 1 is drawn from real numbers: the embedded model's weights, the ticket of RUN,
+and the paper's Table 2 (lth_scale/science/paper.json).
 """
 
 import json
@@ -15,10 +16,12 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from transformers import AutoModelForMaskedLM
 
-from lth_scale import Ticket, threshold
-from lth_scale.arguments import embedded_path
-from lth_scale.controls import CONTROLS, Start
-from lth_scale.prunable import prunable
+from lth_scale import Ticket
+from lth_scale.pruning import threshold
+from lth_scale.pruning.controls import Subnetwork
+from lth_scale.pruning.prunable_set import prunable
+from lth_scale.pruning.registries import CONTROLS
+from lth_scale.tasks.locations import embedded_path
 
 HERE = Path(__file__).parent
 MATRIX, SIDE = "encoder.layer.0.attention.self.query.weight", 32
@@ -62,15 +65,19 @@ def algorithm() -> None:
 
 
 def cut(weights: dict[str, torch.Tensor]) -> None:
-    """All magnitudes of the embedded model with three thresholds, and one corner of a matrix under them."""
-    figure, (left, *panels) = plt.subplots(1, 4, figsize=(9, 2.5), width_ratios=(2.2, 1, 1, 1), layout="constrained")
+    """Draw all magnitudes of the embedded model, three thresholds, and one corner of a matrix."""
+    figure, (left, *panels) = plt.subplots(
+        1, 4, figsize=(9, 2.5), width_ratios=(2.2, 1, 1, 1), layout="constrained"
+    )
     sizes = torch.cat([weight.abs().flatten() for weight in weights.values()])
     left.hist(sizes.numpy(), bins=120, range=(0, 0.3), color="0.75")
     left.set(xlabel="|w| of all prunable weights", yticks=[], xlim=(0, 0.3))
     for axes, (share, style) in zip(panels, ((0.2, ":"), (0.5, "--"), (0.8, "-")), strict=True):
         keep = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
         at = threshold.prune(weights, keep, share, "global")
-        left.axvline(at, color="black", linestyle=style, label=f"{100 * share:.0f} % are below {at:.3f}")
+        left.axvline(
+            at, color="black", linestyle=style, label=f"{100 * share:.0f} % are below {at:.3f}"
+        )
         show(axes, keep[MATRIX].float(), f"mask at {100 * share:.0f} %")
     left.legend(fontsize=8)
     save(figure, "threshold.svg")
@@ -84,31 +91,47 @@ def show(axes: plt.Axes, matrix: torch.Tensor, title: str) -> None:
 
 
 def controls(model: torch.nn.Module, weights: dict[str, torch.Tensor], ticket: Ticket) -> None:
-    """The same corner of m ⊙ θ as each control starts from, drawn by the functions that training uses."""
+    """Draw the same corner of m ⊙ θ for each control, made by the functions that training uses."""
     own = {name: weight.detach() for name, weight in model.named_parameters()}
     names = {name: f"{model.base_model_prefix}.{name}" for name in weights}
-    start = Start(own, ticket.masks_for(model), names, model)
+    start = Subnetwork(own, ticket.masks_for(model), names, model)
     figure, panels = plt.subplots(1, 7, figsize=(11, 2), layout="constrained")
     for axes, (name, control) in zip(panels, CONTROLS.items(), strict=True):
-        made = control(start, 1)
+        made = control.make(start, 1)
         large = made.matrix(MATRIX).abs()
         rank = large.flatten().argsort().argsort().view(large.shape) / large.numel()
-        show(axes, (0.25 + 0.75 * rank) * made.masks[MATRIX], "the ticket" if name == "none" else name)
+        show(
+            axes,
+            (0.25 + 0.75 * rank) * made.masks[MATRIX],
+            "the ticket" if name == "none" else name,
+        )
     save(figure, "controls.svg")
 
 
 def rules() -> None:
     """MRPC in the paper's Table 2: the ticket fails two rules and passes the third."""
-    table = json.loads((HERE.parents[1] / "lth_scale/paper.json").read_text())["table2"]
+    table = json.loads((HERE.parents[1] / "lth_scale/science/paper.json").read_text())["table2"]
     full, full_sd, sub, sub_sd = (
         table[key]["value"]["mrpc"]
-        for key in ("full_bert_mean", "full_bert_std", "f(m_IMP,theta0)_mean", "f(m_IMP,theta0)_std")
+        for key in (
+            "full_bert_mean",
+            "full_bert_std",
+            "f(m_IMP,theta0)_mean",
+            "f(m_IMP,theta0)_std",
+        )
     )
     figure, axes = plt.subplots(figsize=(7, 1.9))
-    for height, mean, sd, name in ((1, full, full_sd, "full network"), (0, sub, sub_sd, "ticket, 50 %")):
+    for height, mean, sd, name in (
+        (1, full, full_sd, "full network"),
+        (0, sub, sub_sd, "ticket, 50 %"),
+    ):
         axes.errorbar(mean, height, xerr=sd, fmt="o", color="black", capsize=4)
         axes.text(84.38, height, f"{name}: {mean} ± {sd}", va="center", ha="right")
-    lines = (("strict", full, "-"), ("within_sd_full", full - full_sd, "--"), ("within_sd_max", full - sub_sd, ":"))
+    lines = (
+        ("strict", full, "-"),
+        ("within_sd_full", full - full_sd, "--"),
+        ("within_sd_max", full - sub_sd, ":"),
+    )
     for rule, at, style in lines:
         axes.axvline(at, color="0.4", linestyle=style, label=f"{rule}: at least {at:.1f}")
     axes.set(yticks=[], ylim=(-0.6, 1.6), xlim=(84.4, 85.5))

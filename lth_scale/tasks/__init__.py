@@ -1,18 +1,6 @@
-"""Tasks: data, head and metric. One module a family; nothing here knows of pruning."""
+"""Tasks: data sources, columns, heads and metrics, the paper's eleven and third parties' own.
 
-from lth_scale.arguments import Training
-from lth_scale.tasks.data import hub_revision
-from lth_scale.tasks.task import Task
-
-__all__ = ["Task", "hub_revision", "load"]
-
-
-def load(args: Training) -> Task:
-    """The task of --task with its model, tokenised data and metric. Raises BadInput."""
-    if args.task == "mlm":
-        from lth_scale.tasks.mlm import load
-    elif args.task == "squad":
-        from lth_scale.tasks.squad import load
-    else:
-        from lth_scale.tasks.glue import load
-    return load(args)
+Knows how text becomes a `Task`: a model with its head, encoded rows, a loss and a score. Must not
+know pruning: a task reports the parameters that no checkpoint provided, and training decides which
+weights are prunable.
+"""

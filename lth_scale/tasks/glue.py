@@ -1,131 +1,125 @@
-"""The GLUE tasks: a sentence or a pair of them, a class or a score."""
+"""The GLUE tasks: a sentence or a pair of sentences, and a class or a score."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy
-import torch
 from datasets import Dataset
-from torch import Tensor
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerBase
-
-from lth_scale import metrics
-from lth_scale.arguments import DATASETS, Training
-from lth_scale.tasks import cautions, data, tokens
-from lth_scale.tasks.task import (
-    Batch,
-    Task,
-    check_labels,
-    labelled,
-    load_model,
-    load_tokenizer,
-    prediction_rows,
-    prediction_scores,
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
 )
 
-NAMES = {"spearmanr": "spearman"}  # the metric's name → ours
-CORRELATIONS = ("cola", "stsb")  # tasks, of which the first metric is one
-SCORES = (0.0, 5.0)  # what an annotator of STS-B may give
+from lth_scale.config.arguments import Training
+from lth_scale.tasks import data, data_warnings
+from lth_scale.tasks.inputs import agree_on_inputs
+from lth_scale.tasks.loading import check_labels, load_model, load_tokenizer
+from lth_scale.tasks.predictions import prediction_rows, prediction_scores
+from lth_scale.tasks.registry import TASKS, TaskKind
+from lth_scale.tasks.rows import Bounds, Columns
+from lth_scale.tasks.task import Batch, LoadedTask, Row, label_config
+
+SIMILARITIES: Bounds = (0.0, 5.0)  # the scores that STS-B's annotators could give
+CORRELATIONS = ("matthews_correlation", "pearson")
 
 
-@dataclass(frozen=True)
-class Family:
-    """Columns, names of the classes in GLUE's order (one is a score), the validation split, and further ones.
+@dataclass(kw_only=True)
+class GlueTask(LoadedTask):
+    """Classification, or regression to a score, with the metrics of its `kind`."""
 
-    more: suffix of their metrics → split.
-    """
+    kind: TaskKind
+    collator: DataCollatorWithPadding
 
-    texts: tuple[str, ...]
-    labels: tuple[str, ...]
-    validation: str = "validation"
-    more: dict[str, str] = field(default_factory=dict)
+    def collate(self, rows: list[Row]) -> Batch:
+        """Rows as tensors, padded."""
+        return self.collator(rows)
 
-    @property
-    def classes(self) -> int:
-        """How many; 1 is regression."""
-        return len(self.labels)
+    eval_collate = collate
 
-
-FAMILIES = {
-    "mnli": Family(
-        ("premise", "hypothesis"),
-        ("entailment", "neutral", "contradiction"),
-        "validation_matched",
-        {"mismatched": "validation_mismatched"},
-    ),
-    "qqp": Family(("question1", "question2"), ("not_duplicate", "duplicate")),
-    "stsb": Family(("sentence1", "sentence2"), ("similarity",)),
-    "wnli": Family(("sentence1", "sentence2"), ("not_entailment", "entailment")),
-    "qnli": Family(("question", "sentence"), ("entailment", "not_entailment")),
-    "mrpc": Family(("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
-    "rte": Family(("sentence1", "sentence2"), ("entailment", "not_entailment")),
-    "sst2": Family(("sentence",), ("negative", "positive")),
-    "cola": Family(("sentence",), ("unacceptable", "acceptable")),
-}
-
-
-def tokenize(
-    batch: dict, tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...], length: int, segments: bool
-) -> dict:
-    """Token ids of the texts, cut to `length`, and `labels`; `segments` says whether the model tells them apart."""
-    options = {} if segments else {"return_token_type_ids": False}
-    encoded = tokenizer(*(batch[text] for text in texts), truncation=True, max_length=length, **options)
-    return {**encoded, "labels": batch["label"]}
-
-
-def load_rows(args: Training, family: Family) -> dict[str, Dataset]:
-    """Rows of train and of each validation split, as many as --max_train_samples and so on say. Raises BadInput."""
-    label = "float32" if family.classes == 1 else "int64"
-    columns = {**dict.fromkeys(family.texts, "string"), "label": label}
-    validation = (family.validation, *family.more.values())
-    limits = {"train": args.max_train_samples, **dict.fromkeys(validation, args.max_eval_samples)}
-    bounds = SCORES if family.classes == 1 else (0, family.classes - 1)
-    return data.load_splits(args, DATASETS[args.task], columns, bounds, limits, optional=tuple(family.more.values()))
-
-
-def caution(args: Training, family: Family, splits: dict[str, Dataset]) -> None:
-    """Warn of texts, classes without a row, and labels or scores that are nearly all the same."""
-    cautions.texts(args, splits, family.texts, filled=family.texts)
-    for split, rows in splits.items():
-        if family.classes == 1:
-            cautions.answers(args, split, rows["label"][:], len(rows), "score")
-        else:
-            cautions.labels(args, split, rows["label"][:], family.classes)
-
-
-def load(args: Training) -> Task:
-    """The task that --task names, with its model. Raises BadInput."""
-    family = FAMILIES[args.task]
-    tokenizer = load_tokenizer(args)
-    splits = load_rows(args, family)
-    kind = "regression" if family.classes == 1 else "single_label_classification"
-    if args.keep_head:
-        check_labels(args, family.labels)
-    loaded = load_model(args, AutoModelForSequenceClassification, tokenizer, **labelled(family.labels, kind))
-    model = loaded.model
-    inputs = tokens.agree(args, model, tokenizer, len(family.texts))
-    options = {"texts": family.texts, "length": inputs.length, "segments": inputs.segments}
-    encoded = {split: data.encode(rows, tokenize, tokenizer, **options) for split, rows in splits.items()}
-    caution(args, family, splits)
-    collate = DataCollatorWithPadding(tokenizer, inputs.padding, inputs.length)
-    metric = metrics.load("glue", args.task)
-
-    def loss(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The model's own loss, and its logits (n, classes)."""
         output = model(**batch)
         return output.loss, output.logits
 
-    def rows(logits: Tensor, batch: Batch) -> numpy.ndarray:
-        return prediction_rows(logits, batch["labels"])
+    def rows(self, outputs: Tensor, batch: Batch) -> numpy.ndarray:
+        """See `prediction_rows`."""
+        return prediction_rows(outputs, batch["labels"])
 
-    def score(rows: numpy.ndarray) -> dict[str, float]:
-        if args.task in CORRELATIONS:
-            cautions.correlation(*rows.T[:2])
-        return {NAMES.get(name, name): value for name, value in prediction_scores(rows, metric).items()}
+    def score(self, rows: numpy.ndarray) -> dict[str, float]:
+        """The task's metrics, and the mean loss."""
+        if self.kind.metric in CORRELATIONS:
+            data_warnings.warn_if_undefined(*rows.T[:2])
+        return prediction_scores(rows, self.kind.metrics)
 
-    return Task(
-        model=model, prunable=loaded.prunable, base_sha256=loaded.base_sha256, remark=loaded.remark,
-        tokenizer=tokenizer,
-        revision=getattr(model.config, "_commit_hash", None) or "",
-        train=encoded["train"], validation=encoded[family.validation], collate=collate, eval_collate=collate,
-        loss=loss, rows=rows, score=score, grouped=True,
-        more={suffix: encoded[split] for suffix, split in family.more.items() if split in encoded},
-    )  # fmt: skip
+
+def load_glue(args: Training) -> GlueTask:
+    """Load the task that --task names. Raises BadInput."""
+    kind = TASKS[args.task]
+    tokenizer = load_tokenizer(args)
+    splits = data.load_splits(args, columns(kind), label_bounds(kind))
+    if args.keep_head:
+        check_labels(args, kind.labels)
+    problem_type = "regression" if is_regression(kind) else "single_label_classification"
+    labels = label_config(kind.labels, problem_type)
+    loaded = load_model(args, AutoModelForSequenceClassification, tokenizer, **labels)
+    inputs = agree_on_inputs(args, loaded.model, tokenizer, len(kind.texts))
+    options = {"texts": kind.texts, "length": inputs.length, "segments": inputs.segments}
+    encoded = {
+        split: data.encode(rows, tokenize, tokenizer, **options) for split, rows in splits.items()
+    }
+    warn_about_data(args, splits)
+    return GlueTask(
+        **vars(loaded),
+        train=encoded["train"],
+        validation=encoded[kind.validation],
+        more={suffix: encoded[split] for suffix, split in kind.more.items() if split in encoded},
+        kind=kind,
+        collator=DataCollatorWithPadding(tokenizer, inputs.padding, inputs.length),
+    )
+
+
+def is_regression(kind: TaskKind) -> bool:
+    """True if the task predicts a score."""
+    return len(kind.labels) == 1
+
+
+def columns(kind: TaskKind) -> Columns:
+    """The columns of the task's data."""
+    label = "float32" if is_regression(kind) else "int64"
+    return {**dict.fromkeys(kind.texts, "string"), "label": label}
+
+
+def label_bounds(kind: TaskKind) -> Bounds:
+    """The smallest and the largest label."""
+    return SIMILARITIES if is_regression(kind) else (0, len(kind.labels) - 1)
+
+
+def tokenize(
+    batch: dict,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: tuple[str, ...],
+    length: int,
+    segments: bool,
+) -> dict:
+    """Encode the text columns, truncated to `length` tokens, and copy the labels.
+
+    segments: whether the model takes token types.
+    """
+    options = {} if segments else {"return_token_type_ids": False}
+    encoded = tokenizer(
+        *(batch[text] for text in texts), truncation=True, max_length=length, **options
+    )
+    return {**encoded, "labels": batch["label"]}
+
+
+def warn_about_data(args: Training, splits: dict[str, Dataset]) -> None:
+    """Warn about texts, classes without a row, and labels or scores that are nearly constant."""
+    kind = TASKS[args.task]
+    data_warnings.warn_about_texts(args, splits, kind.texts, filled=kind.texts)
+    for split, rows in splits.items():
+        labels = rows["label"][:]
+        if is_regression(kind):
+            data_warnings.warn_if_constant(args, split, labels, len(rows), "score")
+        else:
+            data_warnings.warn_about_labels(args, split, labels, len(kind.labels))

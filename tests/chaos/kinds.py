@@ -1,8 +1,9 @@
-"""The commands that are killed: with which flags each is run, and what it leaves when it is done."""
+"""The commands that are killed: the flags of each, and what it writes."""
 
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import sqlite3
 import sys
@@ -13,14 +14,16 @@ from pathlib import Path
 
 from tests.hub_server import Hub
 
-TRAINED = [
-    *("--preset", "demo", "--max_steps", "6", "--save_steps", "2", "--logging_steps", "1"),
-    *("--max_train_samples", "256", "--per_device_train_batch_size", "8", "--max_eval_samples", "16"),
-]
-SEARCHED = ["--task", "sst2", "--target_sparsity", "0.3", "--rewind_step", "1", "--control", "random_mask"]
+TRAINED = shlex.split(
+    "--preset demo --max_steps 6 --save_steps 2 --logging_steps 1 --max_train_samples 256 "
+    "--per_device_train_batch_size 8 --max_eval_samples 16"
+)
+SEARCHED = shlex.split("--task sst2 --target_sparsity 0.3 --rewind_step 1 --control random_mask")
 GRID = """\
 launcher: "{python} -m tests.chaos.victim"
-flags: {{preset: demo, save_steps: 2, logging_steps: 1, max_train_samples: 256, max_eval_samples: 16, prune_rate: 0.2}}
+flags:
+  {{preset: demo, save_steps: 2, logging_steps: 1, max_train_samples: 256, max_eval_samples: 16,
+  prune_rate: 0.2}}
 tasks: {{sst2: {{max_steps: 6, per_device_train_batch_size: 8}}}}
 seeds: [1, 2]
 sparsities: [0.2]
@@ -32,9 +35,9 @@ REPOSITORY = "writer/out"
 
 @dataclass
 class Kind:
-    """A command. Its attempts and their outcomes lie in homes of their own, its output in `home / "out"`.
+    """A command. Each run has a home of its own, with the output in `home / "out"`.
 
-    processes: how many are started at once; parts: how many attempts a run is for, as what is done stays done.
+    processes: started at once. parts: attempts a run is long enough for, as completed work is kept.
     """
 
     name: str
@@ -54,10 +57,10 @@ class Kind:
         raise NotImplementedError
 
     def prepare(self, home: Path) -> None:
-        """Put there what the command reads."""
+        """Write what the command reads."""
 
     def outcome(self, home: Path) -> dict:
-        """What the command has made, without what may differ."""
+        """Return what the command wrote, without what may differ."""
         return {"mlflow": tracked(home), "files": names(home), **contents(home / "out")}
 
     @property
@@ -75,21 +78,22 @@ class Search(Kind):
 
 
 class Transfer(Kind):
-    """Two seeds, and the network of the first."""
+    """A transfer with two seeds, which keeps the network of the first."""
 
     def flags(self, home: Path, index: int) -> list[str]:
-        what = ["--task", "sst2", "--ticket", str(self.source), "--seeds", "1", "2", "--keep_network"]
-        return [*what, *TRAINED, "--output_dir", str(home / "out")]
+        flags = shlex.split("--task sst2 --seeds 1 2 --keep_network --ticket")
+        return [*flags, str(self.source), *TRAINED, "--output_dir", str(home / "out")]
 
 
 class Study(Kind):
-    """Two shares at once, each of a search."""
+    """Two shares of a study at once, each a search."""
 
     def prepare(self, home: Path) -> None:
         (home / "grid.yaml").write_text(GRID.format(python=sys.executable))
 
     def flags(self, home: Path, index: int) -> list[str]:
-        return [str(home / "grid.yaml"), "--output_dir", str(home / "out"), "--index", str(index), "--of", "2"]
+        share = ["--index", str(index), "--of", "2"]
+        return [str(home / "grid.yaml"), "--output_dir", str(home / "out"), *share]
 
 
 class Report(Kind):
@@ -114,11 +118,12 @@ class Export(Kind):
 
 
 class Speed(Kind):
-    """The engine of torch, and sparse CSR, at the smallest shape."""
+    """A speed check of dense torch and sparse CSR at the smallest shape."""
 
     def flags(self, home: Path, index: int) -> list[str]:
-        small = ["--batch_size", "1", "--sequence_length", "8", "--repeats", "4", "--max_eval_samples", "4"]
-        return [str(self.source), "--backends", "csr", *small, "--output_dir", str(home / "out")]
+        flags = shlex.split("--backends csr --batch_size 1 --sequence_length 8 --repeats 4")
+        flags += ["--max_eval_samples", "4"]
+        return [str(self.source), *flags, "--output_dir", str(home / "out")]
 
     def outcome(self, home: Path) -> dict:
         metrics, *rest = tracked(home)
@@ -129,7 +134,7 @@ class Speed(Kind):
 
 @dataclass
 class Push(Kind):
-    """A search's run to a Hub that speaks HTTP."""
+    """A push of a search to a local Hub over HTTP."""
 
     hub: Hub = field(default_factory=Hub)
 
@@ -143,7 +148,9 @@ class Push(Kind):
 
     def outcome(self, home: Path) -> dict:
         commits = self.hub.repos[REPOSITORY].commits
-        uploaded = [{name: digest(content) for name, content in commit.items()} for commit in commits]
+        uploaded = [
+            {name: digest(content) for name, content in commit.items()} for commit in commits
+        ]
         return {"files": names(home), "commits": uploaded}
 
 
@@ -152,19 +159,19 @@ def digest(content: bytes) -> str:
 
 
 def own(home: Path) -> Iterator[Path]:
-    """The files below a home that are neither planted nor logs."""
+    """Yield the files below a home that are neither planted nor logs."""
     for path in sorted(home.rglob("*")):
         if path.is_file() and path.name not in PLANTED and path.suffix != ".log":
             yield path
 
 
 def names(home: Path) -> list[str]:
-    """The files that there are; what was left unfinished is among them."""
+    """Return the names of all files, including unfinished ones."""
     return [str(path.relative_to(home)) for path in own(home)]
 
 
 def contents(directory: Path) -> dict:
-    """Tensors and pages by digest, tables without their times; neither journals nor what names this run."""
+    """Return digests of tensors and pages, and tables without times; no journals."""
     found: dict = {}
     for path in own(directory):
         name = str(path.relative_to(directory))
@@ -176,34 +183,49 @@ def contents(directory: Path) -> dict:
 
 
 def scrubbed(value, home: Path):
-    """A JSON value without times and the commit, and with another name for the home."""
+    """Return a JSON value without times and the commit, with a fixed name for the home."""
     if isinstance(value, dict):
-        return {key: scrubbed(each, home) for key, each in value.items() if not VARIABLE.fullmatch(key)}
+        return {
+            key: scrubbed(each, home) for key, each in value.items() if not VARIABLE.fullmatch(key)
+        }
     if isinstance(value, list):
         return [scrubbed(each, home) for each in value]
     return value.replace(str(home), "HOME") if isinstance(value, str) else value
 
 
 def tracked(home: Path) -> list:
-    """What MLflow has of every run: metrics but for times, parameters, tags and artifacts."""
+    """Return what MLflow has of every run: metrics except times, parameters, tags, artifacts."""
     store = sqlite3.connect(home / "mlflow.db")
     measured = " or ".join(
-        f"m.key like '{each}'" for each in ("seconds", "peak_memory", "system/%", "%ms", "%/times_%")
+        f"m.key like '{each}'"
+        for each in ("seconds", "peak_memory", "system/%", "%ms", "%/times_%")
     )
     tables = {
         "metrics": f"m.key, m.step, case when {measured} then 0 else m.value end",
         "params": f"m.key, replace(m.value, '{home}', 'HOME'), 0",
         "tags": "m.key, replace(m.value, r.run_uuid, 'RUN'), 0",
     }
-    kept = "from {} m join runs r using (run_uuid) where r.lifecycle_stage = 'active' and {} order by 1, 2, 3, 4"
+    kept = (
+        "from {} m join runs r using (run_uuid) where r.lifecycle_stage = 'active' and {} "
+        "order by 1, 2, 3, 4"
+    )
     which = "m.key in ('task', 'seed', 'round', 'control', 'curve', 'report')"
     found = [
-        store.execute(f"select r.name, {what} {kept.format(name, which if name == 'tags' else 'true')}").fetchall()
+        store.execute(
+            f"select r.name, {what} {kept.format(name, which if name == 'tags' else 'true')}"
+        ).fetchall()
         for name, what in tables.items()
     ]
-    runs = "select name, status, artifact_uri from runs where lifecycle_stage = 'active' order by name"
+    runs = (
+        "select name, status, artifact_uri from runs where lifecycle_stage = 'active' order by name"
+    )
     for name, status, uri in store.execute(runs):
-        artifacts = [path.name for path in sorted(Path(uri.removeprefix("file://")).rglob("*")) if path.is_file()]
-        whole = [each for each in artifacts if not each.startswith(".artifact.uploading")]  # MLflow's, killed in a copy
-        found.append([name, status, whole])
+        artifacts = [
+            path.name
+            for path in sorted(Path(uri.removeprefix("file://")).rglob("*"))
+            if path.is_file()
+        ]
+        # MLflow was killed while it copied these.
+        complete = [each for each in artifacts if not each.startswith(".artifact.uploading")]
+        found.append([name, status, complete])
     return found

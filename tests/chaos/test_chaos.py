@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lth_scale.export import export
+from lth_scale.shipping.export.export import export
 
 from .victim import MOMENTS
 
@@ -41,10 +41,22 @@ def test_a_killed_export_is_made_by_the_next(killed, search, tmp_path):
     run, out = search(output_dir=tmp_path / "run"), tmp_path / "exports/out"
     (tmp_path / "exports").mkdir()
     (tmp_path / "exports/.notes.tmp").write_text("precious")
-    killed("with half a file written", 1, "lth_scale.export.__main__", run, "--format", "compact", "--output_dir", out)
+    killed(
+        "with half a file written",
+        1,
+        "lth_scale.export",
+        run,
+        "--format",
+        "compact",
+        "--output_dir",
+        out,
+    )
     assert len([*out.parent.iterdir()]) == 2 and not out.exists()
     undisturbed, made = export(run, "compact", tmp_path / "whole"), export(run, "compact", out)
-    assert made == undisturbed and sorted(path.name for path in out.parent.iterdir()) == [".notes.tmp", "out"]
+    assert made == undisturbed and sorted(path.name for path in out.parent.iterdir()) == [
+        ".notes.tmp",
+        "out",
+    ]
 
 
 def test_a_killed_transfer_goes_on_to_what_it_would_have_found(killed, transfer, small, tmp_path):
@@ -54,7 +66,9 @@ def test_a_killed_transfer_goes_on_to_what_it_would_have_found(killed, transfer,
     killed("in a step", 10, "lth_scale.transfer", *parts, "--seeds", 1, 2)
     assert (tmp_path / "parts/seeds/02/checkpoint-2/complete").is_file()
     transfer(1, 2, output_dir=tmp_path / "parts", **flags)
-    found, expected = (json.loads((out / "results.json").read_text()) for out in (tmp_path / "parts", whole))
+    found, expected = (
+        json.loads((out / "results.json").read_text()) for out in (tmp_path / "parts", whole)
+    )
     for row in [*found, *expected]:
         del row["seconds"], row["peak_memory"]
     assert found == expected

@@ -1,6 +1,8 @@
-"""A command that kills itself, for real, at a chosen moment: the n-th time that it gets there.
+"""A command that kills itself at the n-th occurrence of a chosen moment.
 
-`CHAOS='after a rename:3:0' python -m tests.chaos.victim lth_scale.imp FLAGS…`       (moment, n, rank)
+`CHAOS='after a rename:3:0' python -m tests.chaos.victim lth_scale.imp FLAGS…`
+
+The three parts of CHAOS are the moment, n and the rank.
 """
 
 import functools
@@ -15,25 +17,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 TERMINATED = "asked to stop in a step"
+CALLS = ("a rename", "an MLflow call", "a Hub request")
 MOMENTS = (
     *("in a step", TERMINATED, "between threshold and rewind", "in a measurement", "in a deletion"),
-    *("with half a file written", "with half a checkpoint written", "before a rename", "after a rename"),
-    *("before an MLflow call", "after an MLflow call", "before a Hub request", "after a Hub request"),
+    *("with half a file written", "with half a checkpoint written"),
+    *(f"{when} {call}" for call in CALLS for when in ("before", "after")),
 )
 
 
 def die() -> None:
-    """As a machine that is switched off: nothing is cleaned up."""
+    """Die like a machine that is switched off: nothing is cleaned up."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def terminate() -> None:
-    """As a cluster that wants its machine back."""
+    """Ask this process to stop, as a cluster does."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Trap:
-    """Counts each moment, and dies at the n-th of one."""
+    """Counts each moment, and dies at the n-th occurrence of one."""
 
     def __init__(self, moment: str, n: int):
         self.moment, self.n, self.seen = moment, n, Counter()
@@ -42,7 +45,9 @@ class Trap:
         self.seen[moment] += 1
         return moment == self.moment and self.seen[moment] == self.n
 
-    def around(self, owner, name: str, before: str, after: str = "", end: Callable[[], None] = die) -> None:
+    def around(
+        self, owner, name: str, before: str, after: str = "", end: Callable[[], None] = die
+    ) -> None:
         inner = getattr(owner, name)
 
         @functools.wraps(inner)
@@ -57,12 +62,12 @@ class Trap:
         setattr(owner, name, watched)
 
     def half_written(self, owner, name: str, moment: str, path_of) -> None:
-        """Die with half of a file on disk."""
+        """Die with half of a file on disk, before it is moved into place."""
         inner = getattr(owner, name)
 
         def watched(*args, **options):
             given, path = inner(*args, **options), os.path.realpath(path_of(*args))
-            if os.path.isfile(path) and ".tmp" in path and self.at(moment):  # no kill shortens what is in its place
+            if os.path.isfile(path) and ".tmp" in path and self.at(moment):
                 os.truncate(path, os.stat(path).st_size // 2)
                 die()
             return given
@@ -70,7 +75,7 @@ class Trap:
         setattr(owner, name, watched)
 
     def half_deleted(self, home: str) -> None:
-        """Die once a file below `home` is gone."""
+        """Die once a file below `home` is deleted."""
         inner = os.unlink
 
         def watched(path, *args, dir_fd=None):
@@ -83,21 +88,25 @@ class Trap:
 
 
 def arm(moment: str, n: int, home: str) -> Trap:
-    """Set the trap in this process."""
+    """Set a trap in this process."""
     from huggingface_hub import get_session
     from mlflow import MlflowClient
 
-    from lth_scale import checkpoint, search, training
-    from lth_scale.speed import check
+    from lth_scale.shipping.speed import timing
+    from lth_scale.training import checkpoints, loop, search
 
     trap = Trap(moment, n)
-    trap.around(training, "step_optimizer", TERMINATED, end=terminate)
-    trap.around(training, "step_optimizer", "in a step")
-    trap.around(check, "difference", "in a measurement")
-    trap.half_written(os, "fsync", "with half a file written", lambda handle: f"/proc/self/fd/{handle}")
+    trap.around(loop, "step_optimizer", TERMINATED, end=terminate)
+    trap.around(loop, "step_optimizer", "in a step")
+    trap.around(timing, "largest_difference", "in a measurement")
+    trap.half_written(
+        os, "fsync", "with half a file written", lambda handle: f"/proc/self/fd/{handle}"
+    )
     trap.around(os, "replace", "before a rename", "after a rename")
     trap.around(os, "rename", "before a rename", "after a rename")
-    trap.half_written(checkpoint, "save_file", "with half a checkpoint written", lambda tensors, path, *_: path)
+    trap.half_written(
+        checkpoints, "save_file", "with half a checkpoint written", lambda tensors, path, *_: path
+    )
     trap.around(search.Search, "complete", "between threshold and rewind")
     trap.half_deleted(home)
     for call in (
@@ -110,17 +119,17 @@ def arm(moment: str, n: int, home: str) -> Trap:
 
 
 def set_clock(seconds: float) -> None:
-    """Let the time of day be off."""
+    """Shift the time of day by some seconds."""
     true = time.time
     time.time = lambda: true() + seconds
 
 
 def main() -> None:
-    """Run a command with the trap of CHAOS, below CHAOS_HOME, by a clock that is CHAOS_CLOCK seconds off.
+    """Run a command with the trap of CHAOS, below CHAOS_HOME.
 
-    CHAOS_COUNTS: a directory for what was counted, where that is given.
+    CHAOS_CLOCK: seconds by which the clock is shifted. CHAOS_COUNTS: a directory for the counts.
     """
-    from lth_scale.arguments import exit_on_bad_input
+    from lth_scale.config.exit_codes import exit_on_bad_input
 
     command = importlib.import_module(sys.argv.pop(1))
     moment, n, rank = os.environ["CHAOS"].split(":")

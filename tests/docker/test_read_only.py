@@ -1,4 +1,5 @@
-"""The services of docker/compose.yaml on a root that is read-only but for their volumes and tmpfs, without a container.
+"""The services of docker/compose.yaml on a root that is read-only but for their volumes and tmpfs,
+without a container.
 
 `bwrap` gives the commands a file system with this Python, the image's directories and variables, and the image's user.
 """
@@ -23,7 +24,9 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 SERVICES = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
-VARIABLES = dict(re.findall(r"(\w+)=(\S+)", re.search(r"^ENV HOME=(?:.*\\\n)*.*", DOCKERFILE, re.MULTILINE)[0]))
+VARIABLES = dict(
+    re.findall(r"(\w+)=(\S+)", re.search(r"^ENV HOME=(?:.*\\\n)*.*", DOCKERFILE, re.MULTILINE)[0])
+)
 DIRECTORIES = ["/app/runs", "/cache", "/mlflow", VARIABLES["HOME"]]
 SYSTEM = ["/bin", "/etc", "/lib", "/lib64", "/sbin", "/usr", sys.prefix, sys.base_prefix, str(ROOT)]
 
@@ -48,12 +51,24 @@ def start(name: str, command: list[str], volumes: Path, **variables: str) -> sub
         call += ["--ro-bind-try", directory, directory]
     for directory in DIRECTORIES:
         call += ["--dir", directory]
-    call += ["--proc", "/proc", "--dev", "/dev", "--ro-bind", ROOT / "docker/no_token", "/run/secrets/hf_token"]
+    call += [
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--ro-bind",
+        ROOT / "docker/no_token",
+        "/run/secrets/hf_token",
+    ]
     for volume in service["volumes"]:
         source, target = volume.split(":")
         (volumes / source).mkdir(exist_ok=True)
         call += ["--bind", volumes / source, target]
-    path = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
     for variable, value in {**VARIABLES, **path, **service["environment"], **variables}.items():
         call += ["--setenv", variable, value]
     call += ["--remount-ro", "/", "--chdir", "/app", "--", *command]
@@ -80,7 +95,9 @@ def server(volumes):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [part.replace(":5000", f":{port}") for part in SERVICES["mlflow"]["command"]]
-    check = [part.replace(":5000", f":{port}") for part in SERVICES["mlflow"]["healthcheck"]["test"][1:]]
+    check = [
+        part.replace(":5000", f":{port}") for part in SERVICES["mlflow"]["healthcheck"]["test"][1:]
+    ]
     process = start("mlflow", [*command, f"--port={port}"], volumes)
     until = time.monotonic() + 300
     while start("mlflow", check, volumes).wait() and time.monotonic() < until:
@@ -92,9 +109,18 @@ def server(volumes):
 
 
 def test_the_root_is_read_only_and_an_empty_file_is_no_token(volumes):
-    said = output(start("trainer", ["touch", "/app/x", "/x", f"{VARIABLES['HOME']}/x", "/tmp/x"], volumes), code=1)
+    said = output(
+        start("trainer", ["touch", "/app/x", "/x", f"{VARIABLES['HOME']}/x", "/tmp/x"], volumes),
+        code=1,
+    )
     assert said.count("Read-only file system") == 3
-    shown = output(start("trainer", ["python", "-c", "import huggingface_hub as h; print(h.get_token())"], volumes))
+    shown = output(
+        start(
+            "trainer",
+            ["python", "-c", "import huggingface_hub as h; print(h.get_token())"],
+            volumes,
+        )
+    )
     assert shown == "None\n"
 
 
@@ -103,10 +129,16 @@ def test_a_search_and_the_server_need_no_more_than_their_volumes(volumes, server
     command = ["sh", str(ROOT / "docker/start.sh"), *shlex.split(flags)]
     said = output(start("trainer", command, volumes, MLFLOW_TRACKING_URI=server))
     assert (volumes / "runs/mlm-demo/ticket.safetensors").is_file()
-    assert (volumes / "mlflow/mlflow.db").is_file() and list((volumes / "mlflow/artifacts").iterdir())
-    assert "Read-only" not in said and "temporary" not in said  # libraries that found no place for their caches
+    assert (volumes / "mlflow/mlflow.db").is_file() and list(
+        (volumes / "mlflow/artifacts").iterdir()
+    )
+    assert (
+        "Read-only" not in said and "temporary" not in said
+    )  # libraries that found no place for their caches
 
 
 def test_the_health_check_remembers_in_the_temporary_directory(volumes):
-    said = output(start("trainer", ["sh", "-c", f"sh {ROOT}/docker/healthy.sh; cat /tmp/healthy"], volumes))
+    said = output(
+        start("trainer", ["sh", "-c", f"sh {ROOT}/docker/healthy.sh; cat /tmp/healthy"], volumes)
+    )
     assert said.strip().isdigit()

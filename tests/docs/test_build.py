@@ -10,18 +10,29 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path):
-    dead = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "NO_MKDOCS_2_WARNING": "1"}
+    dead = {
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+        "NO_MKDOCS_2_WARNING": "1",
+    }
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | dead, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | dead, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
-    pages = {path.relative_to(tmp_path / "site").as_posix(): path for path in (tmp_path / "site").rglob("*.html")}
+    pages = {
+        path.relative_to(tmp_path / "site").as_posix(): path
+        for path in (tmp_path / "site").rglob("*.html")
+    }
     sources = {
-        path.relative_to(ROOT / "docs").with_suffix(".html").as_posix() for path in (ROOT / "docs").rglob("*.md")
+        path.relative_to(ROOT / "docs").with_suffix(".html").as_posix()
+        for path in (ROOT / "docs").rglob("*.md")
     }
     assert sources <= pages.keys()
     for name, path in pages.items():
         loaded = re.findall(
-            r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="(https?:[^"]*)"', path.read_text()
+            r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="(https?:[^"]*)"',
+            path.read_text(),
         )
         assert loaded == [], name
     assert "round(sparsity" in pages["api/tickets.html"].read_text()  # a docstring

@@ -1,4 +1,4 @@
-"""Every command of the documentation runs as it stands, or the page says why a test cannot run it."""
+"""Every command of the documentation runs, or the page says why a test cannot run it."""
 
 import os
 import re
@@ -13,12 +13,26 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LINKS = ("accelerate_configs", "constraints.txt", "docker", "examples", "launchers", "pyproject.toml", "run", "studies")
-EXECUTED, SHOWN = ("sh", "bash", "python"), ("", "text", "yaml", "toml", "json", "ini", "dockerfile")
+LINKS = (
+    "accelerate_configs",
+    "constraints.txt",
+    "docker",
+    "examples",
+    "launchers",
+    "pyproject.toml",
+    "run",
+    "studies",
+)
+EXECUTED, SHOWN = (
+    ("sh", "bash", "python"),
+    ("", "text", "yaml", "toml", "json", "ini", "dockerfile"),
+)
 MARKER = re.compile(r"<!-- (?:run|run with: (?P<flags>\S.*?)|not run: (?P<reason>\S.*?)) -->")
 COMMAND = re.compile(r"-m lth_scale\.\w+|(^|\s)lth \w+|\./run demo|launchers/\w+\.sh")
 PLAIN = re.compile(r"python -m (lth_scale\.\w+)((?: +[\w./-]+)*) *(?:#.*)?")
-TAIL = re.compile(r"^(.*?)(\s+(?:#|\||>|2>|&).*)?$")  # a command, and what a shell does not hand to it
+TAIL = re.compile(
+    r"^(.*?)(\s+(?:#|\||>|2>|&).*)?$"
+)  # a command, and what a shell does not hand to it
 
 
 @dataclass(frozen=True)
@@ -35,23 +49,28 @@ class Block:
     def shell(self) -> str:
         """The code on logical lines, each lth_scale command with the flags."""
         lines = self.code.replace("\\\n", " ").splitlines()
-        return "\n".join(TAIL.sub(rf"\1 {self.flags}\2", line) if COMMAND.search(line) else line for line in lines)
+        return "\n".join(
+            TAIL.sub(rf"\1 {self.flags}\2", line) if COMMAND.search(line) else line
+            for line in lines
+        )
 
     @property
     def commands(self) -> list[tuple[str, str]]:
-        """Module and flags of each line of a shell block in which every line is but a command of this package."""
+        """Module and flags of each line, if every line is only a command of this package."""
         found = [PLAIN.fullmatch(line) for line in self.shell.splitlines() if line]
         return [(each[1], each[2]) for each in found if each] if all(found) else []
 
 
 def blocks(text: str) -> list[Block]:
-    """The executed fences of a page in order; AssertionError, with the line, for one that is not marked."""
+    """The executed fences of a page. AssertionError names the line of one that has no marker."""
     found, lines, number = [], text.splitlines(), 0
     while number < len(lines):
         number += 1
         fence = re.fullmatch(r"( *)```(\S*).*", lines[number - 1])
         if not fence:
-            command = re.match(r"(?: {4,}|\t)(python|accelerate|torchrun|pip|\./run|lth) ", lines[number - 1])
+            command = re.match(
+                r"(?: {4,}|\t)(python|accelerate|torchrun|pip|\./run|lth) ", lines[number - 1]
+            )
             assert not command, f"line {number}: a command outside of a fence"
             continue
         start, language = number, fence[2]
@@ -59,17 +78,21 @@ def blocks(text: str) -> list[Block]:
             number += 1
         code = "\n".join(line.removeprefix(fence[1]) for line in lines[start:number]) + "\n"
         number += 1
-        assert language in EXECUTED + SHOWN, f"line {start}: ```{language} is none of {EXECUTED + SHOWN}"
+        assert language in EXECUTED + SHOWN, (
+            f"line {start}: ```{language} is none of {EXECUTED + SHOWN}"
+        )
         if language in EXECUTED:
             marker = MARKER.fullmatch(lines[start - 2].strip()) if start > 1 else None
-            assert marker, f"line {start}: no marker above the fence (run, run with: FLAGS, not run: REASON)"
+            assert marker, (
+                f"line {start}: no marker above the fence (run, run with: FLAGS, not run: REASON)"
+            )
             found.append(Block(start, language, code, marker["flags"] or "", marker["reason"]))
     return found
 
 
 @pytest.fixture
 def scratch(tmp_path) -> Path:
-    """A directory like a clone in which `./run setup` has been called, where nothing is written to the repository."""
+    """A directory like a clone after `./run setup`: nothing is written to the repository."""
     for name in LINKS:
         (tmp_path / name).symlink_to(ROOT / name)
     venv = tmp_path / ".venv"
@@ -77,14 +100,16 @@ def scratch(tmp_path) -> Path:
     for path in Path(sys.prefix).iterdir():
         if path.name not in ("installed", ".made_by_run"):
             (venv / path.name).symlink_to(path)
-    stamp = subprocess.check_output(["sh", "-c", "cat pyproject.toml constraints.txt | cksum"], cwd=ROOT, text=True)
+    stamp = subprocess.check_output(
+        ["sh", "-c", "cat pyproject.toml constraints.txt | cksum"], cwd=ROOT, text=True
+    )
     extras = ("", "dev", "gpu", "gpu,dev")
     (venv / "installed").write_text("".join(f"{stamp.strip()} [{extra}]\n" for extra in extras))
     return tmp_path
 
 
 def run_here(block: Block, directory: Path, monkeypatch) -> None:
-    """Run Python, or commands that need no shell, in this process: their own would spend its time on imports."""
+    """Run Python, or commands that need no shell, in this process, which has imported torch."""
     from accelerate.state import AcceleratorState
 
     monkeypatch.chdir(directory)
@@ -119,7 +144,9 @@ def run(block: Block, directory: Path) -> subprocess.CompletedProcess:
     )
 
 
-FIRST: dict[str, Path] = {}  # what the block that several pages begin with has left behind: it is run once
+FIRST: dict[
+    str, Path
+] = {}  # what the block that several pages begin with has left behind: it is run once
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -135,13 +162,16 @@ def test_every_command_of_a_page_runs_or_says_why_not(page, scratch, undrawn, mo
             run_here(block, scratch, monkeypatch)
             continue
         done = run(block, scratch)
-        assert done.returncode == 0, f"{page}:{block.line}\n{block.shell}\n{done.stdout}\n{done.stderr[-3000:]}"
+        assert done.returncode == 0, (
+            f"{page}:{block.line}\n{block.shell}\n{done.stdout}\n{done.stderr[-3000:]}"
+        )
         if number == 0 and block.code.startswith("./run demo"):
             FIRST[key] = Path(shutil.copytree(scratch / "runs", scratch / "first"))
 
 
 @pytest.mark.parametrize(
-    "marker", ["", "<!-- run it -->", "<!-- not run: -->", "<!-- run with: -->", "text", "<!-- run -->\n"]
+    "marker",
+    ["", "<!-- run it -->", "<!-- not run: -->", "<!-- run with: -->", "text", "<!-- run -->\n"],
 )
 def test_a_fence_without_a_marker_or_a_reason_is_refused(marker):
     with pytest.raises(AssertionError, match="no marker"):
@@ -149,7 +179,10 @@ def test_a_fence_without_a_marker_or_a_reason_is_refused(marker):
 
 
 def test_flags_go_to_each_lth_scale_command_and_to_no_other():
-    code = "echo a  # b\naccelerate launch -m lth_scale.imp \\\n    --task mlm   # minutes\n./run demo > log\n"
+    code = (
+        "echo a  # b\naccelerate launch -m lth_scale.imp \\\n    --task mlm   # minutes\n"
+        "./run demo > log\n"
+    )
     (block,) = blocks(f"<!-- run with: --max_steps 2 -->\n```sh\n{code}```\n")
     assert [" ".join(line.split()) for line in block.shell.splitlines()] == [
         "echo a # b",
@@ -158,10 +191,14 @@ def test_flags_go_to_each_lth_scale_command_and_to_no_other():
     ]
 
 
-@pytest.mark.parametrize("line", ["lth ticket a", "A=1 python -m lth_scale.imp", "python -m lth_scale.imp > log"])
+@pytest.mark.parametrize(
+    "line", ["lth ticket a", "A=1 python -m lth_scale.imp", "python -m lth_scale.imp > log"]
+)
 def test_a_block_with_a_line_that_needs_a_shell_is_given_to_one(line):
     code = "python -m lth_scale.imp --task mlm  # minutes\n"
-    alone, mixed = blocks(f"<!-- run -->\n```sh\n{code}```\n<!-- run -->\n```sh\n{code}{line}\n```\n")
+    alone, mixed = blocks(
+        f"<!-- run -->\n```sh\n{code}```\n<!-- run -->\n```sh\n{code}{line}\n```\n"
+    )
     assert alone.commands == [("lth_scale.imp", " --task mlm")] and mixed.commands == []
 
 

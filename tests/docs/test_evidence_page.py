@@ -3,29 +3,35 @@
 import shutil
 from pathlib import Path
 
+import evidence_page
 import pytest
 
-from lth_scale import evidence, grid
+from lth_scale.science import plans, study_file
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_page_is_what_its_files_give(tmp_path, undrawn):
     shutil.copytree(DOCS / "evidence", tmp_path / "evidence")
-    assert evidence.write(tmp_path / "evidence").read_text() == (DOCS / "evidence.md").read_text(), (
-        "make it again: python -m lth_scale.report docs/evidence"
-    )
+    assert (
+        evidence_page.write(tmp_path / "evidence").read_text() == (DOCS / "evidence.md").read_text()
+    ), "make it again: python docs/evidence/evidence_page.py"
     for picture in (tmp_path / "evidence").glob("*.png"):
         assert (DOCS / "evidence" / picture.name).is_file(), f"{picture.name} is not committed"
 
 
-@pytest.mark.parametrize("file", sorted((DOCS / "evidence").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "file", sorted((DOCS / "evidence").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_study_of_it_plans_the_cells_that_its_results_have(file):
-    kept = evidence._read(file.with_suffix(".json"))
+    kept = evidence_page.read(file.with_suffix(".json"))
     planned = {
         (cell.task, cell.seed, cell.sparsity, cell.control)
-        for cell in grid.plan(grid.load(file, {"model_name_or_path": "embedded"})).cells
+        for cell in plans.build_plan(
+            study_file.load_study(file, {"model_name_or_path": "embedded"})
+        ).conditions
     }
     assert planned == {
-        tuple(cell[name] for name in ("task", "seed", "sparsity", "control")) for cell in kept["plan"]["cells"]
+        tuple(cell[name] for name in ("task", "seed", "sparsity", "control"))
+        for cell in kept["plan"]["cells"]
     }

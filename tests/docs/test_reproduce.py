@@ -1,13 +1,14 @@
-"""The figures of docs/reproduce.md are those of the studies and of lth_scale/paper.json."""
+"""The figures of docs/reproduce.md are those of the studies and of lth_scale/science/paper.json."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from lth_scale.findings import paper
-from lth_scale.grid import load, plan
-from lth_scale.study import steps_of
+from lth_scale.science.costs import steps_of
+from lth_scale.science.paper import paper
+from lth_scale.science.plans import build_plan
+from lth_scale.science.study_file import load_study
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
@@ -21,7 +22,7 @@ def cells(name: str) -> list[str]:
 @pytest.mark.parametrize("name", ["table2", "figure2_transfer", "rewinding", "paper"])
 def test_a_study_costs_what_the_page_says(name):
     steps = tokens = 0.0
-    jobs = plan(load(ROOT / f"studies/{name}.yaml", {})).jobs.values()
+    jobs = build_plan(load_study(ROOT / f"studies/{name}.yaml", {})).jobs.values()
     for job in jobs:
         steps += steps_of(job)
         tokens += steps_of(job) * job.args.per_device_train_batch_size * job.args.max_seq_length

@@ -1,4 +1,4 @@
-"""The computed figures of docs/scale_out.md follow from its formulas, and those from the models that are meant."""
+"""The computed figures of docs/scale_out.md follow from its formulas and from the models."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from lth_scale.prunable import prunable
+from lth_scale.pruning.prunable_set import prunable
 
 PAGE = Path(__file__).parents[2] / "docs/scale_out.md"
 BUCKET = 2 * 500_000_000  # bytes: DeepSpeed's reduce_bucket_size, in bf16
@@ -21,7 +21,14 @@ MEMORY: dict[str, Callable[[float, float, int], float]] = {
     "zero3": lambda psi, m, n: (16 * psi + m) / n + BUCKET,
     "fsdp2": lambda psi, m, n: (16 * psi + m) / n,
 }
-BYTES_SENT = {"single_gpu": 0, "multi_gpu_ddp": 8, "zero1": 6, "zero2": 6, "zero3": 6, "fsdp2": 6}  # × ψ (N − 1) / N
+BYTES_SENT = {
+    "single_gpu": 0,
+    "multi_gpu_ddp": 8,
+    "zero1": 6,
+    "zero2": 6,
+    "zero3": 6,
+    "fsdp2": 6,
+}  # × ψ (N − 1) / N
 
 
 def gigabytes(number: float) -> str:
@@ -38,7 +45,10 @@ def rows() -> dict[str, list[str]]:
 def test_the_figures_of_a_file_are_those_of_its_formula(name):
     with torch.device("meta"):
         bert = BertForSequenceClassification(BertConfig())
-    base = sum(weight.numel() for weight in bert.parameters()), sum(map(torch.Tensor.numel, prunable(bert).values()))
+    base = (
+        sum(weight.numel() for weight in bert.parameters()),
+        sum(map(torch.Tensor.numel, prunable(bert).values())),
+    )
     large = 1.5e9, 1.5e9
     ranks = 1 if name == "single_gpu" else 8
     memory = [gigabytes(MEMORY[name](*sizes, ranks)) for sizes in (base, large)]
@@ -48,6 +58,13 @@ def test_the_figures_of_a_file_are_those_of_its_formula(name):
 
 
 def test_every_file_has_a_row_or_is_a_variant_that_is_named():
-    text, files = PAGE.read_text(encoding="utf-8"), (PAGE.parents[1] / "accelerate_configs").glob("*.yaml")
+    text, files = (
+        PAGE.read_text(encoding="utf-8"),
+        (PAGE.parents[1] / "accelerate_configs").glob("*.yaml"),
+    )
     assert set(rows()) == set(MEMORY)
-    assert [path.stem for path in files if f"`{path.stem}`" not in text and f"{path.stem}.yaml" not in text] == []
+    assert [
+        path.stem
+        for path in files
+        if f"`{path.stem}`" not in text and f"{path.stem}.yaml" not in text
+    ] == []

@@ -33,11 +33,16 @@ def launch(machines, tmp_path):  # noqa: F811
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/ssh").write_text(CLIENT.format(key=key))
     (tmp_path / "bin/ssh").chmod(0o755)
-    (tmp_path / "hosts").write_text("# two machines\n" + "".join(f"{host} slots=1\n" for host in ADDRESSES))
+    (tmp_path / "hosts").write_text(
+        "# two machines\n" + "".join(f"{host} slots=1\n" for host in ADDRESSES)
+    )
     environment = os.environ | {
-        "PATH": f"{tmp_path}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "",
-        "CONFIG": "accelerate_configs/multi_cpu.yaml", "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "eth0",
-    }  # fmt: skip
+        "PATH": f"{tmp_path}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "CUDA_VISIBLE_DEVICES": "",
+        "CONFIG": "accelerate_configs/multi_cpu.yaml",
+        "ACCELERATE_USE_CPU": "true",
+        "GLOO_SOCKET_IFNAME": "eth0",
+    }
     enter = [machines[0][0], f"-w{ROOT}", *machines[0][1:]]
 
     def go(*flags: str) -> subprocess.Popen:
@@ -61,13 +66,19 @@ def test_two_hosts_search_stop_with_the_launcher_and_go_on(launch, small, tmp_pa
     again = launch(*flags)
     said, _ = again.communicate(timeout=300)
     assert again.returncode == 0 and "goes on from step" in said, said
-    calm = launch(*small(max_steps=24, save_steps=4, target_sparsity=0.1, output_dir=tmp_path / "calm"))
+    calm = launch(
+        *small(max_steps=24, save_steps=4, target_sparsity=0.1, output_dir=tmp_path / "calm")
+    )
     said, _ = calm.communicate(timeout=300)
     assert calm.returncode == 0, said
-    assert (tmp_path / "out/ticket.safetensors").read_bytes() == (tmp_path / "calm/ticket.safetensors").read_bytes()
+    assert (tmp_path / "out/ticket.safetensors").read_bytes() == (
+        tmp_path / "calm/ticket.safetensors"
+    ).read_bytes()
 
 
-def test_where_one_host_fails_the_others_are_stopped_and_the_launcher_fails(launch, small, tmp_path):
+def test_where_one_host_fails_the_others_are_stopped_and_the_launcher_fails(
+    launch, small, tmp_path
+):
     (tmp_path / "hosts").write_text(f"{ADDRESSES[0]} slots=1\n10.99.0.99 slots=1\n")
     script = launch(*small())
     said, _ = script.communicate(timeout=120)

@@ -1,4 +1,6 @@
-"""The Kubernetes file against the published schemas of Kubeflow Trainer, and what its pods would run."""
+"""The Kubernetes file against the published schemas of Kubeflow Trainer, and what its pods would
+run.
+"""
 
 import copy
 from pathlib import Path
@@ -6,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lth_scale.arguments import parse
+from lth_scale.config.resolution import parse
 
 models = pytest.importorskip("kubeflow_trainer_api.models")
 
@@ -18,11 +20,15 @@ KINDS = {
 FILE = Path(__file__).parents[2] / "launchers/kubernetes/trainjob.yaml"
 DOCUMENTS = {document["kind"]: document for document in yaml.safe_load_all(FILE.read_text())}
 RUNTIME, JOB = DOCUMENTS["TrainingRuntime"], DOCUMENTS["TrainJob"]
-POD = RUNTIME["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+POD = RUNTIME["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"][
+    "spec"
+]
 
 
 def is_valid(document: dict) -> bool:
-    """True where the schema's model takes a document and gives it back whole: a key it does not know is lost."""
+    """True where the schema's model takes a document and gives it back whole: a key it does not
+    know is lost.
+    """
     model = KINDS[document["kind"]]
     try:
         return model.from_dict(copy.deepcopy(document)).to_dict() == document
@@ -31,8 +37,16 @@ def is_valid(document: dict) -> bool:
 
 
 def keys(part, path=()):
-    """The paths of all keys of a document whose names a schema fixes; a mapping of free keys is not entered."""
-    pairs = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+    """The paths of all keys of a document whose names a schema fixes; a mapping of free keys is not
+    entered.
+    """
+    pairs = (
+        part.items()
+        if isinstance(part, dict)
+        else enumerate(part)
+        if isinstance(part, list)
+        else ()
+    )
     for key, value in pairs:
         if isinstance(part, dict):
             yield (*path, key)
@@ -69,8 +83,15 @@ def test_a_wrong_type_would_be_noticed():
 
 
 def test_the_parts_refer_to_each_other():
-    assert JOB["spec"]["runtimeRef"] == {"kind": RUNTIME["kind"], "name": RUNTIME["metadata"]["name"]}
-    claim = next(volume["persistentVolumeClaim"]["claimName"] for volume in POD["volumes"] if volume["name"] == "runs")
+    assert JOB["spec"]["runtimeRef"] == {
+        "kind": RUNTIME["kind"],
+        "name": RUNTIME["metadata"]["name"],
+    }
+    claim = next(
+        volume["persistentVolumeClaim"]["claimName"]
+        for volume in POD["volumes"]
+        if volume["name"] == "runs"
+    )
     assert claim == DOCUMENTS["PersistentVolumeClaim"]["metadata"]["name"]
     mounts = [mount["name"] for mount in POD["containers"][0]["volumeMounts"]]
     assert mounts == [volume["name"] for volume in POD["volumes"]]
@@ -82,35 +103,57 @@ def test_the_parts_refer_to_each_other():
 def test_a_pod_runs_a_search_whose_output_lies_on_the_volume(monkeypatch):
     from torch.distributed.run import parse_args
 
-    given = {"NNODES": "4", "NPROC_PER_NODE": "8", "NODE_RANK": "1", "MASTER_ADDR": "node-0", "MASTER_PORT": "29500"}
+    given = {
+        "NNODES": "4",
+        "NPROC_PER_NODE": "8",
+        "NODE_RANK": "1",
+        "MASTER_ADDR": "node-0",
+        "MASTER_PORT": "29500",
+    }
     for name, value in given.items():  # as Trainer's torch plugin sets them
         monkeypatch.setenv(f"PET_{name}", value)
     assert JOB["spec"]["trainer"]["command"] == ["torchrun"]
     launch = parse_args(JOB["spec"]["trainer"]["args"])
     assert launch.module and launch.training_script == "lth_scale.imp"
-    assert (launch.nnodes, launch.nproc_per_node, launch.node_rank, launch.master_addr) == ("4", "8", 1, "node-0")
-    search = parse(launch.training_script_args, "test", "test")
+    assert (launch.nnodes, launch.nproc_per_node, launch.node_rank, launch.master_addr) == (
+        "4",
+        "8",
+        1,
+        "node-0",
+    )
+    search = parse(launch.training_script_args)
     home = (FILE.parents[2] / "docker/Dockerfile").read_text().split("\nWORKDIR ")[-1].split()[0]
-    assert f"{home}/{search.output_dir}".startswith(POD["containers"][0]["volumeMounts"][0]["mountPath"] + "/")
+    assert f"{home}/{search.output_dir}".startswith(
+        POD["containers"][0]["volumeMounts"][0]["mountPath"] + "/"
+    )
 
 
 def test_a_pod_is_restricted_and_writes_to_its_volumes_alone():
     """What the Pod Security Standard `restricted` asks for, and a root that is read-only."""
     pod, container = POD["securityContext"], POD["containers"][0]["securityContext"]
     assert pod["runAsNonRoot"] and pod["runAsUser"] == pod["fsGroup"] == 1000
-    assert pod["seccompProfile"] == {"type": "RuntimeDefault"} and not POD["automountServiceAccountToken"]
+    assert (
+        pod["seccompProfile"] == {"type": "RuntimeDefault"}
+        and not POD["automountServiceAccountToken"]
+    )
     assert container == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    mounts = {mount["mountPath"] for mount in POD["containers"][0]["volumeMounts"] if not mount.get("readOnly")}
+    mounts = {
+        mount["mountPath"]
+        for mount in POD["containers"][0]["volumeMounts"]
+        if not mount.get("readOnly")
+    }
     assert mounts == {"/app/runs", "/cache", "/dev/shm", "/tmp"}
 
 
 def test_a_token_is_a_file_of_an_optional_secret():
     environment = {entry["name"]: entry["value"] for entry in POD["containers"][0]["env"]}
-    mount = next(mount for mount in POD["containers"][0]["volumeMounts"] if mount["name"] == "token")
+    mount = next(
+        mount for mount in POD["containers"][0]["volumeMounts"] if mount["name"] == "token"
+    )
     secret = next(volume["secret"] for volume in POD["volumes"] if volume["name"] == "token")
     assert environment["HF_TOKEN_PATH"] == f"{mount['mountPath']}/token" and mount["readOnly"]
     assert secret["optional"] and secret["defaultMode"] == 0o440  # readable by fsGroup

@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-SCRIPTS = sorted(path for path in (ROOT / "launchers").rglob("*") if path.suffix in (".sh", ".sbatch"))
+SCRIPTS = sorted(
+    path for path in (ROOT / "launchers").rglob("*") if path.suffix in (".sh", ".sbatch")
+)
 ENVIRONMENT = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "ACCELERATE_USE_CPU": "true"}
 
 
@@ -19,8 +21,13 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
     """Run a launcher as a user would, from the repository."""
     return subprocess.run(
         [ROOT / "launchers" / script, *arguments],
-        cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=400, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def test_shellcheck_has_nothing_to_say_of_any_launcher():
@@ -62,10 +69,15 @@ def test_a_bad_hostfile_is_one_line_that_says_where(text, tmp_path):
     (tmp_path / "hosts").write_text(text)
     done = run("deepspeed_hostfile.sh", str(tmp_path / "hosts"), "--task", "mlm")
     assert done.returncode == 2 and not done.stdout
-    assert done.stderr.startswith(f"error: {tmp_path}/hosts: {HOSTFILES[text]}") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith(f"error: {tmp_path}/hosts: {HOSTFILES[text]}")
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_a_missing_hostfile_is_one_line():
     done = run("deepspeed_hostfile.sh", "/no/such/file", "--task", "mlm")
     assert done.returncode == 2
-    assert done.stderr == "error: /no/such/file: cannot be read; give a file of lines HOST slots=N\n"
+    assert (
+        done.stderr == "error: /no/such/file: cannot be read; give a file of lines HOST slots=N\n"
+    )

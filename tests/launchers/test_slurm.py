@@ -1,4 +1,6 @@
-"""imp.sbatch under a real Slurm: two nodes on this machine that go with the test, in namespaces of their own."""
+"""imp.sbatch under a real Slurm: two nodes on this machine that go with the test, in namespaces of
+their own.
+"""
 
 import os
 import re
@@ -66,17 +68,31 @@ class Cluster:
 
     def __init__(self, pid: int, home: Path):
         self.home = home
-        self.enter = ["nsenter", f"-w{ROOT}", "-n", "-m", "-t", str(pid), f"-p/proc/{pid}/ns/pid_for_children"]
+        self.enter = [
+            "nsenter",
+            f"-w{ROOT}",
+            "-n",
+            "-m",
+            "-t",
+            str(pid),
+            f"-p/proc/{pid}/ns/pid_for_children",
+        ]
         self.environment = os.environ | {
-            "SLURM_CONF": str(home / "slurm.conf"), "PATH": f"{Path(sys.executable).parent}:{PATH}",
-            "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo",
-            "CONFIG": "accelerate_configs/multi_cpu.yaml", "MASTER_ADDR": "127.0.0.1",
-        }  # fmt: skip
+            "SLURM_CONF": str(home / "slurm.conf"),
+            "PATH": f"{Path(sys.executable).parent}:{PATH}",
+            "CUDA_VISIBLE_DEVICES": "",
+            "ACCELERATE_USE_CPU": "true",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "CONFIG": "accelerate_configs/multi_cpu.yaml",
+            "MASTER_ADDR": "127.0.0.1",
+        }
 
     def ask(self, *command: str) -> str:
         """What a command says on standard output; its failure is the test's."""
         given = dict(env=self.environment, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
-        return subprocess.run([*self.enter, *command], stdout=subprocess.PIPE, check=True, **given).stdout
+        return subprocess.run(
+            [*self.enter, *command], stdout=subprocess.PIPE, check=True, **given
+        ).stdout
 
     def submit(self, *arguments: str) -> str:
         """Put imp.sbatch into the queue; its job's number."""
@@ -129,7 +145,9 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
     """Two idle nodes. All processes end with the shell that `boot` starts, however pytest ends."""
     missing = [name for name in DAEMONS if not shutil.which(name, path=PATH)]
     if missing or os.geteuid():
-        pytest.skip(f"needs root and Debian's slurm-wlm and munge (missing: {', '.join(missing) or 'root'})")
+        pytest.skip(
+            f"needs root and Debian's slurm-wlm and munge (missing: {', '.join(missing) or 'root'})"
+        )
     home = tmp_path_factory.mktemp("slurm")
     (home / "state").mkdir()
     (home / "slurm.conf").write_text(CONF.format(home=home, host=socket.gethostname()))
@@ -143,7 +161,14 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
         here = Cluster(machine.pid, home)
         succeed(*here.enter, "sh", "-ec", NETWORK)
         start = [*here.enter, "sh", "-c", START.format(home=home)]
-        subprocess.run(start, env=here.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
+        subprocess.run(
+            start,
+            env=here.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            check=True,
+        )
         until = time.monotonic() + 60
         while here.ask("sinfo", "-hNp", "low", "-o%t").split() != ["idle", "idle"]:
             assert time.monotonic() < until, (home / "daemons.log").read_text()
@@ -160,7 +185,9 @@ def flags(small):
 
 @pytest.fixture(scope="module")
 def tickets() -> list[bytes]:
-    """The ticket of that search on two ranks without Slurm, filled in by the first test that needs it."""
+    """The ticket of that search on two ranks without Slurm, filled in by the first test that needs
+    it.
+    """
     return []
 
 
@@ -185,7 +212,9 @@ def test_before_its_time_is_up_a_job_writes_a_checkpoint_goes_back_to_the_queue_
     began = time.monotonic()
     job = cluster.submit("--nodes=2", IMP, *flags(tmp_path / "out"))
     with cluster.frozen(job, tmp_path / "out"):
-        minutes = int(time.monotonic() - began) // 60 + 2  # less than the three that --signal asks for are left
+        minutes = (
+            int(time.monotonic() - began) // 60 + 2
+        )  # less than the three that --signal asks for are left
         cluster.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
         cluster.wait(job, lambda: "asked to make room" in cluster.log(job))
     cluster.wait(job, lambda: "back to the queue" in cluster.log(job))
@@ -196,7 +225,9 @@ def test_before_its_time_is_up_a_job_writes_a_checkpoint_goes_back_to_the_queue_
     assert (tmp_path / "out/ticket.safetensors").read_bytes() == expected
 
 
-def test_a_job_of_higher_priority_gets_the_nodes_and_the_search_goes_on_after_it(cluster, flags, expected, tmp_path):
+def test_a_job_of_higher_priority_gets_the_nodes_and_the_search_goes_on_after_it(
+    cluster, flags, expected, tmp_path
+):
     job = cluster.submit("--nodes=2", IMP, *flags(tmp_path / "out"))
     with cluster.frozen(job, tmp_path / "out"):
         other = cluster.submit("--nodes=2", "--partition=high", "--wrap=sleep 3")
@@ -212,7 +243,9 @@ def test_a_job_of_higher_priority_gets_the_nodes_and_the_search_goes_on_after_it
 def test_a_job_that_fails_or_is_cancelled_does_not_come_back(cluster, flags, tmp_path):
     fails = cluster.submit("--nodes=2", IMP, *flags(tmp_path / "out"), "--prune_rate", "7")
     log = cluster.finish(fails, "FAILED")
-    assert "error: --prune_rate 7.0: out of range" in log and cluster.show(fails, "Restarts") == ["0"]
+    assert "error: --prune_rate 7.0: out of range" in log and cluster.show(fails, "Restarts") == [
+        "0"
+    ]
     unwanted = cluster.submit("--nodes=2", IMP, *flags(tmp_path / "out"))
     cluster.wait(unwanted, lambda: list((tmp_path / "out").glob("rounds/*/checkpoint-*/complete")))
     cluster.ask("scancel", unwanted)
@@ -228,14 +261,26 @@ controls: [random_mask]
 """
 
 
-def test_the_tasks_of_an_array_share_a_study_and_one_that_makes_room_goes_on_alone(cluster, small, tmp_path):
+def test_the_tasks_of_an_array_share_a_study_and_one_that_makes_room_goes_on_alone(
+    cluster, small, tmp_path
+):
     (tmp_path / "study.yaml").write_text(STUDY)
     flags = small(output_dir=tmp_path / "study", task=None, target_sparsity=None)
     array = cluster.submit("--array=1-2", IMP, str(tmp_path / "study.yaml"), *flags)
-    cluster.wait(array, lambda: "[1/2]" in cluster.log(array))  # the last task's job has the array's number
+    cluster.wait(
+        array, lambda: "[1/2]" in cluster.log(array)
+    )  # the last task's job has the array's number
     cluster.ask("scancel", "--signal=USR1", "--batch", f"{array}_2")
     assert "back to the queue" in cluster.finish(array)
-    assert cluster.show(array, "ArrayTaskId") == ["2", "1"] and cluster.show(array, "Restarts") == ["1", "0"]
+    assert cluster.show(array, "ArrayTaskId") == ["2", "1"] and cluster.show(array, "Restarts") == [
+        "1",
+        "0",
+    ]
     logs = sorted((tmp_path / "study/jobs").glob("*.log"))
-    assert sorted(log.read_text().count("$ ") for log in logs) == [1, 1, 1, 2]  # the job of that moment ran again
+    assert sorted(log.read_text().count("$ ") for log in logs) == [
+        1,
+        1,
+        1,
+        2,
+    ]  # the job of that moment ran again
     assert all(log.with_suffix("").joinpath("complete").is_file() for log in logs)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lth_scale.arguments import BadInput, parse
-from lth_scale.tasks import data, task
+from lth_scale.config.errors import BadInput
+from lth_scale.config.resolution import parse
+from lth_scale.tasks import data, loading
 from lth_scale.tasks.glue import tokenize
+from lth_scale.tasks.rows import read_rows
 
 COLUMNS = {"sentence": "string", "label": "int64"}
 GOOD = [{"sentence": "a good film", "label": 1}, {"sentence": "caf\u00e9 \U0001f408", "label": 0}]
@@ -27,7 +30,7 @@ LINES = [json.dumps(row, ensure_ascii=False) for row in GOOD]
 
 def read(path: Path, content: bytes | str, columns=COLUMNS, labels=(0, 1)) -> list[dict]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return [*data.read_rows(path, columns, labels)]
+    return [*read_rows(path, columns, labels)]
 
 
 @pytest.mark.parametrize(
@@ -67,39 +70,66 @@ def test_rows_are_the_same_however_a_file_of_json_was_written(content, tmp_path)
 CUT = f"{LINES[0]}\n{LINES[1][:-9]}"
 WRONG = {
     "utf-16": ("\n".join(LINES).encode("utf-16"), "is UTF-16"),
-    "utf-16 without a mark": (LINES[0].encode("utf-16-le"), "line 1 holds NUL bytes"),
-    "gzip": (gzip.compress(LINES[0].encode()), "is packed by gzip"),
-    "xz": (lzma.compress(LINES[0].encode()), "is packed by xz"),
-    "latin-1": (f'{LINES[0]}\n{{"sentence": "caf\xe9"}}'.encode("latin-1"), r"line 2 is not UTF-8 \(byte 0xe9"),
-    "latin-1 in an array": (f'[{LINES[0]},\n"\xe9"]'.encode("latin-1"), "line 2 is not UTF-8"),
-    "zeros after a crash": (LINES[0].encode() + b"\n" + bytes(9), "line 2 holds NUL bytes"),
-    "cut": (CUT, "line 2 is no JSON"),
-    "cut, ended by CR": (CUT.replace("\n", "\r"), "line 2 is no JSON"),
-    "cut array": (f"[\n{LINES[0]},\n\n{LINES[1][:-9]}", "line 4 is no JSON"),
-    "array that is not closed": (f"[{LINES[0]}\n", "line 1 is no JSON .*delimiter"),
-    "array without a comma": (f"[\n{LINES[0]}\n{LINES[0]}]", "line 3 is no JSON .*delimiter"),
-    "array with a last comma": (f"[\n{LINES[0]},\n]", "line 3 is no JSON"),
-    "two arrays": (f"[{LINES[0]}]\n[{LINES[0]}]", "line 2 is no JSON .Extra data"),
-    "bad row of an array": (json.dumps([*GOOD, {"sentence": 1}], indent=1), "line 10: .*sentence.* holds 1"),
-    "an object over many lines": (json.dumps(GOOD[0], indent=1), "line 1 is no JSON .*one whole object a line"),
-    "rows inside an object": (json.dumps({"version": "1.1", "data": GOOD}), "line 1: .*rows are in 'data'"),
-    "two rows in a line": (" ".join(LINES), "line 1 is no JSON .Extra data"),
-    "comma after a row": (",\n".join(LINES), "line 1 is no JSON .Extra data"),
-    "a comment": (f"{LINES[0]}\n# more\n", "line 2 is no JSON"),
-    "a key twice": ('{"sentence": "x", "label": 0, "label": 1}', "line 1 is no JSON .'label' is there twice"),
-    "deep in a column that is not read": (f'{LINES[0]}\n{{"x": {"[" * 10**5}', "line 2 is no JSON .nested too deeply"),
-    "a number of 5,000 digits": (f'{{"sentence": "x", "label": {"9" * 5000}}}', "line 1 is no JSON .Exceeds"),
-    "words": ("good film\t1\n", "line 1 is no JSON"),
-    "a text": (f'{LINES[0]}\n"x"', "line 2: is no JSON object"),
+    "utf-16 without a mark": (LINES[0].encode("utf-16-le"), "line 1: contains NUL bytes"),
+    "gzip": (gzip.compress(LINES[0].encode()), "is compressed with gzip"),
+    "xz": (lzma.compress(LINES[0].encode()), "is compressed with xz"),
+    "latin-1": (
+        f'{LINES[0]}\n{{"sentence": "caf\xe9"}}'.encode("latin-1"),
+        r"line 2: not UTF-8 \(byte 0xe9",
+    ),
+    "latin-1 in an array": (f'[{LINES[0]},\n"\xe9"]'.encode("latin-1"), "line 2: not UTF-8"),
+    "zeros after a crash": (LINES[0].encode() + b"\n" + bytes(9), "line 2: contains NUL bytes"),
+    "cut": (CUT, "line 2: invalid JSON"),
+    "cut, ended by CR": (CUT.replace("\n", "\r"), "line 2: invalid JSON"),
+    "cut array": (f"[\n{LINES[0]},\n\n{LINES[1][:-9]}", "line 4: invalid JSON"),
+    "array that is not closed": (f"[{LINES[0]}\n", "line 1: invalid JSON .*delimiter"),
+    "array without a comma": (f"[\n{LINES[0]}\n{LINES[0]}]", "line 3: invalid JSON .*delimiter"),
+    "array with a last comma": (f"[\n{LINES[0]},\n]", "line 3: invalid JSON"),
+    "two arrays": (f"[{LINES[0]}]\n[{LINES[0]}]", "line 2: invalid JSON .Extra data"),
+    "bad row of an array": (
+        json.dumps([*GOOD, {"sentence": 1}], indent=1),
+        "line 10: .*sentence.* is 1",
+    ),
+    "an object over many lines": (
+        json.dumps(GOOD[0], indent=1),
+        "line 1: invalid JSON .*one complete object on each line",
+    ),
+    "rows inside an object": (
+        json.dumps({"version": "1.1", "data": GOOD}),
+        "line 1: .*rows are nested in 'data'",
+    ),
+    "two rows in a line": (" ".join(LINES), "line 1: invalid JSON .Extra data"),
+    "comma after a row": (",\n".join(LINES), "line 1: invalid JSON .Extra data"),
+    "a comment": (f"{LINES[0]}\n# more\n", "line 2: invalid JSON"),
+    "a key twice": (
+        '{"sentence": "x", "label": 0, "label": 1}',
+        "line 1: invalid JSON .duplicate key 'label'",
+    ),
+    "deep in a column that is not read": (
+        f'{LINES[0]}\n{{"x": {"[" * 10**5}',
+        "line 2: invalid JSON .nested too deeply",
+    ),
+    "a number of 5,000 digits": (
+        f'{{"sentence": "x", "label": {"9" * 5000}}}',
+        "line 1: invalid JSON .Exceeds",
+    ),
+    "words": ("good film\t1\n", "line 1: invalid JSON"),
+    "a text": (f'{LINES[0]}\n"x"', "line 2: not a JSON object"),
 }
 
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_no_file_of_rows_is_named_with_its_line(what, tmp_path):
     content, said = WRONG[what]
-    with pytest.raises(BadInput, match=f"^--dataset_path {tmp_path}/train.jsonl: {said}") as problem:
+    with pytest.raises(
+        BadInput, match=f"^--dataset_path {tmp_path}/train.jsonl: {said}"
+    ) as problem:
         read(tmp_path / "train.jsonl", content)
-    assert "\n" not in str(problem.value) and ";" in str(problem.value) and len(str(problem.value)) < 400
+    assert (
+        "\n" not in str(problem.value)
+        and ";" in str(problem.value)
+        and len(str(problem.value)) < 400
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,15 +151,19 @@ def test_what_is_no_file_of_rows_is_named_with_its_line(what, tmp_path):
     ],
 )
 def test_a_label_is_one_of_the_classes_or_named_with_its_line(value, tmp_path):
-    with pytest.raises(BadInput, match=r"train.jsonl: line 2: .*label.*(an integer|not within 0 … 1)"):
+    with pytest.raises(
+        BadInput, match=r"train.jsonl: line 2: .*label.*(an integer|out of range 0 … 1)"
+    ):
         read(tmp_path / "train.jsonl", f'{LINES[0]}\n{{"sentence": "x", "label": {value}}}')
 
 
-@pytest.mark.parametrize("value", ["NaN", "Infinity", "-0.1", "5.01", "1e400", "true", '"2.5"', "null", "9" * 400])
+@pytest.mark.parametrize(
+    "value", ["NaN", "Infinity", "-0.1", "5.01", "1e400", "true", '"2.5"', "null", "9" * 400]
+)
 def test_a_score_is_within_its_scale_or_named_with_its_line(value, tmp_path):
     columns, scale = {"label": "float32"}, (0.0, 5.0)
     assert read(tmp_path / "a", '{"label": 5}\n{"label": 0.0}\n{"label": 4.2}', columns, scale)
-    with pytest.raises(BadInput, match=r"a: line 2: .*label.*(a number|not within 0.0 … 5.0)"):
+    with pytest.raises(BadInput, match=r"a: line 2: .*label.*(a number|out of range 0.0 … 5.0)"):
         read(tmp_path / "a", f'{{"label": 5}}\n{{"label": {value}}}', columns, scale)
 
 
@@ -137,7 +171,8 @@ def test_a_score_is_within_its_scale_or_named_with_its_line(value, tmp_path):
 def test_a_label_of_the_hub_that_is_none_is_named_with_its_row(label):
     rows = Dataset.from_dict({"label": [0, 1, label, 0]})
     with pytest.raises(
-        BadInput, match=r"glue: train: label (-1|2|null) of row 3 is not within 0 … 1; .*--dataset_path"
+        BadInput,
+        match=r"glue: train: label (-1|2|null) of row 3 is out of range 0 … 1; .*--dataset_path",
     ):
         data.check_labels("dataset glue: train", rows, (0, 1))
     data.check_labels("dataset glue: train", rows.select([0, 1, 3]), (0, 1))
@@ -148,16 +183,24 @@ def test_a_label_of_the_hub_that_is_none_is_named_with_its_row(label):
 def test_labels_from_the_hub_are_checked_as_far_as_they_are_used(small, monkeypatch):
     rows = Dataset.from_dict({"sentence": ["a", "b", "c"], "label": [0, 1, -1], "idx": [0, 1, 2]})
     monkeypatch.setattr(data, "load_hub", lambda *name: {"train": rows, "validation": rows})
-    args = parse(small(dataset_path=None), "t", "t")
-    found = data.load_splits(args, ("nyu-mll/glue", "sst2"), COLUMNS, (0, 1), {"train": 2, "validation": 1})
+    args = parse(small(dataset_path=None))
+    found = data.load_splits(
+        replace(args, max_train_samples=2, max_eval_samples=1), COLUMNS, (0, 1)
+    )
     assert found["train"][:] == {"sentence": ["a", "b"], "label": [0, 1]}
-    with pytest.raises(BadInput, match="dataset nyu-mll/glue: validation: label -1 of row 3 is not within 0 … 1"):
-        data.load_splits(args, ("nyu-mll/glue", "sst2"), COLUMNS, (0, 1), {"train": 2, "validation": None})
+    with pytest.raises(
+        BadInput, match="dataset nyu-mll/glue: validation: label -1 of row 3 is out of range 0 … 1"
+    ):
+        data.load_splits(replace(args, max_train_samples=2, max_eval_samples=None), COLUMNS, (0, 1))
 
 
 def test_whole_numbers_are_scores_too(tmp_path):
     path = write_jsonl(tmp_path / "train.jsonl", [{"label": 5}, {"label": 2.5}, {"label": 0}])
-    assert data.load_local(path, {"label": "float32"}, (0.0, 5.0), None)["label"][:] == [5.0, 2.5, 0.0]
+    assert data.load_local(path, {"label": "float32"}, (0.0, 5.0), None)["label"][:] == [
+        5.0,
+        2.5,
+        0.0,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +219,7 @@ def test_half_an_emoji_becomes_one_replacement_character(text, wanted, tmp_path)
 
 def test_a_file_of_another_name_is_named(tmp_path):
     write_jsonl(tmp_path / "train.json", GOOD)
-    with pytest.raises(BadInput, match=r"train.jsonl is missing, and there is train.json; "):
+    with pytest.raises(BadInput, match=r"train.jsonl is missing \(found train.json\); "):
         data.local_file(tmp_path, "train")
 
 
@@ -189,8 +232,14 @@ def test_long_lines_and_long_arrays_take_time_in_proportion(tmp_path):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(codec=None), max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 ROW = st.fixed_dictionaries(
@@ -232,15 +281,20 @@ def test_whatever_a_file_holds_it_is_rows_or_named_with_its_line(tmp_path_factor
         for row in read(path, content, SQUAD, (0, 3)):
             assert row.keys() == SQUAD.keys() and row["label"] in range(4)
             json.dumps(row, ensure_ascii=False).encode()  # no half of a pair is left
-            for text, start in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True):
+            for text, start in zip(
+                row["answers"]["text"], row["answers"]["answer_start"], strict=True
+            ):
                 assert row["context"][start:].startswith(text)
     except BadInput as problem:
-        assert re.match(rf"--dataset_path {path}: (line \d+[: ]|is [\w -]+, and no JSON lines)", str(problem))
+        assert re.match(
+            rf"--dataset_path {path}: (line \d+[: ]|is [\w -]+, not JSON Lines)", str(problem)
+        )
 
 
 def test_rows_are_cached_by_content_not_by_place_size_or_time(tmp_path):
     here, there = (
-        write_jsonl(tmp_path / name / "train.jsonl", [{"sentence": "good", "label": 1}]) for name in ("here", "there")
+        write_jsonl(tmp_path / name / "train.jsonl", [{"sentence": "good", "label": 1}])
+        for name in ("here", "there")
     )
     rows = data.load_local(here, COLUMNS, (0, 1), None)
     os.utime(there, (1, 1))
@@ -251,11 +305,13 @@ def test_rows_are_cached_by_content_not_by_place_size_or_time(tmp_path):
     assert data.load_local(here, COLUMNS, (0, 1), None)[0] == {"sentence": "evil", "label": 0}
 
 
-def test_tokens_are_cached_by_all_that_a_tokenizer_does_wherever_it_lies(tiny_bert, tmp_path, small):
-    from lth_scale.arguments import parse
+def test_tokens_are_cached_by_all_that_a_tokenizer_does_wherever_it_lies(
+    tiny_bert, tmp_path, small
+):
+    from lth_scale.config.resolution import parse
 
     def loaded(name):
-        return task.load_tokenizer(parse(small(model_name_or_path=tmp_path / name), "t", "t"))
+        return loading.load_tokenizer(parse(small(model_name_or_path=tmp_path / name)))
 
     def encoded(tokenizer):
         options = dict(texts=("sentence",), length=16, segments=False)
@@ -270,12 +326,19 @@ def test_tokens_are_cached_by_all_that_a_tokenizer_does_wherever_it_lies(tiny_be
     config = json.loads((tmp_path / "cased/tokenizer_config.json").read_text())
     (tmp_path / "cased/tokenizer_config.json").write_text(
         json.dumps(
-            {name: value for name, value in config.items() if name not in ("do_lower_case", "strip_accents")}
+            {
+                name: value
+                for name, value in config.items()
+                if name not in ("do_lower_case", "strip_accents")
+            }
             | {"tokenizer_class": "PreTrainedTokenizerFast"}
         )
     )
     rows = data.load_local(
-        write_jsonl(tmp_path / "a.jsonl", [{"sentence": "The Cat", "label": 1}]), COLUMNS, (0, 1), None
+        write_jsonl(tmp_path / "a.jsonl", [{"sentence": "The Cat", "label": 1}]),
+        COLUMNS,
+        (0, 1),
+        None,
     )
     one, moved, cased = (loaded(name) for name in ("uncased", "moved", "cased"))
     assert one.get_vocab() == cased.get_vocab()

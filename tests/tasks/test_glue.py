@@ -9,32 +9,34 @@ from conftest import sentence, write_jsonl
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from lth_scale import tasks
-from lth_scale.arguments import GLUE_TASKS, parse
-from lth_scale.tasks.glue import FAMILIES
-
-METRICS = {task: ["accuracy"] for task in GLUE_TASKS} | {
-    "qqp": ["accuracy", "f1"],
-    "mrpc": ["accuracy", "f1"],
-    "stsb": ["pearson", "spearman"],
-    "cola": ["matthews_correlation"],
-}
+from lth_scale.config.defaults import GLUE_TASKS
+from lth_scale.config.resolution import parse
+from lth_scale.tasks import registry
+from lth_scale.tasks.registry import TASKS
+from lth_scale.tasks.task import Task
 
 
 @pytest.fixture
 def load(small, tmp_path):
     """The task on ten rows in the Hub's columns."""
 
-    def go(name: str, **overrides) -> tasks.Task:
-        family = FAMILIES[name]
-        labels = [i * 0.5 for i in range(10)] if family.classes == 1 else [i % family.classes for i in range(10)]
+    def go(name: str, **overrides) -> Task:
+        kind = TASKS[name]
+        classes = len(kind.labels)
+        labels = [i * 0.5 if classes == 1 else i % classes for i in range(10)]
         rows = [
-            {**{text: sentence(3 * i + j) for j, text in enumerate(family.texts)}, "label": label, "idx": i}
+            {
+                **{text: sentence(3 * i + j) for j, text in enumerate(kind.texts)},
+                "label": label,
+                "idx": i,
+            }
             for i, label in enumerate(labels)
         ]
-        for split in ("train", family.validation, *family.more.values()):
+        for split in kind.splits:
             write_jsonl(tmp_path / name / f"{split}.jsonl", rows)
-        return tasks.load(parse(small(task=name, dataset_path=tmp_path / name, **overrides), "t", "t"))
+        return registry.load_task(
+            parse(small(task=name, dataset_path=tmp_path / name, **overrides))
+        )
 
     return go
 
@@ -45,18 +47,21 @@ def test_every_task_loads_its_columns_and_trains(name, load):
     batch = task.collate([task.train[i] for i in range(4)])
     loss, logits = task.loss(task.model, batch)
     loss.backward()
-    assert logits.shape == (4, FAMILIES[name].classes) and torch.isfinite(loss)
+    assert logits.shape == (4, len(TASKS[name].labels)) and torch.isfinite(loss)
     assert len(task.train) == len(task.validation) == 10
     scores = task.score(task.rows(logits, batch))
-    assert list(scores) == [*METRICS[name], "loss"]
+    assert list(scores) == [*TASKS[name].metrics, "loss"]
 
 
 def test_mnli_has_mismatched_rows_too_where_they_are(load, small, tmp_path):
     task = load("mnli", max_eval_samples=4)
-    assert list(task.more) == ["mismatched"] and len(task.more["mismatched"]) == len(task.validation) == 4
+    assert (
+        list(task.more) == ["mismatched"]
+        and len(task.more["mismatched"]) == len(task.validation) == 4
+    )
     assert task.more["mismatched"].column_names == task.validation.column_names
     (tmp_path / "mnli/validation_mismatched.jsonl").unlink()
-    assert tasks.load(parse(small(task="mnli", dataset_path=tmp_path / "mnli"), "t", "t")).more == {}
+    assert registry.load_task(parse(small(task="mnli", dataset_path=tmp_path / "mnli"))).more == {}
     assert load("sst2").more == {}
 
 
@@ -99,8 +104,8 @@ def test_a_changed_file_is_read_again(small, tmp_path):
     rows = [{"sentence": sentence(i), "label": i % 2} for i in range(8)]
     for split in ("train", "validation"):
         write_jsonl(tmp_path / f"d/{split}.jsonl", rows)
-    args = parse(small(dataset_path=tmp_path / "d"), "t", "t")
-    assert len(tasks.load(args).train) == 8
+    args = parse(small(dataset_path=tmp_path / "d"))
+    assert len(registry.load_task(args).train) == 8
     write_jsonl(tmp_path / "d/train.jsonl", [*rows, *rows])
-    assert len(tasks.load(args).train) == 16
+    assert len(registry.load_task(args).train) == 16
     assert json.loads((tmp_path / "d/train.jsonl").read_text().splitlines()[0]) == rows[0]

@@ -11,12 +11,15 @@ from datasets import Dataset
 from torch import nn
 from torch.nn import functional as F
 
-from lth_scale import tasks
-from lth_scale.arguments import BadInput, parse
-from lth_scale.tasks import mlm
-from lth_scale.tasks.mlm import choose_positions, chosen_loss, pack
+from lth_scale.config.errors import BadInput
+from lth_scale.config.resolution import parse
+from lth_scale.tasks import mlm, registry
+from lth_scale.tasks.mlm import choose_positions, chosen_loss
+from lth_scale.tasks.mlm_blocks import pack
 
-SIZES = dict(vocab_size=90, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+SIZES = dict(
+    vocab_size=90, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+)
 MODELS = {
     "bert": hf.BertConfig(**SIZES, max_position_embeddings=40),
     "roberta": hf.RobertaConfig(**SIZES, max_position_embeddings=40),
@@ -94,24 +97,32 @@ def test_a_copy_and_a_wrapped_model_work_by_themselves():
 
 def test_blocks_are_the_text_in_order_between_special_tokens(tokenizer):
     texts = ["the cat sat on the mat .", "a dog ran far from the old house by the sea ."] * 3
-    flat = [token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    flat = [
+        token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]
+    ]
     blocks = pack({"text": texts}, tokenizer, 12)["input_ids"]
     assert len(blocks) == len(flat) // 10
     for i, block in enumerate(blocks):
-        assert block == [tokenizer.cls_token_id, *flat[i * 10 : i * 10 + 10], tokenizer.sep_token_id]
+        assert block == [
+            tokenizer.cls_token_id,
+            *flat[i * 10 : i * 10 + 10],
+            tokenizer.sep_token_id,
+        ]
 
 
 def test_validation_masks_are_the_same_each_time_and_15_percent(small, text_data):
-    args = parse(small(task="mlm", dataset_path=text_data), "t", "t")
-    first, second = (tasks.load(args) for _ in range(2))
+    args = parse(small(task="mlm", dataset_path=text_data))
+    first, second = (registry.load_task(args) for _ in range(2))
     assert first.validation["labels"] == second.validation["labels"]
     labels = numpy.array(first.validation["labels"])
     assert 0.08 < (labels != -100).mean() < 0.22
-    assert isinstance(first.train, Dataset) and {len(ids) for ids in first.train["input_ids"]} == {32}
+    assert isinstance(first.train, Dataset) and {len(ids) for ids in first.train["input_ids"]} == {
+        32
+    }
 
 
 def test_the_score_is_masked_accuracy_and_mean_loss_over_tokens(small, text_data):
-    task = tasks.load(parse(small(task="mlm", dataset_path=text_data), "t", "t"))
+    task = registry.load_task(parse(small(task="mlm", dataset_path=text_data)))
     logits = torch.tensor([[5.0, 0.0], [0.0, 5.0], [5.0, 0.0]])
     batch = {"labels": torch.tensor([[0, -100, 1], [1, -100, -100]])}
     row = task.rows(logits, batch)
@@ -127,9 +138,12 @@ def test_validation_without_a_masked_token_is_refused(small, tmp_path, monkeypat
     for split in ("train", "validation"):
         write_jsonl(tmp_path / f"d/{split}.jsonl", [{"text": "the cat sat on the mat ."}])
     monkeypatch.setattr(mlm, "mask_for_evaluation", mask_nothing)
-    with pytest.raises(BadInput, match="no token of its validation is masked"):
-        tasks.load(parse(small(task="mlm", dataset_path=tmp_path / "d", max_seq_length=8), "t", "t"))
+    with pytest.raises(BadInput, match="no token of validation is masked"):
+        registry.load_task(parse(small(task="mlm", dataset_path=tmp_path / "d", max_seq_length=8)))
 
 
 def mask_nothing(batch: dict, tokenizer, seed: int) -> dict:
-    return {"input_ids": batch["input_ids"], "labels": [[-100] * len(ids) for ids in batch["input_ids"]]}
+    return {
+        "input_ids": batch["input_ids"],
+        "labels": [[-100] * len(ids) for ids in batch["input_ids"]],
+    }

@@ -13,12 +13,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import RobertaProcessing, TemplateProcessing
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
-from lth_scale import tasks
-from lth_scale.arguments import BadInput, parse
-from lth_scale.tasks import squad
-from lth_scale.tasks.data import read_rows
+from lth_scale.config.errors import BadInput
+from lth_scale.config.resolution import parse
+from lth_scale.tasks import registry, squad
+from lth_scale.tasks.rows import read_rows
+from lth_scale.tasks.squad_windows import INPUTS, cut_windows, max_context
+from lth_scale.tasks.task import Task
 
 QUESTION = "what did the cat see ?"
 LONG = " ".join(sentence(i) for i in range(12))  # some windows of 32 tokens
@@ -36,11 +38,14 @@ def example(context: str, answer: str, question: str = QUESTION, start: int | No
 
 def make(tokenizer, rows: list[dict], length=32, stride=8, segments=True) -> tuple[dict, dict]:
     """(columns of the windows of some rows, their batch)."""
-    columns = squad.windows(
+    columns = cut_windows(
         {name: [row[name] for row in rows] for name in rows[0]}, tokenizer, length, stride, segments
     )
-    listed = [dict(zip(columns, values, strict=True), window=i) for i, values in enumerate(zip(*columns.values()))]  # noqa: B905
-    return columns, squad.collate(listed, tokenizer)
+    listed = [
+        dict(zip(columns, values, strict=True), window=i)
+        for i, values in enumerate(zip(*columns.values(), strict=True))
+    ]
+    return columns, squad.collate(listed, DataCollatorWithPadding(tokenizer))
 
 
 def pointing(batch: dict, starts=None, stops=None, high: float = 9.0) -> torch.Tensor:
@@ -61,39 +66,54 @@ def answer(context: str, rows: numpy.ndarray) -> str:
 def byte_level():
     """A RoBERTa-like tokenizer: bytes, no segments, two separators between the pair."""
     tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator([" ".join(WORDS)] * 9, vocab_size=300, special_tokens=["<s>", "<pad>", "</s>"])
-    tokenizer._tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, pad_token="<pad>", cls_token="<s>")
+    tokenizer.train_from_iterator(
+        [" ".join(WORDS)] * 9, vocab_size=300, special_tokens=["<s>", "<pad>", "</s>"]
+    )
+    tokenizer._tokenizer.post_processor = RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=True
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer._tokenizer, pad_token="<pad>", cls_token="<s>"
+    )
 
 
 @pytest.fixture
 def load(small, tmp_path):
     """The task on some rows."""
 
-    def go(rows: list[dict], **overrides) -> tasks.Task:
+    def go(rows: list[dict], **overrides) -> Task:
         for split in ("train", "validation"):
             write_jsonl(tmp_path / f"squad/{split}.jsonl", rows)
         flags = {"max_seq_length": 32, "doc_stride": 8, **overrides}
-        return tasks.load(parse(small(task="squad", dataset_path=tmp_path / "squad", **flags), "t", "t"))
+        return registry.load_task(
+            parse(small(task="squad", dataset_path=tmp_path / "squad", **flags))
+        )
 
     return go
 
 
-def evaluated(task: tasks.Task, order=None, size: int = 4) -> dict[str, float]:
+def evaluated(task: Task, order=None, size: int = 4) -> dict[str, float]:
     """The score of logits that point at the labels, the windows taken in some order."""
     order = list(range(len(task.validation))) if order is None else order
-    batches = [task.eval_collate([task.validation[i] for i in order[n : n + size]]) for n in range(0, len(order), size)]
+    batches = [
+        task.eval_collate([task.validation[i] for i in order[n : n + size]])
+        for n in range(0, len(order), size)
+    ]
     return task.score(numpy.concatenate([task.rows(pointing(batch), batch) for batch in batches]))
 
 
 def test_it_loads_its_columns_and_trains(load):
     rows = [{**example(LONG, "good dog"), "title": "T"}, example("the dog ran far .", "ran far")]
     task = load(rows)
-    assert set(task.train.column_names) == {*squad.INPUTS, "start_positions", "end_positions"}
+    assert set(task.train.column_names) == {*INPUTS, "start_positions", "end_positions"}
     batch = task.eval_collate([task.validation[i] for i in (0, 1, len(task.validation) - 1)])
     loss, logits = task.loss(task.model, batch)
     loss.backward()
-    assert logits.shape == (3, 2, 32) and logits.dtype == torch.float32 and torch.isfinite(logits).all()
+    assert (
+        logits.shape == (3, 2, 32)
+        and logits.dtype == torch.float32
+        and torch.isfinite(logits).all()
+    )
     found = task.rows(logits, batch)
     assert found.shape == (3, 5) and found.dtype == numpy.float64
     assert list(task.score(found)) == ["f1", "exact_match", "loss"]
@@ -113,20 +133,31 @@ def test_windows_start_doc_stride_tokens_apart_and_cover_the_context(kind, reque
     segments = kind == "tokenizer"
     columns, _ = make(tokenizer, [example(LONG, "good dog")], segments=segments)
     whole = tokenizer(LONG, add_special_tokens=False, return_offsets_mapping=True)
-    room = 32 - len(tokenizer(QUESTION, add_special_tokens=False)["input_ids"]) - (3 if segments else 4)
+    room = (
+        32
+        - len(tokenizer(QUESTION, add_special_tokens=False)["input_ids"])
+        - (3 if segments else 4)
+    )
     assert ("token_type_ids" in columns) == segments
     assert columns["part"] == list(range(len(columns["part"]))) and len(columns["part"]) > 4
     for i, (ids, ends) in enumerate(zip(columns["input_ids"], columns["ends"], strict=True)):
         inside = [token for token, end in zip(ids, ends, strict=True) if end >= 0]
         assert inside == whole["input_ids"][8 * i : 8 * i + room]
-        assert [end for end in ends if end >= 0] == [b for _, b in whole["offset_mapping"]][8 * i : 8 * i + room]
+        assert [end for end in ends if end >= 0] == [b for _, b in whole["offset_mapping"]][
+            8 * i : 8 * i + room
+        ]
     assert max(map(max, columns["ends"])) == len(LONG)
 
 
 def test_a_stride_above_what_fits_leaves_no_gap(tokenizer):
     columns, _ = make(tokenizer, [example(LONG, "good dog")], stride=500)
     ends = [end for row in columns["ends"] for end in row if end >= 0]
-    assert ends == [b for _, b in tokenizer(LONG, add_special_tokens=False, return_offsets_mapping=True).offset_mapping]
+    assert ends == [
+        b
+        for _, b in tokenizer(
+            LONG, add_special_tokens=False, return_offsets_mapping=True
+        ).offset_mapping
+    ]
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "byte_level"])
@@ -135,12 +166,15 @@ def test_every_answer_comes_back_wherever_it_lies(kind, request):
     words, whole_windows = LONG.split(), set()
     for i in range(0, len(words) - 1):
         start, text = len(" ".join(words[:i])) + bool(i), " ".join(words[i : i + 2])
-        columns, batch = make(tokenizer, [example(LONG, text, start=start)], segments=kind == "tokenizer")
+        columns, batch = make(
+            tokenizer, [example(LONG, text, start=start)], segments=kind == "tokenizer"
+        )
         rows = squad.best_spans(pointing(batch), batch)
         assert answer(LONG, rows) == text and rows[rows[:, 3].argmax(), 1] == start
         whole_windows.add(sum(end > 0 for end in columns["end_positions"]))
         assert all(
-            (a > 0) == (b > 0) for a, b in zip(columns["start_positions"], columns["end_positions"], strict=True)
+            (a > 0) == (b > 0)
+            for a, b in zip(columns["start_positions"], columns["end_positions"], strict=True)
         )
     assert min(whole_windows) >= 1 and max(whole_windows) > 1
 
@@ -164,7 +198,9 @@ def test_the_text_is_the_contexts_own(kind, text, where, request):
     before = "" if where == 0 else LONG[:where] + " "
     context = before + text + ("" if where is None else " " + LONG)
     rows = [example(context, text, start=len(before))]
-    _, batch = make(request.getfixturevalue(kind), rows, length=64, stride=16, segments=kind == "tokenizer")
+    _, batch = make(
+        request.getfixturevalue(kind), rows, length=64, stride=16, segments=kind == "tokenizer"
+    )
     assert answer(context, squad.best_spans(pointing(batch), batch)) == text
 
 
@@ -180,9 +216,11 @@ def official_max_context(counts: list[int], step: int) -> list[int]:
     return best
 
 
-@pytest.mark.parametrize(("counts", "step"), [([5], 5), ([20, 20, 20, 7], 8), ([10, 10, 3], 10), ([9, 9, 9, 9], 1)])
+@pytest.mark.parametrize(
+    ("counts", "step"), [([5], 5), ([20, 20, 20, 7], 8), ([10, 10, 3], 10), ([9, 9, 9, 9], 1)]
+)
 def test_a_start_counts_in_the_window_with_the_most_context(counts, step):
-    assert squad.widest(counts, step).tolist() == official_max_context(counts, step)
+    assert max_context(counts, step).tolist() == official_max_context(counts, step)
 
 
 def test_a_start_without_the_most_context_gives_no_answer(tokenizer):
@@ -196,33 +234,43 @@ def test_a_start_without_the_most_context_gives_no_answer(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("start", "stop"), [(0, 0), (2, 10), (12, 11), (10, 3)], ids=["CLS", "question", "backwards", "ends in question"]
+    ("start", "stop"),
+    [(0, 0), (2, 10), (12, 11), (10, 3)],
+    ids=["CLS", "question", "backwards", "ends in question"],
 )
 def test_what_is_no_span_of_the_context_is_the_empty_answer(start, stop, tokenizer, monkeypatch):
-    monkeypatch.setattr(squad, "BEST", 1)
+    monkeypatch.setattr(squad, "N_BEST", 1)
     _, batch = make(tokenizer, [example("the cat sat on the mat .", "mat")])
     rows = squad.best_spans(pointing(batch, start, stop), batch)
     assert rows[0, 1:4].tolist() == [0, 0, -numpy.inf]
 
 
 def test_an_answer_has_at_most_30_tokens(tokenizer, monkeypatch):
-    monkeypatch.setattr(squad, "BEST", 1)
+    monkeypatch.setattr(squad, "N_BEST", 1)
     context = " ".join(["cat"] * 60)
     _, batch = make(tokenizer, [example(context, "cat")], length=96)
     first = int((batch["ends"][0] >= 0).nonzero()[0])
-    assert answer(context, squad.best_spans(pointing(batch, first, first + 29), batch)) == " ".join(["cat"] * 30)
+    assert answer(context, squad.best_spans(pointing(batch, first, first + 29), batch)) == " ".join(
+        ["cat"] * 30
+    )
     assert answer(context, squad.best_spans(pointing(batch, first, first + 30), batch)) == ""
 
 
 def test_a_long_question_is_cut_to_64_tokens(tokenizer):
-    columns, _ = make(tokenizer, [example(LONG, "good dog", " ".join(["cat"] * 100))], length=96, stride=16)
+    columns, _ = make(
+        tokenizer, [example(LONG, "good dog", " ".join(["cat"] * 100))], length=96, stride=16
+    )
     cat = tokenizer.convert_tokens_to_ids("cat")
-    assert columns["input_ids"][0][:66] == [tokenizer.cls_token_id, *[cat] * 64, tokenizer.sep_token_id]
+    assert columns["input_ids"][0][:66] == [
+        tokenizer.cls_token_id,
+        *[cat] * 64,
+        tokenizer.sep_token_id,
+    ]
     assert len(columns["input_ids"][0]) == 96
 
 
 def test_a_question_that_leaves_no_room_is_refused(load):
-    with pytest.raises(BadInput, match=r"--max_seq_length 32: the question 'cat cat .* give 96"):
+    with pytest.raises(BadInput, match=r"--max_seq_length 32: the question 'cat cat .* use 96"):
         load([example(LONG, "good dog", " ".join(["cat"] * 29))])
     assert len(load([example(LONG, "good dog", " ".join(["cat"] * 28))]).train) > 20
     with pytest.raises(BadInput, match="--doc_stride 0"):
@@ -240,7 +288,10 @@ def test_the_score_takes_the_best_window_of_each_question_in_any_order(load):
     assert count > len(rows)
     straight = evaluated(task)
     assert straight["f1"] == straight["exact_match"] == 1
-    for size, order in ((1, range(count)[::-1]), (7, numpy.random.default_rng(0).permutation(count).tolist())):
+    for size, order in (
+        (1, range(count)[::-1]),
+        (7, numpy.random.default_rng(0).permutation(count).tolist()),
+    ):
         assert evaluated(task, list(order), size) == pytest.approx(straight)
 
 
@@ -254,7 +305,9 @@ def test_the_score_is_a_fraction_and_the_first_of_tied_windows_wins(load):
     table[1, 1:4] = 0, 3, 5.0
     table[-1, 1:4] = 4, 11, 1.0  # "cat sat", of which "sat" is right
     for rows in (table, table[::-1]):
-        assert task.score(rows) == pytest.approx({"f1": (1 + 2 / 3) / 2, "exact_match": 0.5, "loss": 2.0})
+        assert task.score(rows) == pytest.approx(
+            {"f1": (1 + 2 / 3) / 2, "exact_match": 0.5, "loss": 2.0}
+        )
     table[:, 3] = -numpy.inf
     table[:, 1:3] = 0
     assert task.score(table) == {"f1": 0.0, "exact_match": 0.0, "loss": 2.0}
@@ -275,21 +328,32 @@ def test_padding_changes_no_loss_and_keeps_divergences_finite(load):
     assert torch.isfinite(divergence).all() and (logs.exp()[1, :, logits.shape[2] :] == 0).all()
 
 
-def test_windows_are_counted_from_the_beginning_whatever_side_the_tokenizer_cuts(load, tiny_bert, tmp_path):
+def test_windows_are_counted_from_the_beginning_whatever_side_the_tokenizer_cuts(
+    load, tiny_bert, tmp_path
+):
     shutil.copytree(tiny_bert, tmp_path / "left")
     path = tmp_path / "left/tokenizer_config.json"
     sides = {"truncation_side": "left", "padding_side": "left"}
     path.write_text(json.dumps({**json.loads(path.read_text()), **sides}))
-    rows = [example(LONG, "good dog"), example(LONG, "far", start=LONG.rindex("far")), example("a cat .", "cat")]
+    rows = [
+        example(LONG, "good dog"),
+        example(LONG, "far", start=LONG.rindex("far")),
+        example("a cat .", "cat"),
+    ]
     plain, left = load(rows), load(rows, model_name_or_path=tmp_path / "left")
     assert left.validation[:] == plain.validation[:] and evaluated(left) == evaluated(plain)
-    one, other = (task.eval_collate([task.validation[i] for i in (0, -1)]) for task in (plain, left))
+    one, other = (
+        task.eval_collate([task.validation[i] for i in (0, -1)]) for task in (plain, left)
+    )
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_window_without_the_answer_points_at_cls_where_it_is():
     words = {
-        word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({*WORDS, *QUESTION.split()})])
+        word: i
+        for i, word in enumerate(
+            ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({*WORDS, *QUESTION.split()})]
+        )
     }
     backend = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     backend.pre_tokenizer = Whitespace()
@@ -297,36 +361,50 @@ def test_a_window_without_the_answer_points_at_cls_where_it_is():
     backend.post_processor = TemplateProcessing(
         single="$A [SEP] [CLS]", pair="$A [SEP] $B:1 [SEP]:1 [CLS]:2", special_tokens=ids
     )
-    names = {name: f"[{name[:3].upper()}]" for name in ("pad_token", "unk_token", "cls_token", "sep_token")}
+    names = {
+        name: f"[{name[:3].upper()}]"
+        for name in ("pad_token", "unk_token", "cls_token", "sep_token")
+    }
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
-    columns, batch = make(tokenizer, [example(LONG, "good dog", "what did the [CLS] see ?")], segments=False)
-    without = [i for i, (a, b) in enumerate(zip(columns["start_positions"], columns["end_positions"], strict=True))
-               if a == b == len(columns["input_ids"][i]) - 1]  # fmt: skip
-    assert without and all(columns["input_ids"][i][columns["start_positions"][i]] == words["[CLS]"] for i in without)
+    columns, batch = make(
+        tokenizer, [example(LONG, "good dog", "what did the [CLS] see ?")], segments=False
+    )
+    without = [
+        i
+        for i, (a, b) in enumerate(
+            zip(columns["start_positions"], columns["end_positions"], strict=True)
+        )
+        if a == b == len(columns["input_ids"][i]) - 1
+    ]
+    assert without and all(
+        columns["input_ids"][i][columns["start_positions"][i]] == words["[CLS]"] for i in without
+    )
     assert answer(LONG, squad.best_spans(pointing(batch), batch)) == "good dog"
 
 
 def test_rows_may_all_be_padded_to_one_length(load, tokenizer):
     task = load([example("the cat sat .", "cat"), example("the dog ran far .", "ran far")])
     rows = [task.validation[i] for i in (0, 1)]
-    short, whole = squad.collate(rows, tokenizer), squad.collate(rows, tokenizer, "max_length", 32)
-    assert {tuple(whole[name].shape) for name in ("input_ids", "attention_mask", *squad.SPANS)} == {(2, 32)}
+    collators = (
+        DataCollatorWithPadding(tokenizer),
+        DataCollatorWithPadding(tokenizer, "max_length", 32),
+    )
+    short, whole = (squad.collate(rows, collator) for collator in collators)
+    assert {tuple(whole[name].shape) for name in ("input_ids", "attention_mask", *squad.SPANS)} == {
+        (2, 32)
+    }
     width = short["input_ids"].shape[1]
-    assert all(torch.equal(whole[name][:, :width], short[name]) for name in ("input_ids", *squad.SPANS))
-    assert (whole["begins"][:, width:] == -1).all() and (whole["attention_mask"][:, width:] == 0).all()
+    assert all(
+        torch.equal(whole[name][:, :width], short[name]) for name in ("input_ids", *squad.SPANS)
+    )
+    assert (whole["begins"][:, width:] == -1).all() and (
+        whole["attention_mask"][:, width:] == 0
+    ).all()
 
 
 @pytest.mark.parametrize(
     "ids",
-    [
-        ["a", "b", "c"],
-        ["a", "a", "a"],
-        ["", "", ""],
-        [7, 7, 8],
-        [None] * 3,
-        [["x"]] * 3,
-        None,
-    ],
+    [["a", "b", "c"], ["a", "a", "a"], ["", "", ""], [7, 7, 8], [None] * 3, [["x"]] * 3, None],
     ids=["unique", "one", "empty", "integers", "null", "lists", "no column"],
 )
 def test_every_row_counts_once_whatever_its_id(ids, load):
@@ -346,7 +424,11 @@ def test_every_row_counts_once_whatever_its_id(ids, load):
 
 def test_of_several_answers_the_first_is_learned_and_the_best_is_scored(load):
     context = "the cat sat on a mat and saw the sea"
-    answers = {"text": ["the cat", "mat", "sea"], "answer_start": [0, 17, 33], "answer_id": [1, 2, 3]}
+    answers = {
+        "text": ["the cat", "mat", "sea"],
+        "answer_start": [0, 17, 33],
+        "answer_id": [1, 2, 3],
+    }
     task = load([{"context": context, "question": QUESTION, "answers": answers}])
     assert evaluated(task)["exact_match"] == 1
     table = numpy.array([[0, 17, 20, 1.0, 0.5]])
@@ -355,36 +437,42 @@ def test_of_several_answers_the_first_is_learned_and_the_best_is_scored(load):
 
 def test_offsets_stay_where_half_an_emoji_was(load):
     context = "the \ud83d cat \U0001f408 sat \ude00\ud83d far away"
-    row = {"context": context, "question": QUESTION, "answers": {"text": ["far"], "answer_start": [19]}}
+    row = {
+        "context": context,
+        "question": QUESTION,
+        "answers": {"text": ["far"], "answer_start": [19]},
+    }
     assert evaluated(load([row]))["exact_match"] == 1
     with pytest.raises(BadInput, match='line 1: answer "far" is not at character 20'):
-        load([row | {"answers": {"text": ["far"], "answer_start": [20]}}])  # as in UTF-16, which counts the cat twice
+        load(
+            [row | {"answers": {"text": ["far"], "answer_start": [20]}}]
+        )  # as in UTF-16, which counts the cat twice
 
 
 def test_a_context_of_many_windows_takes_time_in_proportion():
     began = time.process_time()
-    assert squad.widest([300] * 10**4, 100)[[0, 199, 200, 10**6]].tolist() == [0, 0, 1, 9999]
+    assert max_context([300] * 10**4, 100)[[0, 199, 200, 10**6]].tolist() == [0, 0, 1, 9999]
     assert time.process_time() - began < 5
 
 
 GOOD = example("the cat sat", "cat")
 BAD = [
-    ({"answers": None}, "'answers' holds null"),
-    ({"answers": [{"text": "cat", "answer_start": 4}]}, "'answers' holds a list"),
-    ({"answers": {"text": ["cat"]}}, "lists of one length"),
-    ({"answers": {"text": [], "answer_start": []}}, "has no answer"),
+    ({"answers": None}, "'answers' is null"),
+    ({"answers": [{"text": "cat", "answer_start": 4}]}, "'answers' is a list"),
+    ({"answers": {"text": ["cat"]}}, "two lists of equal length"),
+    ({"answers": {"text": [], "answer_start": []}}, "'answers' is empty"),
     ({"answers": {"text": ["the cat sat on it"], "answer_start": [0]}}, "not at character 0"),
     ({"answers": {"text": ["cat"], "answer_start": [True]}}, '"cat" at true'),
     ({"answers": {"text": ["cat"], "answer_start": [4.0]}}, '"cat" at 4.0'),
     ({"answers": {"text": ["cat", None], "answer_start": [4, 4]}}, "answer null"),
     ({"answers": {"text": ["cat"], "answer_start": [10**30]}}, "not at character 10{30}"),
-    ({"answers": {"text": ["cat"], "answer_start": [4, 4]}}, "lists of one length"),
-    ({"answers": {"text": "cat", "answer_start": 4}}, "lists of one length"),
+    ({"answers": {"text": ["cat"], "answer_start": [4, 4]}}, "two lists of equal length"),
+    ({"answers": {"text": "cat", "answer_start": 4}}, "two lists of equal length"),
     ({"answers": {"text": ["cat"], "answer_start": [5]}}, "not at character 5"),
     ({"answers": {"text": ["sat", "cat"], "answer_start": [8, -7]}}, '"cat" at -7'),
     ({"answers": {"text": ["cat"], "answer_start": ["4"]}}, '"cat" at "4"'),
-    ({"answers": {"text": [" "], "answer_start": [3]}}, "not empty"),
-    ({"question": 3}, "'question' holds 3"),
+    ({"answers": {"text": [" "], "answer_start": [3]}}, "non-empty"),
+    ({"question": 3}, "'question' is 3"),
 ]
 
 
@@ -392,5 +480,5 @@ BAD = [
 def test_bad_rows_are_named_by_line(change, named, tmp_path):
     path = write_jsonl(tmp_path / "train.jsonl", [GOOD, {**GOOD, **change}])
     with pytest.raises(BadInput, match=f"line 2: .*{named}"):
-        list(read_rows(path, squad.COLUMNS, None))
+        list(read_rows(path, squad.COLUMNS))
     assert json.loads(path.read_text().splitlines()[0]) == GOOD

@@ -1,4 +1,4 @@
-"""tasks/weights.py: the model that is trained is the checkpoint, and its head is fresh, kept, or refused by name."""
+"""tasks/weights.py: the checkpoint's encoder is complete; its head is fresh, kept or refused."""
 
 import json
 import shutil
@@ -9,31 +9,37 @@ import torch
 import transformers as hf
 from conftest import sentence, write_jsonl
 from safetensors.torch import load_file, save_file
-from test_families import FAMILIES
+from zoo import ARCHITECTURES
 
-from lth_scale import Ticket, tasks, terminal
-from lth_scale.arguments import BadInput, parse
-from lth_scale.record import Record
-from lth_scale.tasks.glue import FAMILIES as GLUE
-from lth_scale.tasks.task import labelled, load_model, load_tokenizer
-from lth_scale.trial import Trial
+from lth_scale import Ticket
+from lth_scale.config.errors import BadInput
+from lth_scale.config.resolution import parse
+from lth_scale.science import summary
+from lth_scale.tasks import registry
+from lth_scale.tasks.loading import load_model, load_tokenizer
+from lth_scale.tasks.registry import TASKS
+from lth_scale.tasks.task import label_config
+from lth_scale.tracking.run_directory import RunDirectory
+from lth_scale.training.run import Run
 
 HEADS = {"mlm": hf.AutoModelForMaskedLM, "squad": hf.AutoModelForQuestionAnswering}
 CLASSIFIER = hf.AutoModelForSequenceClassification
 EXTRA = {
-    "albert": (hf.AlbertConfig, FAMILIES["electra"][1]),
-    "convbert": (hf.ConvBertConfig, {**FAMILIES["electra"][1], "conv_kernel_size": 3}),
+    "albert": (hf.AlbertConfig, ARCHITECTURES["electra"][1]),
+    "convbert": (hf.ConvBertConfig, {**ARCHITECTURES["electra"][1], "conv_kernel_size": 3}),
     "gpt2": (hf.GPT2Config, {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40}),
-    "xlm-roberta": (hf.XLMRobertaConfig, FAMILIES["roberta"][1]),
-}  # fmt: skip
+    "xlm-roberta": (hf.XLMRobertaConfig, ARCHITECTURES["roberta"][1]),
+}
 
 
 @pytest.fixture
 def checkpoint(tokenizer, tmp_path):
     """Make and save a tiny model of a family, and return its directory."""
 
-    def make(family: str, auto=hf.AutoModelForMaskedLM, seed: int = 0, name: str = "model", **config) -> Path:
-        kind, sizes = (FAMILIES | EXTRA)[family]
+    def make(
+        family: str, auto=hf.AutoModelForMaskedLM, seed: int = 0, name: str = "model", **config
+    ) -> Path:
+        kind, sizes = (ARCHITECTURES | EXTRA)[family]
         torch.manual_seed(seed)
         special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 2, "eos_token_id": 3}
         model = auto.from_config(kind(vocab_size=len(tokenizer), **special, **sizes, **config))
@@ -50,7 +56,11 @@ def checkpoint(tokenizer, tmp_path):
 def edit(directory: Path, change, **config) -> Path:
     """Change the tensors of a checkpoint (a function of the dictionary), and its config."""
     path = directory / "model.safetensors"
-    save_file({name: each.contiguous() for name, each in change(load_file(path)).items()}, path, {"format": "pt"})
+    save_file(
+        {name: each.contiguous() for name, each in change(load_file(path)).items()},
+        path,
+        {"format": "pt"},
+    )
     fields = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(fields | config))
     return directory
@@ -63,17 +73,21 @@ def renamed(old: str, new: str):
 def load(directory: Path, task: str = "sst2", *flags: str, seed: int = 7, **options):
     """The `Loaded` of a task."""
     given = ["--task", task, "--model_name_or_path", str(directory), "--seed", str(seed), *flags]
-    args = parse(given, "t", "t")
+    args = parse(given)
     tokenizer = load_tokenizer(args)
-    return load_model(args, HEADS.get(task, CLASSIFIER), tokenizer, **labelled(**options))
+    return load_model(args, HEADS.get(task, CLASSIFIER), tokenizer, **label_config(**options))
 
 
 def encoder(model) -> dict[str, torch.Tensor]:
-    return {name: each for name, each in model.base_model.state_dict().items() if "pooler" not in name}
+    return {
+        name: each for name, each in model.base_model.state_dict().items() if "pooler" not in name
+    }
 
 
 def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(each, theirs[name]) for name, each in ours.items())
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(each, theirs[name]) for name, each in ours.items()
+    )
 
 
 def in_shards(directory: Path) -> None:
@@ -81,7 +95,10 @@ def in_shards(directory: Path) -> None:
     halves = {"a-1.safetensors": [*weights][::2], "a-2.safetensors": [*weights][1::2]}
     for part, names in halves.items():
         save_file({name: weights[name] for name in names}, directory / part, {"format": "pt"})
-    index = {"metadata": {}, "weight_map": {name: part for part, names in halves.items() for name in names}}
+    index = {
+        "metadata": {},
+        "weight_map": {name: part for part, names in halves.items() for name in names},
+    }
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     (directory / "model.safetensors").unlink()
 
@@ -96,9 +113,13 @@ SPELLINGS = {
     },
     "Lightning twice": lambda w: {f"model.model.{name}": each for name, each in w.items()},
     "Lightning": lambda w: {f"model.{name}": each for name, each in w.items()},
-    "an encoder alone": lambda w: {n.removeprefix("bert."): each for n, each in w.items() if n.startswith("bert.")},
+    "an encoder alone": lambda w: {
+        n.removeprefix("bert."): each for n, each in w.items() if n.startswith("bert.")
+    },
     "TensorFlow": lambda w: {
-        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): each
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): each
         for name, each in w.items()
     },
 }
@@ -130,7 +151,9 @@ def test_constants_that_older_versions_stored_in_the_layers_are_no_weights(what,
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_numbers_of_other_sizes_are_fp32_of_the_same_value(dtype, checkpoint):
-    directory = edit(checkpoint("roberta"), lambda w: {name: each.to(dtype) for name, each in w.items()})
+    directory = edit(
+        checkpoint("roberta"), lambda w: {name: each.to(dtype) for name, each in w.items()}
+    )
     weights = load_file(directory / "model.safetensors")
     found = load(directory).model
     for name, each in found.base_model.state_dict().items():
@@ -152,7 +175,9 @@ TIED = {
 def only_the_heads_name(family: str):
     def change(weights):
         shared = next(
-            name for name in weights if name.endswith(("d_embeddings.weight", "k_embeddings.weight", "wte.weight"))
+            name
+            for name in weights
+            if name.endswith(("d_embeddings.weight", "k_embeddings.weight", "wte.weight"))
         )
         return {TIED[family] if name == shared else name: each for name, each in weights.items()}
 
@@ -174,8 +199,12 @@ def test_a_tied_tensor_stored_under_its_heads_name_is_the_embeddings(family, che
 
 @pytest.mark.parametrize("task", ["rte", "mlm"])
 def test_it_is_missing_where_the_config_does_not_tie_it(task, checkpoint):
-    directory = edit(checkpoint("roberta"), only_the_heads_name("roberta"), tie_word_embeddings=False)
-    with pytest.raises(BadInput, match=r"lacks roberta\.embeddings\.word_embeddings\.weight.*give a whole one"):
+    directory = edit(
+        checkpoint("roberta"), only_the_heads_name("roberta"), tie_word_embeddings=False
+    )
+    with pytest.raises(
+        BadInput, match=r"lacks roberta\.embeddings\.word_embeddings\.weight.*use a complete one"
+    ):
         load(directory, task)
 
 
@@ -197,36 +226,107 @@ def added(**more: torch.Tensor):
 
 
 REFUSED = {
-    "no embeddings": (without("position_embeddings"), {}, r"lacks bert\.embeddings\.position_embeddings\.weight"),
+    "no embeddings": (
+        without("position_embeddings"),
+        {},
+        r"lacks bert\.embeddings\.position_embeddings\.weight",
+    ),
     "LayerNorms of another library": (
-        renamed("LayerNorm.", "ln."), {},
-        r"lacks bert\.embeddings\.LayerNorm\.weight and 9 more weights \(it has bert\.embeddings\.ln\.bias and",
+        renamed("LayerNorm.", "ln."),
+        {},
+        r"lacks bert\.embeddings\.LayerNorm\.weight and 9 more weights "
+        r"\(it has bert\.embeddings\.ln\.bias and",
     ),
-    "no bias": (without("layer.1.output.dense.bias"), {}, r"lacks bert\.encoder\.layer\.1\.output\.dense\.bias"),
-    "half a pooler": (added(bert__pooler__dense__weight=torch.eye(16)), {}, r"lacks bert\.pooler\.dense\.bias"),
-    "a prefix of one's own": (renamed("bert.", "teacher.bert."), {}, r"lacks bert\.\S+ and 36 more weights .it has"),
-    "more layers than the config": (lambda w: w, {"num_hidden_layers": 1}, r"has bert\.encoder\.layer\.1\..*config"),
-    "fewer layers than the config": (lambda w: w, {"num_hidden_layers": 3}, r"lacks bert\.encoder\.layer\.2\."),
-    "adapters": (added(bert__encoder__layer__0__adapter__weight=torch.eye(2)), {}, r"adapter\.weight in its layers"),
-    "a norm behind the last layer": (added(bert__encoder__norm__weight=torch.ones(16)), {}, r"has bert\.encoder\.norm"),
-    "what another kind has there": (added(encoder__norm_after__bias=torch.ones(16)), {}, r"has encoder\.norm_after"),
-    "labels in a list": (lambda w: w, {"id2label": ["a", "b"]}, r"id2label \['a', 'b'\], and labels have numbers"),
-    "labels by name": (lambda w: w, {"id2label": {"a": 0}}, r"id2label \{'a': 0\}, and labels have numbers"),
-    "another shape": (lambda w: w, {"type_vocab_size": 3}, r"token_type_embeddings\.weight of shape \(2, 16\)"),
+    "no bias": (
+        without("layer.1.output.dense.bias"),
+        {},
+        r"lacks bert\.encoder\.layer\.1\.output\.dense\.bias",
+    ),
+    "half a pooler": (
+        added(bert__pooler__dense__weight=torch.eye(16)),
+        {},
+        r"lacks bert\.pooler\.dense\.bias",
+    ),
+    "a prefix of one's own": (
+        renamed("bert.", "teacher.bert."),
+        {},
+        r"lacks bert\.\S+ and 36 more weights .it has",
+    ),
+    "more layers than the config": (
+        lambda w: w,
+        {"num_hidden_layers": 1},
+        r"has bert\.encoder\.layer\.1\..*config",
+    ),
+    "fewer layers than the config": (
+        lambda w: w,
+        {"num_hidden_layers": 3},
+        r"lacks bert\.encoder\.layer\.2\.",
+    ),
+    "adapters": (
+        added(bert__encoder__layer__0__adapter__weight=torch.eye(2)),
+        {},
+        r"adapter\.weight in its layers",
+    ),
+    "a norm behind the last layer": (
+        added(bert__encoder__norm__weight=torch.ones(16)),
+        {},
+        r"has bert\.encoder\.norm",
+    ),
+    "what another kind has there": (
+        added(encoder__norm_after__bias=torch.ones(16)),
+        {},
+        r"has encoder\.norm_after",
+    ),
+    "labels in a list": (
+        lambda w: w,
+        {"id2label": ["a", "b"]},
+        r"id2label \['a', 'b'\]; its keys must be numbers",
+    ),
+    "labels by name": (
+        lambda w: w,
+        {"id2label": {"a": 0}},
+        r"id2label \{'a': 0\}; its keys must be numbers",
+    ),
+    "another shape": (
+        lambda w: w,
+        {"type_vocab_size": 3},
+        r"token_type_embeddings\.weight of shape \(2, 16\)",
+    ),
     "two of one weight": (
-        lambda w: w | {name.removeprefix("bert."): each + 1 for name, each in w.items()}, {}, r"has both bert\.\S+ and",
+        lambda w: w | {name.removeprefix("bert."): each + 1 for name, each in w.items()},
+        {},
+        r"has both bert\.\S+ and",
     ),
-    "NaN": (with_value("value.bias", float("nan")), {}, r"2 of 16 values of bert\.encoder\.layer\.0\.\S+value\.bias"),
-    "an infinity": (with_value("word_embeddings", float("-inf")), {}, r"2 of [\d,]+ values of \S+word_embeddings"),
+    "NaN": (
+        with_value("value.bias", float("nan")),
+        {},
+        r"2 of 16 values of bert\.encoder\.layer\.0\.\S+value\.bias",
+    ),
+    "an infinity": (
+        with_value("word_embeddings", float("-inf")),
+        {},
+        r"2 of [\d,]+ values of \S+word_embeddings",
+    ),
     "what is infinite in fp32": (
-        lambda w: w | {"bert.encoder.layer.0.output.dense.bias": torch.full((16,), 1e300, dtype=torch.float64)}, {},
+        lambda w: (
+            w
+            | {
+                "bert.encoder.layer.0.output.dense.bias": torch.full(
+                    (16,), 1e300, dtype=torch.float64
+                )
+            }
+        ),
+        {},
         r"16 of 16 values of bert\.encoder\.layer\.0\.output\.dense\.bias",
     ),
     "integers": (
-        lambda w: w | {"bert.encoder.layer.0.output.dense.weight": torch.ones(16, 32, dtype=torch.int8)}, {},
-        "holds I8",
+        lambda w: (
+            w | {"bert.encoder.layer.0.output.dense.weight": torch.ones(16, 32, dtype=torch.int8)}
+        ),
+        {},
+        "is I8",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -247,18 +347,24 @@ def test_shards_are_read_and_refused_where_they_do_not_fit_their_index(checkpoin
     index = directory / "model.safetensors.index.json"
     whole = index.read_text()
     index.write_text(whole.replace("cls.predictions.bias", "cls.predictions.decoder.bias"))
-    with pytest.raises(BadInput, match=r"index\.json names cls\.predictions\.decoder\.bias, which a-\d\.safetensors"):
+    with pytest.raises(
+        BadInput,
+        match=r"index\.json names cls\.predictions\.decoder\.bias, which a-\d\.safetensors",
+    ):
         load(directory)
     index.write_text(whole)
     (directory / "a-2.safetensors").unlink()
-    with pytest.raises(BadInput, match=r"index\.json names a-2\.safetensors, which is not there"):
+    with pytest.raises(BadInput, match=r"index\.json names a-2\.safetensors, which is missing"):
         load(directory)
 
 
 @pytest.mark.parametrize("family", ["deberta", "deberta-v2"])
 def test_debertas_mlm_head_is_taken_under_the_name_of_its_releases(family, checkpoint):
     released = checkpoint(family, legacy=False, name="released")
-    assert any(name.startswith("lm_predictions.lm_head.") for name in load_file(released / "model.safetensors"))
+    assert any(
+        name.startswith("lm_predictions.lm_head.")
+        for name in load_file(released / "model.safetensors")
+    )
     theirs = hf.AutoModelForMaskedLM.from_pretrained(released).eval()
     for change in (lambda w: w, SPELLINGS["DistributedDataParallel"]):
         found = load(edit(released, change, legacy=True), "mlm")
@@ -271,10 +377,22 @@ def test_debertas_mlm_head_is_taken_under_the_name_of_its_releases(family, check
 
 
 HEADLESS = {
-    "an encoder alone": ("bert", hf.AutoModel, r"cls\.predictions\.bias and 5 more weights of the MLM head"),
+    "an encoder alone": (
+        "bert",
+        hf.AutoModel,
+        r"cls\.predictions\.bias and 5 more weights of the head that --task mlm trains",
+    ),
     "a classifier": ("roberta", CLASSIFIER, r"lm_head\.bias and 5 more"),
-    "a discriminator": ("electra", hf.AutoModelForPreTraining, r"generator_predictions\.LayerNorm\.weight and"),
-    "a question answerer": ("distilbert", hf.AutoModelForQuestionAnswering, r"vocab_transform\.weight and"),
+    "a discriminator": (
+        "electra",
+        hf.AutoModelForPreTraining,
+        r"generator_predictions\.LayerNorm\.weight and",
+    ),
+    "a question answerer": (
+        "distilbert",
+        hf.AutoModelForQuestionAnswering,
+        r"vocab_transform\.weight and",
+    ),
 }
 
 
@@ -291,9 +409,12 @@ def test_mlm_needs_the_checkpoints_own_head_or_fresh_head(what, checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("family", "head"), [("bert", "cls.predictions"), ("roberta", "lm_head"), ("albert", "predictions")]
+    ("family", "head"),
+    [("bert", "cls.predictions"), ("roberta", "lm_head"), ("albert", "predictions")],
 )
-def test_a_tied_bias_of_the_mlm_head_counts_under_either_name_and_is_missed_under_none(family, head, checkpoint):
+def test_a_tied_bias_of_the_mlm_head_counts_under_either_name_and_is_missed_under_none(
+    family, head, checkpoint
+):
     old, new = f"{head}.bias", f"{head}.decoder.bias"
     plain = load(checkpoint(family), "mlm").model
     found = load(edit(checkpoint(family), renamed(old, new)), "mlm").model
@@ -303,18 +424,38 @@ def test_a_tied_bias_of_the_mlm_head_counts_under_either_name_and_is_missed_unde
 
 
 def test_a_fresh_mlm_head_is_said_in_every_output(checkpoint, search, text_data, capfd):
-    out = search(task="mlm", dataset_path=text_data, model_name_or_path=checkpoint("bert", hf.AutoModel), max_steps=1,
-                 fresh_head=True, target_sparsity=0.1)  # fmt: skip
+    out = search(
+        task="mlm",
+        dataset_path=text_data,
+        model_name_or_path=checkpoint("bert", hf.AutoModel),
+        max_steps=1,
+        fresh_head=True,
+        target_sparsity=0.1,
+    )
     printed = capfd.readouterr()
-    assert "the head (cls) is drawn from --seed 42" in printed.err and "**a fresh MLM head: " in printed.out
-    assert all("a fresh MLM head" in row["note"] for row in json.loads((out / "results.json").read_text()))
+    assert (
+        "the head (cls) is initialised from --seed 42" in printed.err
+        and "**a fresh MLM head: " in printed.out
+    )
+    assert all(
+        "a fresh MLM head" in row["note"] for row in json.loads((out / "results.json").read_text())
+    )
     assert Ticket.load(out / "ticket.safetensors").arguments["fresh_head"] is True
-    args = parse(["--task", "mlm", "--fresh_head"], "t", "t")
-    assert "a fresh MLM head" in terminal.report(Record(out, args))
+    args = parse(["--task", "mlm", "--fresh_head"])
+    assert "a fresh MLM head" in summary.report(RunDirectory(out, args))
 
 
-TUNED = {"bert": {}, "roberta": {}, "distilbert": {}, "electra": {}, "mpnet": {}, "deberta-v2": {}, "modernbert": {},
-         "gpt2": {}, "albert": {}}  # fmt: skip
+TUNED = {
+    "bert": {},
+    "roberta": {},
+    "distilbert": {},
+    "electra": {},
+    "mpnet": {},
+    "deberta-v2": {},
+    "modernbert": {},
+    "gpt2": {},
+    "albert": {},
+}
 
 
 def tuned_elsewhere(checkpoint, family: str, auto=CLASSIFIER):
@@ -329,20 +470,37 @@ def tuned_elsewhere(checkpoint, family: str, auto=CLASSIFIER):
     ):
         options = {**more, "num_labels": count} if "id2label" not in more else more
         other = checkpoint(family, auto, seed=count, name=f"other{count}", **options)
-        yield edit(other, lambda w: {n: base[n] if n.startswith(f"{prefix}.") else each for n, each in w.items()})
+        yield edit(
+            other,
+            lambda w: {n: base[n] if n.startswith(f"{prefix}.") else each for n, each in w.items()},
+        )
 
 
 @pytest.mark.parametrize("family", TUNED)
-def test_the_head_is_drawn_from_the_seed_whatever_the_checkpoint_was_fine_tuned_for(family, checkpoint):
+def test_the_head_is_drawn_from_the_seed_whatever_the_checkpoint_was_fine_tuned_for(
+    family, checkpoint
+):
     directories = [*tuned_elsewhere(checkpoint, family)]
-    found = [load(directory, names=("no", "yes"), kind="single_label_classification") for directory in directories]
+    found = [
+        load(directory, labels=("no", "yes"), problem_type="single_label_classification")
+        for directory in directories
+    ]
     assert all(same(found[0].model.state_dict(), each.model.state_dict()) for each in found[1:])
     prefix = f"{found[0].model.base_model_prefix}."
-    assert {n for n, _ in found[0].model.named_parameters() if not n.startswith(prefix)} == found[0].fresh
-    headless = edit(directories[0], lambda w: {n: each for n, each in w.items() if n.startswith(prefix)})
-    assert same(load(headless, names=("no", "yes")).model.state_dict(), found[0].model.state_dict())
+    assert {n for n, _ in found[0].model.named_parameters() if not n.startswith(prefix)} == found[
+        0
+    ].fresh
+    headless = edit(
+        directories[0], lambda w: {n: each for n, each in w.items() if n.startswith(prefix)}
+    )
+    assert same(
+        load(headless, labels=("no", "yes")).model.state_dict(), found[0].model.state_dict()
+    )
     for each in found:
-        assert each.model.config.id2label == {0: "no", 1: "yes"} and each.model.config.label2id == {"no": 0, "yes": 1}
+        assert each.model.config.id2label == {0: "no", 1: "yes"} and each.model.config.label2id == {
+            "no": 0,
+            "yes": 1,
+        }
         assert each.model.config.problem_type == "single_label_classification"
 
 
@@ -350,9 +508,16 @@ def test_so_is_that_of_question_answering(checkpoint):
     directory = checkpoint("bert", hf.AutoModelForQuestionAnswering)
     theirs = load_file(directory / "model.safetensors")["qa_outputs.weight"]
     first, second = load(directory, "squad"), load(directory, "squad", seed=8)
-    assert first.fresh == {"qa_outputs.weight", "qa_outputs.bias"} and "own is left out" in first.remark
+    assert (
+        first.fresh == {"qa_outputs.weight", "qa_outputs.bias"}
+        and "own is not used" in first.remark
+    )
     weights = [each.model.qa_outputs.weight for each in (first, second)]
-    assert not torch.equal(weights[0], theirs) and not torch.equal(*weights) and not first.model.qa_outputs.bias.any()
+    assert (
+        not torch.equal(weights[0], theirs)
+        and not torch.equal(*weights)
+        and not first.model.qa_outputs.bias.any()
+    )
     assert torch.equal(load(directory, "squad", "--keep_head").model.qa_outputs.weight, theirs)
 
 
@@ -360,18 +525,27 @@ def test_a_pooler_that_the_checkpoint_brought_stays_and_one_that_it_lacks_is_fre
     brought, lacking = load(checkpoint("bert", hf.AutoModel)), load(checkpoint("bert", name="mlm"))
     assert brought.fresh == {"classifier.weight", "classifier.bias"}
     assert lacking.fresh == brought.fresh | {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
-    assert "bert.pooler.dense is not in the checkpoint" in lacking.remark and "pooler" not in brought.remark
+    assert (
+        "bert.pooler.dense is not in the checkpoint" in lacking.remark
+        and "pooler" not in brought.remark
+    )
 
 
-@pytest.mark.parametrize("task", [*GLUE, "squad", "mlm"])
+@pytest.mark.parametrize("task", TASKS)
 def test_the_saved_config_is_the_tasks_own(task, checkpoint, tmp_path):
     labels = {"id2label": {"0": "TOXIC"}, "label2id": {"TOXIC": 0}, "problem_type": "regression"}
     directory = edit(checkpoint("bert"), lambda w: w, **labels, finetuning_task="toxicity")
-    names = GLUE[task].labels if task in GLUE else ("LABEL_0", "LABEL_1")
-    kind = None if task not in GLUE else "regression" if len(names) == 1 else "single_label_classification"
-    load(directory, task, names=names, kind=kind).model.save_pretrained(tmp_path / "saved")
+    names, kind = ("LABEL_0", "LABEL_1"), None
+    if TASKS[task].labels:
+        names = TASKS[task].labels
+        kind = "regression" if len(names) == 1 else "single_label_classification"
+    load(directory, task, labels=names, problem_type=kind).model.save_pretrained(tmp_path / "saved")
     config = hf.AutoConfig.from_pretrained(tmp_path / "saved")
-    assert tuple(config.id2label.values()) == names and config.problem_type == kind and config.finetuning_task == task
+    assert (
+        tuple(config.id2label.values()) == names
+        and config.problem_type == kind
+        and config.finetuning_task == task
+    )
     assert config.label2id == {name: number for number, name in config.id2label.items()}
 
 
@@ -388,29 +562,46 @@ def answers(out: Path, task: str, rows: list[dict]) -> list:
 
 def test_pipeline_answers_in_the_words_of_the_task_and_in_its_order(checkpoint, search, sst2_data):
     directory = flip(checkpoint("bert", CLASSIFIER))
-    out = search(model_name_or_path=directory, target_sparsity=0.1, max_steps=20, learning_rate=0.02)
+    out = search(
+        model_name_or_path=directory, target_sparsity=0.1, max_steps=20, learning_rate=0.02
+    )
     rows = [json.loads(line) for line in (sst2_data / "validation.jsonl").read_text().splitlines()]
-    said = [each["label"] for each in answers(out, "text-classification", [row["sentence"] for row in rows])]
-    right = [label == ("negative", "positive")[row["label"]] for label, row in zip(said, rows, strict=True)]
+    said = [
+        each["label"]
+        for each in answers(out, "text-classification", [row["sentence"] for row in rows])
+    ]
+    right = [
+        label == ("negative", "positive")[row["label"]]
+        for label, row in zip(said, rows, strict=True)
+    ]
     accuracy = json.loads((out / "results.json").read_text())[-1]["eval"]["accuracy"]
     assert sum(right) / len(right) == pytest.approx(accuracy) and accuracy != 0.5
 
 
-def write_pairs(folder: Path, names: tuple[str, str], labels: list, splits=("train", "validation")) -> Path:
+def write_pairs(
+    folder: Path, names: tuple[str, str], labels: list, splits=("train", "validation")
+) -> Path:
     for split in splits:
-        rows = [{names[0]: sentence(i), names[1]: sentence(i + 1), "label": labels[i % len(labels)]} for i in range(24)]
+        rows = [
+            {names[0]: sentence(i), names[1]: sentence(i + 1), "label": labels[i % len(labels)]}
+            for i in range(24)
+        ]
         write_jsonl(folder / f"{split}.jsonl", rows)
     return folder
 
 
 def test_so_it_does_for_three_classes_and_for_a_score(checkpoint, search, tmp_path):
     pair = {"text": sentence(1), "text_pair": sentence(2)}
-    mnli = write_pairs(tmp_path / "mnli", ("premise", "hypothesis"), [0, 1, 2], ("train", "validation_matched"))
+    mnli = write_pairs(
+        tmp_path / "mnli", ("premise", "hypothesis"), [0, 1, 2], ("train", "validation_matched")
+    )
     order = {"0": "CONTRADICTION", "1": "NEUTRAL", "2": "ENTAILMENT"}
     directory = edit(checkpoint("roberta", CLASSIFIER, num_labels=3), lambda w: w, id2label=order)
     shared = {"target_sparsity": 0.1, "max_steps": 1, "model_name_or_path": directory}
     found = answers(
-        search(task="mnli", dataset_path=mnli, output_dir=tmp_path / "a", **shared), "text-classification", [pair]
+        search(task="mnli", dataset_path=mnli, output_dir=tmp_path / "a", **shared),
+        "text-classification",
+        [pair],
     )
     assert found[0]["label"] in ("entailment", "neutral", "contradiction")
     stsb = write_pairs(tmp_path / "stsb", ("sentence1", "sentence2"), [0.0, 2.5, 5.0])
@@ -424,16 +615,37 @@ def test_so_it_does_for_three_classes_and_for_a_score(checkpoint, search, tmp_pa
 
 
 def test_and_for_masked_tokens_and_questions(tokenizer, checkpoint, search, text_data, tmp_path):
-    directory = edit(checkpoint("bert"), lambda w: w, id2label={"0": "spam"}, problem_type="regression")
-    out = search(task="mlm", dataset_path=text_data, model_name_or_path=directory, target_sparsity=0.1, max_steps=1)
+    directory = edit(
+        checkpoint("bert"), lambda w: w, id2label={"0": "spam"}, problem_type="regression"
+    )
+    out = search(
+        task="mlm",
+        dataset_path=text_data,
+        model_name_or_path=directory,
+        target_sparsity=0.1,
+        max_steps=1,
+    )
     found = answers(out, "fill-mask", [f"the cat sat on {tokenizer.mask_token} mat"])
     assert len(found) == 5 and all(each["sequence"].endswith("mat") for each in found)
-    rows = [{"id": str(i), "context": sentence(i), "question": sentence(i + 3),
-             "answers": {"text": [sentence(i).split()[0]], "answer_start": [0]}} for i in range(8)]  # fmt: skip
+    rows = [
+        {
+            "id": str(i),
+            "context": sentence(i),
+            "question": sentence(i + 3),
+            "answers": {"text": [sentence(i).split()[0]], "answer_start": [0]},
+        }
+        for i in range(8)
+    ]
     for split in ("train", "validation"):
         write_jsonl(tmp_path / f"squad/{split}.jsonl", rows)
-    out = search(task="squad", dataset_path=tmp_path / "squad", model_name_or_path=directory, max_steps=1,
-                 output_dir=tmp_path / "qa", target_sparsity=0.1)  # fmt: skip
+    out = search(
+        task="squad",
+        dataset_path=tmp_path / "squad",
+        model_name_or_path=directory,
+        max_steps=1,
+        output_dir=tmp_path / "qa",
+        target_sparsity=0.1,
+    )
     last = sorted(out.glob("rounds/*/model"))[-1]
     assert hf.AutoConfig.from_pretrained(last).architectures == ["BertForQuestionAnswering"]
 
@@ -444,33 +656,52 @@ def test_keep_head_keeps_the_checkpoints_head_and_says_so(checkpoint, search, ca
     theirs, theta = load_file(directory / "model.safetensors"), load_file(out / "theta.safetensors")
     assert all(torch.equal(each, theirs[name]) for name, each in theta.items())
     printed = capfd.readouterr()
-    assert "the head (classifier) is the checkpoint's" in printed.err and "**a kept head: " in printed.out
+    assert (
+        "the head (classifier) is the checkpoint's" in printed.err
+        and "**a kept head: " in printed.out
+    )
     assert "a kept head" in json.loads((out / "results.json").read_text())[0]["note"]
 
 
-@pytest.mark.parametrize("names", [{0: "0", 1: "1"}, {0: "LABEL_0", 1: "LABEL_1"}, {0: "Negative", 1: "POSITIVE"}])
+@pytest.mark.parametrize(
+    "names", [{0: "0", 1: "1"}, {0: "LABEL_0", 1: "LABEL_1"}, {0: "Negative", 1: "POSITIVE"}]
+)
 def test_labels_without_names_of_their_own_are_in_the_tasks_order(names, checkpoint, small):
     flags = small(model_name_or_path=checkpoint("bert", CLASSIFIER, id2label=names), keep_head=True)
-    assert tasks.load(parse(flags, "t", "t")).model.config.id2label == {0: "negative", 1: "positive"}
+    assert registry.load_task(parse(flags)).model.config.id2label == {0: "negative", 1: "positive"}
 
 
 def test_a_pointer_of_git_lfs_is_named_as_what_it_is(tiny_bert, tmp_path):
     shutil.copytree(tiny_bert, tmp_path / "model")
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     (tmp_path / "model/model.safetensors").write_text(pointer)
-    with pytest.raises(BadInput, match=r"its model\.safetensors is a pointer of Git LFS .*git lfs pull"):
+    with pytest.raises(
+        BadInput, match=r"its model\.safetensors is a Git LFS pointer.*git lfs pull"
+    ):
         load(tmp_path / "model")
 
 
 UNFIT = {
-    "their numbers swapped": ({"id2label": {0: "LABEL_1", 1: "LABEL_0"}}, "labels are LABEL_1, LABEL_0, and those of"),
+    "their numbers swapped": (
+        {"id2label": {0: "LABEL_1", 1: "LABEL_0"}},
+        "labels are LABEL_1, LABEL_0, and those of",
+    ),
     "another order": (
         {"id2label": {0: "positive", 1: "negative"}},
         "labels are positive, negative, and those of --task",
     ),
-    "other labels": ({"id2label": {0: "ham", 1: "spam"}}, "labels are ham, spam, .* negative, positive, in this order"),
-    "long names": ({"id2label": {i: str(i) * 200 for i in range(2)}}, r"labels are (0{200}), …, and those of --task"),
-    "another number": ({"num_labels": 3}, r"lacks classifier\.weight and 1 more weight of shape \(2, 16\) of the head"),
+    "other labels": (
+        {"id2label": {0: "ham", 1: "spam"}},
+        "labels are ham, spam, .* negative, positive, in this order",
+    ),
+    "long names": (
+        {"id2label": {i: str(i) * 200 for i in range(2)}},
+        r"labels are (0{200}), …, and those of --task",
+    ),
+    "another number": (
+        {"num_labels": 3},
+        r"lacks classifier\.weight and 1 more weight of shape \(2, 16\) of the head",
+    ),
 }
 
 
@@ -478,13 +709,14 @@ UNFIT = {
 def test_keep_head_is_refused_where_the_head_does_not_fit(what, checkpoint, small, sst2_data):
     config, message = UNFIT[what]
     flags = small(model_name_or_path=checkpoint("bert", CLASSIFIER, **config), keep_head=True)
-    with pytest.raises(BadInput, match=rf"{message}.*leave --keep_head out"):
-        tasks.load(parse(flags, "t", "t"))
+    with pytest.raises(BadInput, match=rf"{message}.*omit --keep_head"):
+        registry.load_task(parse(flags))
 
 
 def test_keep_head_is_refused_where_there_is_none(checkpoint):
     with pytest.raises(
-        BadInput, match=r"lacks bert\.pooler\.dense\.weight and 3 more weights of the head that --keep_head"
+        BadInput,
+        match=r"lacks bert\.pooler\.dense\.weight and 3 more weights of the head that --keep_head",
     ):
         load(checkpoint("bert"), "sst2", "--keep_head")
     with pytest.raises(BadInput, match=r"lacks qa_outputs\.weight and 1 more weight of the head"):
@@ -494,18 +726,20 @@ def test_keep_head_is_refused_where_there_is_none(checkpoint):
 @pytest.fixture
 def heads(monkeypatch) -> list[torch.Tensor]:
     """The classifier's weight at each start of a stage."""
-    found, start = [], Trial.start
+    found, start = [], Run.start
 
     def watched(self, stage, weights, *args, **more):
         found.append(weights["classifier.weight"])
         start(self, stage, weights, *args, **more)
 
-    monkeypatch.setattr(Trial, "start", watched)
+    monkeypatch.setattr(Run, "start", watched)
     return found
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_each_seed_of_a_transfer_has_its_own_fresh_head_or_the_kept_one(keep, checkpoint, transfer, heads):
+def test_each_seed_of_a_transfer_has_its_own_fresh_head_or_the_kept_one(
+    keep, checkpoint, transfer, heads
+):
     directory = checkpoint("bert", CLASSIFIER)
     transfer(1, 2, 3, model_name_or_path=directory, max_steps=0, keep_head=keep or None)
     theirs = load_file(directory / "model.safetensors")["classifier.weight"]
@@ -523,8 +757,14 @@ def begun_before(out: Path) -> None:
 
 
 @pytest.mark.parametrize("old", [True, False])
-def test_a_run_that_began_with_the_checkpoints_head_goes_on_with_it_and_says_so(old, checkpoint, search, capfd):
-    given = {"model_name_or_path": checkpoint("bert", CLASSIFIER), "max_steps": 2, "target_sparsity": 0.1}
+def test_a_run_that_began_with_the_checkpoints_head_goes_on_with_it_and_says_so(
+    old, checkpoint, search, capfd
+):
+    given = {
+        "model_name_or_path": checkpoint("bert", CLASSIFIER),
+        "max_steps": 2,
+        "target_sparsity": 0.1,
+    }
     out = search(**given)
     if old:
         begun_before(out)
@@ -535,8 +775,12 @@ def test_a_run_that_began_with_the_checkpoints_head_goes_on_with_it_and_says_so(
     search(**given)
     theirs = load_file(given["model_name_or_path"] / "model.safetensors")["classifier.weight"]
     assert torch.equal(load_file(out / "theta.safetensors")["classifier.weight"], theirs) is old
-    assert ("is the checkpoint's, as when version 0.1.0 began this run" in capfd.readouterr().err) is old
-    assert Ticket.load(out / "ticket.safetensors").arguments["keep_head"] is (None if old else False)
+    assert (
+        "is the checkpoint's, as in version 0.1.0, which began this run" in capfd.readouterr().err
+    ) is old
+    assert Ticket.load(out / "ticket.safetensors").arguments["keep_head"] is (
+        None if old else False
+    )
 
 
 def test_so_do_the_further_seeds_of_a_transfer(checkpoint, transfer, heads):

@@ -1,0 +1,116 @@
+"""Flags as dataclass fields: each is declared once, with all that other modules ask of it."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import StrEnum
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, get_args, get_origin
+
+from lth_scale.config.defaults import DEFAULTS, GLUE_DEFAULTS
+from lth_scale.config.errors import BadInput
+from lth_scale.config.registry import REGISTRIES
+
+
+class Group(StrEnum):
+    """The sections of `--help`, in order."""
+
+    DATA = "what to train"
+    SEARCH = "search"
+    COMPARISON = "comparison"
+    TRAINING = "training"
+    PRECISION = "precision and speed"
+    TRACKING = "checkpoints and tracking"
+    HUB = "Hub"
+
+
+DATA, SEARCH, COMPARISON, TRAINING, PRECISION, TRACKING, HUB = Group
+
+
+class Range(NamedTuple):
+    """The smallest and the largest value of a flag, and a description of both for messages."""
+
+    least: float
+    most: float
+    words: str
+
+
+COUNT = Range(1, 10**9, "1 or more, at most 1,000,000,000")
+BATCH = Range(1, 2**16, "1 or more, at most 65,536")
+TOKENS = Range(1, 2**20, "1 or more, at most 1,048,576")
+FRACTION = Range(0, math.nextafter(1, 0), "a fraction, at least 0 and below 1, such as 0.7")
+SEED = Range(0, 2**32 - 1, "an integer from 0 to 4294967295")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """A command-line flag.
+
+    choices: the accepted values, or () for any. registry: the kind of a registry whose names are
+    the choices when the parser is built. positional: the value stands without the flag's name.
+    cosmetic: it changes what is shown, not what is found, so that a run may continue with another
+    value. method: it is part of how a search prunes. grid: the grid of a study sets it.
+    """
+
+    help: str
+    group: Group | None = None
+    metavar: str = ""
+    range: Range | None = None
+    choices: tuple[str, ...] = ()
+    registry: str = ""
+    positional: bool = False
+    cosmetic: bool = False
+    method: bool = False
+    grid: bool = False
+
+    @property
+    def path(self) -> bool:
+        """True if the value is a local path."""
+        return self.metavar in ("DIR", "FILE")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The accepted values, or () for any."""
+        return (*REGISTRIES[self.registry],) if self.registry else self.choices
+
+
+def flag(help: str, default: Any = None, **facts: Any) -> Any:
+    """A dataclass field that is a command-line flag; `facts` are the fields of `Flag`."""
+    return field(default=default, metadata={"flag": Flag(help=help, **facts)})
+
+
+def flags_of(kind: type) -> Iterator[tuple[Field[Any], Flag]]:
+    """Iterate over the fields of a dataclass that are flags."""
+    return ((spec, spec.metadata["flag"]) for spec in fields(kind) if "flag" in spec.metadata)
+
+
+def value_type(spec: Field[Any]) -> tuple[type, bool]:
+    """Return the type of a flag's value, and whether the flag takes several of them."""
+    types = get_args(spec.type) if isinstance(spec.type, UnionType) else (spec.type,)
+    kind = next(kind for kind in types if kind is not NoneType)
+    return (get_args(kind)[0], True) if get_origin(kind) is tuple else (kind, False)
+
+
+def default_text(spec: Field[Any]) -> str:
+    """Return ` (default: …)`, by task where tasks differ, or "" if the default is None or False."""
+    if spec.name in GLUE_DEFAULTS:
+        usual = GLUE_DEFAULTS[spec.name]
+        by_task = {task: values[spec.name] for task, values in DEFAULTS.items()}
+        differing = [f"{task} {value}" for task, value in by_task.items() if value != usual]
+        return f" (default: {', '.join([str(usual), *differing])})"
+    values = spec.default if isinstance(spec.default, tuple) else (spec.default,)
+    shown = [str(value) for value in values if value not in (None, MISSING) and value is not False]
+    return f" (default: {' '.join(shown)})" if shown else ""
+
+
+def check_ranges(args: Any) -> None:
+    """Raise BadInput if a value of a dataclass of flags is out of its range."""
+    # A transfer's --seeds come before the --seed that follows from them.
+    for spec, declared in reversed([*flags_of(type(args))]):
+        value = getattr(args, spec.name)
+        if declared.range is None or value is None:
+            continue
+        least, most, words = declared.range
+        for number in value if isinstance(value, tuple) else (value,):
+            if not least <= number <= most:
+                raise BadInput(f"--{spec.name} {number}: out of range; use {words}")

@@ -1,0 +1,66 @@
+"""Registries: what a flag may name. One line an entry, open to third parties."""
+
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import Any, TypeVar
+
+from lth_scale.config.errors import BadInput
+
+Entry = TypeVar("Entry")
+
+
+class Registry(Mapping[str, Entry]):
+    """Entries by name, in the order of registration.
+
+    kind: what messages call an entry, and the key of the registry in `REGISTRIES`.
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._entries: dict[str, Entry] = {}
+        REGISTRIES[kind] = self
+
+    def register(self, name: str, entry: Entry) -> Entry:
+        """Add an entry and return it. Raises ValueError if the name is taken."""
+        if name in self._entries:
+            raise ValueError(f"the {self.kind} {name!r} is registered already")
+        self._entries[name] = entry
+        return entry
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+REGISTRIES: dict[str, Registry[Any]] = {}
+
+
+def parse_with(parsers: Registry[Callable[[str], Entry | None]], text: str) -> Entry:
+    """What the first registered parser that accepts `text` returns; the others return None.
+
+    The names in the registry are the syntaxes that the flag of its kind takes. Raises BadInput.
+    """
+    for parse in parsers.values():
+        if (entry := parse(text)) is not None:
+            return entry
+    syntaxes = ", ".join(parsers)
+    raise BadInput(f"--{parsers.kind} {text}: unknown {parsers.kind}; use one of {syntaxes}")
+
+
+def lazy(reference: str) -> Callable[..., Any]:
+    """A function of another module, imported at its first call.
+
+    reference: `module:name`. Registries name functions that need torch in this way, so that
+    `--help` and bad input do not wait for it.
+    """
+
+    def call(*args: Any, **options: Any) -> Any:
+        module, _, name = reference.partition(":")
+        return getattr(import_module(module), name)(*args, **options)
+
+    return call

@@ -1,0 +1,105 @@
+"""Which files an output directory holds, and whether they are intact."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from lth_scale.config.directories import HELD
+from lth_scale.config.files import check_regular, read_json
+
+STAGES = ("rounds/[0-9]*", "seeds/[0-9]*", "controls/*/[0-9]*")
+TENSORS = (
+    "ticket.safetensors",
+    "theta.safetensors",
+    "theta-[0-9]*.safetensors",
+    "weights.safetensors",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+)
+TABLES = ("results", "controls")  # JSON lists
+METRICS = "sparsity pruned prunable threshold steps train_loss eval seconds"
+KEYS = {  # JSON objects, with at least these keys
+    "metrics": {*METRICS.split()},
+    "arguments": {"task"},
+    "connectivity": {"seeds", "barrier"},
+}
+
+
+def check_whole(run: Path) -> None:
+    """Raise ValueError, naming the file, if one that a run resumes from is damaged or missing.
+
+    Checks the type and keys of JSON, and that the header of safetensors fits the file's size; reads
+    no tensor.
+    """
+    from safetensors import SafetensorError
+
+    stages = stage_directories(run)
+    complete = [stage for stage in stages if (stage / "complete").exists()]
+    required = {
+        stage / name for stage in complete for name in ("metrics.json", "ticket.safetensors")
+    }
+    required |= {run / "theta.safetensors"} if run / "rounds/00" in complete else set()
+    required |= {run / "arguments.json"} if (run / "complete").is_file() else set()
+    names = (*TENSORS, *(f"{stem}.json" for stem in (*KEYS, *TABLES)))
+    directories = (run, *stages, *(stage / "model" for stage in stages))
+    existing = {path for folder in directories for name in names for path in folder.glob(name)}
+    for path in sorted(required | existing):
+        try:
+            _check_file(path)
+        except (OSError, ValueError, RecursionError, SafetensorError) as problem:
+            if path not in required and not path.exists():
+                continue  # just deleted, by a process that is about to end
+            raise ValueError(f"{path.relative_to(run)} is damaged or missing ({problem})") from None
+
+
+def _check_file(path: Path) -> None:
+    from safetensors import safe_open
+
+    if path.suffix == ".safetensors":
+        check_regular(path)
+        with safe_open(path, framework="numpy"):
+            return
+    content = read_json(path)
+    if not isinstance(content, list if path.stem in TABLES else dict):
+        raise ValueError("it holds JSON of another type")
+    if isinstance(content, dict) and (missing := KEYS.get(path.stem, set()) - content.keys()):
+        raise ValueError(f"it has no {min(missing)}")
+
+
+def stage_directories(run: Path) -> list[Path]:
+    """The directories of a run's rounds, controls and seeds, but not copies such as `01-old`."""
+    paths = [path for pattern in STAGES for path in run.glob(pattern)]
+    return [path for path in paths if path.name.isascii() and path.name.isdecimal()]
+
+
+def find_link(run: Path) -> Path | None:
+    """The first directory that a run writes to, other than its own, which is a link; or None."""
+    parents = [run / name for name in ("rounds", "seeds", "controls", "figures", "connectivity")]
+    stages = stage_directories(run)
+    models = (stage / "model" for stage in stages)
+    paths = (*parents, *run.glob("controls/*"), *stages, *models)
+    return next(filter(Path.is_symlink, paths), None)
+
+
+def delete_unfinished(run: Path) -> None:
+    """Delete the temporary files that killed processes of a run left. Call while holding its lock.
+
+    They carry the run's mark, and lie where the run writes; links are not followed.
+    """
+    suffix = f".{HELD[run.resolve()].mark}.tmp"
+    for directory in _written_directories(run):
+        for entry in [*os.scandir(directory)]:
+            is_unfinished = entry.name.startswith(".") and entry.name.endswith(suffix)
+            if is_unfinished and not entry.is_symlink():
+                shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+
+
+def _written_directories(run: Path) -> Iterator[Path]:
+    """The existing directories in which a run creates files, except behind links."""
+    stages = stage_directories(run)
+    checkpoints = (path for stage in stages for path in stage.glob("checkpoint-[0-9]*"))
+    for directory in (run, run / "figures", run / "connectivity", *stages, *checkpoints):
+        below = [path for path in (directory, *directory.parents) if run in path.parents]
+        if directory.is_dir() and not any(path.is_symlink() for path in below):
+            yield directory

@@ -1,0 +1,44 @@
+"""System metrics of this machine."""
+
+import contextlib
+import os
+import socket
+
+import psutil
+import torch
+
+
+def system_metrics() -> dict[str, float]:
+    """Return what the machine uses of its CPUs, memory and GPUs, by MLflow's names.
+
+    Called on one process of the machine, it reads the GPUs of all its ranks by their index. CPU
+    utilization is the mean since the last call.
+    """
+    memory = psutil.virtual_memory()
+    metrics = {
+        "cpu_utilization_percentage": psutil.cpu_percent(),
+        "system_memory_usage_megabytes": memory.used / 1e6,
+        "system_memory_usage_percentage": memory.percent,
+    }
+    if torch.cuda.is_available():
+        for index in range(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))):
+            metrics |= gpu_metrics(index)
+    node = f"system/{socket.gethostname()}"
+    return {f"{node}/{name}": value for name, value in metrics.items()}
+
+
+def gpu_metrics(index: int) -> dict[str, float]:
+    """Return what all processes use of a GPU.
+
+    NVML reads them, because the CUDA runtime would allocate a context on the GPU of another rank;
+    without NVML only this process's memory metric is left.
+    """
+    metrics: dict[str, float] = {}
+    if index == torch.cuda.current_device():
+        free, total = torch.cuda.mem_get_info()
+        metrics[f"gpu_{index}_memory_usage_megabytes"] = (total - free) / 1e6
+    with contextlib.suppress(Exception):  # NVML's bindings raise errors of many kinds
+        used = torch.cuda.device_memory_used(index)
+        metrics.setdefault(f"gpu_{index}_memory_usage_megabytes", used / 1e6)
+        metrics[f"gpu_{index}_utilization_percentage"] = float(torch.cuda.utilization(index))
+    return metrics

@@ -1,0 +1,1 @@
+"""Studies, their results, statistics, figures and the report. Knows nothing of training."""

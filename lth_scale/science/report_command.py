@@ -1,0 +1,89 @@
+"""What `python -m lth_scale.report` does: write the report of a study and log it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+from lth_scale.config import directories
+from lth_scale.config.command import construct
+from lth_scale.config.errors import BadInput
+from lth_scale.config.flags import Range, flag
+from lth_scale.config.redaction import without_secrets
+from lth_scale.config.texts import printable, quoted, reason
+from lth_scale.science.report import write_report
+from lth_scale.science.sections import verdicts
+from lth_scale.tracking.mlflow import variables
+from lth_scale.tracking.mlflow.registration import Registration
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFlags:
+    """The flags of `lth_scale.report`."""
+
+    directory: str = flag("directory of a study", MISSING, positional=True, metavar="DIRECTORY")
+    delta: float = flag(
+        "loss in percentage points that matching tolerates",
+        1.0,
+        range=Range(0, 100, "percentage points, 0 or more, at most 100"),
+    )
+    output_dir: str | None = flag(
+        "directory of the report (default: DIRECTORY/report)", metavar="DIR"
+    )
+    save: str | None = flag("also save what the report needs in one file", metavar="FILE.json")
+    report_to: str = flag("experiment tracker", "mlflow", choices=("mlflow", "none"))
+
+
+def resolve(values: dict[str, Any], flags: type[ReportFlags]) -> ReportFlags:
+    """Return the checked flags. Raises BadInput."""
+    args = construct(values, flags)
+    if args.report_to == "mlflow":
+        variables.check()
+    try:
+        if args.save:
+            directories.check_writable(Path(args.save).parent)
+    except OSError as problem:
+        raise BadInput(
+            f"--save {args.save}: cannot be written ({problem.strerror}); specify another file"
+        ) from None
+    return args
+
+
+def run(args: ReportFlags) -> None:
+    """Write the report, log it, and print where it is. Raises BadInput."""
+    from lth_scale.science import results, saved  # they import scipy
+
+    directory = Path(args.directory)
+    study = results.load_results(directory)
+    output = Path(args.output_dir or directory / "report")
+    if args.save:
+        saved.save(directory, Path(args.save))
+    try:
+        written = write_report(study, output, args.delta)
+    except OSError as problem:
+        raise BadInput(
+            f"--output_dir {output}: cannot be written ({problem.strerror}); specify another "
+            "directory"
+        ) from None
+    planned, present = len(study.conditions), int(study.conditions.value.count())
+    print(f"report   {quoted(output / 'report.html')}\n         {quoted(output / 'report.md')}")
+    print(f"cells    {planned} planned, {present} there, {planned - present} missing")
+    if args.report_to == "mlflow":
+        log(directory, study.name, written, verdicts.matching_tickets(study, args.delta))
+
+
+def log(
+    directory: Path, name: str, written: Sequence[Path], registrations: Sequence[Registration]
+) -> None:
+    """Log a report to MLflow. Prints why if that fails: the report is already written."""
+    from lth_scale.tracking.mlflow import reports  # imports mlflow
+    from lth_scale.tracking.mlflow.stores import address
+
+    beside = address(directory.resolve() / "jobs" / "mlflow.db")
+    store = os.environ.get("MLFLOW_TRACKING_URI") or beside
+    try:
+        reports.log_report(store, name, written, registrations=registrations)
+        print(f"MLflow   logged to {printable(without_secrets(store))}")
+    except Exception as problem:  # MLflow raises many kinds
+        print(printable(f"MLflow   not logged to {without_secrets(store)}: {reason(problem)}"))

@@ -1,0 +1,143 @@
+"""What a search or a transfer prints at its end, and the card and MLflow show."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lth_scale.config import files
+from lth_scale.config.arguments import Transfer
+from lth_scale.config.errors import BadInput
+from lth_scale.config.markdown import Table, literal, markdown_table
+from lth_scale.config.texts import printable, quoted
+from lth_scale.tracking.mlflow.progress import Progress
+from lth_scale.tracking.rows import Row, describe_starved
+from lth_scale.tracking.run_directory import RunDirectory
+
+DELTA = 0.01  # tolerated loss: one percent point
+Rows = Sequence[Row]  # of results.json
+
+
+def results_table(rows: Rows) -> str:
+    """Rounds or seeds as a Markdown table: sparsity, pruned weights, threshold, scores, time."""
+    metrics, key = list(rows[0]["eval"]), "seed" if "seed" in rows[0] else "round"
+    header = [key, "sparsity", "pruned weights", "threshold", *metrics, "seconds"]
+    lines = [
+        [
+            str(row[key]),
+            f"{100 * row['sparsity']:.2f} %",
+            f"{row['pruned']:,} / {row['prunable']:,}",
+            f"{row['threshold']:.3e}",
+            *(f"{row['eval'][metric]:.4f}" for metric in metrics),
+            f"{row['seconds']:.1f}",
+        ]
+        for row in rows
+    ]
+    return markdown_table(Table("", header, lines), align=True)
+
+
+def control_table(rows: Rows, controls: Rows, control: str) -> str:
+    """A control beside the tickets of its sparsities, by the task's primary metric."""
+    metric = next(iter(rows[0]["eval"]))
+    scores = {row["round"]: row["eval"][metric] for row in rows}
+    lines = []
+    for row in controls:
+        ticket, other = scores[row["round"]], row["eval"][metric]
+        numbers = [f"{ticket:.4f}", f"{other:.4f}", f"{ticket - other:+.4f}"]
+        lines.append([f"{100 * row['sparsity']:.2f} %", *numbers])
+    header = ["sparsity", f"ticket: {metric}", f"{control}: {metric}", "ticket − control"]
+    return markdown_table(Table("", header, lines), align=True)
+
+
+def report(record: RunDirectory) -> str:
+    """The results of a search or a transfer as Markdown, its note first."""
+    args = record.arguments
+    parts = [f"**{args.note}**"] if args.note else []
+    if isinstance(args, Transfer):
+        rows = record.seed_rows()
+        parts += [results_table(rows), *starved(rows), *over_seeds(record, args)]
+        return "\n\n".join(parts)
+    rows, control = record.round_rows(), record.control
+    controls = record.control_rows()
+    parts.append(results_table(rows))
+    if controls:
+        parts.append(control_table(rows, controls, control))
+    return "\n\n".join([*parts, *starved(rows), *starved(controls, f"{control} ")])
+
+
+def starved(rows: Rows, prefix: str = "") -> list[str]:
+    """A list of the networks with a matrix that keeps fewer weights than it has outputs."""
+    lines = [
+        f"- {prefix}{key} {row[key]:02d}: {literal(description)}"
+        for row in rows
+        for key in ("seed", "round")
+        if key in row and (description := describe_starved(row))
+    ]
+    return ["Little or nothing passes through some matrices:", "\n".join(lines)] if lines else []
+
+
+def over_seeds(record: RunDirectory, args: Transfer) -> list[str]:
+    """Mean and spread over seeds, the verdicts for --compare_with, and the connectivity."""
+    from lth_scale.science import matching  # imports scipy, which slows bad input
+
+    scores = scores_by_seed(record.directory)
+    metric = literal(next(iter(record.seed_rows()[0]["eval"])))
+    parts = [f"{metric}: {matching.summary(scores):.4f}"]
+    if args.compare_with:
+        verdicts = matching.verdicts(scores, scores_by_seed(Path(args.compare_with)), DELTA)
+        text = matching.describe(verdicts, digits=4)
+        parts.append(f"against {literal(args.compare_with)}:\n{text}")
+    path = record.directory / "connectivity.json"
+    if path.is_file():
+        barrier = files.read_json(path)
+        parts.append(
+            f"linear path between seeds {barrier['seeds']}: "
+            f"barrier {barrier['barrier']:.4f} in {metric}"
+        )
+    return parts
+
+
+def scores_by_seed(directory: Path) -> dict[int, float]:
+    """The task's primary metric by seed, from the directory of a transfer. Raises BadInput."""
+    try:
+        rows = files.read_json(directory / "results.json")
+        return {row["seed"]: next(iter(row["eval"].values())) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise BadInput(
+            f"--compare_with {directory}: no results of lth_scale.transfer; "
+            "specify the --output_dir of one"
+        ) from problem
+
+
+def show(record: RunDirectory) -> None:
+    """Print the results, where they are, and how to view them. On the main process only."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    home = record.directory
+    lines = [report(record), "", f"written to  {quoted(home)}"]
+    if (home / "ticket.safetensors").is_file():
+        lines.append(f"the ticket  {quoted(home / 'ticket.safetensors')}")
+    if tracked := sorted([*home.glob("mlflow.json"), *home.glob("seeds/*/mlflow.json")]):
+        lines += how_to_open_mlflow(tracked[0])
+    print("\n" + printable("\n".join(lines)), flush=True)
+
+
+def how_to_open_mlflow(path: Path) -> list[str]:
+    """The command that serves the MLflow store of `path` (mlflow.json), and the page of curves.
+
+    Empty if nothing was sent yet or the file is damaged; the journal has the same facts.
+    """
+    progress = Progress.read(path)
+    if not progress or not progress.experiment:
+        return []
+    store, experiment = printable(progress.store), printable(progress.experiment)
+    page = f"#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    page += "&viewStateShareKey=curves"
+    if store.startswith("http"):
+        return [f"MLflow      {store.rstrip('/')}/{page}"]
+    mlflow = quoted(os.path.relpath(Path(sys.executable).with_name("mlflow")))
+    return [
+        f"MLflow      {mlflow} ui --host 127.0.0.1 --backend-store-uri {shlex.quote(store)}",
+        f"            then open http://127.0.0.1:5000/{page}",
+    ]

@@ -1,0 +1,1 @@
+"""The CPU kernel for sparse linear layers, and encoders that use it."""

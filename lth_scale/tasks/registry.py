@@ -1,0 +1,128 @@
+"""The tasks that --task may name, one line an entry. Does not import torch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lth_scale.config.arguments import Training
+from lth_scale.config.defaults import DEFAULTS, GLUE_DEFAULTS
+from lth_scale.config.registry import Registry, lazy
+
+if TYPE_CHECKING:
+    from lth_scale.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskKind:
+    """A value of --task.
+
+    load: resolved flags → `Task`. dataset: name and configuration on the Hub. metrics: the first
+    one compares networks. training_rows: as in Table 1 of Chen et al. 2020 (squad: windows of 384
+    tokens), or None if rounds are counted in steps. texts: the text columns. labels: the names of
+    the classes, in order; a single one means regression. validation: the validation split. more:
+    additional ones, by the suffix of their metrics; their local files are optional. pipeline,
+    auto_class: transformers' names for a network with this head. own_head: the task trains the head
+    that the encoder was pre-trained with.
+    """
+
+    load: Callable[[Training], "Task"]
+    dataset: tuple[str, str]
+    metrics: tuple[str, ...]
+    training_rows: int | None = None
+    texts: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    validation: str = "validation"
+    more: Mapping[str, str] = field(default_factory=dict)
+    pipeline: str = "text-classification"
+    auto_class: str = "AutoModelForSequenceClassification"
+    own_head: bool = False
+
+    @property
+    def metric(self) -> str:
+        """The metric by which networks are compared."""
+        return self.metrics[0]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The training split and all validation splits."""
+        return ("train", self.validation, *self.more.values())
+
+
+TASKS: Registry[TaskKind] = Registry("task")
+
+
+def register_task(name: str, kind: TaskKind, **defaults: Any) -> None:
+    """Make `name` a value of --task.
+
+    defaults: of its flags, where they differ from GLUE's. Raises ValueError if the name is taken.
+    """
+    TASKS.register(name, kind)
+    DEFAULTS.setdefault(name, GLUE_DEFAULTS | defaults)
+
+
+def load_task(args: Training) -> "Task":
+    """Load the model, the encoded data and the metric of --task. Raises BadInput."""
+    return TASKS[args.task].load(args)
+
+
+def _register_glue(
+    name: str,
+    training_rows: int,
+    texts: str,
+    labels: str,
+    metrics: tuple[str, ...] = ("accuracy",),
+    **options: Any,
+) -> None:
+    kind = TaskKind(
+        load=lazy("lth_scale.tasks.glue:load_glue"),
+        dataset=("nyu-mll/glue", name),
+        metrics=metrics,
+        training_rows=training_rows,
+        texts=tuple(texts.split()),
+        labels=tuple(labels.split()),
+        **options,
+    )
+    register_task(name, kind)
+
+
+_PAIR = "sentence1 sentence2"
+_register_glue(
+    "mnli",
+    392_702,
+    "premise hypothesis",
+    "entailment neutral contradiction",
+    validation="validation_matched",
+    more={"mismatched": "validation_mismatched"},
+)
+_register_glue("qqp", 363_846, "question1 question2", "not_duplicate duplicate", ("accuracy", "f1"))
+_register_glue("stsb", 5_749, _PAIR, "similarity", ("pearson", "spearman"))
+_register_glue("wnli", 635, _PAIR, "not_entailment entailment")
+_register_glue("qnli", 104_743, "question sentence", "entailment not_entailment")
+_register_glue("mrpc", 3_668, _PAIR, "not_equivalent equivalent", ("accuracy", "f1"))
+_register_glue("rte", 2_490, _PAIR, "entailment not_entailment")
+_register_glue("sst2", 67_349, "sentence", "negative positive")
+_register_glue("cola", 8_551, "sentence", "unacceptable acceptable", ("matthews_correlation",))
+register_task(
+    "squad",
+    TaskKind(
+        load=lazy("lth_scale.tasks.squad:load_squad"),
+        dataset=("rajpurkar/squad", "plain_text"),
+        metrics=("f1", "exact_match"),
+        training_rows=88_641,
+        texts=("question", "context"),
+        pipeline="question-answering",
+        auto_class="AutoModelForQuestionAnswering",
+    ),
+)
+register_task(
+    "mlm",
+    TaskKind(
+        load=lazy("lth_scale.tasks.mlm:load_mlm"),
+        dataset=("wikimedia/wikipedia", "20231101.en"),
+        metrics=("accuracy",),
+        texts=("text",),
+        pipeline="fill-mask",
+        auto_class="AutoModelForMaskedLM",
+        own_head=True,
+    ),
+)

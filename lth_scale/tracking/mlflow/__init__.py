@@ -1,0 +1,1 @@
+"""Reporting to MLflow: the journal of a run, its delivery, and what MLflow shows."""

@@ -1,0 +1,40 @@
+"""Delivery of what is still waiting when a command ends."""
+
+import os
+from pathlib import Path
+
+from lth_scale.config.registry import lazy
+from lth_scale.tracking.console import print_line
+from lth_scale.tracking.mlflow import sender, stores
+from lth_scale.tracking.mlflow.journal import journals
+from lth_scale.tracking.mlflow.sender import SENDERS
+
+start_sending = lazy("lth_scale.tracking.mlflow.delivery:start_sending")  # imports mlflow
+
+
+def flush(output_dir: Path) -> None:
+    """Deliver the waiting records of an output directory, on the main process, within limits.
+
+    Prints how many are left, and how to send them.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    store = stores.tracking_uri(output_dir)
+    for path in journals(output_dir):
+        if path in SENDERS:
+            continue
+        if sender.load_progress(path, store).sent < path.stat().st_size:
+            start_sending(path, store)
+    sender.wait(SENDERS.values())
+    waiting = {
+        path: sum(1 for _ in other.read(other.progress.sent))
+        for path, other in SENDERS.items()
+        if not other.is_blocked
+    }
+    SENDERS.clear()
+    if total := sum(waiting.values()):
+        paths = ", ".join(str(path) for path, count in waiting.items() if count)
+        print_line(
+            f"MLflow: {total} records are waiting in {paths}; run the same command again to "
+            "send them"
+        )

@@ -1,0 +1,49 @@
+"""Stages: the trainings that a run records one by one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A round of a search, a control at the sparsity of a round, or one seed of a transfer.
+
+    key: the field of metrics.json that holds `number`. Round 0 is the dense network.
+    control: the control in place of the ticket, or `none`.
+    """
+
+    key: Literal["round", "seed"]
+    number: int
+    control: str = "none"
+
+    @classmethod
+    def round(cls, number: int, control: str = "none") -> "Stage":
+        """A round of a search, or a control at the sparsity of that round."""
+        return cls("round", number, control)
+
+    @classmethod
+    def seed(cls, seed: int, control: str = "none") -> "Stage":
+        """One seed of a transfer."""
+        return cls("seed", seed, control)
+
+    @property
+    def is_control(self) -> bool:
+        """True for the control of a search, which is recorded beside the rounds."""
+        return self.key == "round" and self.control != "none"
+
+    @property
+    def name(self) -> str:
+        """The stage in logs and in MLflow: `round 03`, `random_mask 03` or `seed 01`."""
+        return f"{self.control if self.is_control else self.key} {self.number:02d}"
+
+    @property
+    def path(self) -> Path:
+        """The directory of the stage, relative to the run's."""
+        group = f"controls/{self.control}" if self.is_control else f"{self.key}s"
+        return Path(group, f"{self.number:02d}")
+
+    @property
+    def table(self) -> str:
+        """The file in the run's directory that lists all stages of this kind."""
+        return "controls.json" if self.is_control else "results.json"

@@ -1,0 +1,208 @@
+"""A run: a subnetwork is started, trained, evaluated and recorded, stage by stage."""
+
+import logging
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lth_scale.config import listing, run_files
+from lth_scale.config.arguments import Training
+from lth_scale.config.errors import AGAIN, Stopped
+from lth_scale.distributed import usage, watchdog
+from lth_scale.distributed.signals import STOP, SignalHandler
+from lth_scale.pruning import prunable_set
+from lth_scale.pruning.ticket import Ticket
+from lth_scale.science import summary
+from lth_scale.tasks.tokenizer_digest import forget_truncation
+from lth_scale.tracking import console
+from lth_scale.tracking.rows import describe_starved
+from lth_scale.tracking.run_directory import RunDirectory
+from lth_scale.tracking.stages import Stage
+from lth_scale.training import checkpoints, evaluation, loop, networks
+from lth_scale.training.listeners import Listeners
+from lth_scale.training.networks import Network, Weights
+
+log = logging.getLogger("lth_scale")
+
+
+@dataclass
+class Run:
+    """A prepared network, the directory and the listeners of its run, and the stage in training."""
+
+    args: Training
+    run_directory: RunDirectory
+    net: Network
+    listeners: Listeners = field(default_factory=Listeners)
+    stage: Stage = field(default_factory=lambda: Stage.round(0))
+    start_time: float = 0.0
+    scores: dict[str, float] = field(default_factory=dict)
+    signals: SignalHandler = field(default_factory=SignalHandler)
+
+    @property
+    def is_main(self) -> bool:
+        """True on the process that writes files."""
+        return self.net.accelerator.is_main_process
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps from θ₀ to the end of a round."""
+        return self.net.steps
+
+    @property
+    def stage_directory(self) -> Path:
+        """The directory of the stage in training."""
+        return self.run_directory.path(self.stage)
+
+    @property
+    def ticket_file(self) -> Path:
+        """The ticket of the stage in training."""
+        return self.stage_directory / "ticket.safetensors"
+
+    def is_complete(self, number: int, control: str = "none") -> bool:
+        """Return True if a round, or the control at its sparsity, needs no more work."""
+        return self.run_directory.is_complete(Stage.round(number, control))
+
+    def start(
+        self,
+        stage: Stage,
+        weights: Weights,
+        ticket: Ticket,
+        step: int,
+        seed: int,
+        data_offset: int = 0,
+    ) -> None:
+        """Start a stage at m ⊙ `weights`, step `step`, or resume it from its last checkpoint.
+
+        Writes the ticket unless the stage is resumed.
+        """
+        self.stage, self.start_time = stage, time.monotonic()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        networks.restart(self.net, weights, ticket.masks, step, seed, data_offset)
+        resumed = checkpoints.resume(self.net, self.stage_directory) if step < self.steps else None
+        if resumed:
+            state, seconds = resumed
+            self.start_time -= seconds
+            self.load_state(state)
+        elif self.is_main:
+            ticket.save(self.ticket_file)
+        if self.is_main:
+            self._warn_of_starved(ticket)
+        self.listeners.start(stage, ticket.sparsity, self.steps, resumed is not None)
+        if resumed and self.is_main:
+            console.print_line(f"{stage.name}: goes on from step {self.net.step} of {self.steps}")
+
+    def _warn_of_starved(self, ticket: Ticket) -> None:
+        """Warn of matrices that the mask has almost emptied, before hours of training on them."""
+        if matrices := describe_starved(self._starved(ticket)):
+            log.warning(
+                "%s: %s; little or nothing passes through it: look at this score before you wait "
+                "for more; a search with --scope layerwise, in another --output_dir, prunes every "
+                "matrix alike",
+                self.stage.name,
+                matrices,
+            )
+
+    def _starved(self, ticket: Ticket) -> dict[str, dict[str, int]]:
+        starved = ticket.starved(prunable_set.transposed(self.net.engine.meta_model))
+        return {"starved": starved} if starved else {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return this rank's tensors beside the network that checkpoints must hold."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Load what `state` returned."""
+
+    def train_to(self, until: int, rate: Callable[[int], float]) -> None:
+        """Train to step `until` with `rate(step)`. Raises Stopped on SIGTERM."""
+        with self.signals.deferred():
+            loop.train(self.net, until, rate, self._after_step)
+
+    def _after_step(self, step: int, loss: float | None) -> None:
+        self.listeners.step(step, loss)
+        if loss is not None and self.is_main and self.args.report_to != "none":
+            self.listeners.usage(step, usage.system_metrics())
+        save_steps = self.args.save_steps
+        self.checkpoint_if_due(bool(save_steps) and step % save_steps == 0)
+
+    def checkpoint_if_due(self, due: bool = False) -> None:
+        """Write a checkpoint if it is due or a signal asked for one. Raises Stopped on SIGTERM."""
+        request = self.signals.poll(self.net.engine.ranks)
+        if due or request:
+            seconds, keep = time.monotonic() - self.start_time, self.args.save_total_limit
+            checkpoints.save(self.net, self.stage_directory, self.state(), seconds, keep)
+        if request == STOP:
+            path = self.stage_directory / f"checkpoint-{self.net.step}"
+            raise Stopped(f"{self.stage.name} was asked to stop: {path} is written; {AGAIN}")
+
+    def evaluate(self) -> None:
+        """Score the trained network on the validation data. Raises Stopped on SIGTERM."""
+        with self.signals.deferred():
+            self.scores = evaluation.evaluate(self.net, self.checkpoint_if_due)
+
+    def complete(self) -> None:
+        """Write the stage's metrics, mark it complete, and delete its checkpoints."""
+        loss = loop.mean_loss(self.net)
+        if self.is_main:
+            row = self.row(Ticket.load(self.ticket_file), loss)
+            self.listeners.end(self.stage, row)
+            self.run_directory.complete(self.stage, row)
+            checkpoints.remove_all(self.stage_directory)
+        self.net.accelerator.wait_for_everyone()
+
+    def row(self, ticket: Ticket, loss: float) -> dict[str, Any]:
+        """Return the content of the stage's metrics.json."""
+        return {
+            self.stage.key: self.stage.number,
+            "sparsity": ticket.sparsity,
+            "pruned": ticket.pruned,
+            "prunable": ticket.prunable,
+            "threshold": ticket.threshold,
+            "steps": self.net.step - self.net.first_step,
+            "train_loss": loss,
+            "eval": self.scores,
+            "seconds": time.monotonic() - self.start_time,
+            "peak_memory": peak_memory(),
+            **self._starved(ticket),
+            **({"note": self.args.note} if self.args.note else {}),
+        }
+
+    def save_network(self) -> Weights:
+        """Save the trained subnetwork for `from_pretrained`; return its weights (main process)."""
+        engine, tokenizer = self.net.engine, self.net.task.tokenizer
+        weights = engine.full_weights()
+        if self.is_main:
+            with listing.listed_directory(self.stage_directory / "model") as directory:
+                engine.save_pretrained(directory, weights)
+                forget_truncation(tokenizer)
+                tokenizer.save_pretrained(directory)
+        return weights
+
+    def finish(self) -> None:
+        """Finish the listeners and mark the run done."""
+        if self.is_main:
+            for directory in run_files.stage_directories(self.run_directory.directory):
+                if (directory / "complete").is_file():  # a kill may have left checkpoints
+                    checkpoints.remove_all(directory)
+            self.listeners.finish(self.pictures(), summary.report(self.run_directory))
+            self.run_directory.mark_done()
+        self.net.accelerator.wait_for_everyone()
+        watchdog.stop()
+
+    def pictures(self) -> dict[str, bytes]:
+        """Return the run's figures as PNG by file name."""
+        return {}
+
+
+def peak_memory() -> int:
+    """Return peak memory in bytes: of the GPU in this stage, or without one of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

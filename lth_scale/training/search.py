@@ -1,0 +1,289 @@
+"""The steps of Algorithm 1 on a real network, as `lth_scale.imp` names them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lth_scale.config import files, listing
+from lth_scale.config.arguments import Arguments
+from lth_scale.config.checks import parse_rewind_step, points
+from lth_scale.config.errors import BadInput
+from lth_scale.pruning import controls
+from lth_scale.pruning.digests import digest
+from lth_scale.pruning.early_bird import CHECKS, EarlyBird
+from lth_scale.pruning.registries import CONTROLS, SCORES, sparsities
+from lth_scale.pruning.scores import Accumulate
+from lth_scale.pruning.ticket import Ticket
+from lth_scale.science import search_figures
+from lth_scale.tracking.run_directory import RunDirectory
+from lth_scale.tracking.stages import Stage
+from lth_scale.training import dense_round, networks, optimizers, preparation
+from lth_scale.training.listeners import create_listeners, create_tracker
+from lth_scale.training.mask_update import prune_to
+from lth_scale.training.networks import Weights
+from lth_scale.training.run import Run
+from lth_scale.training.tickets import base_metadata, check_ticket, initial_ticket
+
+CONTROL_ROUNDS = 2
+DENSE_MODEL = "model/model.safetensors"
+
+
+@dataclass
+class Search(Run):
+    """A search for a ticket.
+
+    ladder: the sparsity of each round. rewind_step: i of θᵢ; theta_steps: the steps of round 0 at
+    which θᵢ is kept, in order. movement: the scores of this rank's pieces that training sums up.
+    early_bird: watches the mask of the round under --early_bird.
+    """
+
+    args: Arguments
+    ladder: list[float] = field(kw_only=True)
+    rewind_step: int = field(kw_only=True)
+    theta_steps: list[int] = field(kw_only=True)
+    movement: dict[str, Tensor] = field(default_factory=dict)
+    early_bird: EarlyBird | None = None
+
+    @classmethod
+    def open(cls, args: Arguments, run_directory: RunDirectory) -> "Search":
+        """Load and check everything, and only then write. Raises BadInput."""
+        args = preparation.with_earlier_defaults(args, run_directory)
+        net = preparation.prepare(args, args.dense, with_teacher=args.distill)
+        start = initial_ticket(net)
+        check_ticket(start, net, args)
+        ladder = sparsities(args.schedule, args.target_sparsity, args.prune_rate, start.sparsity)
+        rewind_step, *others = (
+            int(parse_rewind_step(point, net.steps))
+            for point in (args.rewind_step, *points(args.keep_theta))
+        )
+        facts = preparation.provenance_of(net)
+        if args.dense:
+            dense_round.check_dense(args, rewind_step, facts)
+        preparation.open_run(run_directory, net, {**facts, "ladder": ladder})
+        search = cls(
+            args,
+            run_directory,
+            net,
+            ladder=ladder,
+            rewind_step=rewind_step,
+            theta_steps=sorted({rewind_step, *others}),
+        )
+        search.listeners = create_listeners(
+            run_directory,
+            net,
+            stages=len(search.rounds) + len(search.control_rounds),
+            create=lambda: create_tracker(args, run_directory.directory, net.task),
+        )
+        return search
+
+    @property
+    def rounds(self) -> range:
+        """Rounds 0, the dense network, to K."""
+        return range(len(self.ladder))
+
+    @property
+    def control_rounds(self) -> range:
+        """The rounds at whose sparsity the control is trained."""
+        return self.rounds[1:][-CONTROL_ROUNDS:] if self.args.control != "none" else range(0)
+
+    @property
+    def is_last(self) -> bool:
+        """True in the round after which nothing is pruned."""
+        return self.stage.number + 1 == len(self.ladder)
+
+    def restart(self, k: int) -> None:
+        """Set the network to the start of round k: m ⊙ θᵢ, or as --rewind says."""
+        keeps_weights = self.args.rewind != "weights"
+        weights, self.net.initial = self.net.initial, {}
+        ticket = self._ticket(k) if k > 0 else initial_ticket(self.net)
+        if k > 0:
+            weights = load_file(self.weights_file(k - 1)) if keeps_weights else self._theta(ticket)
+            self._set_teacher()
+        if accumulate := SCORES[self.args.score].accumulate:
+            self._start_movement(accumulate)
+        self.early_bird = None
+        self.start(
+            Stage.round(k),
+            weights,
+            ticket,
+            step=0 if k == 0 or keeps_weights else self.rewind_step,
+            seed=self.args.seed + (k if keeps_weights else 0),
+            data_offset=k * self.steps if keeps_weights else 0,
+        )
+
+    def _ticket(self, k: int) -> Ticket:
+        return Ticket.load(self.run_directory.path(Stage.round(k)) / "ticket.safetensors")
+
+    def _theta(self, ticket: Ticket) -> Weights:
+        """Load θᵢ and compare its digest with the ticket's. Raises BadInput if it was altered."""
+        weights = load_file(self.theta_file(self.rewind_step))
+        if self._theta_sha256(weights) != ticket.theta_sha256:
+            raise BadInput(
+                f"--output_dir {self.run_directory.directory}: theta.safetensors was altered; "
+                "restore a copy of it, or use another directory"
+            )
+        return weights
+
+    def _theta_sha256(self, weights: Weights) -> str:
+        return digest({name: weights[full_name] for name, full_name in self.net.names.items()})
+
+    def _start_movement(self, accumulate: Accumulate) -> None:
+        targets = self.net.targets
+        movement = {name: torch.zeros_like(piece.master()) for name, piece in targets.items()}
+        self.movement = movement
+        self.net.on_gradients = lambda rate: accumulate(movement, targets, rate)
+
+    def _set_teacher(self) -> None:
+        if self.args.distill and not self.net.distills:
+            dense = self.run_directory.path(Stage.round(0))
+            networks.set_teacher(self.net, load_file(dense / DENSE_MODEL))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the movement and what the early bird has seen, of this rank's pieces."""
+        movement = {f"moved/{name}": value for name, value in self.movement.items()}
+        return movement | (self.early_bird.state() if self.early_bird else {})
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Load what `state` returned."""
+        for name, value in self.movement.items():
+            value.copy_(state[f"moved/{name}"])
+        if "distances" in state:
+            self.early_bird = EarlyBird(self.net.masks, self.net.engine.ranks, state)
+
+    def restart_control(self, k: int) -> None:
+        """Set the network to the control of round k: another mask, or other weights under m."""
+        args, ticket = self.args, self._ticket(k)
+        start = controls.Subnetwork(
+            self._theta(ticket),
+            ticket.masks,
+            self.net.names,
+            self.net.engine.meta_model,
+            args.pattern,
+            args.scope,
+        )
+        control = CONTROLS[args.control].make(start, args.seed)
+        arguments = {**ticket.arguments, "found_by": args.control}
+        ticket = replace(ticket, masks=control.masks, threshold=0.0, arguments=arguments)
+        self._set_teacher()
+        self.early_bird = None
+        stage = Stage.round(k, args.control)
+        self.start(stage, control.weights, ticket, step=self.rewind_step, seed=args.seed)
+
+    def reuse_dense_round(self) -> None:
+        """Copy round 0 and θᵢ from the search of --dense, which has trained the same network."""
+        dense = Path(str(self.args.dense))
+        source = RunDirectory(dense, self.args).path(Stage.round(0))
+        ticket = Ticket.load(source / "ticket.safetensors")
+        ticket = replace(ticket, arguments=initial_ticket(self.net).arguments)
+        weights = load_file(source / DENSE_MODEL)
+        self.start(Stage.round(0), weights, ticket, step=self.steps, seed=self.args.seed)
+        row = files.read_json(source / "metrics.json")
+        self.scores, self.net.first_step = row["eval"], self.steps - row["steps"]
+        self.net.loss_sum += (
+            row["train_loss"] * row["steps"] * self.args.gradient_accumulation_steps
+        )
+        theta = dense_round.theta_file_of_search(dense, self.rewind_step)
+        self._write_theta(load_file(theta), self.rewind_step)
+
+    def train(self, until: int) -> None:
+        """Train to step `until`, or until the mask that --early_bird watches is stable."""
+        rate = self._learning_rates()
+        if self.args.early_bird and until == self.steps and not self.is_last:
+            self._train_until_stable(until, rate)
+        else:
+            self.train_to(until, rate)
+
+    def _train_until_stable(self, until: int, rate: Callable[[int], float]) -> None:
+        bird = self.early_bird = self.early_bird or EarlyBird(self.net.masks, self.net.engine.ranks)
+        first = self.theta_steps[-1] if self.stage.number == 0 else self.net.first_step
+        checks = {first - (first - until) * check // CHECKS for check in range(1, CHECKS + 1)}
+        for step in sorted(checks):
+            if step <= bird.step or bird.converged:
+                continue  # checked before the checkpoint that was resumed
+            self.train_to(step, rate)
+            masks = {name: mask.clone() for name, mask in self.net.masks.items()}
+            self._update_masks(masks)
+            if bird.update(masks, step):
+                return
+
+    def _learning_rates(self) -> Callable[[int], float]:
+        if self.args.lr_span == "round":
+            return optimizers.learning_rates(self.args, self.steps)
+        steps = self.steps - self.rewind_step
+        rate = optimizers.learning_rates(self.args, self.rewind_step + steps * len(self.ladder))
+        return lambda step: rate(self.stage.number * steps + step)
+
+    def keep_theta(self, step: int) -> None:
+        """Write θᵢ, from which later rounds start, and its digest into the ticket."""
+        if self.net.step == step:
+            self._write_theta(self.net.engine.full_weights(), step)
+
+    def _write_theta(self, weights: Weights, step: int) -> None:
+        if not self.is_main:
+            return
+        files.write_tensors(self.theta_file(step), weights, base_metadata(self.net))
+        if step == self.rewind_step:
+            ticket = Ticket.load(self.ticket_file)
+            replace(ticket, theta_sha256=self._theta_sha256(weights)).save(self.ticket_file)
+
+    def _update_masks(self, masks: dict[str, Tensor]) -> float:
+        sparsity = self.ladder[self.stage.number + 1]
+        return prune_to(sparsity, masks, self.net, self.args, self.movement)
+
+    def prune(self) -> None:
+        """Compute the next round's mask from the trained weights, and write it."""
+        if not self.is_last:
+            threshold = self._update_masks(self.net.masks)
+            masks = self.net.engine.gather(self.net.masks, self.net.targets)
+        if not self.is_main:
+            return
+        ticket = Ticket.load(self.ticket_file)
+        if not self.is_last:
+            ticket = replace(ticket, masks=masks, threshold=threshold)
+            next_round = self.run_directory.path(Stage.round(self.stage.number + 1))
+            ticket.save(next_round / "ticket.safetensors")
+        ticket.save(self.run_directory.directory / "ticket.safetensors")
+
+    def complete(self) -> None:
+        """Save the trained subnetwork and the round's metrics, and mark the round complete."""
+        is_control, k = self.stage.control != "none", self.stage.number
+        if not is_control:
+            self._save_weights(self.save_network())
+        super().complete()
+        if self.is_main and not is_control and k > self._kept_networks:
+            self.run_directory.delete_network(Stage.round(k - 1))
+
+    def _save_weights(self, weights: Weights) -> None:
+        """Write the weights by parameter if the next round continues from them."""
+        if self.is_main and self.args.rewind != "weights":
+            files.write_tensors(self.weights_file(self.stage.number), weights)
+
+    @property
+    def _kept_networks(self) -> int:
+        """How many of the first rounds keep their networks: the dense one may be needed again."""
+        return 1 if self.args.keep_theta or self.args.distill else 0
+
+    def finish(self) -> None:
+        """Draw the figures, finish the listeners, and mark the search done."""
+        if self.is_main:
+            for k in self.rounds[self._kept_networks : -1]:  # a kill may have left networks
+                if (self.run_directory.path(Stage.round(k)) / "model" / listing.LISTING).is_file():
+                    self.run_directory.delete_network(Stage.round(k))
+        super().finish()
+
+    def pictures(self) -> dict[str, bytes]:
+        """Draw the figures of the search."""
+        ticket = Ticket.load(self.run_directory.directory / "ticket.safetensors")
+        return search_figures.draw_search(self.run_directory, ticket.layer_sparsity())
+
+    def theta_file(self, step: int) -> Path:
+        """The file of θᵢ at a step."""
+        return dense_round.theta_file(self.run_directory.directory, step, self.rewind_step)
+
+    def weights_file(self, k: int) -> Path:
+        """The file of the trained weights of round k, under --rewind none and lr."""
+        return self.run_directory.path(Stage.round(k)) / "weights.safetensors"

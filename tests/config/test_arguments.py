@@ -1,0 +1,250 @@
+"""`--help`: grouped, short, complete, with defaults, and without torch."""
+
+import gc
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import MISSING, fields
+
+import pytest
+
+from lth_scale import cli
+from lth_scale.config import checks, exit_codes, parsers, resolution, startup, texts
+from lth_scale.config.arguments import Arguments, Transfer, flags_with
+from lth_scale.config.defaults import DEFAULTS
+from lth_scale.config.errors import BadInput, Stopped
+from lth_scale.config.flags import Group, flags_of, value_type
+from lth_scale.config.registry import REGISTRIES, Registry
+
+KINDS = {"imp": Arguments, "transfer": Transfer}
+
+
+@pytest.fixture(params=KINDS)
+def helped(request, monkeypatch) -> tuple[type, str]:
+    """A kind, and its --help at 100 columns."""
+    monkeypatch.setenv("COLUMNS", "100")
+    kind = KINDS[request.param]
+    return kind, cli.command(request.param).parser().format_help()
+
+
+def entries(text: str) -> dict[str, list[str]]:
+    """The lines of each flag, by its name."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if name := re.match(r"  --(\w+)", line):
+            found[name[1]] = []
+        if found and (name or line.startswith(" " * 6)):
+            found[list(found)[-1]].append(line)
+    return found
+
+
+def test_help_lists_each_flag_once_in_its_group(helped):
+    kind, text = helped
+    sections = dict(re.findall(r"^([\w ]+):\n((?:  .*\n)+)", text, re.MULTILINE))
+    assert [*sections] == ["options", *Group]
+    for group in Group:
+        names = [spec.name for spec, flag in flags_of(kind) if flag.group is group]
+        assert [*entries(sections[group])] == names
+
+
+def test_every_field_is_a_flag_in_a_group_and_numbers_have_a_range(helped):
+    kind, _ = helped
+    declared = dict(flags_of(kind))
+    assert [*declared] == [*fields(kind)]
+    assert all(flag.group for flag in declared.values())
+    for spec, flag in declared.items():
+        assert (flag.range is not None) == (value_type(spec)[0] in (int, float))
+
+
+def test_the_facts_of_flags_are_those_of_earlier_versions():
+    """Runs of earlier versions are compared, resumed and published by these names."""
+    cosmetic = """output_dir logging_steps report_to run_name dataloader_num_workers seeds
+        compare_with save_steps save_total_limit ddp_timeout push_to_hub hub_model_id
+        hub_private_repo keep_network"""
+    grid = """task seed seeds output_dir target_sparsity ticket theta dense keep_theta rewind
+        rewind_step control"""
+    assert flags_with("cosmetic") == {*cosmetic.split()}
+    assert flags_with("grid") == {*grid.split()}
+    method = "scope pattern score rewind rewind_step distill early_bird"
+    assert flags_with("method") == {*method.split()}
+    paths = "dataset_path output_dir dense compare_with ticket theta"
+    assert flags_with("path") == {*paths.split()}
+    assert flags_with("several") == {"ignore", "seeds"}
+
+
+def test_a_registered_name_becomes_a_choice(monkeypatch):
+    registry = REGISTRIES["schedule"]
+    ours = Registry("schedule")
+    for name, entry in {**registry, "ours": registry["linear"]}.items():
+        ours.register(name, entry)
+    monkeypatch.setitem(REGISTRIES, "schedule", ours)
+    assert "ours" in cli.command("imp").parser().format_help()
+    args = resolution.parse(["--task", "sst2", "--preset", "demo", "--schedule", "ours"])
+    assert args.schedule == "ours"
+    monkeypatch.setitem(REGISTRIES, "schedule", registry)
+    with pytest.raises(BadInput, match="--schedule: invalid choice: 'ours'"):
+        resolution.parse(["--task", "sst2", "--preset", "demo", "--schedule", "ours"])
+
+
+def test_a_flag_takes_two_lines_at_most_and_none_is_wider_than_the_terminal(helped):
+    kind, text = helped
+    found = entries(text)
+    assert {*found} == {"verbose", *(spec.name for spec in fields(kind))}
+    assert [name for name, lines in found.items() if len(lines) > 2] == []
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.startswith("usage: python -m lth_scale.") and text.splitlines()[0].endswith(
+        " --task TASK [flags]"
+    )
+
+
+def test_defaults_and_choices_are_said(helped):
+    kind, text = helped
+    said = {name: " ".join(" ".join(lines).split()) for name, lines in entries(text).items()}
+    for spec in fields(kind):
+        if spec.default not in (None, MISSING) and spec.default is not False:
+            assert f"(default: {spec.default})" in said[spec.name]
+        assert all(choice in said[spec.name] for choice in spec.metadata["flag"].names)
+    for name in DEFAULTS["mlm"]:
+        usual, *others = re.search(r"\(default: (.*)\)", said[name])[1].split(", ")
+        by_task = dict(other.split() for other in others)
+        assert all(
+            by_task.get(task, usual) == str(values[name]) for task, values in DEFAULTS.items()
+        )
+
+
+def test_names_are_not_broken_at_their_hyphens(helped):
+    assert "google-bert/bert-base-uncased" in helped[1]
+
+
+def test_the_usage_says_how_the_command_was_called(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/lth", "imp"])
+    assert cli.command("imp").parser().prog == "lth imp"
+    push = cli.command("hub").parser().parse_args(["push", "x", "--private"])
+    assert push.run == "x" and push.private
+
+
+def test_what_is_imported_first_is_never_searched_for_garbage_and_what_comes_later_is(monkeypatch):
+    kept = gc.get_freeze_count()
+    monkeypatch.setitem(sys.modules, "torch", sys)  # here already: nothing of a caller's is touched
+    with startup.first_imports():
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == kept
+    monkeypatch.delitem(sys.modules, "torch")
+    with pytest.raises(ImportError), startup.first_imports():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled() and gc.get_freeze_count() > kept
+    gc.unfreeze()
+
+
+OUTCOMES = [  # what a command raises, from what; its exit code; whether a library says more
+    (BadInput("--task x: is none"), None, 2, False),
+    (BadInput("--task x: is none"), ValueError("pl4nted says why"), 2, True),
+    (Stopped("the Hub failed"), OSError("pl4nted says why"), 1, True),
+    (BadInput("outer"), BadInput("inner"), 2, False),
+]
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.parametrize(("problem", "cause", "code", "more"), OUTCOMES)
+def test_verbose_prints_what_a_library_said_above_the_line_and_else_the_line_names_it(
+    problem, cause, code, more, verbose, monkeypatch, capsys
+):
+    def command():
+        raise problem from cause
+
+    monkeypatch.setenv("HF_TOKEN", "pl4nted")  # and no secret is in it
+    monkeypatch.setattr(sys, "argv", ["imp", *(["--verbose"] if verbose else [])])
+    with pytest.raises(SystemExit) as stop:
+        exit_codes.exit_on_bad_input(command)
+    *before, last = capsys.readouterr().err.splitlines()
+    hint = "; add --verbose for the whole error" if more and not verbose else ""
+    assert stop.value.code == code and last == f"error: {problem}{hint}"
+    said = "\n".join(before)
+    assert ("*** says why" in said and "Traceback" in said) if more and verbose else said == ""
+
+
+def test_an_error_of_our_own_that_is_said_in_full_is_no_more_to_be_had():
+    with pytest.raises(BadInput) as problem:
+        resolution.parse(["--task", "sst2", "--preset", "demo", "--optim_args", "eps"])
+    assert not exit_codes.summarises(problem.value)
+    own = BadInput("outer")
+    try:
+        checks.parse_optim_arg("lr", "1", "sgd")
+    except ValueError as cause:
+        own.__cause__ = cause
+    assert not exit_codes.summarises(own)
+
+
+@pytest.mark.parametrize(
+    "command", ["imp", "transfer", "study", "report", "export", "speed", "ticket", "hub"]
+)
+def test_every_command_takes_verbose_and_no_run_is_told_of_it(command):
+    parser = cli.command(command).parser()
+    assert "--verbose" in parser.format_help()
+    words = {
+        "imp": ["--task", "sst2"],
+        "transfer": ["--task", "sst2"],
+        "hub": ["pull", "a/b"],
+        "export": [".", "--format", "csr", "--output_dir", "x"],
+    }.get(command, ["x"])
+    assert not hasattr(parser.parse_args(["--verbose", *words]), "verbose")
+    assert not hasattr(parser.parse_args([*words, "--verbose"]), "verbose")
+
+
+SENTENCE = "The repository contains code which must be run. You can read it at a place. "
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("", ""),
+        ("one\n two\t three ", "one two three"),
+        (SENTENCE * 2, (SENTENCE * 2).strip()),
+        (SENTENCE * 9, (SENTENCE * 3).strip()),
+        ("a-long word " * 30, "a-long word " * 19 + "a-long …"),
+        ("x" * 999, "x" * 120 + "… (999 characters)"),
+    ],
+)
+def test_a_text_is_cut_between_sentences_or_words_and_a_long_word_says_how_long_it_is(text, short):
+    assert texts.brief(text) == short and len(short) <= texts.LONGEST
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("Sizes differ. For details look at the above report!", "Sizes differ"),
+        ("See the error above. It lacks a weight", "It lacks a weight"),
+        ("look at the report above", "ValueError"),
+        ("Give a number above 0.", "Give a number above 0"),
+        ("\nError:\n  no such file\nmore", "Error: no such file"),
+    ],
+)
+def test_what_a_library_has_shown_elsewhere_is_not_referred_to(text, line):
+    assert texts.first_line(ValueError(text)) == line
+
+
+@pytest.mark.parametrize("value", ["a b", "-x", "it's", "$HOME", "`x`", '"q"', "ü&;|", "-1"])
+def test_flags_and_paths_that_are_printed_can_be_pasted(value):
+    shell = (
+        f"printf '%s\\0' {shlex.join(texts.as_words('output_dir', value))} {texts.quoted(value)}"
+    )
+    done = (
+        subprocess.run(["bash", "-c", shell], capture_output=True, check=True)
+        .stdout.decode()
+        .split("\0")[:-1]
+    )
+    *flag, path = done
+    assert (
+        argparse_value(flag) == value
+        and os.path.normpath(path) == value
+        and not path.startswith("-")
+    )
+
+
+def argparse_value(words):
+    parser = parsers.OneLineParser(prog="test")
+    parser.add_argument("--output_dir")
+    return parser.parse_args(words).output_dir

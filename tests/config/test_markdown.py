@@ -1,0 +1,183 @@
+"""markdown.py, html.py: names and notes are shown as they were written, whatever they hold."""
+
+import random
+from html.parser import HTMLParser
+
+import markdown as python_markdown
+import pytest
+from markdown_it import MarkdownIt
+
+from lth_scale.config import markdown
+from lth_scale.config.markdown import Section, Table
+from lth_scale.science import pages
+
+TEXTS = [
+    "](javascript:alert(1))",
+    "<img src=x onerror=alert(1)>",
+    "</title><script>alert(1)</script>",
+    "| a | b |",
+    "```",
+    "# heading",
+    "\n\n# Injected",
+    "![x](http://h/x)",
+    "[x]: http://h",
+    "[^1]: x",
+    "[a] (b)",
+    "&lt;script&gt;",
+    "&#35;",
+    "- x",
+    "1. x",
+    "2) x",
+    "> q",
+    "---",
+    "***",
+    "+",
+    "_x_ __y__ snake_case_",
+    "a*b*c",
+    "~~x~~",
+    "$a$ $b$",
+    "C #",
+    "##",
+    "`x",
+    "``x` \\`",
+    "a\\",
+    "![a\\](b)",
+    "<http://h>",
+    "http://h/x",
+    "www.h.org",
+    "@user",
+    "a@h.org",
+    ":tada:",
+    "{: .x }",
+    "a{#id}",
+    "a|b\\|c",
+    "<!-- c",
+    "    code",
+    "\\< =",
+    "&amp",
+    "&#]",
+    "x\r\ny",
+    "a\u2028b",
+]
+OURS = [
+    "0.5 ± 0.1 (n = 3)",
+    "p < 0.001",
+    "1.02 [0.98, 1.05] × dense",
+    "f(m_IMP, θ₀′)",
+    "random_mask at 70 %",
+    "−0.14 ●",
+    "google-bert/bert-base-uncased",
+    "within_sd_full; first fails at 80 %",
+    "a quick look: few examples & no finding",
+    "Processor @ 2.50GHz",
+    "batch 1 × 128 tokens, threads: 1",
+    "3-layer + pooler",
+    "10-5 = 5",
+    "-0.3",
+]
+ALPHABET = [*"*_`[]()<>#+-.!|~&;\\$:/@{}'\"=%^ ", "a", "b1", "lt", "http", "www", "é"]
+READERS = {
+    "CommonMark": MarkdownIt("commonmark", {"html": True})
+    .enable(["table", "strikethrough"])
+    .render,
+    "Python-Markdown": lambda text: python_markdown.markdown(
+        text, extensions=["tables", "fenced_code", "attr_list"]
+    ),
+}
+TAGS = "h1 blockquote p strong h2 p h3 table thead tr th th tbody tr td td p img"
+
+
+class Read(HTMLParser):
+    """The tags of a page, comments among them, its text, and what its pictures show."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.text += [value for name, value in attributes if name == "alt"]
+
+    def handle_comment(self, data):
+        self.tags.append("comment")
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def drawn(seed):
+    """Texts of letters that mean something in Markdown."""
+    choose = random.Random(seed)
+    made = ("".join(choose.choices(ALPHABET, k=choose.randint(1, 9))) for _ in range(300))
+    return [text for text in made if text.strip()]
+
+
+def words(text):
+    return " ".join(text.split())
+
+
+def sections(text):
+    table = Table(text, [text, "b"], [["a", text]])
+    return text, text, [Section(text, [text], [table], {"x.png": (text, bytes(24))})]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_text_is_read_as_it_was_given_and_makes_no_tag(reader):
+    for text in [*TEXTS, *OURS, *drawn(1)]:
+        found, shown = (
+            Read(READERS[reader](pages.markdown(*sections(text)))),
+            words(markdown.clean(text)),
+        )
+        assert " ".join(found.tags) == TAGS, text
+        assert words(" ".join(found.text)) == words(
+            " ".join([shown] * 6 + ["b a"] + [shown] * 2)
+        ), text
+
+
+def test_html_shows_every_text_and_makes_no_tag_of_it():
+    plain = Read(pages.html(*sections("x"))).tags
+    for text in [*TEXTS, *OURS, *drawn(2)]:
+        found = Read(pages.html(*sections(text)))
+        assert found.tags == plain
+        assert words(" ".join(found.text)).count(words(markdown.clean(text))) >= 9
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_code_shows_what_it_is_given(reader):
+    for text in [*TEXTS, *drawn(3)]:
+        found = Read(READERS[reader](markdown.code(text)))
+        assert found.tags == ["p", "code"] and words(" ".join(found.text)) == words(
+            markdown.clean(text)
+        ), text
+
+
+def test_a_block_of_code_ends_where_its_text_ends():
+    found = Read(READERS["CommonMark"](markdown.code_block("a\n```\n# b", "sh") + "\n\nc"))
+    assert found.tags == ["pre", "code", "p"]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_text_in_an_element_of_html_is_shown_by_those_that_read_it_as_markdown_and_by_others(
+    reader,
+):
+    for text in [*TEXTS, *drawn(4)]:
+        found = Read(READERS[reader](f"<div>{markdown.literal_in_html(text)}</div>"))
+        assert found.tags == ["div"] and words("".join(found.text)) == words(
+            markdown.clean(text)
+        ), text
+
+
+@pytest.mark.parametrize("text", OURS)
+def test_what_acts_nowhere_is_left_as_it_is(text):
+    assert markdown.literal(text) == text
+
+
+@pytest.mark.parametrize(
+    "bad", ["\x1b", "\x07", "\x9b", "\x7f", "\b", "\u202e", "\u2066", "\u200b", "\ufeff", "\ud800"]
+)
+def test_no_control_character_comes_into_a_page(bad):
+    given = sections(f"a{bad}b")
+    for text in (pages.markdown(*given), pages.html(*given), markdown.code(f"a{bad}b")):
+        assert bad not in text and "a�b" in text and text.encode()

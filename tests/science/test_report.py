@@ -1,0 +1,88 @@
+"""report.py as a command: what it logs, what it saves, and which page it writes."""
+
+import re
+
+import evidence_page
+import pytest
+from markdown_it import MarkdownIt
+from test_results import Plan
+
+from lth_scale import report
+from lth_scale.config import listing
+
+
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """Run the command in this process, without a tracking server, and return its output."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def go(*flags):
+        monkeypatch.setattr("sys.argv", ["report", *map(str, flags)])
+        report.main()
+        return capsys.readouterr().out
+
+    return go
+
+
+def test_the_report_is_one_run_in_the_store_of_the_jobs(tmp_path, main):
+    from mlflow import MlflowClient
+
+    plan = Plan(tmp_path, tasks=["sst2"], seeds=(1,))
+    plan.search("sst2", 1)
+    out = main(plan.write(), "--report_to", "none")
+    assert "MLflow" not in out and str(tmp_path / "report/report.html") in out
+    assert "5 planned, 5 there, 0 missing" in out
+    store = f"sqlite:///{tmp_path / 'jobs/mlflow.db'}"
+    for _ in range(2):
+        assert f"logged to {store}" in main(tmp_path)
+    client = MlflowClient(store)
+    (run,) = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
+    assert run.info.run_name == "report · small" and run.info.status == "FINISHED"
+    artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert artifacts == {path.name for path in (tmp_path / "report").iterdir()} - {listing.LISTING}
+
+
+def test_names_and_notes_are_shown_on_the_page_and_in_mlflow_and_make_nothing(tmp_path, main):
+    from mlflow import MlflowClient
+
+    plan = Plan(
+        tmp_path, tasks=["sst2"], seeds=(1,), note="$x$ [a](b.png) ](c.png) <iframe src=d>\x1b[2J"
+    )
+    plan.plan |= {"name": "![n](e.png)\n# Mine", "model": "it's/</p><script>`|"}
+    plan.search("sst2", 1)
+    assert (
+        "logged to" in main(plan.write())
+        and "\x1b" not in (tmp_path / "report/report.md").read_text()
+    )
+    client = MlflowClient(f"sqlite:///{tmp_path / 'jobs/mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
+    note = (
+        MarkdownIt("commonmark", {"html": True})
+        .enable("table")
+        .render(run.data.tags["mlflow.note.content"])
+    )
+    page = (tmp_path / "report/report.html").read_text()
+    for text in (note, page):
+        assert (
+            "<script" not in text
+            and "<iframe" not in text
+            and "<a " not in text
+            and "\x1b" not in text
+        )
+        assert (
+            "$x$ [a](b.png) ](c.png) &lt;iframe src=d&gt;�[2J" in text and text.count("<h1>") == 1
+        )
+    assert set(re.findall('src="([^"]*)"', note)) == {
+        f"get-artifact?run_uuid={run.info.run_id}&amp;path={picture.name}"
+        for picture in tmp_path.glob("report/*.png")
+    }
+
+
+def test_what_it_saves_is_a_page_s_numbers(tmp_path, main):
+    plan = Plan(tmp_path / "run", tasks=["sst2"], seeds=(1, 2))
+    for seed in plan.seeds:
+        plan.search("sst2", seed)
+    main(plan.write(), "--report_to", "none", "--save", tmp_path / "facts/small.json")
+    (tmp_path / "facts/page.in").write_text("dense {{ score('small', 'sst2', 0) }}")
+    assert evidence_page.write(tmp_path / "facts") == tmp_path / "facts.md"
+    assert (tmp_path / "facts.md").read_text() == "dense 91.9 ± 0.1 (n = 2)"
