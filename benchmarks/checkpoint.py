@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from transformers import BertConfig, BertForMaskedLM
 
 from lth_scale.config.resolution import resolve
@@ -23,14 +24,21 @@ from lth_scale.training import batches, checkpoints, environment, loop, networks
 class Words:
     """A task of random words, as much of one as a step needs."""
 
-    grouped, more = False, ()
+    grouped, more, fresh = False, {}, frozenset()
 
     def __init__(self, config: BertConfig):
-        self.model, self.train, self.tokenizer = BertForMaskedLM(config), list(range(4096)), None
+        self.model, self.tokenizer = BertForMaskedLM(config), None
+        self.train = self.validation = Dataset.from_dict({"input_ids": [[1] * 128] * 4096})
+
+    def collate(self, rows):
+        words = torch.tensor([row["input_ids"] for row in rows])
+        return {"input_ids": words, "labels": words}
+
+    eval_collate = collate
 
     def loss(self, model, batch):
         out = model(**batch)
-        return out.loss, out
+        return out.loss, out.logits
 
 
 class Batches(batches.Batches):

@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 from threshold import SIZE, clock, measured, quartiles, slowest, spawn
 from torch import Tensor
-from train_overhead import collate, make_data, make_model
+from train_overhead import make_data, make_model, random_task
 
 from lth_scale.config.resolution import resolve
 from lth_scale.distributed.ranks import Ranks
@@ -204,7 +204,7 @@ def step_rank(options: SimpleNamespace) -> None:
         for name, weight in prunable(network).items()
     }
     threshold.prune(prunable(network), masks, 0.7, "global")
-    task = SimpleNamespace(model=network, train=make_data(64), collate=collate, grouped=False)
+    task = random_task(network, make_data(64))
     net = networks.prepare(environment.make_accelerator(args), task, args)  # type: ignore[arg-type]
     found: dict[str, list[float]] = {"masked": [], "dense": [], "alone": []}
     for turn in range(options.rounds + 1):

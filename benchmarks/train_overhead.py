@@ -74,6 +74,18 @@ def collate(rows: list[dict]) -> dict:
     return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
 
 
+def random_task(model, rows) -> SimpleNamespace:
+    """A classifier and its rows as a task, as much of one as training needs."""
+
+    def loss(model, batch):
+        output = model(**batch)
+        return output.loss, output.logits
+
+    splits = {"train": rows, "validation": rows, "more": {}, "fresh": frozenset()}
+    functions = {"collate": collate, "eval_collate": collate, "loss": loss}
+    return SimpleNamespace(model=model, grouped=False, **splits, **functions)
+
+
 def our_loop(variant: str, options: SimpleNamespace):
     """steps → the times at which the first and the last of that many steps ended, in lth_scale's
     loop.
@@ -100,11 +112,7 @@ def our_loop(variant: str, options: SimpleNamespace):
                 model.base_model.get_submodule(name.removesuffix(".weight")), "weight", mask
             )
 
-    def loss(model, batch):
-        output = model(**batch)
-        return output.loss, output.logits
-
-    task = SimpleNamespace(model=model, train=rows, collate=collate, loss=loss, grouped=False)
+    task = random_task(model, rows)
     net = networks.prepare(environment.make_accelerator(args), task, args)  # type: ignore[arg-type]
     net.masks = {}
     if variant == "masked":
