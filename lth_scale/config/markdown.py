@@ -110,8 +110,3 @@ def _aligned(column: Sequence[str]) -> list[str]:
     width = max(map(len, column))
     is_numeric = all(re.match(r"[-+−\d]|nan|inf", cell) for cell in column[1:])
     return [cell.rjust(width) if is_numeric else cell.ljust(width) for cell in column]
-
-
-def missing_picture(caption: str) -> str:
-    """What a page says instead of a picture that could not be drawn."""
-    return f"The picture of {caption} could not be drawn."
