@@ -2442,7 +2442,7 @@ def test_bad_input_is_refused_in_one_line_that_names_it_and_nothing_is_written(g
     refused(given)
 
 
-def test_what_may_be_left_of_a_run_that_was_killed_is_no_damage(search, tmp_path):
+def test_leftovers_of_a_killed_run_are_not_reported_as_damage(search, tmp_path):
     out = search()
     (out / "complete").unlink()
     (out / "rounds/03/complete").unlink()
@@ -2466,7 +2466,7 @@ PROCESSES = {
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_a_command_needs_less_than_5_seconds_of_cpu_to_refuse(name, command):
+def test_bad_input_is_refused_within_5_cpu_seconds(name, command):
     before = cpu_of_children()
     done = command(f"lth_scale.{name}", *PROCESSES[name].split())
     assert cpu_of_children() - before < 5
@@ -2509,7 +2509,7 @@ for argv in json.loads(sys.argv.pop()):
 """
 
 
-def test_what_the_hub_answers_instead_of_a_model_is_one_line(small, tmp_path, tiny_bert, sst2_data):
+def test_a_failed_download_from_the_hub_is_reported_in_one_line(small, tmp_path, tiny_bert, sst2_data):
     server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     hub = {
@@ -2534,7 +2534,7 @@ def test_what_the_hub_answers_instead_of_a_model_is_one_line(small, tmp_path, ti
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_network_the_papers_set_up_names_the_ways_out(command, tmp_path):
+def test_without_a_network_the_default_model_error_names_the_alternatives(command, tmp_path):
     done = command("lth_scale.imp", "--task", "mlm", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     for way in (
@@ -2547,7 +2547,7 @@ def test_without_a_network_the_papers_set_up_names_the_ways_out(command, tmp_pat
 
 
 @pytest.mark.parametrize(("module", "kind"), [("imp", "Arguments"), ("transfer", "Transfer")])
-def test_help_is_complete(module, kind, command):
+def test_help_describes_every_flag(module, kind, command):
     from dataclasses import fields
 
     from lth_scale.config import arguments
@@ -2559,7 +2559,7 @@ def test_help_is_complete(module, kind, command):
     )
 
 
-def test_the_table_in_the_docs_is_what_was_said():
+def test_the_table_in_the_docs_holds_the_actual_messages():
     everything = [str(given) for given in (*CASES, *HUB)]
     assert len(everything) == len({*everything}) >= 80
     if missing := {*everything} - SAID.keys():

@@ -58,7 +58,7 @@ def test_an_unknown_command_is_refused_in_one_line(argv):
     assert re.fullmatch(r"error: [^\n]+\n", done.stderr) and argv[-1] in done.stderr
 
 
-def test_a_closed_pipe_as_under_head_prints_no_error():
+def test_a_closed_stdout_prints_no_error():
     argv = [LTH, "study", "studies/demo.yaml", "--dry_run"]
     with subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -78,7 +78,7 @@ def test_a_closed_pipe_as_under_head_prints_no_error():
     ],
     ids=lambda argv: " ".join(argv[:3]),
 )
-def test_lth_refuses_bad_input_as_the_module_does(argv, command, tmp_path, monkeypatch):
+def test_lth_reports_bad_input_as_the_module_does(argv, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done, module = lth(*argv), command(f"lth_scale.{argv[0]}", *argv[1:])
     assert done.returncode == module.returncode == 2
@@ -153,7 +153,7 @@ def test_bash_completes_commands_flags_choices_and_files(tmp_path):
 
 
 @pytest.mark.parametrize("shell", cli.SHELLS)
-def test_the_script_of_each_shell_has_every_flag_and_needs_no_torch(shell):
+def test_completion_scripts_have_every_flag_and_do_not_import_torch(shell):
     code = f"""import sys; sys.argv = ["lth", "--print-completion", "{shell}"]
 from lth_scale import cli
 cli.run(); sys.exit("torch" in sys.modules)"""

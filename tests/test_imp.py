@@ -73,7 +73,7 @@ def assert_starts_at(start: dict, theta: dict, out, k: int) -> None:
 
 
 @pytest.mark.parametrize("task", ["sst2", "mlm"])
-def test_every_round_starts_at_the_masked_pretrained_weights_bit_for_bit(
+def test_every_round_starts_from_the_masked_pretrained_weights_exactly(
     task, search, starts, tiny_bert, text_data, sst2_data
 ):
     """The official code fails this for MLM: its snapshot aliases the live weights."""
@@ -91,7 +91,7 @@ def test_every_round_starts_at_the_masked_pretrained_weights_bit_for_bit(
     )  # training does move them, so equality above means something
 
 
-def test_rewinding_to_step_i_restores_theta_i_head_included(search, starts):
+def test_rewinding_to_step_i_restores_theta_i_and_the_head(search, starts):
     out = search(rewind_step=2)
     theta = load_file(out / "theta.safetensors")
     assert (
@@ -106,7 +106,7 @@ def test_rewinding_to_step_i_restores_theta_i_head_included(search, starts):
     assert [row["steps"] for row in json.loads((out / "results.json").read_text())] == [4, 2, 2, 2]
 
 
-def test_a_fraction_rewinds_to_that_part_of_a_round(search, starts):
+def test_a_fraction_as_rewind_step_is_a_fraction_of_a_round(search, starts):
     search(rewind_step="0.25", max_steps=8)
     assert [start["step"] for start in starts] == [0, 2, 2, 2, 2]
 
@@ -151,7 +151,7 @@ def test_a_rewound_round_under_the_same_mask_repeats_the_dense_one(search, tiny_
 
 
 @pytest.mark.parametrize("rewind", ["none", "lr"])
-def test_without_rewinding_a_round_goes_on_from_the_weights_of_the_last(rewind, search, starts):
+def test_without_rewinding_a_round_continues_from_the_previous_weights(rewind, search, starts):
     out = search(rewind=rewind)
     rounds = starts[1:]
     for k in range(1, len(rounds)):
@@ -164,7 +164,7 @@ def test_without_rewinding_a_round_goes_on_from_the_weights_of_the_last(rewind, 
         assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
 
 
-def test_lr_span_all_rounds_is_the_official_codes_schedule(search, starts):
+def test_lr_span_all_rounds_is_the_schedule_of_the_official_code(search, starts):
     search(lr_span="all_rounds")
     assert [start["rate"] for start in starts[1:]] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
 
@@ -187,7 +187,7 @@ def test_counts_are_exact_and_masks_nested(schedule, scope, search):
         ]
 
 
-def test_training_nothing_gives_the_one_shot_ticket_of_the_pretrained_weights(search, tiny_bert):
+def test_max_steps_0_gives_the_one_shot_ticket_of_the_pretrained_weights(search, tiny_bert):
     out = search(max_steps=0, target_sparsity=0.45)
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, dtype=torch.float32)
     set_seed(42)
@@ -202,7 +202,7 @@ def test_training_nothing_gives_the_one_shot_ticket_of_the_pretrained_weights(se
 
 
 @pytest.mark.parametrize("scope", ["global", "layerwise"])
-def test_a_cut_that_all_but_empties_a_matrix_is_told_with_its_round_and_a_remedy(
+def test_a_nearly_empty_matrix_is_reported_with_its_round_and_a_remedy(
     scope, search, tiny_bert, tmp_path, caplog
 ):
     """As with an encoder whose pooler was never trained and is small."""
@@ -249,7 +249,7 @@ def small_query(tiny_bert, tmp_path):
 QUERY = "encoder.layer.0.attention.self.query.weight"
 
 
-def test_a_starved_matrix_is_in_the_row_the_table_and_mlflow_of_searches_controls_and_transfers(
+def test_a_nearly_empty_matrix_is_in_the_row_the_table_and_mlflow_of_every_command(
     small_query, search, transfer, tmp_path, capsys, caplog, monkeypatch
 ):
     from mlflow import MlflowClient
@@ -304,7 +304,7 @@ def test_the_trained_network_has_exact_zeros_and_loads_with_from_pretrained(opti
         assert not weight[~mask].any() and (weight[mask] != 0).float().mean() > 0.99
 
 
-def test_the_directory_is_what_the_contract_says(search):
+def test_the_output_directory_has_the_documented_layout(search):
     out = search(control="random_mask")
     results = json.loads((out / "results.json").read_text())
     assert [row["round"] for row in results] == [0, 1, 2, 3]
@@ -342,7 +342,7 @@ def test_the_directory_is_what_the_contract_says(search):
     assert not list(out.rglob("*.tmp"))
 
 
-def test_the_threshold_is_the_largest_magnitude_that_the_cut_pruned(search, starts):
+def test_the_threshold_is_the_largest_pruned_magnitude(search, starts):
     out = search()
     results = json.loads((out / "results.json").read_text())
     for k in (1, 2, 3):
@@ -354,7 +354,7 @@ def test_the_threshold_is_the_largest_magnitude_that_the_cut_pruned(search, star
         assert results[k]["threshold"] == torch.cat(cut).abs().max().item()
 
 
-def test_the_control_has_the_tickets_count_and_another_mask(search, starts):
+def test_the_control_has_the_sparsity_of_the_ticket_and_another_mask(search, starts):
     out = search(control="random_mask")
     for k in (2, 3):
         found = Ticket.load(out / f"rounds/{k:02d}/ticket.safetensors")
@@ -377,7 +377,7 @@ def test_a_search_can_start_from_a_ticket(search, tmp_path):
     assert all((start.masks[name] | ~mask).all() for name, mask in end.masks.items())
 
 
-def test_a_search_from_a_ticket_of_other_weights_is_refused_unless_that_is_allowed(
+def test_a_ticket_of_other_weights_is_refused_unless_allowed(
     search, other_bert, tmp_path, caplog
 ):
     first = search(max_steps=0, target_sparsity=0.2, control="random_mask")
@@ -423,7 +423,7 @@ def test_a_dense_network_of_other_weights_is_refused(search, other_bert, tmp_pat
         search(dense=dense, model_name_or_path=other_bert)
 
 
-def test_a_finished_search_is_shown_and_not_trained_again(search, starts, capsys):
+def test_a_finished_search_is_printed_and_not_trained_again(search, starts, capsys):
     search()
     shown = capsys.readouterr().out
     calls = len(starts)
@@ -433,7 +433,7 @@ def test_a_finished_search_is_shown_and_not_trained_again(search, starts, capsys
     assert "| round | sparsity |" in shown
 
 
-def test_a_search_goes_on_after_its_last_complete_round_to_the_same_end(
+def test_a_resumed_search_ends_like_an_uninterrupted_one(
     search, starts, tmp_path, monkeypatch
 ):
     whole = search(output_dir=tmp_path / "whole")
@@ -460,7 +460,7 @@ def test_a_search_goes_on_after_its_last_complete_round_to_the_same_end(
     ).read_bytes()
 
 
-def test_a_search_that_stopped_before_its_last_word_says_it_later(search, monkeypatch):
+def test_a_search_that_stopped_before_its_summary_prints_it_when_resumed(search, monkeypatch):
     from lth_scale.science import search_figures
 
     draw = search_figures.draw_search
@@ -485,7 +485,7 @@ def test_a_search_that_stopped_before_its_last_word_says_it_later(search, monkey
     ]  # the ticket's, not the control's
 
 
-def test_a_picture_that_fails_does_not_undo_a_search(search, monkeypatch):
+def test_a_figure_that_fails_does_not_fail_the_search(search, monkeypatch):
     from lth_scale.science import drawing
 
     monkeypatch.setattr(drawing, "png", lambda figure: 1 / 0)
@@ -498,7 +498,7 @@ def test_a_picture_that_fails_does_not_undo_a_search(search, monkeypatch):
 
 
 @pytest.mark.parametrize("rewind_step", ["1", "0.5"])
-def test_a_search_that_takes_its_round_zero_from_another_finds_what_it_would_have_found(
+def test_a_search_with_dense_finds_the_same_ticket_as_without(
     rewind_step, search, tmp_path, starts
 ):
     dense = search(output_dir=tmp_path / "dense", target_sparsity=0.1, keep_theta="1,0.5")
@@ -516,7 +516,7 @@ def test_a_search_that_takes_its_round_zero_from_another_finds_what_it_would_hav
         assert ours["eval"] == theirs["eval"] and ours["steps"] == theirs["steps"]
 
 
-def test_dense_is_refused_where_it_was_trained_otherwise_or_kept_too_little(search, tmp_path):
+def test_dense_is_refused_if_trained_differently_or_without_the_needed_weights(search, tmp_path):
     dense = search(output_dir=tmp_path / "dense", target_sparsity=0.1, keep_theta="1")
     for flags, said in (
         ({"learning_rate": 0.02}, "--learning_rate was 0.01, is 0.02"),
@@ -528,7 +528,7 @@ def test_dense_is_refused_where_it_was_trained_otherwise_or_kept_too_little(sear
         assert not (tmp_path / "o").exists()
 
 
-def test_a_quick_look_says_so_on_every_output(search, capsys, tmp_path):
+def test_a_quick_look_is_marked_in_every_output(search, capsys, tmp_path):
     from mlflow import MlflowClient
 
     out = search(
@@ -554,7 +554,7 @@ def test_a_quick_look_says_so_on_every_output(search, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_has_a_quick_preset_of_real_data_and_a_small_encoder(task):
+def test_every_task_has_a_quick_preset_on_real_data_with_a_small_encoder(task):
     args = parse(["--task", task, "--preset", "quick"])
     assert (
         args.dataset_path is None
@@ -565,7 +565,7 @@ def test_every_task_has_a_quick_preset_of_real_data_and_a_small_encoder(task):
 
 
 @pytest.mark.parametrize("control", [name for name in CONTROLS if name != "none"])
-def test_a_search_trains_any_control_beside_its_last_tickets(control, search):
+def test_a_search_trains_any_control_for_its_last_tickets(control, search):
     out = search(control=control, max_steps=1)
     rows = json.loads((out / "controls.json").read_text())
     assert [round(row["sparsity"], 1) for row in rows] == [0.2, 0.3]

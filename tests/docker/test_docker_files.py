@@ -18,7 +18,7 @@ COMPOSE = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|CREDENTIAL", re.IGNORECASE)
 
 
-def test_the_linter_has_nothing_to_say():
+def test_the_linter_passes():
     """hadolint, with its shellcheck of each RUN, on the Dockerfile."""
     hadolint = shutil.which(
         "hadolint", path=f"{Path(sys.executable).parent}:{'/usr/local/bin:/usr/bin'}"
@@ -31,7 +31,7 @@ def test_the_linter_has_nothing_to_say():
     assert (linted.returncode, linted.stdout) == (0, "")
 
 
-def test_the_base_is_an_argument_with_a_full_version_and_the_last_user_is_not_root():
+def test_the_base_image_is_an_argument_with_a_full_version_and_the_user_is_not_root():
     stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", DOCKERFILE, re.MULTILINE)
     assert len(stages) > 2
     assert {image for image, _ in stages} <= {"${BASE}", *(name for _, name in stages)}
@@ -40,7 +40,7 @@ def test_the_base_is_an_argument_with_a_full_version_and_the_last_user_is_not_ro
     assert not SECRET.search(DOCKERFILE)
 
 
-def test_the_context_holds_what_is_copied_and_nothing_else():
+def test_the_build_context_holds_only_what_is_copied():
     """.dockerignore leaves out everything (history, runs, secrets) but the sources of COPY, and
     caches within those.
     """
@@ -116,7 +116,7 @@ def test_a_service_has_limits_and_a_root_that_is_read_only(name):
     assert service["read_only"] is True and service["tmpfs"] == ["/tmp"]
 
 
-def test_what_libraries_write_lies_on_the_trainer_s_volumes():
+def test_libraries_write_to_the_volumes_of_the_trainer():
     """Caches and settings of matplotlib, Triton, Inductor, the Hub and torch's extensions, by the
     image's variables.
     """
@@ -134,7 +134,7 @@ def test_what_libraries_write_lies_on_the_trainer_s_volumes():
     assert f"{home}/runs" in mounted
 
 
-def test_the_base_may_be_a_digest_and_none_is_made_up():
+def test_the_base_image_may_be_a_digest_and_none_is_invented():
     """It reaches FROM whole; a digest in the sources would have to be read from a registry."""
     build = COMPOSE["services"]["mlflow"]["build"]["args"]["BASE"]
     default = re.search(r"^ARG BASE=(\S+)$", DOCKERFILE, re.MULTILINE)[1]
@@ -163,7 +163,7 @@ wait
         ),
     ],
 )
-def test_a_stop_waits_for_what_the_launcher_leaves_behind(given, asked, tmp_path):
+def test_a_stop_waits_for_orphans_of_the_launcher(given, asked, tmp_path):
     """The stand-in for `accelerate` dies of SIGTERM at once; its child needs two seconds to save."""
     (tmp_path / "accelerate").write_text(LAUNCHER)
     (tmp_path / "accelerate").chmod(0o755)
@@ -176,7 +176,7 @@ def test_a_stop_waits_for_what_the_launcher_leaves_behind(given, asked, tmp_path
     assert (tmp_path / "asked").read_text().strip() == asked
 
 
-def test_any_other_command_runs_as_it_is_given():
+def test_any_other_command_runs_unchanged():
     done = subprocess.run(["sh", ROOT / "docker/start.sh", "sh", "-c", "exit 7"], timeout=30)
     assert done.returncode == 7
 

@@ -196,7 +196,7 @@ def server(start) -> str:
     return f"http://mlflow:{port}"
 
 
-def test_the_image_says_who_runs_it_what_it_is_and_how_it_is_checked(config):
+def test_the_image_declares_its_user_labels_and_health_check(config):
     assert config["User"] == "1000:1000"
     assert config["Entrypoint"] == ["sh", "/opt/lth_scale/start.sh"]
     assert config["Healthcheck"]["Test"] == ["CMD", "sh", "/opt/lth_scale/healthy.sh"]
@@ -211,14 +211,14 @@ def test_the_image_says_who_runs_it_what_it_is_and_how_it_is_checked(config):
     ]
 
 
-def test_the_user_is_not_root_and_writes_where_it_has_to(start):
+def test_the_user_is_not_root_and_can_write_to_the_volumes(start):
     script = "id -u; touch /app/runs/a /cache/a /mlflow/a ~/a && ! touch /opt/venv/a 2>&1 && ls -A /app /src"
     said = output(start("sh", "-c", script), code=2)
     assert said.split()[0] == "1000" and "Permission denied" in said
     assert "ls: cannot access '/src'" in said  # the sources of the build are not in the image
 
 
-def test_a_search_is_stopped_with_a_checkpoint_goes_on_and_is_in_mlflow(start, server, runs):
+def test_a_stopped_search_resumes_from_its_checkpoint_and_is_in_mlflow(start, server, runs):
     """As compose runs it: the trainer logs over HTTP to the server by its name; SIGTERM goes to its
     first process.
     """
@@ -270,7 +270,7 @@ def test_deepspeed_runs_two_ranks_in_the_image(start, runs):
 @pytest.mark.parametrize(
     ("work", "healthy"), [("while :; do :; done", True), ("sleep 1000", False)]
 )
-def test_healthy_means_that_something_is_computed(start, work, healthy):
+def test_the_health_check_requires_progress(start, work, healthy):
     """The image's health check, twice, 20 seconds apart, beside a busy and beside an idle process."""
     script = f"({work}) & sh /opt/lth_scale/healthy.sh; sleep 20; sh /opt/lth_scale/healthy.sh; echo code $?; kill $!"
     assert f"code {0 if healthy else 1}" in output(start("sh", "-c", script))

@@ -108,7 +108,7 @@ def server(volumes):
     process.wait(timeout=60)
 
 
-def test_the_root_is_read_only_and_an_empty_file_is_no_token(volumes):
+def test_the_root_is_read_only_and_an_empty_token_file_is_ignored(volumes):
     said = output(
         start("trainer", ["touch", "/app/x", "/x", f"{VARIABLES['HOME']}/x", "/tmp/x"], volumes),
         code=1,
@@ -124,7 +124,7 @@ def test_the_root_is_read_only_and_an_empty_file_is_no_token(volumes):
     assert shown == "None\n"
 
 
-def test_a_search_and_the_server_need_no_more_than_their_volumes(volumes, server):
+def test_a_search_and_the_server_write_only_to_their_volumes(volumes, server):
     flags = "--task mlm --preset demo --max_steps 1 --target_sparsity 0.1"
     command = ["sh", str(ROOT / "docker/start.sh"), *shlex.split(flags)]
     said = output(start("trainer", command, volumes, MLFLOW_TRACKING_URI=server))
@@ -137,7 +137,7 @@ def test_a_search_and_the_server_need_no_more_than_their_volumes(volumes, server
     )  # libraries that found no place for their caches
 
 
-def test_the_health_check_remembers_in_the_temporary_directory(volumes):
+def test_the_health_check_keeps_its_state_in_the_temporary_directory(volumes):
     said = output(
         start("trainer", ["sh", "-c", f"sh {ROOT}/docker/healthy.sh; cat /tmp/healthy"], volumes)
     )

@@ -150,7 +150,7 @@ FIRST: dict[
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_of_a_page_runs_or_says_why_not(page, scratch, undrawn, monkeypatch):
+def test_every_documented_command_runs_or_states_why_not(page, scratch, undrawn, monkeypatch):
     todo = [block for block in blocks(page.read_text(encoding="utf-8")) if block.reason is None]
     if todo and todo[0].code.startswith("./run demo"):
         key = f"./run demo {todo[0].flags}"
@@ -173,12 +173,12 @@ def test_every_command_of_a_page_runs_or_says_why_not(page, scratch, undrawn, mo
     "marker",
     ["", "<!-- run it -->", "<!-- not run: -->", "<!-- run with: -->", "text", "<!-- run -->\n"],
 )
-def test_a_fence_without_a_marker_or_a_reason_is_refused(marker):
+def test_a_code_block_without_a_marker_or_a_reason_is_refused(marker):
     with pytest.raises(AssertionError, match="no marker"):
         blocks(f"text\n{marker}\n```sh\ntrue\n```\n")
 
 
-def test_flags_go_to_each_lth_scale_command_and_to_no_other():
+def test_extra_flags_go_to_lth_scale_commands_only():
     code = (
         "echo a  # b\naccelerate launch -m lth_scale.imp \\\n    --task mlm   # minutes\n"
         "./run demo > log\n"
@@ -194,7 +194,7 @@ def test_flags_go_to_each_lth_scale_command_and_to_no_other():
 @pytest.mark.parametrize(
     "line", ["lth ticket a", "A=1 python -m lth_scale.imp", "python -m lth_scale.imp > log"]
 )
-def test_a_block_with_a_line_that_needs_a_shell_is_given_to_one(line):
+def test_a_block_that_needs_a_shell_runs_in_one(line):
     code = "python -m lth_scale.imp --task mlm  # minutes\n"
     alone, mixed = blocks(
         f"<!-- run -->\n```sh\n{code}```\n<!-- run -->\n```sh\n{code}{line}\n```\n"
@@ -202,7 +202,7 @@ def test_a_block_with_a_line_that_needs_a_shell_is_given_to_one(line):
     assert alone.commands == [("lth_scale.imp", " --task mlm")] and mixed.commands == []
 
 
-def test_a_command_that_fails_is_seen(scratch, monkeypatch):
+def test_a_failing_command_is_reported(scratch, monkeypatch):
     (block,) = blocks("<!-- run -->\n```sh\npython -m lth_scale.ticket /no/such/run\n```\n")
     with pytest.raises(AssertionError, match="no/such/run"):
         run_here(block, scratch, monkeypatch)

@@ -41,7 +41,7 @@ def filled(folder):
     return fill
 
 
-def test_a_kept_study_gives_the_tables_and_pictures_of_the_study_itself(tmp_path):
+def test_a_saved_study_gives_the_tables_and_figures_of_the_study(tmp_path):
     plan = Plan(tmp_path / "run", tasks=["sst2", "mlm"], seeds=(1, 2))
     for task in plan.tasks:
         for seed in plan.seeds:
@@ -71,7 +71,7 @@ def part(directory, there, lr="1e-4"):
     return plan.write()
 
 
-def test_a_study_that_was_run_in_parts_is_kept_as_if_it_had_been_run_whole(tmp_path):
+def test_a_study_run_in_parts_is_saved_like_one_run_whole(tmp_path):
     whole, file = saved.to_dict(part(tmp_path / "whole", (1, 2, 3))), tmp_path / "small.json"
     for name, there in (("a", (2,)), ("b", (1, 3)), ("a", (2,))):
         saved.save(part(tmp_path / name, there), file)
@@ -81,7 +81,7 @@ def test_a_study_that_was_run_in_parts_is_kept_as_if_it_had_been_run_whole(tmp_p
     assert together["made"] == whole["made"]  # one command, one machine: said once
 
 
-def test_the_machines_and_versions_of_both_parts_are_told():
+def test_the_machines_and_versions_of_both_parts_are_named():
     before = {"command": "old", "machine": "a CPU", "versions": "torch 2/3, git 1"}
     now = {"command": "new", "machine": "a GPU", "versions": "torch 3, git 2"}
     said = {"command": "new", "machine": "a CPU and a GPU", "versions": "torch 2/3, git 1/2"}
@@ -91,7 +91,7 @@ def test_the_machines_and_versions_of_both_parts_are_told():
     )
 
 
-def test_a_machine_on_which_nothing_was_run_is_not_told_of(tmp_path, monkeypatch):
+def test_a_machine_without_jobs_is_not_named(tmp_path, monkeypatch):
     file, how = tmp_path / "small.json", {"machine": "a CPU", "versions": "torch 2"}
     monkeypatch.setattr(saved, "provenance", lambda directory, command: {"command": command, **how})
     saved.save(part(tmp_path / "a", (1, 2)), file)
@@ -102,7 +102,7 @@ def test_a_machine_on_which_nothing_was_run_is_not_told_of(tmp_path, monkeypatch
     assert json.loads(file.read_text())["made"]["machine"] == "a CPU and a GPU"
 
 
-def test_of_jobs_that_were_kept_before_only_those_of_the_same_flags_stay(tmp_path):
+def test_saved_jobs_with_other_flags_are_dropped(tmp_path):
     file = tmp_path / "small.json"
     saved.save(part(tmp_path / "a", (1, 2), lr="3e-4"), file)
     saved.save(part(tmp_path / "b", (3,)), file)
@@ -137,7 +137,7 @@ def test_scores_and_verdicts_are_those_of_the_results(filled):
     )
 
 
-def test_tables_of_several_studies_stand_together_and_name_each_command(filled):
+def test_tables_of_several_studies_are_joined_and_name_each_command(filled):
     said = filled("{{ table('small-*', 'Scores by sparsity') }}")
     header, _, *rows = [line for line in said.splitlines() if line.startswith("|")]
     assert [row.split(" | ")[0] for row in rows] == ["| mrpc", "| mrpc", "| sst2", "| sst2"]
@@ -145,7 +145,7 @@ def test_tables_of_several_studies_stand_together_and_name_each_command(filled):
     assert said.count("Made by `python -m lth_scale.study ") == 2 and "mrpc.yaml` on " in said
 
 
-def test_a_study_that_has_not_begun_is_planned_and_missing(filled, folder, tmp_path):
+def test_a_study_that_has_not_started_is_planned_and_missing(filled, folder, tmp_path):
     plan = Plan(tmp_path, tasks=["mlm"], seeds=(1, 2))
     for seed in plan.seeds:
         plan.search("mlm", seed, missing=True)
@@ -156,7 +156,7 @@ def test_a_study_that_has_not_begun_is_planned_and_missing(filled, folder, tmp_p
     )
 
 
-def test_a_study_whose_first_search_is_not_done_has_begun_and_says_how(filled, folder, tmp_path):
+def test_a_study_with_an_unfinished_search_has_started(filled, folder, tmp_path):
     plan = Plan(tmp_path, tasks=["mlm"], seeds=(1,))
     plan.search("mlm", 1)
     saved.save(plan.write(), folder / "begun-mlm.json")
@@ -165,7 +165,7 @@ def test_a_study_whose_first_search_is_not_done_has_begun_and_says_how(filled, f
     assert "Made by `" in filled("{{ table('begun-*', 'Scores by sparsity') }}")
 
 
-def test_pictures_lie_beside_the_results(filled, folder):
+def test_figures_are_stored_next_to_the_results(filled, folder):
     said = filled("{{ picture('small-*', 'scores.png') }}")
     assert said.startswith("![small-all: score against sparsity](facts/small-all-scores.png)")
     assert (folder / "small-all-scores.png").read_bytes().startswith(b"\x89PNG")
@@ -177,7 +177,7 @@ def test_measurements_are_medians_with_their_spread_and_n(filled):
     assert "Made by `python timed.py` on a CPU (torch 2)." in said and said.endswith("\n3 s")
 
 
-def test_a_speed_check_says_its_command_and_its_verdicts(filled, folder):
+def test_a_speed_check_shows_its_command_and_its_verdicts(filled, folder):
     row = {
         "sparse": True,
         "precision": "fp32",
@@ -236,7 +236,7 @@ def test_minutes_are_those_of_all_trainings_of_a_job(filled, folder):
     )  # a second each
 
 
-def test_a_page_of_somebody_else_stays(tmp_path):
+def test_a_page_written_by_something_else_is_kept(tmp_path):
     (tmp_path / "facts").mkdir()
     (tmp_path / "facts/page.in").write_text("text")
     (tmp_path / "facts.md").write_text("precious")
@@ -267,6 +267,6 @@ def test_a_page_that_is_not_utf_8_is_refused(tmp_path):
         ("{{ score('times', 'sst2', 0) }}", "not a file of lth_scale.report --save"),
     ],
 )
-def test_what_cannot_be_filled_in_is_named(filled, text, words):
+def test_an_unknown_placeholder_is_named(filled, text, words):
     with pytest.raises(BadInput, match=words):
         filled(text)

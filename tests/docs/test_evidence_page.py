@@ -11,7 +11,7 @@ from lth_scale.science import plans, study_file
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_page_is_what_its_files_give(tmp_path, undrawn):
+def test_the_page_is_up_to_date_with_its_files(tmp_path, undrawn):
     shutil.copytree(DOCS / "evidence", tmp_path / "evidence")
     assert (
         evidence_page.write(tmp_path / "evidence").read_text() == (DOCS / "evidence.md").read_text()
@@ -23,7 +23,7 @@ def test_the_page_is_what_its_files_give(tmp_path, undrawn):
 @pytest.mark.parametrize(
     "file", sorted((DOCS / "evidence").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_every_study_of_it_plans_the_cells_that_its_results_have(file):
+def test_every_study_plans_the_conditions_of_its_results(file):
     kept = evidence_page.read(file.with_suffix(".json"))
     planned = {
         (cell.task, cell.seed, cell.sparsity, cell.control)

