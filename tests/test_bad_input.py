@@ -2509,7 +2509,9 @@ for argv in json.loads(sys.argv.pop()):
 """
 
 
-def test_a_failed_download_from_the_hub_is_reported_in_one_line(small, tmp_path, tiny_bert, sst2_data):
+def test_a_failed_download_from_the_hub_is_reported_in_one_line(
+    small, tmp_path, tiny_bert, sst2_data
+):
     server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     hub = {

@@ -377,9 +377,7 @@ def test_a_search_can_start_from_a_ticket(search, tmp_path):
     assert all((start.masks[name] | ~mask).all() for name, mask in end.masks.items())
 
 
-def test_a_ticket_of_other_weights_is_refused_unless_allowed(
-    search, other_bert, tmp_path, caplog
-):
+def test_a_ticket_of_other_weights_is_refused_unless_allowed(search, other_bert, tmp_path, caplog):
     first = search(max_steps=0, target_sparsity=0.2, control="random_mask")
     bases = {Ticket.load(path).base_sha256 for path in first.rglob("ticket.safetensors")}
     assert bases == {
@@ -433,9 +431,7 @@ def test_a_finished_search_is_printed_and_not_trained_again(search, starts, caps
     assert "| round | sparsity |" in shown
 
 
-def test_a_resumed_search_ends_like_an_uninterrupted_one(
-    search, starts, tmp_path, monkeypatch
-):
+def test_a_resumed_search_ends_like_an_uninterrupted_one(search, starts, tmp_path, monkeypatch):
     whole = search(output_dir=tmp_path / "whole")
 
     class Stopped(Exception):

@@ -76,9 +76,7 @@ def test_a_relative_path_that_begins_with_a_dash_is_printed_as_a_path(
     assert printed("the ticket", capsys.readouterr().out) == "./-link/ticket.safetensors"
 
 
-def test_a_study_in_a_directory_that_begins_with_a_dash_passes_readable_flags(
-    tmp_path,
-):
+def test_a_study_in_a_directory_that_begins_with_a_dash_passes_readable_flags(tmp_path):
     flags = {
         "task": "sst2",
         "preset": "demo",

@@ -220,9 +220,7 @@ def test_a_password_in_a_flag_is_not_printed(flag, address, run, tmp_path):
 
 
 @pytest.mark.parametrize("store", [*ADDRESSES, f"postgresql:/me:{SECRET}@h/db", f"me:{SECRET}@h"])
-def test_the_password_of_an_unusable_store_is_not_printed(
-    store, run, monkeypatch, tmp_path
-):
+def test_the_password_of_an_unusable_store_is_not_printed(store, run, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setattr("lth_scale.tracking.mlflow.sender.PATIENCE", 0.5)
     code, out, err = run(report_to="mlflow", max_steps=0, run_name=f"{store} at token={SECRET}")

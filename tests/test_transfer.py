@@ -403,9 +403,7 @@ def test_a_comparison_across_tasks_or_with_a_search_is_refused(
     assert not (tmp_path / "transfer").exists()
 
 
-def test_the_saved_network_of_an_earlier_ticket_equals_that_of_the_search(
-    search, transfer
-):
+def test_the_saved_network_of_an_earlier_ticket_equals_that_of_the_search(search, transfer):
     found = search(seed=7, keep_theta="1")  # keeps round 0's network beside the last one's
     ticket = found / "rounds/00/ticket.safetensors"
     out = transfer(7, 8, ticket=ticket)

@@ -166,9 +166,7 @@ def test_a_search_prunes_what_was_counted_by_hand(name, task, keep, rows, search
 
 
 @pytest.mark.parametrize(("name", "task"), cases(taken=False))
-def test_an_unsupported_network_is_refused_in_one_line(
-    name, task, keep, rows, search, tmp_path
-):
+def test_an_unsupported_network_is_refused_in_one_line(name, task, keep, rows, search, tmp_path):
     family = KNOWN[name]
     directory = keep(family)
     with pytest.raises(BadInput, match=family.refused[task]) as refusal:

@@ -76,9 +76,7 @@ def test_a_search_on_two_hosts_stops_with_the_launcher_and_resumes(launch, small
     ).read_bytes()
 
 
-def test_one_failing_host_stops_the_others_and_the_launcher(
-    launch, small, tmp_path
-):
+def test_one_failing_host_stops_the_others_and_the_launcher(launch, small, tmp_path):
     (tmp_path / "hosts").write_text(f"{ADDRESSES[0]} slots=1\n10.99.0.99 slots=1\n")
     script = launch(*small())
     said, _ = script.communicate(timeout=120)

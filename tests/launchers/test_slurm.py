@@ -225,9 +225,7 @@ def test_a_job_checkpoints_and_requeues_itself_before_its_time_limit(
     assert (tmp_path / "out/ticket.safetensors").read_bytes() == expected
 
 
-def test_a_preempted_search_resumes_after_the_other_job(
-    cluster, flags, expected, tmp_path
-):
+def test_a_preempted_search_resumes_after_the_other_job(cluster, flags, expected, tmp_path):
     job = cluster.submit("--nodes=2", IMP, *flags(tmp_path / "out"))
     with cluster.frozen(job, tmp_path / "out"):
         other = cluster.submit("--nodes=2", "--partition=high", "--wrap=sleep 3")
@@ -261,9 +259,7 @@ controls: [random_mask]
 """
 
 
-def test_array_tasks_share_a_study_and_a_preempted_one_resumes(
-    cluster, small, tmp_path
-):
+def test_array_tasks_share_a_study_and_a_preempted_one_resumes(cluster, small, tmp_path):
     (tmp_path / "study.yaml").write_text(STUDY)
     flags = small(output_dir=tmp_path / "study", task=None, target_sparsity=None)
     array = cluster.submit("--array=1-2", IMP, str(tmp_path / "study.yaml"), *flags)
