@@ -17,8 +17,8 @@ from datasets import Dataset
 from transformers import BertConfig, BertForMaskedLM
 
 from lth_scale.config.resolution import resolve
-from lth_scale.distributed.signals import SignalHandler
-from lth_scale.training import batches, checkpoints, environment, loop, networks
+from lth_scale.distributed.watchdog import SignalHandler
+from lth_scale.training import batches, checkpoints, loop, networks, preparation
 
 
 class Words:
@@ -68,7 +68,7 @@ def main() -> None:
     args = resolve(
         {"task": "mlm", "per_device_train_batch_size": 4, "max_steps": 1 << 20, "preset": "demo"}
     )
-    accelerator: Accelerator = environment.make_accelerator(args)
+    accelerator: Accelerator = preparation.make_accelerator(args)
     heads, wide = given.hidden // 64, 4 * given.hidden
     config = BertConfig(
         num_hidden_layers=given.layers,

@@ -33,10 +33,10 @@ from torch import Tensor
 from train_overhead import make_data, make_model, random_task
 
 from lth_scale.config.resolution import resolve
-from lth_scale.distributed.ranks import Ranks
+from lth_scale.distributed.pieces import Ranks
 from lth_scale.pruning import masking, threshold
 from lth_scale.pruning.prunable_set import prunable
-from lth_scale.training import environment, loop, networks
+from lth_scale.training import loop, networks, preparation
 
 PIECE = 10_000_000
 
@@ -205,7 +205,7 @@ def step_rank(options: SimpleNamespace) -> None:
     }
     threshold.prune(prunable(network), masks, 0.7, "global")
     task = random_task(network, make_data(64))
-    net = networks.prepare(environment.make_accelerator(args), task, args)  # type: ignore[arg-type]
+    net = networks.prepare(preparation.make_accelerator(args), task, args)  # type: ignore[arg-type]
     found: dict[str, list[float]] = {"masked": [], "dense": [], "alone": []}
     for turn in range(options.rounds + 1):
         for name in ("masked", "dense") if turn % 2 else ("dense", "masked"):

@@ -26,11 +26,18 @@ from transformers import BertConfig, BertModel
 
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.shipping.export.formats.csr import CsrLinear
-from lth_scale.shipping.export.onnx_graph import quantize, session
+from lth_scale.shipping.export.formats.onnx import quantize, session
 from lth_scale.shipping.native import kernels, modules, packing
-from lth_scale.shipping.speed.measure import Timing, measure, pinned, ratio, spread, verdict
 from lth_scale.shipping.speed.registry import BACKENDS, Setup
-from lth_scale.shipping.speed.timing import unavailable
+from lth_scale.shipping.speed.timing import (
+    Timing,
+    measure,
+    pinned,
+    ratio,
+    spread,
+    unavailable,
+    verdict,
+)
 
 SHAPES = ((768, 768), (3072, 768), (768, 3072))  # rows, columns: of BERT-base
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)

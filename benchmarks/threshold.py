@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from lth_scale.distributed.ranks import Ranks
+from lth_scale.distributed.pieces import Ranks
 from lth_scale.pruning import threshold
 
 SHAPES = [*([(768, 768)] * 4 + [(3072, 768), (768, 3072)]) * 12, (768, 768)]

@@ -96,7 +96,7 @@ def our_loop(variant: str, options: SimpleNamespace):
     from lth_scale.config.resolution import resolve
     from lth_scale.pruning import threshold
     from lth_scale.pruning.prunable_set import prunable
-    from lth_scale.training import environment, loop, networks
+    from lth_scale.training import loop, networks, preparation
 
     batch, optim = options.batch, "adamw_torch_fused"
     given = {"per_device_train_batch_size": batch, "optim": optim, "bf16": options.bf16}
@@ -113,7 +113,7 @@ def our_loop(variant: str, options: SimpleNamespace):
             )
 
     task = random_task(model, rows)
-    net = networks.prepare(environment.make_accelerator(args), task, args)  # type: ignore[arg-type]
+    net = networks.prepare(preparation.make_accelerator(args), task, args)  # type: ignore[arg-type]
     net.masks = {}
     if variant == "masked":
         networks.restart(net, net.initial, masks, 0, 0)

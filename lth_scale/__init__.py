@@ -13,7 +13,7 @@ from lth_scale.shipping.export import registry as _formats
 from lth_scale.shipping.speed import registry as _backends
 from lth_scale.tasks import registry as _tasks
 from lth_scale.tracking import trackers as _trackers
-from lth_scale.training import optimizer_registry as _optimizers
+from lth_scale.training import optimizers as _optimizers
 
 if TYPE_CHECKING:
     from lth_scale.pruning.ticket import Ticket
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # The module that defines each public name.
 NAMES = {
     "Ticket": "pruning.ticket",
-    "digest": "pruning.digests",
-    "base_digest": "pruning.digests",
+    "digest": "pruning.prunable_set",
+    "base_digest": "pruning.prunable_set",
     "prune": "pruning.threshold",
     "smallest": "pruning.threshold",
     "prunable": "pruning.prunable_set",
@@ -43,7 +43,7 @@ NAMES = {
     "register_control": "pruning.registries",
     "register_task": "tasks.registry",
     "register_tracker": "tracking.trackers",
-    "register_optimizer": "training.optimizer_registry",
+    "register_optimizer": "training.optimizers",
     "register_engine": "distributed.engines",
     "register_format": "shipping.export.registry",
     "register_backend": "shipping.speed.registry",

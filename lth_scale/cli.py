@@ -5,9 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lth_scale.config.command import Command, NoFlags
+from lth_scale.config.command import VERBOSE, Command, NoFlags, OneLineParser
 from lth_scale.config.exit_codes import exit_on_bad_input
-from lth_scale.config.parsers import VERBOSE, OneLineParser
 from lth_scale.config.version import __version__
 from lth_scale.distributed import compat
 
@@ -16,7 +15,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 
 def command(name: str) -> Command[Any]:
-    """Return the command of a module, which is imported."""
+    """Import the module of a command and return it."""
     return import_module(f"lth_scale.{name}").COMMAND
 
 

@@ -5,8 +5,14 @@
 
 from lth_scale.config.command import Command
 from lth_scale.config.exit_codes import exit_on_bad_input
-from lth_scale.shipping.export.command import ExportFlags, formats_table, run, summary
-from lth_scale.shipping.export.export import export, load_exported
+from lth_scale.shipping.export.export import (
+    ExportFlags,
+    export,
+    formats_table,
+    load_exported,
+    run,
+    summary,
+)
 
 __all__ = ["COMMAND", "export", "load_exported", "main", "summary"]
 

@@ -6,9 +6,8 @@
 
 from lth_scale.config.command import Command, NoFlags
 from lth_scale.config.exit_codes import exit_on_bad_input
-from lth_scale.shipping.hub import push
-from lth_scale.shipping.hub_command import PullFlags, PushFlags, run_pull, run_push
-from lth_scale.shipping.pull import pull, verify
+from lth_scale.shipping.hub import PushFlags, push, run_push
+from lth_scale.shipping.pull import PullFlags, pull, run_pull, verify
 
 __all__ = ["COMMAND", "main", "pull", "push", "verify"]
 

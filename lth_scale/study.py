@@ -1,13 +1,9 @@
-"""Run a grid of searches and transfers, each once.
-
-`python -m lth_scale.study studies/demo.yaml`
-"""
+"""Run a grid of searches and transfers: `python -m lth_scale.study studies/demo.yaml`."""
 
 from lth_scale import imp, transfer
 from lth_scale.config.command import Command
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.science import study_command
-from lth_scale.science.plans import Job
 from lth_scale.science.study_command import StudyFlags, extra, overrides, resolve
 
 __all__ = ["COMMAND", "main", "overrides"]
@@ -15,14 +11,9 @@ __all__ = ["COMMAND", "main", "overrides"]
 JOBS = {command.name: command for command in (imp.COMMAND, transfer.COMMAND)}
 
 
-def job_command(job: Job) -> list[str]:
-    """Return the command line of a job, without the launcher."""
-    return JOBS[job.kind].words(job.flags)
-
-
 def run(args: StudyFlags) -> None:
     """Run the jobs of a study that are not done. Raises BadInput."""
-    study_command.run(args, job_command)
+    study_command.run(args, lambda job: JOBS[job.kind].words(job.flags))
 
 
 COMMAND = Command(

@@ -1,8 +1,8 @@
 """Print or combine tickets: `python -m lth_scale.ticket runs/mlm/ticket.safetensors`."""
 
-from importlib import import_module
 from typing import Any
 
+import lth_scale
 from lth_scale.config.command import Command
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.pruning.ticket_command import TicketFlags, resolve, run
@@ -18,10 +18,8 @@ main = COMMAND.main
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Ticket":  # imports torch
-        return getattr(import_module("lth_scale.pruning.ticket"), name)
-    if name in ("base_digest", "digest"):
-        return getattr(import_module("lth_scale.pruning.digests"), name)
+    if name in ("Ticket", "base_digest", "digest"):  # they import torch
+        return getattr(lth_scale, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

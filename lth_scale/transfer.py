@@ -3,17 +3,14 @@
 `accelerate launch -m lth_scale.transfer --task sst2 --ticket runs/mlm-bert-base-uncased`
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lth_scale.config import files
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.command import Command
-from lth_scale.config.errors import BadInput
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.resolution import from_command_line
 from lth_scale.config.startup import first_imports
-from lth_scale.science.summary import scores_by_seed, show
+from lth_scale.science.summary import check_comparable, show
 from lth_scale.shipping import hub
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.trackers import TRACKERS
@@ -41,8 +38,7 @@ def run(args: Transfer) -> None:
     Raises BadInput.
     """
     directory = RunDirectory.open(args)
-    if args.compare_with:
-        check_comparable(args, Path(args.compare_with))
+    check_comparable(args)
     if not directory.is_done():
         hub.check(args)
         with first_imports():  # torch: bad input and finished runs do not wait for it
@@ -54,17 +50,6 @@ def run(args: Transfer) -> None:
     TRACKERS[args.report_to].flush(directory.directory)
     show(directory)
     hub.push_when_done(directory)
-
-
-def check_comparable(args: Transfer, other: Path) -> None:
-    """Raise BadInput unless --compare_with is a transfer to the same task."""
-    scores_by_seed(other)
-    task = files.read_json(other / "arguments.json")["task"]
-    if task != args.task:
-        raise BadInput(
-            f"--compare_with {other}: a transfer to {task}, but this one is to {args.task}; "
-            f"specify a transfer to {args.task}"
-        )
 
 
 COMMAND = Command(

@@ -4,10 +4,14 @@ import io
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -184,10 +188,10 @@ def undrawn(monkeypatch):
     """
     from PIL import Image
 
-    from lth_scale.science import drawing
+    from lth_scale.science import figures
 
     Image.new("L", (8, 8)).save(buffer := io.BytesIO(), "png")
-    monkeypatch.setattr(drawing, "png", lambda figure: buffer.getvalue())
+    monkeypatch.setattr(figures, "png", lambda figure: buffer.getvalue())
 
 
 @pytest.fixture
@@ -242,3 +246,58 @@ def command():
         )
 
     return go
+
+
+class MlflowServer:
+    """`mlflow server` on a port of its own, which can be down, stopped or killed."""
+
+    def __init__(self, directory: Path, store: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.directory, self.store, self.process = directory, store, None
+
+    def start(self):
+        """Start the server and wait until it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+        command += ["--port", str(self.port), "--backend-store-uri", self.store]
+        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_TRACKING_URI": ""}
+        with open(self.directory / "server.log", "a") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.directory,
+                env={**os.environ, **settings},
+                stdout=log,
+                stderr=log,
+                process_group=0,
+            )
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            try:
+                return urlopen(f"{self.url}/health", timeout=5).read()
+            except OSError:
+                time.sleep(0.1)
+        raise TimeoutError((self.directory / "server.log").read_text())
+
+    def signal(self, number: int):
+        """Send a signal to the processes of the server, and wait for their end if it kills."""
+        os.killpg(self.process.pid, number)
+        if number == signal.SIGKILL:
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def mlflow_server():
+    """Create an `mlflow server` for a store, to be started; it is killed at the end."""
+    servers = []
+
+    def create(directory: Path, store: str) -> MlflowServer:
+        servers.append(MlflowServer(directory, store))
+        return servers[-1]
+
+    yield create
+    for server in servers:
+        if server.process:
+            server.signal(signal.SIGKILL)

@@ -34,7 +34,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from lth_scale import Ticket
-from lth_scale.config import locks
+from lth_scale.config import directories
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.exit_codes import exit_on_bad_input
 from lth_scale.config.resolution import parse
@@ -1987,7 +1987,7 @@ EXPORTS = [
                 "a cut file",
                 "compact.safetensors",
                 lambda d: os.truncate(d / "compact.safetensors", 999),
-                "changed",
+                "altered",
             ),
             (
                 "a lost file",
@@ -2116,7 +2116,7 @@ PUSHES = [
         "hub",
         "pull onto other files",
         "--output_dir …/out",
-        "specify another",
+        "use another",
         argv="pull a/b --output_dir …/out",
         lay=put("out/mine", "precious"),
     ),
@@ -2446,7 +2446,7 @@ def test_leftovers_of_a_killed_run_are_not_reported_as_damage(search, tmp_path):
     out = search()
     (out / "complete").unlink()
     (out / "rounds/03/complete").unlink()
-    mark = locks.CONTENT.fullmatch((out / ".lock").read_text())[2]
+    mark = directories.CONTENT.fullmatch((out / ".lock").read_text())[2]
     put(f"out/rounds/03/.metrics.json.{mark}.tmp", "{")(tmp_path, tmp_path)
     put(f"out/.theta.safetensors.{mark}.tmp", "{")(tmp_path, tmp_path)
     search()

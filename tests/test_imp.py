@@ -16,11 +16,10 @@ from transformers import (
 from lth_scale import Ticket
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
-from lth_scale.pruning.digests import base_digest
-from lth_scale.pruning.prunable_set import prunable
+from lth_scale.pruning.prunable_set import base_digest, prunable
 from lth_scale.pruning.registries import CONTROLS
 from lth_scale.tasks.registry import TASKS
-from lth_scale.training import evaluation, loop, networks, optimizers
+from lth_scale.training import loop, networks
 
 
 @pytest.fixture
@@ -127,7 +126,7 @@ def test_a_rewound_round_under_the_same_mask_repeats_the_dense_one(search, tiny_
     from lth_scale.config.resolution import resolve
     from lth_scale.tracking.run_directory import RunDirectory
     from lth_scale.training.search import Search
-    from lth_scale.training.tickets import initial_ticket
+    from lth_scale.training.starting_point import initial_ticket
 
     given = dict(
         task="sst2",
@@ -145,7 +144,7 @@ def test_a_rewound_round_under_the_same_mask_repeats_the_dense_one(search, tiny_
     theta = found.net.engine.full_weights()
     for _ in range(2):
         networks.restart(found.net, theta, initial_ticket(found.net).masks, 0, args.seed)
-        loop.train(found.net, 3, optimizers.learning_rates(args, 3), lambda step, loss: None)
+        loop.train(found.net, 3, loop.learning_rates(args, 3), lambda step, loss: None)
         trained.append(found.net.engine.full_weights())
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in theta)
 
@@ -288,7 +287,7 @@ def test_a_nearly_empty_matrix_is_in_the_row_the_table_and_mlflow_of_every_comma
     assert tagged["round 00"] is None and tagged["round 01"] == tagged["one_shot 02"] == words[0]
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 3 and all(words[0] in run.data.tags["starved"] for run in parents)
-    assert all("passes through" in run.data.tags["mlflow.note.content"] for run in parents)
+    assert all("Nearly empty matrices" in run.data.tags["mlflow.note.content"] for run in parents)
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd"])
@@ -437,16 +436,16 @@ def test_a_resumed_search_ends_like_an_uninterrupted_one(search, starts, tmp_pat
     class Stopped(Exception):
         pass
 
-    evaluate = evaluation.evaluate
+    evaluate = loop.evaluate
     monkeypatch.setattr(
-        evaluation,
+        loop,
         "evaluate",
         lambda *a: (_ for _ in ()).throw(Stopped) if len(starts) == 9 else evaluate(*a),
     )
     with pytest.raises(Stopped):
         search(output_dir=tmp_path / "parts")
     assert len(list((tmp_path / "parts").glob("rounds/*/complete"))) == 2
-    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     parts = search(output_dir=tmp_path / "parts")
     assert (
         len(starts) == (2 + 3) + (2 + 2) + 2
@@ -457,14 +456,14 @@ def test_a_resumed_search_ends_like_an_uninterrupted_one(search, starts, tmp_pat
 
 
 def test_a_search_that_stopped_before_its_summary_prints_it_when_resumed(search, monkeypatch):
-    from lth_scale.science import search_figures
+    from lth_scale.science import figures
 
-    draw = search_figures.draw_search
+    draw = figures.draw_search
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(search_figures, "draw_search", interrupted)
+    monkeypatch.setattr(figures, "draw_search", interrupted)
     with pytest.raises(KeyboardInterrupt):
         search(control="random_mask")
     drawn = []
@@ -473,7 +472,7 @@ def test_a_search_that_stopped_before_its_summary_prints_it_when_resumed(search,
         drawn.append(layers)
         return draw(record, layers)
 
-    monkeypatch.setattr(search_figures, "draw_search", watched)
+    monkeypatch.setattr(figures, "draw_search", watched)
     out = search(control="random_mask")
     assert (out / "complete").exists()
     assert drawn == [
@@ -482,9 +481,9 @@ def test_a_search_that_stopped_before_its_summary_prints_it_when_resumed(search,
 
 
 def test_a_figure_that_fails_does_not_fail_the_search(search, monkeypatch):
-    from lth_scale.science import drawing
+    from lth_scale.science import figures
 
-    monkeypatch.setattr(drawing, "png", lambda figure: 1 / 0)
+    monkeypatch.setattr(figures, "png", lambda figure: 1 / 0)
     out = search()
     assert (
         (out / "complete").exists()

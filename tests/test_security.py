@@ -16,7 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from lth_scale import Ticket, imp, transfer
-from lth_scale.config import directories, files, locks
+from lth_scale.config import directories, files
 from lth_scale.config.exit_codes import exit_on_bad_input
 
 ROOT = Path(__file__).parent.parent
@@ -303,7 +303,7 @@ def test_files_are_writable_by_their_owner_only_and_a_stricter_umask_is_kept(uma
     with directories.new_directory(tmp_path / "c/made") as made:
         (made / "deep").mkdir()
         (made / "deep/file").write_text("x")
-    with locks.exclusive(tmp_path / "d/lock"):
+    with directories.exclusive(tmp_path / "d/lock"):
         pass
     made = modes(tmp_path)
     assert made["a/b/file"] == 0o644 & ~umask and made["a"] == made["a/b"] == 0o755 & ~umask
@@ -334,11 +334,11 @@ def test_terminal_control_characters_are_escaped_in_json(bad, tmp_path):
 @pytest.mark.parametrize("name", ["unfinished", ".lock"])
 def test_a_planted_link_is_not_followed(name, tmp_path):
     if name == "unfinished":
-        locks.acquire(tmp_path)
+        directories.acquire(tmp_path)
     link = directories.temporary(tmp_path / "file") if name == "unfinished" else tmp_path / name
     link.symlink_to(tmp_path / "precious")
     with pytest.raises(OSError, match="symbolic"):
-        files.write_bytes(tmp_path / "file", b"x") if name == "unfinished" else locks.acquire(
+        files.write_bytes(tmp_path / "file", b"x") if name == "unfinished" else directories.acquire(
             tmp_path
         )
     assert not (tmp_path / "precious").exists()

@@ -14,11 +14,11 @@ from lth_scale import Ticket
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
-from lth_scale.pruning.digests import base_digest
+from lth_scale.pruning.prunable_set import base_digest
 from lth_scale.pruning.registries import CONTROLS
 from lth_scale.shipping.export.locations import locate
 from lth_scale.training import loop
-from lth_scale.training.connectivity import barrier
+from lth_scale.training.transfer import barrier
 
 
 def rows(out) -> list[dict]:

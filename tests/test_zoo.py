@@ -19,7 +19,7 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
 from lth_scale.pruning import controls
 from lth_scale.tasks import mlm, registry
-from lth_scale.training import environment, evaluation, loop, networks
+from lth_scale.training import loop, networks, preparation
 
 CLASSES = {
     "sst2": hf.AutoModelForSequenceClassification,
@@ -194,7 +194,7 @@ def test_rewinding_restores_the_whole_training_state(name, keep, rows, small, ca
         pytest.skip("is refused")
     AcceleratorState._reset_state(reset_partial_state=True)
     args = parse(small(**flags(task, keep(family), rows, **family.flags)))
-    net = networks.prepare(environment.make_accelerator(args), registry.load_task(args), args)
+    net = networks.prepare(preparation.make_accelerator(args), registry.load_task(args), args)
     assert ("no seed controls" in caplog.text) == (name in UNSEEDED)
     if name in UNSEEDED:
         return
@@ -208,7 +208,7 @@ def test_rewinding_restores_the_whole_training_state(name, keep, rows, small, ca
         loop.train(
             net, 2, lambda step: 0.01, lambda step, loss: None
         )  # asserts that the masks held
-        found.append((net.engine.full_weights(), evaluation.evaluate(net)))
+        found.append((net.engine.full_weights(), loop.evaluate(net)))
     (first, scored), (second, again) = found
     assert scored == again
     assert first.keys() == second.keys() and all(

@@ -27,15 +27,14 @@ from typing import Any
 import speed_tables
 from jinja2 import Environment, StrictUndefined, TemplateError
 
-from lth_scale.config import files, listing
+from lth_scale.config import files, manifest
 from lth_scale.config.errors import BadInput
 from lth_scale.config.markdown import LABEL, Section, Table, literal, markdown_table
 from lth_scale.config.texts import quoted
 from lth_scale.science.report import build_sections
-from lth_scale.science.results import DAMAGE, StudyResults, study_results
+from lth_scale.science.results import DAMAGE, StudyResults, score_text, study_results
 from lth_scale.science.sections.verdicts import matching_ranges
 from lth_scale.science.study_record import parse_record
-from lth_scale.science.texts import score_text
 from lth_scale.tasks.registry import TASKS
 
 DELTA = 1.0  # percent points
@@ -131,13 +130,13 @@ def picture(path: Path, name: str) -> str:
 
 def write_own(folder: Path, name: str, content: bytes) -> Path:
     """Write the page or a picture. Raises BadInput if another file has its name."""
-    path, known = folder / name, listing.listed(folder)
-    foreign = os.path.lexists(path) or listing.is_foreign(folder / listing.LISTING)
+    path, known = folder / name, manifest.listed(folder)
+    foreign = os.path.lexists(path) or manifest.is_foreign(folder / manifest.LISTING)
     if name not in known and foreign:
         raise BadInput(
             f"{path}: exists and was not written from {folder / 'page.in'}; move it away"
         )
-    listing.write_listing(folder, {*known, name})
+    manifest.write_listing(folder, {*known, name})
     files.write_bytes(path, content)
     return path
 

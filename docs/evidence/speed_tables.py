@@ -1,10 +1,12 @@
 """What the evidence page shows of a speed.json of `lth_scale.speed`."""
 
+import html
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lth_scale.config.markdown import Table, code, literal, literal_in_html, markdown_table
+from lth_scale.config.markdown import LITERAL, Table, clean, code, literal, markdown_table
 from lth_scale.config.texts import as_words
 from lth_scale.shipping.speed.report import break_evens, section
 
@@ -15,6 +17,17 @@ QUARTILES = "{:.2f} [{:.2f}, {:.2f}]"
 def small(lines: Iterable[str]) -> str:
     """Lines below a table or a picture that are there to be looked up, not to be read."""
     return f"<small>{'<br>'.join(lines)}</small>"
+
+
+def literal_in_html(text: str) -> str:
+    """`literal` inside an HTML element, where some renderers read Markdown and some do not."""
+
+    def escape(match: re.Match[str]) -> str:
+        before, last = match[0][:-1], match[0][-1]
+        escaped = html.escape(last, quote=False)
+        return before + (escaped if escaped != last else f"&#{ord(last)};")
+
+    return LITERAL.sub(escape, clean(text))
 
 
 def made_by(command: str, machine: str, versions: str) -> str:

@@ -1,45 +1,49 @@
-"""Checks of flags that need neither data nor model."""
+"""Checks of flags that need neither data nor model, and of local paths that flags name."""
 
+import errno
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from lth_scale.config import files, run_files
 from lth_scale.config.arguments import Arguments, Training, Transfer
-from lth_scale.config.defaults import ELSEWHERE
+from lth_scale.config.defaults import DEMO, ELSEWHERE, EMBEDDED
 from lth_scale.config.errors import BadInput
 from lth_scale.config.flags import check_ranges
 from lth_scale.config.registry import REGISTRIES, parse_with
 
-MOST_ROUNDS = 1_000
-LARGEST_STEP = 2**24  # examples per device and optimizer step, whose row numbers are in memory
+_MOST_ROUNDS = 1_000
+_LARGEST_STEP = 2**24  # examples per device and optimizer step, whose row numbers are in memory
 
 
 def check_training(args: Training) -> None:
     """Raise BadInput for values out of range and flags that contradict each other."""
     check_ranges(args)
-    examples = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    if examples > LARGEST_STEP:
-        raise BadInput(
-            f"--gradient_accumulation_steps {args.gradient_accumulation_steps}: {examples:,} "
-            f"examples per step with --per_device_train_batch_size "
-            f"{args.per_device_train_batch_size}; use at most {LARGEST_STEP:,} in total"
-        )
-    if args.bf16 and args.fp16:
-        raise BadInput("--bf16 --fp16: mutually exclusive; use one")
+    batch, micro_steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    _refuse(
+        {
+            f"--gradient_accumulation_steps {micro_steps}: {batch * micro_steps:,} examples per "
+            f"step with --per_device_train_batch_size {batch}; use at most {_LARGEST_STEP:,} in "
+            "total": batch * micro_steps > _LARGEST_STEP,
+            "--bf16 --fp16: mutually exclusive; use one": args.bf16 and args.fp16,
+        }
+    )
     check_regexes(args.ignore or ())
     options = parse_optim_args(args.optim_args, args.optim)
-    if options.get("nesterov") and (not options.get("momentum") or options.get("dampening")):
-        raise BadInput(
+    is_plain = not options.get("momentum") or options.get("dampening")
+    with_head = [name for name, kind in REGISTRIES["task"].items() if kind.own_head]
+    has_head = args.task in with_head
+    _refuse(
+        {
             f"--optim_args {args.optim_args}: nesterov requires a momentum and no dampening; "
-            "change one of them"
-        )
-    if args.fresh_head and args.task != "mlm":
-        raise BadInput(
-            f"--fresh_head: only for --task mlm; --task {args.task} always has a fresh head: "
-            "omit the flag"
-        )
-    if args.keep_head and args.task == "mlm":
-        raise BadInput("--keep_head: --task mlm always trains the checkpoint's head; omit the flag")
+            "change one of them": options.get("nesterov") and is_plain,
+            f"--fresh_head: only for --task {' or '.join(with_head)}; --task {args.task} always "
+            "has a fresh head: omit the flag": args.fresh_head and not has_head,
+            f"--keep_head: --task {args.task} always trains the checkpoint's head; "
+            "omit the flag": args.keep_head and has_head,
+        }
+    )
 
 
 def check_regexes(ignore: Sequence[str]) -> None:
@@ -56,14 +60,13 @@ def check_regexes(ignore: Sequence[str]) -> None:
 
 def check_rounds(args: Arguments, start: float = 0.0) -> None:
     """Raise BadInput for a search of too many rounds, from a ticket of sparsity `start`."""
-    rounds = REGISTRIES["schedule"][args.schedule].count(
-        args.target_sparsity, args.prune_rate, start
-    )
-    if rounds > MOST_ROUNDS:
+    count = REGISTRIES["schedule"][args.schedule].count
+    rounds = count(args.target_sparsity, args.prune_rate, start)
+    if rounds > _MOST_ROUNDS:
         counted = f"{rounds:,.0f}" if rounds < 1e15 else "more than 1e15"
         raise BadInput(
             f"--prune_rate {args.prune_rate}: takes {counted} rounds to --target_sparsity "
-            f"{args.target_sparsity}, and a search has at most {MOST_ROUNDS:,}; "
+            f"{args.target_sparsity}, and a search has at most {_MOST_ROUNDS:,}; "
             "use a larger rate, such as 0.1"
         )
 
@@ -74,87 +77,65 @@ def check_search(args: Arguments) -> None:
         check_rounds(args)
     for point in points(args.keep_theta):
         parse_rewind_step(point, steps=None, name="keep_theta")
-    check_rewinding(args)
-    for name, trained in (("dense", "round 0"), ("early_bird", "each round")):
-        if getattr(args, name) and args.lr_span == "all_rounds":
-            raise BadInput(
-                f"--{name}: requires a schedule of its own for {trained}; use --lr_span round"
-            )
-    if REGISTRIES["score"][args.score].accumulate:
-        check_accumulated_score(args)
-    pattern = parse_with(REGISTRIES["pattern"], args.pattern)
-    if args.target_sparsity < pattern.least_sparsity:
-        raise BadInput(
-            f"--target_sparsity {args.target_sparsity}: --pattern {args.pattern} starts at "
-            f"{pattern.least_sparsity:g}; use that or more"
-        )
-
-
-def check_rewinding(args: Arguments) -> None:
-    """Raise BadInput for flags of rewinding that contradict each other."""
-    point = parse_rewind_step(args.rewind_step, steps=None)
-    if args.rewind != "weights" and point != 0:
-        raise BadInput(
+    rewind_step = parse_rewind_step(args.rewind_step, steps=None)
+    one_schedule = args.lr_span == "all_rounds"
+    accumulates = REGISTRIES["score"][args.score].accumulate
+    least = parse_with(REGISTRIES["pattern"], args.pattern).least_sparsity
+    _refuse(
+        {
             f"--rewind_step {args.rewind_step}: has no effect with --rewind {args.rewind}; "
-            "omit one of them"
-        )
-    if args.rewind == "lr" and args.lr_span == "all_rounds":
-        raise BadInput(
+            "omit one of them": rewind_step != 0 and args.rewind != "weights",
             "--lr_span all_rounds: contradicts --rewind lr, which restarts the schedule each "
-            "round; omit one of them"
-        )
-
-
-def check_accumulated_score(args: Arguments) -> None:
-    """Raise BadInput for flags that contradict a score that is summed over training."""
-    if args.dense:
-        raise BadInput(
-            f"--dense: --score {args.score} needs sums over round 0, which are not stored; omit "
-            "--dense or use --score magnitude"
-        )
-    if args.max_steps == 0 or args.fp16:
-        raise BadInput(
+            "round; omit one of them": one_schedule and args.rewind == "lr",
+            "--dense: requires a schedule of its own for round 0; use --lr_span round": one_schedule
+            and args.dense,
+            "--early_bird: requires a schedule of its own for each round; "
+            "use --lr_span round": one_schedule and args.early_bird,
+            f"--dense: --score {args.score} needs sums over round 0, which are not stored; "
+            "omit --dense or use --score magnitude": accumulates and args.dense,
             f"--score {args.score}: sums gradients over training; use --max_steps above 0, and "
-            "--bf16 instead of --fp16"
-        )
+            "--bf16 instead of --fp16": accumulates and (args.max_steps == 0 or args.fp16),
+            f"--target_sparsity {args.target_sparsity}: --pattern {args.pattern} starts at "
+            f"{least:g}; use that or more": args.target_sparsity < least,
+        }
+    )
 
 
 def check_transfer(args: Transfer) -> None:
     """Raise BadInput for flags of a transfer that contradict each other."""
-    controls = REGISTRIES["control"]
-    without_ticket = [name for name in controls if not controls[name].needs_ticket]
-    if args.target_sparsity is not None and args.ticket:
-        raise BadInput(
-            f"--target_sparsity {args.target_sparsity}: the ticket has its own; "
-            "omit one of --target_sparsity and --ticket"
-        )
-    if args.target_sparsity is not None and args.control not in without_ticket:
-        raise BadInput(
-            f"--target_sparsity {args.target_sparsity}: --control {args.control} needs a ticket; "
-            f"specify --ticket, or use --control {', '.join(without_ticket)}"
-        )
-    if args.control in without_ticket and args.target_sparsity is None and not args.ticket:
-        raise BadInput(
-            f"--control {args.control}: no sparsity; specify --ticket FILE or --target_sparsity"
-        )
-    if args.scope and not (controls[args.control].by_scope and args.target_sparsity):
-        raise BadInput(
-            f"--scope {args.scope}: only for --control one_shot with --target_sparsity; omit it"
-        )
-    if args.connectivity and len(args.seeds) < 2:
-        raise BadInput(
+    controls, control, sparsity = REGISTRIES["control"], args.control, args.target_sparsity
+    without_ticket = [name for name, entry in controls.items() if not entry.needs_ticket]
+    is_given, stands_alone = sparsity is not None, control in without_ticket
+    _refuse(
+        {
+            f"--target_sparsity {sparsity}: the ticket has its own; "
+            "omit one of --target_sparsity and --ticket": is_given and args.ticket,
+            f"--target_sparsity {sparsity}: --control {control} needs a ticket; specify --ticket, "
+            f"or use --control {', '.join(without_ticket)}": is_given and not stands_alone,
+            f"--control {control}: no sparsity; specify --ticket FILE or "
+            "--target_sparsity": stands_alone and not is_given and not args.ticket,
+            f"--scope {args.scope}: only for --control one_shot with --target_sparsity; "
+            "omit it": args.scope and not (controls[control].by_scope and sparsity),
             f"--connectivity: requires two seeds, but there is one ({args.seeds[0]}); "
-            "use --seeds 1 2"
-        )
+            "use --seeds 1 2": args.connectivity and len(args.seeds) < 2,
+        }
+    )
+
+
+def _refuse(contradictions: dict[str, object]) -> None:
+    """Raise BadInput with the first message whose condition holds."""
+    for message, holds in contradictions.items():
+        if holds:
+            raise BadInput(message)
 
 
 def points(text: str | None) -> list[str]:
-    """Return the rewind points of --keep_theta."""
+    """The rewind points of --keep_theta."""
     return [point.strip() for point in (text or "").split(",") if point.strip()]
 
 
 def parse_rewind_step(text: str, steps: int | None, name: str = "rewind_step") -> int | float:
-    """Return the rewind point in steps, or a fraction as it is if the `steps` of a round are None.
+    """The rewind point in steps, or a fraction unchanged if the `steps` of a round are None.
 
     Raises BadInput unless it is a number of steps or a fraction below 1, and for a point at or
     past the end of a round.
@@ -179,27 +160,85 @@ def parse_rewind_step(text: str, steps: int | None, name: str = "rewind_step") -
 
 
 def parse_optim_args(text: str | None, optim: str) -> dict[str, Any]:
-    """Return `'momentum=0.9,nesterov=true'` as keyword arguments. Raises BadInput."""
-    options: dict[str, Any] = {}
+    """`'momentum=0.9,nesterov=true'` as keyword arguments. Raises BadInput."""
+    parsers, options = REGISTRIES["optimizer"][optim].options, dict[str, Any]()
     for part in filter(None, (text or "").replace(" ", "").split(",")):
         name, _, value = part.partition("=")
         try:
             if name in options:
                 raise ValueError("is given twice; keep one")
-            options[name] = parse_optim_arg(name, value, optim)
+            if not value:
+                raise ValueError("is not NAME=NUMBER or NAME=true; use the optimizer's arguments")
+            if name in ELSEWHERE:
+                raise ValueError(f"is set by another flag; use {ELSEWHERE[name]}")
+            if name not in parsers:
+                known = ", ".join(parsers)
+                raise ValueError(f"is not an argument of --optim {optim} here; use {known}")
+            options[name] = parsers[name](name, value)
         except ValueError as problem:
             raise BadInput(f"--optim_args {text}: {part!r} {problem}") from None
     return options
 
 
-def parse_optim_arg(name: str, value: str, optim: str) -> float | bool:
-    """Return the value of one optimizer argument. Raises ValueError."""
-    if not value:
-        raise ValueError("is not NAME=NUMBER or NAME=true; use the optimizer's arguments")
-    if name in ELSEWHERE:
-        raise ValueError(f"is set by another flag; use {ELSEWHERE[name]}")
-    options = REGISTRIES["optimizer"][optim].options
-    if name not in options:
-        known = ", ".join(options)
-        raise ValueError(f"is not an argument of --optim {optim} here; use {known}")
-    return options[name](name, value)
+def check_paths(args: Training) -> None:
+    """Raise BadInput for a local path that does not hold what its flag needs."""
+    for name in ("output_dir", "dataset_path", "model_name_or_path"):
+        if getattr(args, name) == "":
+            raise BadInput(f"--{name} '': empty value; specify one or omit the flag")
+    data = args.dataset_path
+    if data == EMBEDDED and args.task not in DEMO:
+        raise BadInput(
+            f"--dataset_path embedded: no data for --task {args.task}; use {' or '.join(DEMO)}"
+        )
+    if data not in (None, EMBEDDED) and not Path(str(data)).is_dir():
+        raise BadInput(
+            f"--dataset_path {data}: no such directory; specify one that contains train.jsonl and "
+            "so on"
+        )
+    for name in ("ticket", "theta"):
+        if (path := getattr(args, name, None)) is not None:
+            _check_file(name, path)
+    for name in ("dense", "compare_with"):
+        if (path := getattr(args, name, None)) is not None:
+            _check_run(name, path)
+    _check_model(args.model_name_or_path)
+
+
+def _check_file(name: str, path: str) -> None:
+    try:
+        files.check_regular(Path(path))
+    except OSError as problem:
+        is_absent = problem.errno in (errno.ENOENT, errno.ENOTDIR) or Path(path).is_dir()
+        why = "no such file" if is_absent else problem.strerror
+        raise BadInput(f"--{name} {path}: {why}; specify a {name}.safetensors") from None
+
+
+def _check_run(name: str, run: str) -> None:
+    if not Path(run, "complete").is_file():
+        raise BadInput(
+            f"--{name} {run}: not a finished run; specify the --output_dir of a finished one"
+        )
+    try:
+        run_files.check_whole(Path(run))
+    except ValueError as problem:
+        raise BadInput(
+            f"--{name} {run}: {problem}; restore a copy of it, or use another run"
+        ) from None
+
+
+def _check_model(model: str) -> None:
+    """Raise BadInput for a directory that holds no model, or holds something else as its files."""
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).exists()
+    if model == EMBEDDED or not looks_local:
+        return
+    if not (Path(model) / "config.json").is_file():
+        raise BadInput(
+            f"--model_name_or_path {model}: no model found (config.json is missing); "
+            "specify a directory saved by save_pretrained, a Hub name, or --preset demo"
+        )
+    try:
+        files.check_model(Path(model))
+    except OSError as problem:
+        raise BadInput(
+            f"--model_name_or_path {problem.filename}: {problem.strerror}; replace it with a file"
+        ) from None

@@ -3,8 +3,8 @@
 from typing import Any
 
 EMBEDDED = "embedded"
-GLUE_TASKS = ("mnli", "qqp", "stsb", "wnli", "qnli", "mrpc", "rte", "sst2", "cola")
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
+# Arguments of optimizers that other flags set.
 ELSEWHERE = {
     "lr": "--learning_rate",
     "weight_decay": "--weight_decay",
@@ -19,8 +19,9 @@ GLUE_DEFAULTS: dict[str, Any] = {
     "max_steps": -1,
     "max_seq_length": 128,
 }
-# The same sources; a round of the MLM search is 10,000 steps (`--save_steps 10000` there).
-DEFAULTS: dict[str, dict[str, Any]] = dict.fromkeys(GLUE_TASKS, GLUE_DEFAULTS) | {
+# Of the other tasks, from the same sources; `register_task` adds its own. A round of the MLM search
+# is 10,000 steps (`--save_steps 10000` there).
+DEFAULTS: dict[str, dict[str, Any]] = {
     "squad": GLUE_DEFAULTS
     | {
         "per_device_train_batch_size": 16,
@@ -37,24 +38,22 @@ DEFAULTS: dict[str, dict[str, Any]] = dict.fromkeys(GLUE_TASKS, GLUE_DEFAULTS) |
         "max_seq_length": 512,
     },
 }
+_DEMO: dict[str, Any] = {
+    "model_name_or_path": EMBEDDED,
+    "dataset_path": EMBEDDED,
+    "target_sparsity": 0.8,
+    "max_seq_length": 128,
+    "control": "random_mask",
+}
 DEMO: dict[str, dict[str, Any]] = {
-    task: {
-        "model_name_or_path": EMBEDDED,
-        "dataset_path": EMBEDDED,
-        "target_sparsity": 0.8,
-        "max_seq_length": 128,
-        "control": "random_mask",
-        **sizes,
-    }
-    for task, sizes in {
-        "mlm": {
-            "per_device_train_batch_size": 16,
-            "learning_rate": 5e-4,
-            "max_steps": 50,
-            "max_eval_samples": 300,
-        },
-        "sst2": {"per_device_train_batch_size": 32, "learning_rate": 1e-3, "max_steps": 150},
-    }.items()
+    "mlm": _DEMO
+    | {
+        "per_device_train_batch_size": 16,
+        "learning_rate": 5e-4,
+        "max_steps": 50,
+        "max_eval_samples": 300,
+    },
+    "sst2": _DEMO | {"per_device_train_batch_size": 32, "learning_rate": 1e-3, "max_steps": 150},
 }
 # BERT-mini of Turc et al. 2019 (arXiv:1908.08962) on a slice of the real data.
 QUICK: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Directories that are complete or absent, and the temporary names under which they are written.
+"""Directories that are complete or absent, their temporary names, and their locks.
 
 Only what this package has written is ever deleted or replaced. A temporary name ends in the mark of
 the run that made it.
@@ -9,6 +9,8 @@ import fcntl
 import os
 import re
 import shutil
+import socket
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -16,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+CONTENT = re.compile(r"process \d+ on .+\n(mark ([0-9a-f]{32})\n)?")  # of a `.lock`
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,64 @@ class DirectoryLock:
 HELD: dict[Path, DirectoryLock] = {}  # by resolved directory
 
 
+def acquire(directory: Path) -> str:
+    """Lock `directory` until this process ends or calls `release`; return who holds it, or ""."""
+    release(directory)
+    make_directory(directory)
+    file = os.fdopen(open_own(directory / ".lock", os.O_RDWR), "r+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with file:
+            return file.readline().strip() or "another process"
+    previous = CONTENT.fullmatch(file.read())
+    mark = (previous and previous[2]) or uuid.uuid4().hex
+    file.seek(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\nmark {mark}\n")
+    file.truncate()
+    file.flush()
+    HELD[directory.resolve()] = DirectoryLock(file, mark)
+    return ""
+
+
+def release(directory: Path) -> None:
+    """Unlock `directory` if this process holds its lock."""
+    if lock := HELD.pop(directory.resolve(), None):
+        lock.file.close()
+
+
+def is_lock(path: Path) -> bool:
+    """True if `path` is a `.lock` that `acquire` wrote."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            return False
+        return bool(CONTENT.fullmatch(path.read_bytes()[:1000].decode()))
+    except (OSError, ValueError):
+        return False
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Wait until no other process is inside `exclusive(path)`; a process that dies unlocks it."""
+    make_directory(path.parent)
+    descriptor = open_own(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_APPEND)
+    with os.fdopen(descriptor, "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def open_own(path: Path, flags: int) -> int:
+    """A descriptor of a regular file, created if missing; follows no link and waits for no pipe.
+
+    Raises OSError if anything else exists there.
+    """
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return descriptor
+
+
 def temporary(path: Path) -> Path:
     """The temporary name beside `path`, with the mark of the run it belongs to or a new one."""
     mark = next(iter(marks(path)), uuid.uuid4().hex)
@@ -38,8 +100,7 @@ def temporary(path: Path) -> Path:
 
 def marks(path: Path) -> list[str]:
     """The marks of the locked directories that contain `path`, the innermost first."""
-    locks = (HELD.get(parent) for parent in path.absolute().resolve().parents)
-    return [lock.mark for lock in locks if lock]
+    return [HELD[parent].mark for parent in path.absolute().resolve().parents if parent in HELD]
 
 
 def make_directory(path: Path) -> None:
@@ -51,7 +112,7 @@ def make_directory(path: Path) -> None:
 def check_writable(directory: Path) -> None:
     """Raise OSError unless files can be created in `directory`, or in its nearest existing parent.
 
-    Probes with a temporary file that is deleted again. A broken link is an error too.
+    Creates and deletes a temporary file. A broken link is an error too.
     """
     for path in (directory, *directory.parents):
         if path.is_symlink():
@@ -65,9 +126,9 @@ def check_writable(directory: Path) -> None:
         Path(probe, "file").touch()
 
 
-def sync_directory(directory: Path) -> None:
-    """Make renames inside `directory` durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file, or the renames inside a directory, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -79,23 +140,21 @@ def sync_tree(directory: Path) -> None:
     for path in directory.rglob("*"):
         path.chmod(path.stat().st_mode & ~0o022)
         if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-    sync_directory(directory)
+            sync(path)
+    sync(directory)
 
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """A temporary directory to fill; renamed to `path` on success, deleted on failure.
 
-    Deletes first what killed processes left of the same directory. Raises OSError if anything but
-    an empty directory exists at `path`: nothing is replaced.
+    Raises OSError if anything but an empty directory exists at `path`: nothing is replaced.
     """
     with temporary_directory(path) as unfinished:
         yield unfinished
         sync_tree(unfinished)
         os.rename(unfinished, path)
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
 @contextmanager
@@ -126,7 +185,7 @@ def temporary_path(path: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _abandoned(path: Path) -> Iterator[Path]:
+def _abandoned(path: Path) -> Iterator[str]:
     """Temporary directories for `path` that no living process fills."""
     form = re.compile(re.escape(temporary(path).name[:-36]) + r"[0-9a-f]{32}\.tmp")
     for entry in os.scandir(path.parent) if path.parent.is_dir() else ():
@@ -140,7 +199,7 @@ def _abandoned(path: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Otherwise another program made it, or it is not locked yet.
             if os.listdir(entry.path) == [path.name]:
-                yield Path(entry.path)
+                yield entry.path
         except OSError:
             continue  # in use, or unreadable
         finally:
@@ -158,6 +217,6 @@ def move_into(unfinished: Path, path: Path) -> None:
             target = path / file.relative_to(unfinished)
             make_directory(target.parent)
             os.replace(file, target)
-            sync_directory(target.parent)
+            sync(target.parent)
         shutil.rmtree(unfinished)
-    sync_directory(path.parent)
+    sync(path.parent)

@@ -12,30 +12,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lth_scale.config.directories import (
-    make_directory,
-    marks,
-    sync_directory,
-    temporary,
-    temporary_path,
-)
+from lth_scale.config.directories import make_directory, marks, sync, temporary, temporary_path
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MODEL_FILES = (".json", ".txt", ".model", ".safetensors")
-
-
-def open_own(path: Path, flags: int) -> int:
-    """A descriptor of a regular file, created if missing; follows no link and waits for no pipe.
-
-    Raises OSError if anything else exists there.
-    """
-    descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "is not a regular file", str(path))
-    return descriptor
 
 
 def check_regular(path: Path) -> None:
@@ -50,7 +30,7 @@ def check_regular(path: Path) -> None:
 def check_model(directory: Path) -> None:
     """Raise OSError if a file of a model or its tokenizer is a pipe, a device or a broken link."""
     for path in sorted(directory.iterdir()):
-        if path.suffix in MODEL_FILES and not path.is_dir():
+        if path.suffix in (".json", ".txt", ".model", ".safetensors") and not path.is_dir():
             check_regular(path)
 
 
@@ -83,16 +63,13 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` atomically: a reader sees the old content or the new one."""
     make_directory(path.parent)
     with nullcontext(temporary(path)) if marks(path) else temporary_path(path) as unfinished:
-        with open(unfinished, "wb", opener=_without_links) as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        with os.fdopen(os.open(unfinished, flags, 0o644), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    sync_directory(path.parent)
-
-
-def _without_links(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NOFOLLOW, 0o644)
+    sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,13 +1,16 @@
-"""Flags as dataclass fields: each is declared once, with all that other modules ask of it."""
+"""Flags as dataclass fields: each is declared once, with all that other modules need of it."""
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
+from functools import partial
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_origin
 
-from lth_scale.config.defaults import DEFAULTS, GLUE_DEFAULTS
+from lth_scale.config.defaults import DEFAULTS, EMBEDDED, GLUE_DEFAULTS
 from lth_scale.config.errors import BadInput
 from lth_scale.config.registry import REGISTRIES
 
@@ -24,20 +27,20 @@ class Group(StrEnum):
     HUB = "Hub"
 
 
-DATA, SEARCH, COMPARISON, TRAINING, PRECISION, TRACKING, HUB = Group
-
-
 class Range(NamedTuple):
-    """The smallest and the largest value of a flag, and a description of both for messages."""
+    """The smallest and the largest value of a flag, and both in words unless they are integers."""
 
     least: float
     most: float
-    words: str
+    words: str = ""
+
+    def __str__(self) -> str:
+        return self.words or f"{self.least:,} or more, at most {self.most:,}"
 
 
-COUNT = Range(1, 10**9, "1 or more, at most 1,000,000,000")
-BATCH = Range(1, 2**16, "1 or more, at most 65,536")
-TOKENS = Range(1, 2**20, "1 or more, at most 1,048,576")
+COUNT = Range(1, 10**9)
+BATCH = Range(1, 2**16)
+TOKENS = Range(1, 2**20)
 FRACTION = Range(0, math.nextafter(1, 0), "a fraction, at least 0 and below 1, such as 0.7")
 SEED = Range(0, 2**32 - 1, "an integer from 0 to 4294967295")
 
@@ -79,22 +82,31 @@ def flag(help: str, default: Any = None, **facts: Any) -> Any:
     return field(default=default, metadata={"flag": Flag(help=help, **facts)})
 
 
+data_flag, search_flag, comparison_flag, training_flag, precision_flag, tracking_flag, hub_flag = (
+    partial(flag, group=group) for group in Group
+)
+
+
+def report_to_flag(**facts: Any) -> Any:
+    """The flag --report_to: a tracker of a registry, else MLflow or none."""
+    return flag("experiment tracker", "mlflow", choices=("mlflow", "none"), **facts)
+
+
 def flags_of(kind: type) -> Iterator[tuple[Field[Any], Flag]]:
     """Iterate over the fields of a dataclass that are flags."""
     return ((spec, spec.metadata["flag"]) for spec in fields(kind) if "flag" in spec.metadata)
 
 
 def value_type(spec: Field[Any]) -> tuple[type, bool]:
-    """Return the type of a flag's value, and whether the flag takes several of them."""
+    """The type of a flag's value, and whether the flag takes several of them."""
     types = get_args(spec.type) if isinstance(spec.type, UnionType) else (spec.type,)
     kind = next(kind for kind in types if kind is not NoneType)
     return (get_args(kind)[0], True) if get_origin(kind) is tuple else (kind, False)
 
 
 def default_text(spec: Field[Any]) -> str:
-    """Return ` (default: …)`, by task where tasks differ, or "" if the default is None or False."""
-    if spec.name in GLUE_DEFAULTS:
-        usual = GLUE_DEFAULTS[spec.name]
+    """` (default: …)`, by task where tasks differ, or "" if the default is None or False."""
+    if (usual := GLUE_DEFAULTS.get(spec.name)) is not None:
         by_task = {task: values[spec.name] for task, values in DEFAULTS.items()}
         differing = [f"{task} {value}" for task, value in by_task.items() if value != usual]
         return f" (default: {', '.join([str(usual), *differing])})"
@@ -108,9 +120,18 @@ def check_ranges(args: Any) -> None:
     # A transfer's --seeds come before the --seed that follows from them.
     for spec, declared in reversed([*flags_of(type(args))]):
         value = getattr(args, spec.name)
-        if declared.range is None or value is None:
+        if not declared.range or value is None:
             continue
-        least, most, words = declared.range
         for number in value if isinstance(value, tuple) else (value,):
-            if not least <= number <= most:
-                raise BadInput(f"--{spec.name} {number}: out of range; use {words}")
+            if not declared.range.least <= number <= declared.range.most:
+                raise BadInput(f"--{spec.name} {number}: out of range; use {declared.range}")
+
+
+def is_local(name: str) -> bool:
+    """True for the embedded model and for an existing path."""
+    return name == EMBEDDED or Path(name).exists()
+
+
+def absolute_model(name: str) -> str:
+    """The name of a model, as an absolute path if it is a local directory."""
+    return os.path.abspath(name) if is_local(name) and name != EMBEDDED else name

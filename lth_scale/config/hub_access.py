@@ -5,28 +5,20 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from lth_scale.config import caches
 from lth_scale.config.errors import BadInput, Stopped
-from lth_scale.config.redaction import without_secrets
 from lth_scale.config.resolution import HUB_NAME
-from lth_scale.config.texts import brief
+from lth_scale.config.startup import hub_cache_problem
+from lth_scale.config.texts import reason
 
 if TYPE_CHECKING:
     import httpx
 
-LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
 HUB_TIMEOUT = 120.0  # seconds without a byte until a request is given up
 DELAYS = (2, 8)  # seconds before each retry; the library has its own for most requests
 Answer = TypeVar("Answer")
-
-
-class Failure(NamedTuple):
-    """Why a request failed, in one line. is_transient: it may succeed when repeated."""
-
-    reason: str
-    is_transient: bool = False
 
 
 @contextmanager
@@ -48,7 +40,7 @@ def session() -> Iterator[None]:
     had_bars = not are_progress_bars_disabled()
     set_client_factory(lambda: client(HUB_TIMEOUT))
     disable_progress_bars()
-    # The data's loading sets it as well, if the Hub cannot be reached.
+    # Loading data sets it as well, if the Hub cannot be reached.
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
     constants.HF_HUB_OFFLINE = offline
     try:
@@ -70,36 +62,32 @@ def request(call: Callable[[], Answer], repo: str, delays: tuple[int, ...] | Non
         except (BadInput, Stopped):
             raise
         except Exception as problem:  # of the library, its HTTP client or its token store
-            failure = explain(problem, repo)
+            failure = _explain(problem, repo)
             if failure is None:
                 raise
-            if not failure.is_transient:
-                raise BadInput(failure.reason) from problem
-            if delay is None:
-                raise Stopped(
-                    f"{failure.reason}: nothing is lost and nothing was changed there; "
-                    "run the same command again"
-                ) from problem
+            if delay is None or isinstance(failure, BadInput):
+                raise failure from problem
             time.sleep(delay)
     raise AssertionError("unreachable")
 
 
-def explain(problem: BaseException, repo: str) -> Failure | None:
-    """What an error of the Hub's library means; None for an unforeseen one."""
+def _explain(problem: BaseException, repo: str) -> BadInput | Stopped | None:
+    """What an error of the Hub's library means: Stopped if the request may succeed when repeated.
+
+    None for an unforeseen error.
+    """
     from huggingface_hub import errors
 
+    if message := hub_cache_problem(problem):
+        return BadInput(message)
     chain = [problem]
-    while (
-        cause := chain[-1].__cause__ or chain[-1].__context__
-    ) is not None and cause not in chain:
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
         chain.append(cause)
-    if reason := caches.hub_cache_problem(problem):
-        return Failure(reason)
     hub, subject = os.environ.get("HF_ENDPOINT") or "the Hub", f"--hub_model_id {repo}"
     if any(isinstance(error, errors.LocalTokenNotFoundError) for error in chain):
-        return Failure(f"{subject}: no token for {hub}; {LOG_IN}")
+        return BadInput(f"{subject}: no token for {hub}; {_LOG_IN}")
     if any(isinstance(error, errors.OfflineModeIsEnabled) for error in chain):
-        return Failure(
+        return BadInput(
             f"{subject}: HF_HUB_OFFLINE is set, which blocks requests to {hub}; unset it"
         )
     for error in chain:
@@ -107,29 +95,32 @@ def explain(problem: BaseException, repo: str) -> Failure | None:
             return _of_status(error.response.status_code, problem, subject, hub)
     names = {kind.__name__ for error in chain for kind in type(error).__mro__}
     if names & {"TransportError", "ConnectionError", "TimeoutError"}:
-        reason = f"{subject}: {hub} cannot be reached, or the connection broke ({_short(problem)})"
-        return Failure(reason, is_transient=True)
+        return _interrupted(
+            f"{subject}: {hub} cannot be reached, or the connection broke ({reason(problem)})"
+        )
     return None
 
 
-def _of_status(status: int, problem: BaseException, subject: str, hub: str) -> Failure:
+def _of_status(status: int, problem: BaseException, subject: str, hub: str) -> BadInput | Stopped:
+    if status in (408, 429) or status >= 500:
+        return _interrupted(f"{subject}: {hub} failed (HTTP {status})")
     if status == 401:
-        return Failure(f"{subject}: {hub} does not accept the token (401); {LOG_IN}")
+        return BadInput(f"{subject}: {hub} does not accept the token (401); {_LOG_IN}")
     if status == 403:
-        return Failure(
+        return BadInput(
             f"{subject}: the token may not write there (403); use a name of your own, or a token "
             "with write access"
         )
-    if status in (408, 429) or status >= 500:
-        return Failure(f"{subject}: {hub} failed (HTTP {status})", is_transient=True)
-    return Failure(
-        f"{subject}: {hub} refused the request (HTTP {status}: {_short(problem)}); correct that, "
+    return BadInput(
+        f"{subject}: {hub} refused the request (HTTP {status}: {reason(problem)}); correct that, "
         "or use another name"
     )
 
 
-def _short(problem: BaseException) -> str:
-    return brief(without_secrets(str(problem))) or type(problem).__name__
+def _interrupted(message: str) -> Stopped:
+    return Stopped(
+        f"{message}: nothing is lost and nothing was changed there; run the same command again"
+    )
 
 
 def check_source(name: str, revision: str | None) -> None:
@@ -161,7 +152,7 @@ def fetch(
             ) from problem
         except errors.RepositoryNotFoundError as problem:
             raise BadInput(
-                f"{name}: does not exist on the Hub, or is private; check the name, or {LOG_IN}"
+                f"{name}: does not exist on the Hub, or is private; check the name, or {_LOG_IN}"
             ) from problem
 
     try:

@@ -1,7 +1,7 @@
 """Sections of text, tables and figures as Markdown.
 
-The writers take plain text, names and notes of anybody included, and escape it so that it is shown
-as it is.
+The writers take plain text, untrusted names and notes included, and escape it so that it is shown
+unchanged.
 """
 
 import re
@@ -25,8 +25,6 @@ ACTIVE = r"""
 """
 LITERAL = re.compile(ACTIVE, re.VERBOSE)
 LABEL = re.compile(rf"{ACTIVE} | [\[\]]", re.VERBOSE)
-# Every renderer undoes a backslash before these; other characters need an entity.
-BACKSLASHED = "\\`*{|_[]-+.)"
 
 
 @dataclass(frozen=True)
@@ -59,35 +57,28 @@ def literal(text: str, active: re.Pattern[str] = LITERAL) -> str:
 
 
 def _escape(match: re.Match[str]) -> str:
-    last = match[0][-1]
-    return match[0][:-1] + (f"\\{last}" if last in BACKSLASHED else _entity(last))
-
-
-def _entity(character: str) -> str:
-    return {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(character, f"&#{ord(character)};")
-
-
-def literal_in_html(text: str) -> str:
-    """`literal` inside an HTML element, where some renderers read Markdown and some do not."""
-    return LITERAL.sub(lambda match: match[0][:-1] + _entity(match[0][-1]), clean(text))
+    before, last = match[0][:-1], match[0][-1]
+    # Every renderer undoes a backslash before these; other characters need an entity.
+    if last in "\\`*{|_[]-+.)":
+        return f"{before}\\{last}"
+    return before + {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(last, f"&#{ord(last)};")
 
 
 def code(text: str) -> str:
     """`text` as inline code."""
     text = clean(text)
-    fence = "`" * (1 + longest_run(text))
+    fence = "`" * (1 + _longest_run(text))
     space = " " if "`" in text else ""
     return f"{fence}{space}{text}{space}{fence}"
 
 
 def code_block(text: str, language: str) -> str:
     """`text` as a fenced code block."""
-    fence = "`" * max(3, 1 + longest_run(text))
+    fence = "`" * max(3, 1 + _longest_run(text))
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def longest_run(text: str) -> int:
-    """The length of the longest run of backticks in `text`."""
+def _longest_run(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
 
 

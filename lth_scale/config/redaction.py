@@ -5,7 +5,6 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote
@@ -13,7 +12,7 @@ from urllib.parse import parse_qsl, quote, unquote
 MASK = "***"
 # Known secrets of fewer characters are ignored; from DISTINCT on, they are masked inside words too.
 SHORTEST, DISTINCT = 4, 8
-WORDS = {"true", "false", "none", "null"}  # values of switches, whatever their names suggest
+WORDS = {"true", "false", "none", "null"}  # values of switches
 # The names under which drivers, clouds and this package's environment take secrets
 NAME = r"""(?:[\w.-]*(?:password|passwd|passphrase|passcode|pwd|token|secret|credentials?|signature
     |sslkey|(?:api|access|account|private|secret|signing|encryption)[\s_-]?key)
@@ -47,6 +46,8 @@ NEXT = re.compile(r"""[\s"'<>,|;`(\[{]+[A-Za-z][\w+.-]*://""")
 # And further hosts, as PostgreSQL takes them
 PORT = re.compile(r"\d*(?:,(?:\[[^\]]*\]|[^:,]*)(?::\d*)?)*")
 
+Pairs = tuple[tuple[str, str], ...]
+
 
 def without_secrets(text: str) -> str:
     """A text with URLs reduced to scheme, host and path, and with passwords and tokens masked.
@@ -54,7 +55,8 @@ def without_secrets(text: str) -> str:
     Masked are values under the names that drivers use (`password=`, `PWD=`, `"token":`, …) or in
     headers, and the secrets of this process's environment and command line anywhere.
     """
-    urls, secrets = _known(tuple(_own_secrets()))
+    own = (*os.environ.items(), *(("", word) for word in sys.argv[1:]))
+    urls, secrets = _known(tuple(pair for pair in own if _may_be_secret(*pair)))
     for url, reduced in urls:
         text = text.replace(url, reduced)
     while "://" in text and (reduced := _reduce_urls(text)) != text:
@@ -99,12 +101,12 @@ def _mask(match: re.Match[str]) -> str:
 
 
 def _reduce_urls(text: str) -> str:
-    parts, at = [], 0
+    reduced, at = "", 0
     while start := START.search(text, at):
         end = _end(text, start)
-        parts += [text[at : start.start()], _reduced(text[start.start() : end])]
+        reduced += text[at : start.start()] + _reduced(text[start.start() : end])
         at = end
-    return "".join([*parts, text[at:]])
+    return reduced + text[at:]
 
 
 def _end(text: str, start: re.Match[str]) -> int:
@@ -135,8 +137,8 @@ def _reduced(url: str) -> str:
     host, _, port = _host(rest)
     shown = re.split(r"\?" if scheme.startswith("sqlite") else r"[?#]", rest, maxsplit=1)[0]
     shown = shown if _is_port(port) else host
-    closers = re.search(rf"[{CLOSERS.replace('?', '')}]{{0,3}}$", rest[len(shown) :])
-    return f"{scheme}://{shown}{closers.group() if closers else ''}"
+    closers = re.findall(rf"[{CLOSERS.replace('?', '')}]{{0,3}}$", rest[len(shown) :])
+    return f"{scheme}://{shown}{closers[0]}"
 
 
 def _split(rest: str) -> tuple[str, str]:
@@ -165,21 +167,15 @@ def _is_port(text: str) -> bool:
     return bool(PORT.fullmatch(text.rstrip(r""")]}>.,;:!?'"`""")))
 
 
-def _own_secrets() -> Iterable[tuple[str, str]]:
-    """(name, value) of variables that may hold secrets, and URLs of the command line."""
-    for name, value in (*os.environ.items(), *(("", word) for word in sys.argv[1:])):
-        if (
-            OWN_URL.match(value)
-            or SECRET_VARIABLE.fullmatch(name)
-            or (name == "MLFLOW_TRACKING_URI" and "@" in value)
-        ):
-            yield name, value
+def _may_be_secret(name: str, value: str) -> bool:
+    """True for URLs, and for environment variables that may hold secrets."""
+    if OWN_URL.match(value) or SECRET_VARIABLE.fullmatch(name):
+        return True
+    return name == "MLFLOW_TRACKING_URI" and "@" in value
 
 
 @lru_cache(maxsize=8)
-def _known(
-    own: tuple[tuple[str, str], ...],
-) -> tuple[list[tuple[str, str]], re.Pattern[str] | None]:
+def _known(own: Pairs) -> tuple[Pairs, re.Pattern[str] | None]:
     """URLs with their reduced forms, and a pattern of the secrets; both longest first."""
     urls, secrets = dict[str, str](), set[str]()
     for name, value in own:
@@ -194,15 +190,13 @@ def _known(
         else:  # a URL that lacks its slashes, or its scheme too
             for rest in (value, value.partition(":")[2]):
                 secrets |= _pieces(f"://{rest.lstrip('/')}")
-    masked = [
-        secret for secret in secrets if len(secret) >= SHORTEST and secret.lower() not in WORDS
-    ]
     forms = [
         re.escape(secret) if len(secret) >= DISTINCT else rf"(?<!\w){re.escape(secret)}(?!\w)"
-        for secret in sorted(masked, key=len, reverse=True)
+        for secret in sorted(secrets, key=len, reverse=True)
+        if len(secret) >= SHORTEST and secret.lower() not in WORDS
     ]
     longest_first = sorted(urls.items(), key=lambda pair: -len(pair[0]))
-    return longest_first, re.compile("|".join(forms)) if forms else None
+    return (*longest_first,), re.compile("|".join(forms)) if forms else None
 
 
 def _pieces(url: str) -> set[str]:
@@ -220,7 +214,5 @@ def _pieces(url: str) -> set[str]:
         for _, value in query
         for match in PAIR.finditer(value)
     ]
-    forms = {
-        form for secret in secrets for form in (secret, unquote(secret), quote(secret, safe=""))
-    }
+    forms = {*secrets, *map(unquote, secrets), *(quote(secret, safe="") for secret in secrets)}
     return forms | {piece for form in forms for piece in re.split(r"[/?#@:&=;,\s]+", form)}

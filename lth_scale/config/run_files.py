@@ -2,25 +2,20 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from lth_scale.config.directories import HELD
 from lth_scale.config.files import check_regular, read_json
 
-STAGES = ("rounds/[0-9]*", "seeds/[0-9]*", "controls/*/[0-9]*")
-TENSORS = (
-    "ticket.safetensors",
-    "theta.safetensors",
-    "theta-[0-9]*.safetensors",
-    "weights.safetensors",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
+_STAGES = ("rounds/[0-9]*", "seeds/[0-9]*", "controls/*/[0-9]*")
+_TENSORS = (
+    *("ticket.safetensors", "theta.safetensors", "theta-[0-9]*.safetensors"),
+    *("weights.safetensors", "model.safetensors", "model-*-of-*.safetensors"),
 )
-TABLES = ("results", "controls")  # JSON lists
-METRICS = "sparsity pruned prunable threshold steps train_loss eval seconds"
-KEYS = {  # JSON objects, with at least these keys
-    "metrics": {*METRICS.split()},
+_TABLES = ("results", "controls")  # JSON lists
+_METRICS = "sparsity pruned prunable threshold steps train_loss eval seconds"
+_KEYS = {  # JSON objects, with at least these keys
+    "metrics": {*_METRICS.split()},
     "arguments": {"task"},
     "connectivity": {"seeds", "barrier"},
 }
@@ -41,7 +36,7 @@ def check_whole(run: Path) -> None:
     }
     required |= {run / "theta.safetensors"} if run / "rounds/00" in complete else set()
     required |= {run / "arguments.json"} if (run / "complete").is_file() else set()
-    names = (*TENSORS, *(f"{stem}.json" for stem in (*KEYS, *TABLES)))
+    names = (*_TENSORS, *(f"{stem}.json" for stem in (*_KEYS, *_TABLES)))
     directories = (run, *stages, *(stage / "model" for stage in stages))
     existing = {path for folder in directories for name in names for path in folder.glob(name)}
     for path in sorted(required | existing):
@@ -61,15 +56,15 @@ def _check_file(path: Path) -> None:
         with safe_open(path, framework="numpy"):
             return
     content = read_json(path)
-    if not isinstance(content, list if path.stem in TABLES else dict):
+    if not isinstance(content, list if path.stem in _TABLES else dict):
         raise ValueError("it holds JSON of another type")
-    if isinstance(content, dict) and (missing := KEYS.get(path.stem, set()) - content.keys()):
+    if isinstance(content, dict) and (missing := _KEYS.get(path.stem, set()) - content.keys()):
         raise ValueError(f"it has no {min(missing)}")
 
 
 def stage_directories(run: Path) -> list[Path]:
     """The directories of a run's rounds, controls and seeds, but not copies such as `01-old`."""
-    paths = [path for pattern in STAGES for path in run.glob(pattern)]
+    paths = [path for pattern in _STAGES for path in run.glob(pattern)]
     return [path for path in paths if path.name.isascii() and path.name.isdecimal()]
 
 
@@ -77,29 +72,23 @@ def find_link(run: Path) -> Path | None:
     """The first directory that a run writes to, other than its own, which is a link; or None."""
     parents = [run / name for name in ("rounds", "seeds", "controls", "figures", "connectivity")]
     stages = stage_directories(run)
-    models = (stage / "model" for stage in stages)
-    paths = (*parents, *run.glob("controls/*"), *stages, *models)
+    paths = (*parents, *run.glob("controls/*"), *stages, *(stage / "model" for stage in stages))
     return next(filter(Path.is_symlink, paths), None)
 
 
 def delete_unfinished(run: Path) -> None:
     """Delete the temporary files that killed processes of a run left. Call while holding its lock.
 
-    They carry the run's mark, and lie where the run writes; links are not followed.
+    They have the run's mark and are where the run writes; links are not followed.
     """
     suffix = f".{HELD[run.resolve()].mark}.tmp"
-    for directory in _written_directories(run):
-        for entry in [*os.scandir(directory)]:
-            is_unfinished = entry.name.startswith(".") and entry.name.endswith(suffix)
-            if is_unfinished and not entry.is_symlink():
-                shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
-
-
-def _written_directories(run: Path) -> Iterator[Path]:
-    """The existing directories in which a run creates files, except behind links."""
     stages = stage_directories(run)
     checkpoints = (path for stage in stages for path in stage.glob("checkpoint-[0-9]*"))
     for directory in (run, run / "figures", run / "connectivity", *stages, *checkpoints):
         below = [path for path in (directory, *directory.parents) if run in path.parents]
-        if directory.is_dir() and not any(path.is_symlink() for path in below):
-            yield directory
+        if not directory.is_dir() or any(path.is_symlink() for path in below):
+            continue
+        for entry in [*os.scandir(directory)]:
+            is_unfinished = entry.name.startswith(".") and entry.name.endswith(suffix)
+            if is_unfinished and not entry.is_symlink():
+                shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)

@@ -10,14 +10,23 @@ from lth_scale.config.redaction import without_secrets
 
 LONGEST = 240  # characters of a library's error, or of a value in a file, in a message
 # Where a library's error refers to its log, which is not shown here.
-LOG = "(reports?|errors?|logs?|messages?|output|traceback|table)"
-REFERS_TO_LOG = rf"\babove {LOG}\b|\b(see|{LOG}) above\b(?! \d)"
+_LOG = "(reports?|errors?|logs?|messages?|output|traceback|table)"
+_REFERS_TO_LOG = rf"\babove {_LOG}\b|\b(see|{_LOG}) above\b(?! \d)"
 
 
 def reason(problem: BaseException) -> str:
     """The cause of an error in a few words, without passwords."""
     cause = without_secrets(str(problem)).rpartition("Caused by ")[2]
     return brief(cause) or type(problem).__name__
+
+
+def first_line(problem: BaseException) -> str:
+    """The first line of an error's message, and the next one if the first ends in a colon."""
+    lines = [line.strip() for line in without_secrets(str(problem)).splitlines() if line.strip()]
+    text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", text)
+    text = " ".join(line for line in sentences if not re.search(_REFERS_TO_LOG, line))
+    return brief(text).rstrip(".") or type(problem).__name__
 
 
 def brief(text: str, limit: int = LONGEST) -> str:
@@ -28,45 +37,23 @@ def brief(text: str, limit: int = LONGEST) -> str:
     text = " ".join(text.split())
     if len(text) <= limit:
         return text
-    ends = [match.end() for match in re.finditer(r"[.!?](?= [A-Z])", text[: limit + 2])]
-    if ends:
+    if ends := [match.end() for match in re.finditer(r"[.!?](?= [A-Z])", text[: limit + 2])]:
         return text[: ends[-1]]
-    words = " ".join(_abbreviated(word, limit) for word in text.split())
-    return textwrap.shorten(words, limit, break_on_hyphens=False, placeholder=" …")
-
-
-def _abbreviated(word: str, limit: int) -> str:
-    return word if len(word) <= limit else f"{word[: limit // 2]}… ({len(word):,} characters)"
+    words = [
+        word if len(word) <= limit else f"{word[: limit // 2]}… ({len(word):,} characters)"
+        for word in text.split()
+    ]
+    return textwrap.shorten(" ".join(words), limit, break_on_hyphens=False, placeholder=" …")
 
 
 def printable(text: str) -> str:
-    """A text with � for whatever could control a terminal or reorder a line.
-
-    Names in files may come from anybody.
-    """
+    """A text with � for characters that could control a terminal or reorder a line."""
     return "".join(character if is_printable(character) else "�" for character in text)
 
 
 def is_printable(character: str) -> bool:
     """True for visible characters, spaces of every width, and newlines."""
     return character.isprintable() or character == "\n" or unicodedata.category(character) == "Zs"
-
-
-def is_text(name: str) -> bool:
-    """False for a file name that is not UTF-8, as Python decodes it."""
-    try:
-        return bool(name.encode()) or not name
-    except UnicodeEncodeError:
-        return False
-
-
-def first_line(problem: BaseException) -> str:
-    """The first line of an error's message, and the next one if the first ends in a colon."""
-    lines = [line.strip() for line in without_secrets(str(problem)).splitlines() if line.strip()]
-    text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
-    sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", text)
-    text = " ".join(line for line in sentences if not re.search(REFERS_TO_LOG, line))
-    return brief(text).rstrip(".") or type(problem).__name__
 
 
 def quoted(path: str | Path) -> str:
@@ -86,8 +73,3 @@ def as_words(name: str, value: object) -> list[str]:
     if len(values) == 1 and values[0].startswith("-"):
         return [f"--{name}={values[0]}"]
     return [f"--{name}", *values] if values else []
-
-
-def limit_digits(text: str) -> str:
-    """A text in which numbers of more than a hundred digits are abbreviated."""
-    return re.sub(r"\d{101,}", lambda match: f"{match[0][:20]}… ({len(match[0])} digits)", text)

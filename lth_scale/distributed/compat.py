@@ -1,8 +1,8 @@
 """Every private API of other libraries that lth_scale relies on, one function each.
 
-A section names the versions that its functions were checked against, a docstring the upstream
-issue, if there is one; tests/distributed/test_compat.py fails when a private name moves. Libraries
-are imported inside the functions: who needs one function does not wait for DeepSpeed or MLflow.
+Each section names the versions that its functions were checked against, a docstring the upstream
+issue, if any; tests/distributed/test_compat.py fails when a private name moves. Libraries are
+imported inside the functions, so that the use of one does not wait for the others.
 """
 
 import atexit
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 
 def run_exit_handlers() -> None:
-    """Run what `atexit` has registered, without ending the process. `_run_exitfuncs`."""
+    """Run the functions registered with `atexit`, without ending the process."""
     atexit._run_exitfuncs()
 
 
 def parser_actions(parser: ArgumentParser) -> Iterator[Action]:
-    """Yield the actions of a parser and of its subparsers. `_actions`, `_SubParsersAction`."""
+    """Yield the actions of a parser and of its subparsers."""
     for action in parser._actions:
         yield action
         if isinstance(action, _SubParsersAction):
@@ -50,19 +50,19 @@ def parser_actions(parser: ArgumentParser) -> Iterator[Action]:
 
 
 def default_store() -> "dist.Store":
-    """Return the store of the default process group. `torch.distributed.distributed_c10d`."""
+    """Return the store of the default process group."""
     from torch.distributed import distributed_c10d
 
     return distributed_c10d._get_default_store()
 
 
 def cloned(store: "dist.Store") -> "dist.Store":
-    """Return another connection to a store. `Store.clone`, which torch does not document."""
+    """Return another connection to a store; torch does not document `Store.clone`."""
     return store.clone()  # type: ignore[attr-defined]
 
 
 def uses_agent_store() -> bool:
-    """Return whether the ranks share the launcher's store. `_create_c10d_store`.
+    """Return whether the ranks share the launcher's store (`_create_c10d_store`).
 
     A restarted attempt then finds the keys of the last one: pytorch/pytorch#135712.
     """
@@ -70,7 +70,7 @@ def uses_agent_store() -> bool:
 
 
 def has_bf16_instructions() -> bool:
-    """Return whether this x86 CPU has AVX512_BF16 or AMX. `torch.cpu._is_*_supported`."""
+    """Return whether this x86 CPU has AVX512_BF16 or AMX."""
     import torch
 
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -89,8 +89,8 @@ def extension_directory(name: str) -> Path:
 def enable_fsdp_on_cpu(group: "InitProcessGroupKwargs") -> None:
     """Let Accelerate shard on gloo ranks.
 
-    Accelerate reads the FSDP plugin under MULTI_GPU but not under MULTI_CPU, and would train the
-    ranks separately without a warning (`AcceleratorState.__init__`).
+    `AcceleratorState.__init__` reads the FSDP plugin under MULTI_GPU only, and would train the
+    ranks separately under MULTI_CPU, without a warning.
     """
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
@@ -102,8 +102,8 @@ def enable_fsdp_on_cpu(group: "InitProcessGroupKwargs") -> None:
 def one_root_group(model: "PreTrainedModel") -> Iterator[None]:
     """Keep embeddings and decoder in FSDP2's root group while `accelerator.prepare` runs.
 
-    Accelerate shards the embeddings as a group of their own, and the bias that BERT's decoder
-    shares with its head stays in another, which torch 2.13 refuses: huggingface/accelerate#4171.
+    Accelerate shards the embeddings as a group of their own; the bias that BERT's decoder shares
+    with its head stays in another, which torch 2.13 refuses: huggingface/accelerate#4171.
     """
     model.get_input_embeddings = model.get_output_embeddings = lambda: None  # type: ignore
     try:
@@ -113,7 +113,7 @@ def one_root_group(model: "PreTrainedModel") -> Iterator[None]:
 
 
 def set_fsdp_units(accelerator: "Accelerator", classes: list[str]) -> None:
-    """Set the classes of modules that FSDP shards as units, which have no flag of ours."""
+    """Set the classes of modules that FSDP shards as units."""
     accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = classes
 
 
@@ -121,7 +121,7 @@ def set_fsdp_units(accelerator: "Accelerator", classes: list[str]) -> None:
 
 
 def go_offline() -> None:
-    """Let both libraries read their caches alone from now on; they read HF_HUB_OFFLINE once."""
+    """Let both libraries use only their caches from now on; they read HF_HUB_OFFLINE once."""
     import datasets
     import huggingface_hub.constants
 
@@ -133,8 +133,8 @@ def save_unwrapped(
 ) -> None:
     """Call `model.save_pretrained` on a model that nothing wraps.
 
-    `save_pretrained` unwraps its model through Accelerate, which imports DeepSpeed if it is
-    installed (huggingface/transformers#29933); `modeling_utils.unwrap_model` is replaced meanwhile.
+    Its `unwrap_model`, replaced here, goes through Accelerate, which imports DeepSpeed if it is
+    installed: huggingface/transformers#29933.
     """
     from transformers import modeling_utils
 
@@ -147,20 +147,17 @@ def save_unwrapped(
 
 
 def commit_hash(config: "PreTrainedConfig") -> str:
-    """Return the Hub commit that a configuration was read from, or "". `_commit_hash`."""
+    """Return the Hub commit that a configuration was read from, or ""."""
     return getattr(config, "_commit_hash", None) or ""
 
 
 def clear_attention(config: "PreTrainedConfig") -> None:
-    """Forget the attention kernels that config.json asks for, which may be code of the Hub."""
+    """Drop the attention kernels that config.json requests, which may be code from the Hub."""
     config._attn_implementation = None
 
 
 def cached_checkpoint_file(path: str, name: str, revision: str) -> str | None:
-    """Return a file of a checkpoint, downloaded if necessary, or None if there is none.
-
-    `_raise_exceptions_for_missing_entries` and `…_connection_errors` of `cached_file`.
-    """
+    """Return a file of a checkpoint, downloaded if necessary, or None if there is none."""
     from transformers.utils import cached_file
 
     return cached_file(
@@ -173,17 +170,14 @@ def cached_checkpoint_file(path: str, name: str, revision: str) -> str | None:
 
 
 def length_grouped_indices(lengths: Sequence[int], batch_size: int, generator: Any) -> list[int]:
-    """Return row numbers shuffled so that a batch has rows of similar length.
-
-    `transformers.trainer_pt_utils`, which Trainer uses for `--group_by_length`.
-    """
+    """Return shuffled row numbers of which each batch has similar lengths, as Trainer does."""
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
     return get_length_grouped_indices(lengths, batch_size, generator=generator)
 
 
 def fingerprint(rows: "Dataset") -> str:
-    """Return the fingerprint under which `datasets` caches what it computes from these rows."""
+    """Return the fingerprint under which `datasets` caches results computed from these rows."""
     return rows._fingerprint
 
 
@@ -191,7 +185,7 @@ def fingerprint(rows: "Dataset") -> str:
 
 
 def silence_database() -> None:
-    """Turn off the retries of MLflow's database layer, and its logs of what it raises anyway."""
+    """Turn off the retries of MLflow's database layer, and its logs of errors that it raises."""
     from mlflow.store.db import utils
 
     utils.MAX_RETRY_COUNT = 1
@@ -201,8 +195,7 @@ def silence_database() -> None:
 def create_tables(client: "MlflowClient") -> None:
     """Create MLflow's tables in the client's local database, if they are missing.
 
-    MLflow keeps connections to a file until the process ends, even if it was deleted; so the
-    engine's connections are closed first. `_all_tables_exist`, `_initialize_tables`.
+    Closes the engine's connections first, because MLflow keeps those to a deleted file.
     """
     from mlflow.store.db import utils
 
@@ -215,7 +208,7 @@ def create_tables(client: "MlflowClient") -> None:
 def import_store() -> None:
     """Import the store that MLflow imports at its first request.
 
-    In the main thread, because a fork in the middle of another thread's import can hang.
+    Called in the main thread: a fork in the middle of another thread's import can hang.
     """
     import mlflow.store.tracking.sqlalchemy_workspace_store  # noqa: F401
 
@@ -226,8 +219,7 @@ def import_store() -> None:
 def import_matplotlib() -> None:
     """Import Matplotlib with its own settings.
 
-    The import fails if MPLBACKEND names an unknown backend, or the user's matplotlibrc is not
-    UTF-8.
+    The import fails if MPLBACKEND is unknown, or if the user's matplotlibrc is not UTF-8.
     """
     spec = find_spec("matplotlib")
     settings = Path(str(spec and spec.origin)).parent / "mpl-data/matplotlibrc"
@@ -246,15 +238,15 @@ def import_matplotlib() -> None:
 
 
 def deepspeed_config(accelerator: "Accelerator") -> dict[str, Any]:
-    """Return the DeepSpeed configuration that `accelerator.prepare` will use. Editable."""
+    """Return the DeepSpeed configuration that `accelerator.prepare` will use, for editing."""
     return accelerator.deepspeed_plugin.deepspeed_config
 
 
 def disable_op_builders() -> None:
     """Keep DeepSpeed from compiling a collective for inference on the CPU.
 
-    `deepspeed.comm.torch` builds it if `ops.__compatible_ops__` has it (DeepSpeed#5391): it takes a
-    minute and a compiler, and a killed build leaves a lock at which later runs hang.
+    `deepspeed.comm.torch` builds it if `ops.__compatible_ops__` has it (DeepSpeed#5391): this needs
+    a minute and a compiler, and a killed build leaves a lock at which later runs hang.
     """
     from deepspeed import ops
 
@@ -262,22 +254,19 @@ def disable_op_builders() -> None:
 
 
 def is_loss_scale_exhausted(error: Exception) -> bool:
-    """Return whether a step failed because the loss scale is at its minimum.
-
-    `DynamicLossScaler.update_scale` raises a plain Exception.
-    """
+    """Return whether this is the plain Exception of `DynamicLossScaler.update_scale`."""
     return "loss scale already at minimum" in str(error)
 
 
 def loss_scaler(zero: "DeepSpeedZeroOptimizer") -> MutableMapping[str, Any]:
-    """Return the attributes of the loss scaler, as a live mapping: it has no `state_dict`."""
+    """Return the live attributes of the loss scaler, which has no `state_dict`."""
     return vars(zero.loss_scaler)
 
 
 def forget_linked_moments(zero: "DeepSpeedZeroOptimizer") -> None:
     """Let ZeRO link the fragments to new optimizer states at the next step.
 
-    It links them once, and would keep moments that were cleared: deepspeedai/DeepSpeed#5615.
+    It links them once, and would keep cleared moments: deepspeedai/DeepSpeed#5615.
     """
     zero._hp_optimizer_states_linked = False
 
@@ -285,24 +274,21 @@ def forget_linked_moments(zero: "DeepSpeedZeroOptimizer") -> None:
 def offloaded_norms(zero: "DeepSpeedZeroOptimizer") -> "dict[int, Tensor] | None":
     """Return the live gradient norms by parameter id, or None without optimizer offload.
 
-    Backward measures them and step clips by them: they miss a change of the gradients in between.
+    The backward pass measures them and the step clips by them: both miss a change in between.
     """
     return getattr(zero, "norm_for_param_grads", None)
 
 
 def zero12_fragment(weight: "nn.Parameter") -> "tensor_fragment | None":
-    """Return ZeRO-1 and 2's link to the fragment of a weight on this rank. `_hp_mapping`.
-
-    None if this rank owns nothing of it.
-    """
+    """Return ZeRO-1 and 2's link to the fragment of a weight on this rank, or None."""
     return weight._hp_mapping  # type: ignore[attr-defined]
 
 
 def zero12_gradient(weight: "nn.Parameter") -> "Tensor | None":
     """Return the gradient fragment that ZeRO-1 and 2's next step reads, or None."""
+    param: Any = weight
     with suppress(ValueError):  # there is no gradient yet
-        index = weight._index_in_param_group  # type: ignore[attr-defined]
-        return weight._hp_mapping.get_lp_grad_fragment(index).view(-1)  # type: ignore[attr-defined]
+        return param._hp_mapping.get_lp_grad_fragment(param._index_in_param_group).view(-1)
     return None
 
 
@@ -333,7 +319,7 @@ def zero3_slot(
 def zero3_partition(weight: "nn.Parameter") -> "tuple[torch.Size, int, int]":
     """Return the shape of a whole weight, and the offset and size of this rank's partition.
 
-    Partitions are of equal size; the padding of the last ones is uninitialised memory.
+    Partitions are of equal size; the last ones are padded with uninitialised memory.
     """
     import torch.distributed as dist
 

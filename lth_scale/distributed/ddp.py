@@ -5,18 +5,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lth_scale.distributed.base import AcceleratedEngine
+from lth_scale.distributed.engine import Engine
 from lth_scale.distributed.pieces import Piece, moments_of
 
 
-class ReplicatedEngine(AcceleratedEngine):
+class ReplicatedEngine(Engine):
     """The engine of a single process and of DDP."""
 
     name = "replicated"
     sharded = False
 
     def find_piece(self, weight: nn.Parameter) -> Piece:
-        """Return the whole parameter."""
         return replicated(weight, self.torch_optimizer)
 
     def warm_up(self, loss: Callable[[], Tensor]) -> None:
@@ -32,10 +31,6 @@ class ReplicatedEngine(AcceleratedEngine):
 
 def replicated(weight: nn.Parameter, optimizer: torch.optim.Optimizer) -> Piece:
     """Return the piece of a rank that holds the whole parameter."""
-
-    def moments() -> dict[str, Tensor]:
-        return {key: value.view(-1) for key, value in moments_of(optimizer, weight).items()}
-
     return Piece(
         weight.shape,
         offset=0,
@@ -43,5 +38,5 @@ def replicated(weight: nn.Parameter, optimizer: torch.optim.Optimizer) -> Piece:
         master=lambda: weight.detach().view(-1),
         working=lambda: weight.detach().view(-1),
         gradient=lambda: None if weight.grad is None else weight.grad.view(-1),
-        moments=moments,
+        moments=lambda: {k: value.view(-1) for k, value in moments_of(optimizer, weight).items()},
     )

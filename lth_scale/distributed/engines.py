@@ -18,7 +18,6 @@ PrepareEngine = Callable[
 
 ENGINES: Registry[PrepareEngine] = Registry("engine")
 register_engine = ENGINES.register
-
 register_engine("DEEPSPEED", lazy("lth_scale.distributed.zero:prepare"))
 register_engine("FSDP", lazy("lth_scale.distributed.fsdp2:FSDP2Engine"))
 replicate = register_engine("NO", lazy("lth_scale.distributed.ddp:ReplicatedEngine"))

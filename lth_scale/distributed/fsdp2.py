@@ -11,12 +11,11 @@ from transformers import PreTrainedModel
 
 from lth_scale.config.errors import BadInput
 from lth_scale.distributed import compat
-from lth_scale.distributed.base import AcceleratedEngine
-from lth_scale.distributed.encoder import base_model
-from lth_scale.distributed.pieces import Piece, moments_of
+from lth_scale.distributed.engine import Engine
+from lth_scale.distributed.pieces import Piece, base_model, moments_of
 
 
-class FSDP2Engine(AcceleratedEngine):
+class FSDP2Engine(Engine):
     """The engine of FSDP2. The bf16 copy of a layer's weights exists only while the layer runs."""
 
     name = "fsdp2"
@@ -42,15 +41,14 @@ class FSDP2Engine(AcceleratedEngine):
         return Piece(
             weight.shape,
             offset=first_row * (weight.numel() // max(1, weight.shape[0])),
-            size=flat(weight).numel(),
-            master=lambda: flat(weight),
-            working=lambda: flat(weight),
-            gradient=lambda: None if weight.grad is None else flat(weight.grad),
-            moments=lambda: {k: flat(value) for k, value in moments_of(optimizer, weight).items()},
+            size=_flat(weight).numel(),
+            master=lambda: _flat(weight),
+            working=lambda: _flat(weight),
+            gradient=lambda: None if weight.grad is None else _flat(weight.grad),
+            moments=lambda: {k: _flat(value) for k, value in moments_of(optimizer, weight).items()},
         )
 
     def step(self, max_norm: float) -> Tensor | float | None:
-        """Clip, step and clear the gradients; return their norm over all shards."""
         norm = super().step(max_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
@@ -62,7 +60,6 @@ class FSDP2Engine(AcceleratedEngine):
                 module.reshard()
 
     def local(self, tensor: Tensor) -> Tensor:
-        """Return this rank's rows of a DTensor."""
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
     def restored(self, owned: Tensor, value: Tensor) -> Tensor | int:
@@ -78,17 +75,14 @@ class FSDP2Engine(AcceleratedEngine):
         )
 
 
-def flat(tensor: Tensor) -> Tensor:
+def _flat(tensor: Tensor) -> Tensor:
     """Return a flat view of this rank's rows of a DTensor."""
     with torch.no_grad():
         return tensor.to_local().view(-1)  # type: ignore[attr-defined]
 
 
 def layer_classes(model: nn.Module) -> list[str]:
-    """Return the classes of the encoder's layers: the modules in a ModuleList.
-
-    In a list of lists, the layers are in the inner ones.
-    """
+    """Return the classes of the encoder's layers: the modules in its innermost ModuleLists."""
     lists = (module for module in base_model(model).modules() if isinstance(module, nn.ModuleList))
     layers = (layer for stack in lists for layer in stack if not isinstance(layer, nn.ModuleList))
     return sorted({type(layer).__name__ for layer in layers})

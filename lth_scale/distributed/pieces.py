@@ -1,10 +1,59 @@
-"""The piece of a parameter that this rank holds."""
+"""A model's encoder, the ranks of a launch, and the pieces of parameters that each rank holds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """Return the encoder without its task head; an encoder is returned unchanged."""
+    return getattr(model, "base_model", model)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of a launch, and those of them that the weights are sharded over.
+
+    index: this rank. shards: the number of ranks that the weights are sharded over; 1 for replicas.
+    device: where collectives need their tensors. cpu_group: a group whose messages do not wait for
+    the GPU; None for the default group.
+    """
+
+    index: int = 0
+    shards: int = 1
+    world_size: int = 1
+    device: str | torch.device = "cpu"
+    cpu_group: dist.ProcessGroup | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that writes files."""
+        return self.index == 0
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """Return the int64 sum over all shards, the same on every rank."""
+        return numbers if self.shards == 1 else self._reduce(numbers, dist.ReduceOp.SUM)
+
+    def min(self, number: int) -> int:
+        """Return the smallest number of any rank."""
+        if self.world_size == 1:
+            return number
+        return int(self._reduce(torch.tensor([number]), dist.ReduceOp.MIN))
+
+    def max(self, number: int) -> int:
+        """Return the largest number of any rank, by CPU messages alone."""
+        numbers = torch.tensor([number])
+        if self.world_size > 1:
+            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self.cpu_group)
+        return int(numbers)
+
+    def _reduce(self, numbers: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        on_device = numbers.to(self.device, copy=True)
+        dist.all_reduce(on_device, operation)
+        return on_device.to(numbers.device)
 
 
 @dataclass(frozen=True)
@@ -12,7 +61,7 @@ class Piece:
     """This rank's part of one parameter: `size` elements from `offset` on, flattened row-major.
 
     The callables return flat views of live memory, without padding. master: the fp32 weights that
-    the optimizer updates. working: the weights that the forward pass reads, the master itself if
+    the optimizer updates. working: the weights that the forward pass reads; the master itself if
     there is one copy. gradient: what the next step reads, or None outside backward … step. moments:
     the optimizer's states of the weights' shape, by their keys (exp_avg …). A piece may be empty.
     """
@@ -28,12 +77,6 @@ class Piece:
     def cut(self, whole: Tensor) -> Tensor:
         """Return the same part of a tensor of the parameter's shape."""
         return whole.reshape(-1)[self.offset : self.offset + self.size]
-
-
-def empty_piece(shape: torch.Size, like: Tensor) -> Piece:
-    """Return the piece of a rank that holds nothing of a parameter like `like`."""
-    empty = torch.empty(0, device=like.device)
-    return Piece(shape, 0, 0, lambda: empty, lambda: empty.to(like.dtype), lambda: None, dict)
 
 
 def moments_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tensor]:

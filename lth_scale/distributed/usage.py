@@ -9,10 +9,10 @@ import torch
 
 
 def system_metrics() -> dict[str, float]:
-    """Return what the machine uses of its CPUs, memory and GPUs, by MLflow's names.
+    """Return the use of this machine's CPUs, memory and GPUs, by MLflow's names.
 
-    Called on one process of the machine, it reads the GPUs of all its ranks by their index. CPU
-    utilization is the mean since the last call.
+    Called by one process of the machine, for the GPUs of all its ranks. CPU utilization is the mean
+    since the last call.
     """
     memory = psutil.virtual_memory()
     metrics = {
@@ -22,16 +22,16 @@ def system_metrics() -> dict[str, float]:
     }
     if torch.cuda.is_available():
         for index in range(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))):
-            metrics |= gpu_metrics(index)
+            metrics |= _gpu_metrics(index)
     node = f"system/{socket.gethostname()}"
     return {f"{node}/{name}": value for name, value in metrics.items()}
 
 
-def gpu_metrics(index: int) -> dict[str, float]:
-    """Return what all processes use of a GPU.
+def _gpu_metrics(index: int) -> dict[str, float]:
+    """Return the use of a GPU by all processes.
 
-    NVML reads them, because the CUDA runtime would allocate a context on the GPU of another rank;
-    without NVML only this process's memory metric is left.
+    Read by NVML, because the CUDA runtime would allocate a context on the GPU of another rank;
+    without NVML, only the memory of this process's GPU is known.
     """
     metrics: dict[str, float] = {}
     if index == torch.cuda.current_device():

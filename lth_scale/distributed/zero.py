@@ -1,7 +1,6 @@
-"""DeepSpeed's ZeRO stages 1 to 3. What is not public API is in `compat`."""
+"""DeepSpeed's ZeRO stages 1 to 3. Its private API is in `compat`."""
 
 import logging
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,29 +12,26 @@ from transformers import PreTrainedModel
 
 from lth_scale.config.errors import BadInput, Diverged
 from lth_scale.distributed import compat
-from lth_scale.distributed.base import AcceleratedEngine
-from lth_scale.distributed.engine import Engine, LossScale
-from lth_scale.distributed.pieces import Piece, empty_piece, moments_of
+from lth_scale.distributed.engine import Engine
+from lth_scale.distributed.pieces import Piece, moments_of
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 
-class ZeroEngine(AcceleratedEngine):
-    """What the stages have in common: DeepSpeed scales, clips and steps."""
+class ZeroEngine(Engine):
+    """The code of all stages: DeepSpeed scales, clips and steps."""
 
-    @property
-    def name(self) -> str:
-        """zero1, zero2 or zero3."""
-        return f"zero{stage_of(self.accelerator)}"
+    model: "DeepSpeedEngine"
 
     @contextmanager
     def preparing(self, model: PreTrainedModel) -> Iterator[None]:
         """Set from the flags what the DeepSpeed configuration could also set. Raises BadInput."""
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         config = compat.deepspeed_config(self.accelerator)
-        check_config(config)
+        self.name = f"zero{config['zero_optimization']['stage']}"
+        _check_config(config)
         config |= {
             "train_batch_size": "auto",
             "train_micro_batch_size_per_gpu": self.micro_batch,
@@ -47,41 +43,28 @@ class ZeroEngine(AcceleratedEngine):
         with super().preparing(model):
             yield
 
-    @property
-    def deepspeed(self) -> "DeepSpeedEngine":
-        """The model, as DeepSpeed wraps it."""
-        return self.model
+    def prepared_module(self, model: PreTrainedModel) -> nn.Module:
+        return self.model.module
 
     @property
     def zero(self) -> "DeepSpeedZeroOptimizer":
-        """DeepSpeed's ZeRO optimizer."""
         return self.optimizer.optimizer
 
     @property
     def torch_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer that takes the steps."""
         return self.zero.optimizer
-
-    @property
-    @abstractmethod
-    def owned(self) -> list[Tensor]:
-        """This rank's flat fp32 weights, one tensor a group."""
-
-    def prepared_module(self, model: PreTrainedModel) -> nn.Module:
-        """Return the module inside DeepSpeed's engine."""
-        return self.deepspeed.module
 
     def backward(self, loss: Tensor) -> None:
         """Run DeepSpeed's backward pass. Accelerate's would also take the step."""
         boundary = self.accelerator.sync_gradients
-        self.deepspeed.set_gradient_accumulation_boundary(is_boundary=boundary)
-        self.deepspeed.backward(loss)
+        self.model.set_gradient_accumulation_boundary(is_boundary=boundary)
+        self.model.backward(loss)
 
     def step(self, max_norm: float) -> Tensor | float | None:
         """Take DeepSpeed's step, which clips to the configured norm. Raises Diverged."""
         self._measure_offloaded_gradients()
         try:
-            self.deepspeed.step()
+            self.model.step()
         except Exception as problem:
             if not compat.is_loss_scale_exhausted(problem):
                 raise
@@ -89,31 +72,28 @@ class ZeroEngine(AcceleratedEngine):
                 "the gradients overflow fp16 at the minimum loss scale; earlier rounds are kept: "
                 "lower --learning_rate or use --bf16, in another --output_dir"
             ) from problem
-        return self.deepspeed.get_global_grad_norm()
+        return self.model.get_global_grad_norm()
 
     def _measure_offloaded_gradients(self) -> None:
-        """Measure norms again that backward took before the gradients were masked."""
+        """Measure again the norms that the backward pass took before gradients were masked."""
         norms = compat.offloaded_norms(self.zero)
         if norms is None:
             return
-        weights = self.deepspeed.module.parameters()
+        weights = self.model.module.parameters()
         for weight, piece in zip(weights, self.pieces.values(), strict=True):
             gradient, key = piece.gradient(), self.zero.get_param_id(weight)
             if gradient is not None and key in norms:
                 norms[key] = gradient.float().norm()
 
     def reset(self) -> None:
-        """Clear gradients and optimizer states, and restore the initial loss scale."""
         super().reset()
         compat.forget_linked_moments(self.zero)
 
-    def loss_scale(self) -> LossScale:
-        """Return the numbers in DeepSpeed's loss scaler."""
+    def loss_scale(self) -> dict[str, float]:
         state = compat.loss_scaler(self.zero)
         return {name: value for name, value in state.items() if isinstance(value, int | float)}
 
-    def load_loss_scale(self, state: LossScale) -> None:
-        """Load a state returned by `loss_scale`."""
+    def load_loss_scale(self, state: Mapping[str, float]) -> None:
         compat.loss_scaler(self.zero).update(state)
 
 
@@ -129,7 +109,10 @@ class Zero12Engine(ZeroEngine):
         """Return this rank's fragment of a parameter, which is often empty."""
         fragment = compat.zero12_fragment(weight)
         if fragment is None:
-            return empty_piece(weight.shape, weight)
+            empty, dtype = torch.empty(0, device=weight.device), weight.dtype
+            return Piece(
+                weight.shape, 0, 0, lambda: empty, lambda: empty.to(dtype), lambda: None, dict
+            )
         offset, size = fragment.lp_fragment_address.start, fragment.lp_fragment_address.numel
         start = fragment.hp_fragment_address.start
         flat, optimizer = self.owned[fragment.param_group_index], self.torch_optimizer
@@ -140,12 +123,11 @@ class Zero12Engine(ZeroEngine):
             master=lambda: flat.detach().narrow(0, start, size),
             working=lambda: weight.detach().view(-1).narrow(0, offset, size),
             gradient=lambda: compat.zero12_gradient(weight),
-            moments=lambda: narrowed_moments(optimizer, flat, start, size),
+            moments=lambda: _narrow_moments(optimizer, flat, start, size),
         )
 
     @torch.no_grad()
     def sync(self) -> None:
-        """Copy the fp32 weights into the model's, and gather those."""
         compat.zero12_sync(self.zero)
 
 
@@ -170,26 +152,19 @@ class Zero3Engine(ZeroEngine):
             master=lambda: flat.detach().narrow(0, start, size),
             working=lambda: compat.zero3_working(weight, size),
             gradient=lambda: compat.zero3_gradient(zero, *slot, size),
-            moments=lambda: narrowed_moments(optimizer, flat, start, size),
+            moments=lambda: _narrow_moments(optimizer, flat, start, size),
         )
 
     @torch.no_grad()
     def sync(self) -> None:
-        """Copy the fp32 weights into the model's partitions."""
         compat.zero3_sync(self.zero)
 
 
-def narrowed_moments(
+def _narrow_moments(
     optimizer: torch.optim.Optimizer, flat: Tensor, start: int, size: int
 ) -> dict[str, Tensor]:
-    """Return the moments of `size` weights from `start` on in a flat fp32 tensor."""
     moments = moments_of(optimizer, flat)
     return {key: value.narrow(0, start, size) for key, value in moments.items()}
-
-
-def stage_of(accelerator: Accelerator) -> int:
-    """Return the stage that the launcher's configuration sets."""
-    return compat.deepspeed_config(accelerator)["zero_optimization"]["stage"]
 
 
 def prepare(
@@ -200,7 +175,7 @@ def prepare(
     max_norm: float,
 ) -> Engine:
     """See `prepare_engine`. Raises BadInput if the stage is not 1, 2 or 3."""
-    stage = stage_of(accelerator)
+    stage = compat.deepspeed_config(accelerator)["zero_optimization"]["stage"]
     if stage not in (1, 2, 3):
         raise BadInput(
             f"zero_stage {stage}: shards nothing; use accelerate_configs/multi_gpu_ddp.yaml"
@@ -209,7 +184,7 @@ def prepare(
     return engine(accelerator, model, optimizer, micro_batch, max_norm)
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def _check_config(config: Mapping[str, Any]) -> None:
     """Raise BadInput if the DeepSpeed configuration sets what a flag sets, or offloads to NVMe."""
     for key, flag in (("optimizer", "--optim"), ("scheduler", "--lr_scheduler_type")):
         if key in config:

@@ -11,7 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from lth_scale.distributed.ranks import Ranks
+from lth_scale.distributed.pieces import Ranks
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 21}  # weights processed at a time
 DIGITS, BASE = (24, 16, 8, 0), 256  # 31 bits, 8 at a time
@@ -27,10 +27,7 @@ class Cut:
 
 
 def magnitudes(weight: Tensor, keep: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """|weight| as int32 bit patterns of fp32, 0 where `keep` is False, in chunks.
-
-    The memory of a chunk is reused for the next one.
-    """
+    """|weight| as int32 bit patterns of fp32, 0 where `keep` is False, in chunks of one buffer."""
     weight, keep = weight.detach().view(-1), keep.view(-1)
     size = max(1, min(CHUNK[weight.device.type], weight.numel()))
     values, factors = torch.empty(2, size, dtype=torch.float32, device=weight.device)
@@ -55,8 +52,8 @@ def order_statistics(
 ) -> list[Cut]:
     """For each (group, k), the k-th smallest pattern, from 1, of the group's patterns on all ranks.
 
-    source: group → this rank's patterns, int32. bounds: of each group, the lowest and the highest
-    pattern in it. A radix selection: four digits of 8 bits, counted over all ranks.
+    A radix selection by four digits of 8 bits. source: group → this rank's patterns, int32. bounds:
+    of each group, the lowest and the highest pattern in it.
     """
     remaining = [k for _, k in wanted]
     lows, highs = zip(*(bounds[group] for group, _ in wanted), strict=True) if wanted else ((), ())
@@ -82,14 +79,13 @@ def order_statistics(
 
 
 def count_below(bits: Tensor, bound: int) -> int:
-    """How many patterns are below `bound`."""
     if bits.device.type == "cpu":
         return int(numpy.count_nonzero(bits.numpy() < bound))
     return int((bits < bound).sum())
 
 
 def between(bits: Tensor, low: int, high: int) -> Tensor:
-    """A copy of the patterns from `low` to `high`, both included."""
+    """A copy of the patterns from `low` to `high`, inclusive."""
     if bits.device.type != "cpu":
         return bits[(bits >= low) & (bits <= high)]
     values = bits.numpy()
@@ -97,7 +93,6 @@ def between(bits: Tensor, low: int, high: int) -> Tensor:
 
 
 def keep_above(keep: Tensor, bits: Tensor, cut: int) -> None:
-    """Set `keep` to True where a pattern is above `cut`, else False, in place."""
     if bits.device.type == "cpu":
         numpy.greater(bits.numpy(), cut, out=keep.numpy())
     else:

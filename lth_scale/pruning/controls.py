@@ -8,16 +8,12 @@ import torch
 from torch import Tensor
 
 from lth_scale.config.errors import BadInput
-from lth_scale.pruning import structured, threshold
-from lth_scale.pruning.orientation import oriented
+from lth_scale.pruning import threshold
+from lth_scale.pruning.patterns import Orientation, PruningStep
 from lth_scale.pruning.prunable_set import transposed
-from lth_scale.pruning.registries import parse_pattern
-from lth_scale.pruning.subnetwork import Subnetwork, Tensors
+from lth_scale.pruning.registries import Subnetwork, parse_pattern
 
-
-def pruned(masks: Iterable[Tensor]) -> int:
-    """How many weights the masks prune."""
-    return sum(mask.numel() - int(mask.sum()) for mask in masks)
+Masks = dict[str, Tensor]
 
 
 def none(subnetwork: Subnetwork, seed: int) -> Subnetwork:
@@ -26,35 +22,38 @@ def none(subnetwork: Subnetwork, seed: int) -> Subnetwork:
 
 
 def random_mask(subnetwork: Subnetwork, seed: int) -> Subnetwork:
-    """m_RP: as many weights pruned uniformly at random, over all matrices together.
+    """m_RP: the same number of weights pruned uniformly at random over all matrices.
 
-    The official code magnitude-prunes a freshly initialised BERT, which amounts to the same
-    (oneshot.py --weight rand). Masks of the same seed are nested.
+    Equivalent to the official code, which magnitude-prunes a freshly initialised BERT (oneshot.py
+    --weight rand). Masks of the same seed are nested.
     """
     generator = torch.Generator().manual_seed(seed)
-    masks = _random(subnetwork.masks, generator)
-    return replace(subnetwork, masks=masks)
+    return replace(subnetwork, masks=_random(subnetwork.masks, generator))
 
 
 def random_layerwise(subnetwork: Subnetwork, seed: int) -> Subnetwork:
-    """As many weights of each matrix pruned uniformly at random: the ticket's layer sparsities."""
-    generator = torch.Generator().manual_seed(seed)
-    masks = {
-        name: _random({name: mask}, generator)[name] for name, mask in subnetwork.masks.items()
-    }
+    """Uniformly random masks with the ticket's number of pruned weights in each matrix."""
+    generator, masks = torch.Generator().manual_seed(seed), Masks()
+    for name, mask in subnetwork.masks.items():
+        masks |= _random({name: mask}, generator)
     return replace(subnetwork, masks=masks)
 
 
-def _random(masks: Tensors, generator: torch.Generator) -> Tensors:
-    """Masks that prune as many weights as `masks` in all, uniformly at random."""
+def _random(masks: Masks, generator: torch.Generator) -> Masks:
+    """Uniformly random masks with the total number of pruned weights of `masks`."""
     noise = {name: torch.rand(mask.shape, generator=generator) for name, mask in masks.items()}
     drawn = _dense(masks)
     threshold.smallest(noise, drawn, pruned(masks.values()))
     return drawn
 
 
-def _dense(masks: Tensors) -> Tensors:
+def _dense(masks: Masks) -> Masks:
     return {name: torch.ones_like(mask) for name, mask in masks.items()}
+
+
+def pruned(masks: Iterable[Tensor]) -> int:
+    """How many weights the masks prune."""
+    return sum(mask.numel() - int(mask.sum()) for mask in masks)
 
 
 def reinit(subnetwork: Subnetwork, seed: int) -> Subnetwork:
@@ -69,9 +68,8 @@ def reinit(subnetwork: Subnetwork, seed: int) -> Subnetwork:
 def shuffle_layers(subnetwork: Subnetwork, seed: int) -> Subnetwork:
     """θ₀″ of the official code: one permutation of the layers, for all matrices (pertub_weight.py).
 
-    It is never the identity. Pooler, biases, LayerNorm and embeddings stay in place, and so does a
-    matrix whose counterparts in other layers have other shapes. Raises BadInput if no two layers
-    are alike.
+    It is never the identity. Pooler, biases, LayerNorm and embeddings stay in place, and so do
+    matrices whose shape no other layer has. Raises BadInput if no two layers are alike.
     """
     groups = _counterparts(subnetwork.masks)
     if max(map(len, groups), default=0) < 2:
@@ -80,25 +78,24 @@ def shuffle_layers(subnetwork: Subnetwork, seed: int) -> Subnetwork:
         )
     weights = dict(subnetwork.weights)
     for names in groups:
-        # All groups of one depth get the same permutation, so that layers move as a whole.
-        for name, source in zip(names, permutation(len(names), seed), strict=True):
+        # groups of the same depth get the same permutation, so that layers move as a whole
+        for name, source in zip(names, _permute(len(names), seed), strict=True):
             weights[subnetwork.names[name]] = subnetwork.matrix(names[source])
     return replace(subnetwork, weights=weights)
 
 
-def _counterparts(masks: Tensors) -> list[list[str]]:
-    """Groups of matrices with the same role and shape, by their names, in the order of layers."""
+def _counterparts(masks: Masks) -> list[list[str]]:
+    """The names of matrices of the same role and shape, in the order of layers."""
     groups: dict[tuple[str, ...], dict[int, str]] = {}
     for name, mask in masks.items():
-        match = re.fullmatch(r"(.*?\.)(\d+)(\..*)", name)
-        if match:
+        if match := re.fullmatch(r"(.*?\.)(\d+)(\..*)", name):
             role = (match[1], match[3], str(mask.shape))
             groups.setdefault(role, {})[int(match[2])] = name
     return [[layers[i] for i in sorted(layers)] for layers in groups.values()]
 
 
-def permutation(count: int, seed: int) -> list[int]:
-    """A random permutation of `count` indices, never the identity unless there is only one."""
+def _permute(count: int, seed: int) -> list[int]:
+    """A random permutation, never the identity unless `count` is 1."""
     generator, order = torch.Generator().manual_seed(seed), list(range(count))
     while count > 1 and order == sorted(order):
         order = torch.randperm(count, generator=generator).tolist()
@@ -117,18 +114,12 @@ def shuffle_within(subnetwork: Subnetwork, seed: int) -> Subnetwork:
 
 
 def one_shot(subnetwork: Subnetwork, seed: int) -> Subnetwork:
-    """One-shot magnitude pruning of θ₀ to the ticket's number of pruned weights (oneshot.py).
-
-    Under the ticket's pattern and scope.
-    """
+    """One-shot magnitude pruning of θ₀ to the ticket's sparsity, pattern and scope (oneshot.py)."""
     masks = _dense(subnetwork.masks)
+    weights = {name: subnetwork.matrix(name) for name in masks}
     size = sum(mask.numel() for mask in masks.values())
-    structured.prune(
-        values={name: subnetwork.matrix(name) for name in masks},
-        keep=masks,
-        sparsity=pruned(subnetwork.masks.values()) / size,
-        scope=subnetwork.scope,
-        pattern=parse_pattern(subnetwork.pattern),
-        orientation=oriented(transposed(subnetwork.model)),
-    )
+    sparsity = pruned(subnetwork.masks.values()) / size
+    layout = Orientation(transposed(subnetwork.model))
+    step = PruningStep(weights, masks, sparsity, subnetwork.scope, orientation=layout)
+    parse_pattern(subnetwork.pattern).prune(step)
     return replace(subnetwork, masks=masks)

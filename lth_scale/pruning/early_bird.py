@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lth_scale.distributed.ranks import Ranks
+from lth_scale.distributed.pieces import Ranks
 from lth_scale.pruning.threshold import ALONE
 
 CHECKS = 20  # a round
@@ -21,10 +21,9 @@ class EarlyBird:
     """Compares the successive masks that a round would give.
 
     The distance of two masks is the Jaccard distance of the sets of weights that they would newly
-    prune. The paper takes the Hamming distance over all weights, which is small anyway if a round
-    prunes a tenth.
+    prune; the paper's Hamming distance over all weights is always small if a round prunes a tenth.
 
-    before: the masks in force, bool, this rank's pieces. state: to go on from, as `state` returned.
+    before: the masks in force, bool, this rank's pieces. state: to continue from, of `state()`.
     """
 
     def __init__(
@@ -34,8 +33,7 @@ class EarlyBird:
         state: Mapping[str, Tensor] | None = None,
     ):
         state = state or {}
-        self.before = {name: mask.clone() for name, mask in before.items()}
-        self.ranks = ranks
+        self.before, self.ranks = {name: mask.clone() for name, mask in before.items()}, ranks
         self.last = {
             name: state[f"last/{name}"].to(mask.device)
             for name, mask in before.items()
@@ -45,7 +43,7 @@ class EarlyBird:
         self.step = int(state["step"]) if state else -1
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that another `EarlyBird` can go on from."""
+        """The tensors that another `EarlyBird` can continue from."""
         return {f"last/{name}": mask for name, mask in self.last.items()} | {
             "distances": torch.tensor(self.distances, dtype=torch.float64),
             "step": torch.tensor(self.step),
@@ -53,20 +51,16 @@ class EarlyBird:
 
     def update(self, masks: dict[str, Tensor], step: int) -> bool:
         """Compare the masks of `step` with the last; return `converged`."""
-        self.step = step
         if self.last:
-            self.distances.append(self._distance(masks))
-        self.last = masks
+            counts = torch.zeros(2, dtype=torch.int64)
+            for name, mask in masks.items():
+                last = self.last[name]
+                union = self.before[name] & ~(mask & last)
+                counts += torch.tensor([int((mask ^ last).sum()), int(union.sum())])
+            differ, newly_pruned = self.ranks.sum(counts).tolist()
+            self.distances.append(differ / max(1, newly_pruned))
+        self.last, self.step = masks, step
         return self.converged
-
-    def _distance(self, masks: dict[str, Tensor]) -> float:
-        differ = sum(int((mask ^ self.last[name]).sum()) for name, mask in masks.items())
-        union = sum(
-            int((self.before[name] & ~(mask & self.last[name])).sum())
-            for name, mask in masks.items()
-        )
-        differ, union = self.ranks.sum(torch.tensor([differ, union])).tolist()
-        return differ / max(1, union)
 
     @property
     def converged(self) -> bool:

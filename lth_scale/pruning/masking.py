@@ -1,9 +1,9 @@
 """Keep pruned weights at exactly zero while a network trains, however it is sharded.
 
-Masked weights, masked gradients and clean optimizer moments are enough: AdamW and SGD then leave
-exact zeros where the mask is 0, weight decay and momentum included, because every term of their
-updates there is a multiple of zero. Gradients are masked before clipping, so that the norm is the
-subnetwork's. Working copies in bf16 or fp16 are rounded from the master copy: zero stays zero.
+Masked weights, masked gradients and clean optimizer moments are enough: every term in the updates
+of AdamW and SGD is then a multiple of zero where the mask is 0, weight decay and momentum included.
+Gradients are masked before clipping, so that the norm is the subnetwork's. Working copies in bf16
+or fp16 are rounded from the master copy: zero stays zero.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def mask_gradients(pieces: Pieces, masks: Masks) -> None:
         if gradient is None:
             continue
         if gradient.device.type == "cpu" and gradient.dtype == torch.float32:
-            # fp32 × bool is faster in numpy than in torch (benchmarks/README.md).
+            # fp32 × bool is faster in numpy than in torch (benchmarks/README.md)
             numbers = gradient.numpy()
             numpy.multiply(numbers, mask.numpy(), out=numbers)
         else:
@@ -40,9 +40,12 @@ def mask_gradients(pieces: Pieces, masks: Masks) -> None:
 
 def is_held(pieces: Pieces, masks: Masks) -> bool:
     """True if every pruned weight is exactly zero in all copies and in the optimizer's moments."""
-    for name, mask in masks.items():
-        piece, pruned = pieces[name], ~mask
-        copies = [piece.master(), piece.working(), *piece.moments().values()]
-        if any(bool(copy[pruned.to(copy.device)].any()) for copy in copies):
-            return False
-    return True
+    return not any(
+        copy[~mask.to(copy.device)].any()
+        for name, mask in masks.items()
+        for copy in (
+            pieces[name].master(),
+            pieces[name].working(),
+            *pieces[name].moments().values(),
+        )
+    )

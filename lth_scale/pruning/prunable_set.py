@@ -1,17 +1,17 @@
-"""Which weights a ticket covers, determined by the structure of the network and not by names."""
+"""Which weights a ticket covers, by the structure of the network, and digests of weights."""
 
+import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from lth_scale.config.errors import BadInput
-from lth_scale.distributed.encoder import base_model
+from lth_scale.distributed.pieces import base_model
 
-# How the classes of modules end that hold embeddings or norms.
+# the ends of the class names of modules that hold embeddings or norms
 EMBEDDING, NORM = re.compile(r"Embed(ding(s|Bag)?|der)$"), re.compile(r"Norm(\dd)?$")
 POOLER = "pooler."
 
@@ -28,13 +28,7 @@ class Weight(NamedTuple):
     kind: str
 
     @property
-    def size(self) -> int:
-        """The number of elements."""
-        return self.parameter.numel()
-
-    @property
     def class_name(self) -> str:
-        """The class of its module."""
         return type(self.module).__name__
 
 
@@ -56,27 +50,25 @@ def prunable(
     names = {parameter: name for name, parameter in model.named_parameters()} if fresh else {}
     return {
         weight.name: weight.parameter
-        for weight in matrices(model)
-        if not is_ignored(weight.name, ignore)
+        for weight in _stack(model)
+        if weight.kind == "matrix"
+        and not is_ignored(weight.name, ignore)
         and not (weight.name.startswith(POOLER) and names.get(weight.parameter) in fresh)
     }
 
 
-def matrices(model: nn.Module) -> Iterator[Weight]:
-    """The matrices of the encoder's stack and of the pooler."""
-    return (weight for weight in stack(model) if weight.kind == "matrix")
-
-
-def stack(model: nn.Module) -> Iterator[Weight]:
+def _stack(model: nn.Module) -> Iterator[Weight]:
     """The encoder's weights from its first layer on, without embeddings, norms and biases.
 
-    Only layers and pooler contribute matrices. Weights of other kinds between or after the layers
-    are included too: a convolution of DeBERTa-v2 is part of its encoder.
+    Only layers and pooler have matrices. Weights of other kinds between or after the layers are
+    included too, such as a convolution of DeBERTa-v2.
     """
     base = base_model(model)
     modules = dict(base.named_modules())
     embeddings = tuple(
-        f"{name}." for name, module in modules.items() if name and _is_a(EMBEDDING, module)
+        f"{name}."
+        for name, module in modules.items()
+        if name and EMBEDDING.search(type(module).__name__)
     )
     lists = (f"{name}." for name, module in modules.items() if isinstance(module, nn.ModuleList))
     layers = tuple(name for name in lists if not name.startswith(embeddings))
@@ -85,15 +77,11 @@ def stack(model: nn.Module) -> Iterator[Weight]:
         in_stack = in_stack or name.startswith(layers)
         module = modules[name.rpartition(".")[0]]
         is_vector = parameter.ndim < 2 or name.endswith("bias")
-        if is_vector or name.startswith(embeddings) or _is_a(NORM, module):
+        if is_vector or name.startswith(embeddings) or NORM.search(type(module).__name__):
             continue
         kind = _kind(name, parameter, module)
         if name.startswith((*layers, POOLER)) or (in_stack and kind == "other"):
             yield Weight(name, parameter, module, kind)
-
-
-def _is_a(suffix: re.Pattern[str], module: nn.Module) -> bool:
-    return suffix.search(type(module).__name__) is not None
 
 
 def _kind(name: str, parameter: nn.Parameter, module: nn.Module) -> str:
@@ -106,7 +94,6 @@ def _kind(name: str, parameter: nn.Parameter, module: nn.Module) -> str:
     return "matrix" if isinstance(module, nn.Linear | _conv1d()) else "other"
 
 
-@cache
 def _conv1d() -> type[nn.Module]:
     """The linear layer of GPT-2, whose weight is (inputs, outputs)."""
     from transformers.pytorch_utils import Conv1D
@@ -115,57 +102,46 @@ def _conv1d() -> type[nn.Module]:
 
 
 def is_ignored(name: str, ignore: Iterable[str]) -> bool:
-    """True if a name matches one of these regular expressions."""
     return any(re.search(regex, name) for regex in ignore)
 
 
 def transposed(model: nn.Module) -> frozenset[str]:
-    """The names of prunable weights that are (inputs, outputs); others are (outputs, inputs, …)."""
-    return frozenset(weight.name for weight in stack(model) if isinstance(weight.module, _conv1d()))
+    """The names of prunable weights (inputs, outputs); the others are (outputs, inputs, …)."""
+    conv1d = _conv1d()
+    return frozenset(weight.name for weight in _stack(model) if isinstance(weight.module, conv1d))
 
 
 def not_linear(model: nn.Module) -> dict[str, str]:
-    """The class of the module by name, for matrices whose module is not an `nn.Linear`."""
+    """The names of matrices that are not of an `nn.Linear`, and the classes of their modules."""
     return {
         weight.name: weight.class_name
-        for weight in matrices(model)
-        if not isinstance(weight.module, nn.Linear)
+        for weight in _stack(model)
+        if weight.kind == "matrix" and not isinstance(weight.module, nn.Linear)
     }
 
 
 def describe_kinds(model: nn.Module) -> str:
-    """A line on the classes of the matrices; empty if all are nn.Linear."""
+    """A line on the modules of the matrices; empty if all are nn.Linear."""
     if not not_linear(model):
         return ""
-    counts = Counter(weight.class_name for weight in matrices(model))
-    listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
-    return f"matrices of the encoder: {listed}"
+    counts = Counter(weight.class_name for weight in _stack(model) if weight.kind == "matrix")
+    kinds = ", ".join(f"{count} of {name}" for name, count in counts.items())
+    return f"matrices of the encoder: {kinds}"
 
 
 def describe_dense(model: nn.Module, ignore: Iterable[str] = ()) -> str:
-    """A line on the depthwise filters of the stack, which stay dense; empty if it has none."""
-    filters = [
-        weight
-        for weight in stack(model)
-        if weight.kind == "depthwise" and not is_ignored(weight.name, ignore)
-    ]
+    """A line on the depthwise filters, which stay dense; empty without any."""
+    filters = _not_ignored(model, "depthwise", ignore)
     if not filters:
         return ""
     more = f" and {len(filters) - 1} more" if len(filters) > 1 else ""
-    size = sum(weight.size for weight in filters)
+    size = sum(weight.parameter.numel() for weight in filters)
     return f"not pruned: the depthwise filters {filters[0].name}{more} ({size:,} weights)"
 
 
-def check_linear(model: nn.Module, name: str) -> None:
-    """Raise BadInput if a matrix is not an `nn.Linear`: there are no sparse kernels for others.
-
-    name: the flag that asks for them, and its value.
-    """
-    for matrix, kind in not_linear(model).items():
-        raise BadInput(
-            f"{name}: {matrix} is a {kind}, and sparse kernels support nn.Linear only; "
-            "use --format compact, dense or onnx"
-        )
+def _not_ignored(model: nn.Module, kind: str, ignore: Iterable[str]) -> list[Weight]:
+    weights = (weight for weight in _stack(model) if weight.kind == kind)
+    return [weight for weight in weights if not is_ignored(weight.name, ignore)]
 
 
 def check(model: nn.Module, ignore: Sequence[str], name: str) -> None:
@@ -181,14 +157,9 @@ def check(model: nn.Module, ignore: Sequence[str], name: str) -> None:
                 f"--ignore {regex}: matches no weight of {type(base).__name__}, "
                 f"for example {known[-1]}; correct it or omit it"
             )
-    others = [
-        weight
-        for weight in stack(model)
-        if weight.kind == "other" and not is_ignored(weight.name, ignore)
-    ]
-    if others:
+    if others := _not_ignored(model, "other", ignore):
         raise BadInput(
-            f"{name}: {_described(others)}, which cannot be pruned: matrices are nn.Linear, Conv1D "
+            f"{name}: {_describe(others)}, which cannot be pruned: matrices are nn.Linear, Conv1D "
             f"and convolutions of width 1; {_remedy(others)}"
         )
     if all(parameter.startswith(POOLER) for parameter in prunable(model, ignore)):
@@ -199,20 +170,47 @@ def check(model: nn.Module, ignore: Sequence[str], name: str) -> None:
         )
 
 
-def _described(others: list[Weight]) -> str:
-    """The largest of these weights, and how many there are."""
-    first = max(others, key=lambda weight: weight.size)
-    rest = sum(weight.size for weight in others) - first.size
+def _describe(others: list[Weight]) -> str:
+    sizes = [weight.parameter.numel() for weight in others]
+    largest = max(sizes)
+    first = others[sizes.index(largest)]
     shape = "×".join(map(str, first.parameter.shape))
-    more = f" and {len(others) - 1} more ({rest:,} numbers)" if len(others) > 1 else ""
-    about = f"{first.class_name}, {shape}, {first.size:,} numbers"
+    rest = f"{sum(sizes) - largest:,} numbers"
+    more = f" and {len(others) - 1} more ({rest})" if len(others) > 1 else ""
+    about = f"{first.class_name}, {shape}, {largest:,} numbers"
     return f"its layers hold {first.name} ({about}){more}"
 
 
 def _remedy(others: list[Weight]) -> str:
-    """The flag that leaves these weights dense, in all layers."""
     names = dict.fromkeys(
         re.sub(r"\\\.\d+(?=\\\.|$)", r"\\.\\d+", re.escape(weight.name)) for weight in others
     )
     regex = next(iter(names)) if len(names) == 1 else f"({'|'.join(names)})"
     return f"to leave all of them dense, use --ignore '^{regex}$'"
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over name, shape and little-endian fp32 bytes of each weight, in the order given."""
+    sha = hashlib.sha256()
+    for name, weight in weights.items():
+        sha.update(f"{name}{tuple(weight.shape)}".encode())
+        numbers = weight.detach().cpu().float().contiguous().numpy()
+        sha.update(numbers.astype("<f4", copy=False).data)
+    return sha.hexdigest()
+
+
+def base_digest(model: nn.Module, fresh: Collection[str] = ()) -> str:
+    """`base_sha256`: the digest of the encoder's parameters, sorted by name in the base model.
+
+    Tied parameters count once. The pooler and the parameters that the checkpoint lacks (`fresh`, by
+    their names in `model`) are left out, so that the digest depends on the checkpoint's weights
+    alone: not on its file format, its dtype (bf16 and fp16 are widened to fp32) or the head.
+    """
+    names = {weight: name for name, weight in model.named_parameters()}
+    return digest(
+        {
+            name: weight
+            for name, weight in sorted(base_model(model).named_parameters())
+            if not name.startswith(POOLER) and names[weight] not in fresh
+        }
+    )

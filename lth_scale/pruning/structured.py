@@ -1,41 +1,23 @@
-"""Masks that hardware can exploit, under the same exact threshold: N:M and blocks.
+"""Pruning under a pattern and by a score, with the same exact threshold.
 
-A group or block may lie across ranks, so under sharding each matrix is gathered once a round, one
-at a time.
+A group or block may span ranks, so that sharded matrices are gathered, one at a time.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from lth_scale.distributed.ranks import Ranks
+from lth_scale.distributed.pieces import Piece
 from lth_scale.pruning import threshold
-from lth_scale.pruning.orientation import Orientation
-from lth_scale.pruning.patterns import Pattern, PruningStep, Unstructured
-from lth_scale.pruning.scores import MAGNITUDE, Score
-from lth_scale.pruning.threshold import ALONE, Weights
+from lth_scale.pruning.patterns import PruningStep
 
-UNSTRUCTURED, MATRICES = Unstructured(), Orientation()
-
-
-def prune(
-    values: Weights,
-    keep: Weights,
-    sparsity: float,
-    scope: str = "global",
-    pattern: Pattern = UNSTRUCTURED,
-    ranks: Ranks = ALONE,
-    orientation: Orientation = MATRICES,
-    score: Score = MAGNITUDE,
-) -> float:
-    """`threshold.prune` under a pattern: update `keep` in place and return the threshold.
-
-    Arguments as in `PruningStep`. Raises as `threshold.prune` does.
-    """
-    return pattern.prune(PruningStep(values, keep, sparsity, scope, ranks, orientation, score))
+Weights = Mapping[str, Tensor]
+LARGEST = 2.0**126  # larger movement scores are clamped
+SIGN = 1 << 31
 
 
 def prune_weights(step: PruningStep) -> float:
-    """Prune single weights; return the threshold, a score."""
     magnitudes = {name: step.score.to_magnitude(value) for name, value in step.values.items()}
     return _cut(step, magnitudes, step.sparsity)
 
@@ -43,7 +25,7 @@ def prune_weights(step: PruningStep) -> float:
 def prune_groups(step: PruningStep, kept: int, of: int) -> float:
     """Keep `kept` of each `of` consecutive weights in a row; return the threshold, a score.
 
-    At most of − kept weights of a group are pruned until every group has lost as many. So the mask
+    At most of − kept weights of a group are pruned until every group has lost that many: the mask
     is the pattern exactly at sparsity 1 − kept/of, and below it every group keeps at least `kept`
     (as in Zhou et al. 2021, arXiv:2102.04010, by magnitude).
     """
@@ -68,27 +50,22 @@ def _cut(step: PruningStep, magnitudes: Weights, sparsity: float) -> float:
 
 
 def _protect(step: PruningStep, magnitudes: Weights, kept: int, of: int) -> Weights:
-    """The magnitudes, with the largest fp32 number where the pattern keeps a weight."""
+    """The magnitudes, with the largest fp32 number where the pattern keeps a weight.
+
+    The pattern prunes the of − kept smallest of each `of` in a row, and the first of equal ones.
+    """
     protected = {}
     for name, mask in step.keep.items():
         magnitude = magnitudes[name]
         matrix = step.orientation.whole(name, torch.where(mask, magnitude, -1.0))
-        smallest = step.orientation.cut(name, smallest_in_groups(matrix, kept, of))
+        groups = matrix.reshape(-1, of)
+        order = groups.argsort(dim=1, stable=True)[:, : of - kept]
+        smallest = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True)
+        smallest = step.orientation.cut(name, smallest.view(matrix.shape))
         smallest = smallest.view(mask.shape).to(mask.device)
         largest = torch.full_like(magnitude, torch.finfo(torch.float32).max)
         protected[name] = torch.where(smallest | ~magnitude.isfinite(), magnitude, largest)
     return protected
-
-
-def smallest_in_groups(magnitudes: Tensor, kept: int, of: int) -> Tensor:
-    """Bool: True for the of − kept smallest of each `of` in a row; of equal ones the first.
-
-    magnitudes: a matrix (outputs, inputs), −1 where a weight is pruned.
-    """
-    groups = magnitudes.reshape(-1, of)
-    order = groups.argsort(dim=1, stable=True)[:, : of - kept]
-    smallest = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True)
-    return smallest.view(magnitudes.shape)
 
 
 def prune_blocks(step: PruningStep, rows: int, columns: int) -> float:
@@ -110,3 +87,31 @@ def prune_blocks(step: PruningStep, rows: int, columns: int) -> float:
         matrix = blocks[name].repeat_interleave(rows, 0).repeat_interleave(columns, 1)
         mask.copy_(step.orientation.cut(name, matrix).view(mask.shape))
     return step.score.from_magnitude(cut)
+
+
+@torch.no_grad()
+def accumulate(totals: Weights, pieces: Mapping[str, Piece], rate: float) -> None:
+    """Add −rate · ∂L/∂w · w of this step in place. totals: flat fp32, laid out as the pieces."""
+    for name, total in totals.items():
+        gradient = pieces[name].gradient()
+        if gradient is not None:
+            total.addcmul_(gradient.float(), pieces[name].master(), value=-rate)
+
+
+def to_magnitude(scores: Tensor) -> Tensor:
+    """Positive fp32 numbers that sort as the signed fp32 scores do, except for their last bit.
+
+    NaN and Inf become NaN.
+    """
+    bits = (scores.clamp(-LARGEST, LARGEST) + 0.0).view(torch.int32).long()  # + 0.0 turns −0 into 0
+    order = torch.where(bits < 0, bits ^ (SIGN - 1), bits) + SIGN
+    return torch.where(scores.isfinite(), (order >> 1).int().view(torch.float32), torch.nan)
+
+
+def from_magnitude(magnitude: float) -> float:
+    """The inverse of `to_magnitude`, except for the last bit; 0 stays 0 (nothing was pruned)."""
+    if magnitude == 0:
+        return 0.0
+    order = (int(torch.tensor(magnitude).view(torch.int32)) << 1) - SIGN
+    bits = order ^ (SIGN - 1) if order < 0 else order
+    return float(torch.tensor(bits, dtype=torch.int64).int().view(torch.float32))

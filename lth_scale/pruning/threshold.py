@@ -1,9 +1,9 @@
 """The exact k-th smallest magnitude of weights that no rank holds whole, and the masks it gives.
 
 A sample brackets the threshold. One streaming pass counts the magnitudes below the bracket and
-collects those inside, about 2 % of the weights; a radix selection over all ranks finds the
-threshold among them exactly. If the sample missed it, the same selection runs over all weights.
-Only counts are communicated, some tens of kB a rank.
+collects those inside, about 2 % of the weights; a radix selection over all ranks finds the exact
+threshold among them. If the bracket misses it, the selection runs over all weights. Ranks exchange
+only counts, some tens of kB each.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from lth_scale.distributed.ranks import Ranks
+from lth_scale.distributed.pieces import Ranks
 from lth_scale.pruning.bit_patterns import (
     INFINITE,
     Cut,
@@ -27,7 +27,7 @@ from lth_scale.pruning.bit_patterns import (
 
 ALONE = Ranks()
 SAMPLE = 1 << 18  # weights a threshold, over all ranks
-COLLECTED = 20  # at most one weight in so many is copied, once as a sample and once as a candidate
+COLLECTED = 20  # at most one weight in 20 is copied as a sample, and one as a candidate
 NOTHING = Cut(-1, 0)
 ANYTHING = (1, INFINITE - 1)  # a bracket that holds every pattern of a finite weight but 0
 Weights = Mapping[str, Tensor]
@@ -36,11 +36,10 @@ Weights = Mapping[str, Tensor]
 def prune(
     weights: Weights, keep: Weights, sparsity: float, scope: str, ranks: Ranks = ALONE
 ) -> float:
-    """Update `keep` in place to exactly `round(sparsity × prunable)` pruned weights.
+    """Update `keep` in place to exactly `round(sparsity × prunable)` pruned weights, as `smallest`.
 
-    Returns the threshold. scope `global`: one threshold for all matrices (the paper's);
-    `layerwise`: one for each matrix, with counts whose running sum is the rounded running share, so
-    that the total is exact as well. Otherwise as `smallest`.
+    scope: `global` for one threshold over all matrices (the paper's), or `layerwise` for one a
+    matrix, with counts whose running sum is the rounded running share: their total is exact too.
     """
     sizes = ranks.sum(torch.tensor([mask.numel() for mask in keep.values()])).tolist()
     if scope == "global":
@@ -113,7 +112,7 @@ class _Selection:
         return self.ranks.sum(totals).tolist()
 
     def _estimate_brackets(self, counts: list[int], sizes: list[int]) -> list[tuple[int, int]]:
-        """Brackets that hold the thresholds with near certainty: four standard errors each way."""
+        """Brackets that almost certainly hold the thresholds: four standard errors each way."""
         samples = self._sample(sizes)
         seen = self.ranks.sum(torch.tensor([len(sample) for sample in samples])).tolist()
         brackets = [ANYTHING if count else (INFINITE, INFINITE) for count in counts]
@@ -173,10 +172,7 @@ class _Selection:
         return cuts
 
     def _scan(self) -> tuple[list[int], list[int]]:
-        """Count the patterns of each group below its bracket and inside; collect the latter.
-
-        They are not collected if they are too many.
-        """
+        """Count the patterns of each group below and inside its bracket, and collect the latter."""
         below, inside, self.collected, end = [], [], {}, 0
         capacity = max(SAMPLE, sum(mask.numel() for mask in self.keep.values()) // COLLECTED)
         device = next(iter(self.keep.values())).device
@@ -204,7 +200,6 @@ class _Selection:
         return self._sum_by_group(below, groups), self._sum_by_group(inside, groups)
 
     def _check_finite(self, infinite: int) -> None:
-        """Raise ValueError on all ranks if any of them has found NaN or Inf."""
         world = self.ranks.world_size
         index, rank = divmod(self.ranks.min(infinite * world + self.ranks.index), world)
         if index < len(self.keep):
@@ -214,7 +209,6 @@ class _Selection:
             )
 
     def _in_bracket(self, name: str) -> Iterable[Tensor]:
-        """The patterns of a name inside the bracket of its group."""
         if self.collected is not None:
             return self.collected[name]
         low, high = self.bracket[self.group[name]]
@@ -227,7 +221,7 @@ class _Selection:
                 yield from self._in_bracket(name)
 
     def _count_ties(self, name: str, cut: int) -> int:
-        """How many kept weights of this rank lie at the threshold."""
+        """How many kept weights of this rank are equal to the threshold."""
         if cut > 0:
             return sum(int((bits == cut).sum()) for bits in self._in_bracket(name))
         if cut < 0:
@@ -243,7 +237,7 @@ class _Selection:
         for total, group in zip(totals, self.group.values(), strict=True):
             quotas.append(min(total, remaining[group]))
             remaining[group] -= quotas[-1]
-        # Of at most one name a group, some ties are pruned and others kept.
+        # in each group, at most one name has ties of both kinds, pruned and kept
         split = [i for i, quota in enumerate(quotas) if 0 < quota < totals[i]]
         rank = self.ranks.index if self.ranks.shards > 1 else 0
         held = torch.zeros(len(split), self.ranks.shards, dtype=torch.int64)
@@ -254,7 +248,7 @@ class _Selection:
         return [max(0, min(quota, tied)) for quota, tied in zip(quotas, ties, strict=True)]
 
     def _update_mask(self, name: str, cut: int, quota: int, keeps_ties: bool) -> None:
-        """Keep what is larger than the threshold, and of the ties those after the first `quota`."""
+        """Keep what is above the threshold, and the ties after the first `quota`."""
         mask = self.keep[name].view(-1)
         for part, bits in magnitudes(self.weights[name], mask):
             kept = mask[part]

@@ -62,9 +62,11 @@ class Ticket:
         Most of these outputs are constant. transposed: the names of the matrices that are (inputs,
         outputs), as in `prunable_set.transposed`.
         """
-        kept = {name: int(mask.sum()) for name, mask in self.masks.items()}
-        outputs = {name: mask.shape[name in transposed] for name, mask in self.masks.items()}
-        return {name: count for name, count in kept.items() if count < outputs[name]}
+        return {
+            name: kept
+            for name, mask in self.masks.items()
+            if (kept := int(mask.sum())) < mask.shape[name in transposed]
+        }
 
     def save(self, path: str | Path) -> None:
         """Write the ticket file atomically: safetensors, one bit a weight."""
@@ -72,10 +74,10 @@ class Ticket:
 
     @classmethod
     def load(cls, path: str | Path) -> "Ticket":
-        """Read a ticket file. It may be untrusted: sizes are checked before memory is allocated.
+        """Read a ticket file, which may be untrusted: sizes are checked before memory is allocated.
 
-        Raises ValueError that names the file and what is wrong. A file that `save` wrote is refused
-        if any byte that matters was changed.
+        Raises ValueError that names the file and what is wrong, such as any altered byte in a file
+        that `save` wrote.
         """
         masks, fields = ticket_file.read(Path(path))
         return cls(masks, **fields)
@@ -84,29 +86,27 @@ class Ticket:
     def from_pretrained(cls, name: str | Path, revision: str | None = None) -> "Ticket":
         """Load a ticket from a repository on the Hub (`user/name`), a local directory or a file.
 
-        revision: branch, tag or commit of a repository. Raises as `load`, and ValueError if the
-        repository does not exist, Stopped (a RuntimeError) if the Hub cannot be reached.
+        revision: branch, tag or commit of a repository. Raises as `load`; ValueError if the
+        repository does not exist; Stopped (a RuntimeError) if the Hub cannot be reached.
         """
-        path, file = Path(name), "ticket.safetensors"
+        path, repo, file = Path(name), str(name), "ticket.safetensors"
         if path.is_dir():
             return cls.load(path / file)
-        if not path.is_file():
-            repo = str(name)
-            hub_access.check_source(repo, revision)
-            with hub_access.session():
-                path = Path(
-                    hub_access.fetch(
-                        lambda: hf_hub_download(repo, file, revision=revision), repo, revision, file
-                    )
-                )
-        return cls.load(path)
+        if path.is_file():
+            return cls.load(path)
+        hub_access.check_source(repo, revision)
+        with hub_access.session():
+            downloaded = hub_access.fetch(
+                lambda: hf_hub_download(repo, file, revision=revision), repo, revision, file
+            )
+        return cls.load(downloaded)
 
     def masks_for(self, model: nn.Module) -> dict[str, Tensor]:
         """The masks of `model`'s prunable set, in its order.
 
-        A pooler that the ticket lacks is kept dense, and so is what its search left out: the
-        matrices of --ignore, and for version 0.1.0 all that are not `nn.Linear`. Raises ValueError
-        that names the parameter if one is missing on either side or differs in shape.
+        A pooler that the ticket lacks stays dense, and so does what its search left out: matrices
+        of --ignore and, in version 0.1.0, all that are not `nn.Linear`. Raises ValueError that
+        names the parameter if one is missing on either side or differs in shape.
         """
         weights, ignore = prunable(model), self.arguments.get("ignore") or ()
         is_old = bool(self.arguments) and "ignore" not in self.arguments
@@ -115,7 +115,8 @@ class Ticket:
         for name, weight in weights.items():
             mask = self.masks.get(name)
             if mask is None:
-                if not (_is_pooler(name) or name in unsupported or is_ignored(name, ignore)):
+                is_dense = name.startswith(POOLER) or name in unsupported
+                if not (is_dense or is_ignored(name, ignore)):
                     raise self._mismatch(f"the ticket has no mask for {name}")
                 mask = torch.ones(weight.shape, dtype=torch.bool)
             if mask.shape != weight.shape:
@@ -125,7 +126,7 @@ class Ticket:
                 )
             masks[name] = mask
         for name in self.masks:
-            if name not in weights and not _is_pooler(name):
+            if name not in weights and not name.startswith(POOLER):
                 raise self._mismatch(f"the model has no {name}")
         return masks
 
@@ -142,18 +143,14 @@ class Ticket:
         return model
 
     def is_of_other_weights(self, base_sha256: str) -> bool:
-        """True if this ticket is known to have another base than the one with this digest.
-
-        base_sha256: '' if unknown.
-        """
+        """True if this ticket's base is known to have another digest; '' is an unknown one."""
         return "" not in (self.base_sha256, base_sha256) and self.base_sha256 != base_sha256
 
     def overlap(self, other: "Ticket", allow_other_weights: bool = False) -> dict[str, float]:
         """Fraction of this ticket's kept weights that `other` keeps too, by matrix and for `all`.
 
         Counted over the matrices that both have; NaN if nothing is kept. Raises ValueError for
-        tickets of different networks. With `allow_other_weights` their bases may differ in weights,
-        though not in shapes.
+        tickets of different networks, or of other base weights without `allow_other_weights`.
         """
         shapes = {name: mask.shape for name, mask in other.masks.items()}
         common = [name for name, mask in self.masks.items() if shapes.get(name) == mask.shape]
@@ -178,9 +175,8 @@ class Ticket:
     def intersect(self, other: "Ticket", allow_other_weights: bool = False) -> "Ticket":
         """The ticket that keeps what both keep, with the provenance of this one.
 
-        A pooler that one lacks stays as in the other. Raises ValueError if the two are not about
-        the same matrices, or belong to bases of other weights; `allow_other_weights` accepts the
-        latter and records it.
+        A pooler that one lacks stays as in the other. Raises ValueError if the two cover different
+        matrices, or have other base weights, which `allow_other_weights` accepts and records.
         """
         return self._combine(other, torch.logical_and, "intersect", allow_other_weights)
 
@@ -194,7 +190,7 @@ class Ticket:
         masks = {**self.masks, **other.masks}
         for name in masks:
             ours, theirs = self.masks.get(name), other.masks.get(name)
-            if (ours is None or theirs is None) and _is_pooler(name):
+            if (ours is None or theirs is None) and name.startswith(POOLER):
                 continue
             if ours is None or theirs is None or ours.shape != theirs.shape:
                 raise BadInput(
@@ -203,8 +199,8 @@ class Ticket:
                 )
             masks[name] = operator(ours, theirs)
         self._check_same_base(other, allow_other_weights)
-        sources = f"a ticket of {self.task} and one of {other.task}"
-        arguments = {**self.arguments, "found_by": f"{operation} of {sources}"}
+        found_by = f"{operation} of a ticket of {self.task} and one of {other.task}"
+        arguments = {**self.arguments, "found_by": found_by}
         if self.is_of_other_weights(other.base_sha256):
             arguments["allow_other_weights"] = True
         return replace(self, masks=masks, threshold=0.0, arguments=arguments)
@@ -216,7 +212,3 @@ class Ticket:
                 f"{self.base_model!r} and {other.base_sha256[:12]}… of {other.base_model!r}; use "
                 "tickets of one base, or --allow_other_weights (allow_other_weights=True in Python)"
             )
-
-
-def _is_pooler(name: str) -> bool:
-    return name.startswith(POOLER)

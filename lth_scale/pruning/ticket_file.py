@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 import torch
@@ -25,25 +25,21 @@ COUNTS = ("sparsity", "pruned", "prunable")
 REQUIRED = {"format", "shapes", *PROVENANCE, *COUNTS, "arguments"}
 OPTIONAL = {"threshold", "content_sha256", "base_sha256"}  # not in tickets of every version
 MAX_DIMENSIONS = 8
-DTYPES = {"U8": "uint8", "I8": "int8"}  # in safetensors: in messages
-
-
-class Content(NamedTuple):
-    """What a ticket file holds: masks as bool tensors, and the other fields of a `Ticket`."""
-
-    masks: dict[str, Tensor]
-    fields: dict[str, Any]
+DTYPES = {"U8": "uint8", "I8": "int8"}  # names in safetensors: names in messages
 
 
 def count(masks: Mapping[str, Tensor]) -> tuple[int, int]:
-    """How many weights the masks prune, and how many they are about."""
+    """How many weights the masks prune, and how many they cover."""
     prunable = sum(mask.numel() for mask in masks.values())
     return prunable - sum(int(mask.sum()) for mask in masks.values()), prunable
 
 
 def write(path: Path, masks: Mapping[str, Tensor], fields: Mapping[str, Any]) -> None:
-    """Write a ticket file atomically; fields: as `Content.fields`."""
-    packed = {name: _pack(mask) for name, mask in masks.items()}
+    """Write a ticket file atomically; fields: the other fields of a `Ticket`."""
+    packed = {
+        name: numpy.packbits(mask.cpu().numpy().reshape(-1), bitorder="little")
+        for name, mask in masks.items()
+    }
     pruned, prunable = count(masks)
     metadata = {
         "format": FORMAT,
@@ -57,19 +53,9 @@ def write(path: Path, masks: Mapping[str, Tensor], fields: Mapping[str, Any]) ->
         "arguments": json.dumps(fields["arguments"], ensure_ascii=False),
     }
     metadata["content_sha256"] = _checksum(metadata, packed)
-    tensors = {name: torch.from_numpy(bits) for name, bits in packed.items()}
-    files.write_tensors(path, tensors, metadata)
-
-
-def _pack(mask: Tensor) -> numpy.ndarray:
-    return numpy.packbits(mask.cpu().numpy().reshape(-1), bitorder="little")
-
-
-def _unpack(name: str, packed: numpy.ndarray, shape: list[int]) -> Tensor:
-    size, bits = math.prod(shape), numpy.unpackbits(packed, bitorder="little")
-    if bits[size:].any():
-        raise ValueError(f"{name} has bits set past its end")
-    return torch.from_numpy(bits[:size].view(bool)).view(shape)
+    files.write_tensors(
+        path, {name: torch.from_numpy(bits) for name, bits in packed.items()}, metadata
+    )
 
 
 def _checksum(metadata: Mapping[str, str], packed: Mapping[str, numpy.ndarray]) -> str:
@@ -81,15 +67,18 @@ def _checksum(metadata: Mapping[str, str], packed: Mapping[str, numpy.ndarray]) 
     return sha.hexdigest()
 
 
-def read(path: Path) -> Content:
-    """Read a ticket file and check it. Raises BadInput that names the file and what is wrong."""
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read and check a ticket file; return its masks and the other fields of a `Ticket`.
+
+    Raises BadInput that names the file and what is wrong.
+    """
     try:
         files.check_regular(path)
         with safe_open(path, framework="numpy") as file:
             return _decode(file.metadata() or {}, file)
     except (SafetensorError, OSError) as problem:
         raise BadInput(
-            f"{path}: cannot be read as a ticket ({problem}); specify a ticket.safetensors"
+            f"{path}: cannot be read as a ticket ({problem}); use a ticket.safetensors"
         ) from problem
     except (KeyError, TypeError, ValueError, RecursionError) as problem:
         raise BadInput(
@@ -97,8 +86,13 @@ def read(path: Path) -> Content:
         ) from problem
 
 
-def _decode(metadata: dict[str, str], file: Any) -> Content:
-    _check_keys(metadata)
+def _decode(metadata: dict[str, str], file: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"its format is {metadata.get('format')!r}")
+    if unknown := metadata.keys() - REQUIRED - OPTIONAL:
+        raise ValueError(f"unknown key {min(unknown)!r} in its metadata")
+    if missing := REQUIRED - metadata.keys():
+        raise ValueError(f"its metadata has no {min(missing)}")
     shapes, arguments = json.loads(metadata["shapes"]), json.loads(metadata["arguments"])
     if not (isinstance(shapes, dict) and isinstance(arguments, dict)):
         raise ValueError("its shapes or arguments are not a JSON object")
@@ -106,28 +100,22 @@ def _decode(metadata: dict[str, str], file: Any) -> Content:
         raise ValueError("the names of shapes and tensors differ, or are empty")
     for name, shape in shapes.items():
         _check_size(name, shape, file.get_slice(name))
-    packed = {name: file.get_tensor(name) for name in shapes}
-    _check_arguments(arguments)
+    parse_pattern(arguments.get("pattern", "unstructured"))
+    check_regexes(arguments.get("ignore") or ())
+    if (scope := arguments.get("scope") or "global") not in ("global", "layerwise"):
+        raise ValueError(f"its scope is {scope!r}")
     base = metadata.get("base_sha256", "")
     if not re.fullmatch(r"([0-9a-f]{64})?", base):
         raise ValueError("its base_sha256 is not a SHA-256")
+    packed = {name: file.get_tensor(name) for name in shapes}
     masks = {name: _unpack(name, packed[name], shape) for name, shape in shapes.items()}
     threshold = float(metadata.get("threshold", "0.0"))
     _check_counts(metadata, masks, threshold)
     if metadata.get("content_sha256", sha := _checksum(metadata, packed)) != sha:
-        raise ValueError("it was changed since it was written: its content_sha256 differs")
+        raise ValueError("it was altered: its content_sha256 differs")
     provenance = {name: metadata[name] for name in PROVENANCE}
     fields = {"threshold": threshold, "arguments": arguments, "base_sha256": base, **provenance}
-    return Content(masks, fields)
-
-
-def _check_keys(metadata: dict[str, str]) -> None:
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"its format is {metadata.get('format')!r}")
-    if unknown := metadata.keys() - REQUIRED - OPTIONAL:
-        raise ValueError(f"unknown key {min(unknown)!r} in its metadata")
-    if missing := REQUIRED - metadata.keys():
-        raise ValueError(f"its metadata has no {min(missing)}")
+    return masks, fields
 
 
 def _check_size(name: str, shape: Any, stored: Any) -> None:
@@ -144,16 +132,14 @@ def _check_size(name: str, shape: Any, stored: Any) -> None:
         raise ValueError(f"{name} has {size} bytes of {dtype} for the shape {brief(str(shape))}")
 
 
-def _check_arguments(arguments: dict[str, Any]) -> None:
-    parse_pattern(arguments.get("pattern", "unstructured"))
-    check_regexes(arguments.get("ignore") or ())
-    scope = arguments.get("scope") or "global"
-    if scope not in ("global", "layerwise"):
-        raise ValueError(f"its scope is {scope!r}")
+def _unpack(name: str, packed: numpy.ndarray, shape: list[int]) -> Tensor:
+    size, bits = math.prod(shape), numpy.unpackbits(packed, bitorder="little")
+    if bits[size:].any():
+        raise ValueError(f"{name} has bits set past its end")
+    return torch.from_numpy(bits[:size].view(bool)).view(shape)
 
 
 def _check_counts(metadata: dict[str, str], masks: dict[str, Tensor], threshold: float) -> None:
-    """Raise ValueError if the metadata states other numbers than the masks give."""
     stated, counted = (int(metadata["pruned"]), int(metadata["prunable"])), count(masks)
     if stated != counted:
         raise ValueError(f"it states {stated} weights and holds {counted}")

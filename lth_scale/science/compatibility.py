@@ -9,54 +9,47 @@ from lth_scale.config import files
 from lth_scale.config.arguments import Training, flags_with
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted
-from lth_scale.science.jobs import difference
-from lth_scale.science.plans import Plan
+from lth_scale.science.plans import Plan, difference
 from lth_scale.science.study_file import Flags
 from lth_scale.tracking import provenance
-
-PARTS = ("name", "cells", "jobs")  # of study.json
 
 
 def check_flags(plan: Plan, directory: Path) -> None:
     """Raise BadInput if a job was started with other flags."""
-    before = _flags_before(directory)
+    before, cosmetic = _flags_before(directory), flags_with("cosmetic")
     for job in plan.jobs.values():
         output, flags = directory / "jobs" / job.id, redacted(job.flags)
         old = before.get(job.id, flags)
-        differ = difference(old, flags, ignore=flags_with("cosmetic"))
-        if differ and (started := started_with(output)):
-            args = job.args
-            digests = provenance.input_digests(
-                args.task, args.model_name_or_path, args.dataset_path
-            )
-            same = provenance.flags_with_digests(started, digests)
-            differ = difference(old, flags, ignore={*flags_with("cosmetic"), *same})
-        if differ and output.exists():
+        if not output.exists() or not difference(old, flags, cosmetic):
+            continue
+        args = job.args
+        digests = provenance.input_digests(args.task, args.model_name_or_path, args.dataset_path)
+        same = provenance.flags_with_digests(_started_with(output), digests)
+        if differ := difference(old, flags, cosmetic | same):
             raise BadInput(
                 f"--output_dir {directory}: {job.id} was started with other flags "
-                f"({differ}, then and now); specify another directory or delete {output}"
+                f"({differ}, then and now); use another directory or delete {output}"
             )
 
 
 def _flags_before(directory: Path) -> dict[str, Flags]:
-    """The flags of each job in study.json, if there is one. Raises BadInput."""
+    """The flags of each job in study.json, if it exists. Raises BadInput."""
     path = directory / "study.json"
     if not os.path.lexists(path):
         if os.path.lexists(directory / "jobs"):
             raise BadInput(
-                f"--output_dir {directory}: holds jobs that do not belong to a study; "
-                "specify another directory"
+                f"--output_dir {directory}: holds jobs but no study.json; use another directory"
             )
         return {}
     try:
-        record: Any = files.read_json(path)
-        if not record["jobs"] and not record.keys() >= {*PARTS}:
+        record = files.read_json(path)
+        if not record["jobs"] and not record.keys() >= {"name", "cells"}:
             raise KeyError("name")
         return {job["id"]: redacted(job["flags"]) for job in record["jobs"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise BadInput(
             f"--output_dir {directory}: study.json is damaged, so the flags of its jobs are "
-            "unknown; restore it or specify another directory"
+            "unknown: restore a copy of it or use another directory"
         ) from problem
 
 
@@ -65,17 +58,17 @@ def check_content(plan: Plan, directory: Path) -> None:
     content = functools.cache(provenance.input_digests)  # many jobs, few files
     for job in plan.jobs.values():
         output, args = directory / "jobs" / job.id, job.args
-        if not (started := started_with(output)):
+        if not (started := _started_with(output)):
             continue
         digests = content(args.task, args.model_name_or_path, args.dataset_path)
         if differ := provenance.differences(started, {"digests": digests}):
             raise BadInput(
                 f"--output_dir {directory}: {job.id} was started with other content "
-                f"({differ[0]}); restore it, specify another directory, or delete {output}"
+                f"({differ[0]}); restore it, use another directory, or delete {output}"
             )
 
 
-def started_with(output: Path) -> dict[str, Any]:
+def _started_with(output: Path) -> dict[str, Any]:
     """arguments.json of a job; {} if it was not started or the file is damaged."""
     try:
         started = {**files.read_json(output / "arguments.json")}
@@ -87,7 +80,7 @@ def started_with(output: Path) -> dict[str, Any]:
 
 def check_weights(plan: Plan) -> None:
     """Raise BadInput if a ticket would be searched in other weights than it is trained in."""
-    digest = functools.cache(base_sha256)
+    digest = functools.cache(_base_sha256)
     for job in plan.jobs.values():
         if not {"ticket", "model_name_or_path"} <= job.flags.keys() or job.args.allow_other_weights:
             continue  # without the flag, a job takes the base model of its ticket
@@ -98,7 +91,7 @@ def check_weights(plan: Plan) -> None:
         if searched == trained:
             continue
         source, target = digest(*searched), digest(*trained)
-        if "" not in (source, target) and source != target:
+        if source and target and source != target:
             raise BadInput(
                 f"{job.id}: --model_name_or_path {trained[0]}: has base_sha256 {target[:12]}…, but "
                 f"its ticket is searched in {searched[0]} with {source[:12]}…: other weights; use "
@@ -106,11 +99,11 @@ def check_weights(plan: Plan) -> None:
             )
 
 
-def base_sha256(model: str, revision: str | None) -> str:
+def _base_sha256(model: str, revision: str | None) -> str:
     """The digest of a model's base weights; empty if it cannot be loaded here."""
     from transformers import AutoModelForSequenceClassification  # imports torch
 
-    from lth_scale.pruning.digests import base_digest
+    from lth_scale.pruning.prunable_set import base_digest
     from lth_scale.tasks.loading import load_model, load_tokenizer
 
     args = Training(task="sst2", model_name_or_path=model, model_revision=revision)

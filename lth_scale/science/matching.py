@@ -1,6 +1,6 @@
-"""Does a subnetwork match the full network? Five rules, for scores in any one unit.
+"""Whether a subnetwork matches the full network, by five rules, for scores in any one unit.
 
-A rule that cannot decide (one seed, no spread) says so.
+A rule that lacks the seeds or the variance for a decision leaves the comparison undecided.
 """
 
 import math
@@ -15,14 +15,14 @@ ALPHA = 0.05
 # strict: section 2 and Table 4 of Chen et al. 2020 (arXiv:2007.12223); within_sd_full: caption of
 # its Table 2.
 RULES = {
-    "strict": "mean ≥ full mean",
-    "within_sd_full": "mean ≥ full mean − its sd",
-    "within_sd_max": "the larger of the two sds instead (the paper's own Table 2 needs it for "
-    "MRPC, SST-2, CoLA, MLM)",
-    "welch": f"a one-sided test of “worse by more than δ”, which matches where p ≥ {ALPHA}",
-    "paired": "the same by seed",
+    "strict": "mean ≥ full network's mean",
+    "within_sd_full": "mean ≥ full network's mean − its standard deviation",
+    "within_sd_max": "the same with the larger of the two standard deviations (the paper's Table 2 "
+    "needs it for MRPC, SST-2, CoLA and MLM)",
+    "welch": f"one-sided Welch t-test of a loss greater than δ; matches if p ≥ {ALPHA}",
+    "paired": "the same with a t-test paired by seed",
 }
-WORDS = {True: "matches", False: "does not match", None: "cannot be told"}
+WORDS = {True: "matches", False: "does not match", None: "undecided"}
 Scores = Mapping[int, float] | Sequence[float]  # by seed, or without seeds
 
 
@@ -47,9 +47,8 @@ class Summary:
 class Verdict:
     """The decision of one rule.
 
-    matches: None if the rule cannot decide. p: None for a rule without a test. sub, full: the
-    compared scores of the subnetwork and the full network. delta: the tolerated loss, in the unit
-    of the scores.
+    matches: None if undecided. p: None for a rule without a test. sub, full: the compared scores
+    of the subnetwork and the full network. delta: the tolerated loss, in the unit of the scores.
     """
 
     rule: str
@@ -62,7 +61,7 @@ class Verdict:
 
 def summary(values: Scores) -> Summary:
     """Mean, standard deviation and count of scores."""
-    scores = [float(v) for v in (values.values() if isinstance(values, Mapping) else values)]
+    scores = [float(x) for x in (values.values() if isinstance(values, Mapping) else values)]
     mean = statistics.fmean(scores) if scores else math.nan
     return Summary(mean, statistics.stdev(scores) if len(scores) > 1 else math.nan, len(scores))
 
@@ -73,48 +72,48 @@ def at_least(a: float, b: float) -> bool | None:
 
 
 def verdicts(sub: Scores, full: Scores, delta: float) -> list[Verdict]:
-    """The verdict of each rule on `sub` against `full`, in the order of RULES.
+    """The verdict of each rule on `sub` compared with `full`, in the order of RULES.
 
-    delta: the tolerated loss, in the unit of the scores. `paired` needs both scores by seed and
-    is left out otherwise.
+    delta: the tolerated loss, in the unit of the scores. `paired` requires both scores by seed and
+    is omitted otherwise.
     """
     a, b = summary(sub), summary(full)
     larger = float(numpy.maximum(a.sd, b.sd))  # NaN if either is, unlike max()
     tolerances = {"strict": 0.0, "within_sd_full": b.sd, "within_sd_max": larger}
-    result = [
+    results = [
         Verdict(rule, at_least(a.mean, b.mean - tolerance), None, a, b, delta)
         for rule, tolerance in tolerances.items()
     ]
     p = welch(a, b, delta)
-    result.append(Verdict("welch", decide(p), p, a, b, delta))
+    results.append(Verdict("welch", decide(p), p, a, b, delta))
     if isinstance(sub, Mapping) and isinstance(full, Mapping):
         seeds = [seed for seed in sub if seed in full]
         ours, theirs = [sub[seed] for seed in seeds], [full[seed] for seed in seeds]
         p = paired(ours, theirs, delta)
-        result.append(Verdict("paired", decide(p), p, summary(ours), summary(theirs), delta))
-    return result
+        results.append(Verdict("paired", decide(p), p, summary(ours), summary(theirs), delta))
+    return results
 
 
 def welch(sub: Summary, full: Summary, delta: float) -> float | None:
     """p of "not worse than `full` by more than `delta`": Welch's one-sided t-test (Welch 1947).
 
-    A small p means worse. None if either side has a single score, or neither has any spread.
+    A small p means worse. None if either has a single score or both have no variance.
     """
     if min(sub.n, full.n) < 2 or sub.sd == full.sd == 0:
         return None
-    sides = (sub.mean + delta, sub.sd, sub.n, full.mean, full.sd, full.n)
-    return float(stats.ttest_ind_from_stats(*sides, equal_var=False, alternative="less").pvalue)
+    moments = (sub.mean + delta, sub.sd, sub.n, full.mean, full.sd, full.n)
+    return float(stats.ttest_ind_from_stats(*moments, equal_var=False, alternative="less").pvalue)
 
 
 def paired(sub: Sequence[float], full: Sequence[float], delta: float) -> float | None:
-    """The same from the differences seed by seed: a one-sided paired t-test (Student 1908).
+    """The same from the differences by seed: a one-sided paired t-test (Student 1908).
 
     None for fewer than two seeds, or if all differences are equal.
     """
-    difference = numpy.asarray(sub) - numpy.asarray(full)
-    if len(difference) < 2 or numpy.allclose(difference, difference[0], rtol=1e-12, atol=1e-12):
+    differences = numpy.asarray(sub) - numpy.asarray(full)
+    if len(differences) < 2 or numpy.allclose(differences, differences[0], rtol=1e-12, atol=1e-12):
         return None
-    return float(stats.ttest_1samp(difference, -delta, alternative="less").pvalue)
+    return float(stats.ttest_1samp(differences, -delta, alternative="less").pvalue)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -122,13 +121,12 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted, largest = list(p_values), 0.0
     for rank, (p, i) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
-        adjusted[i] = largest
+        adjusted[i] = largest = max(largest, min(1.0, (len(known) - rank) * p))
     return adjusted
 
 
 def decide(p: float | None) -> bool | None:
-    """True if p ≥ ALPHA, that is, if "worse" is not shown; None without a p-value."""
+    """True if p ≥ ALPHA, i.e. "worse" was not shown; None without a p-value."""
     return None if p is None else p >= ALPHA
 
 
@@ -138,7 +136,7 @@ def tested(name: str, p: float | None) -> str:
 
 
 def describe(results: Sequence[Verdict], digits: int = 1) -> str:
-    """Verdicts as text: both networks' scores, then a line per rule; `digits`: of a score."""
+    """Both networks' scores with `digits` decimals, then a line per rule."""
     first, spec = results[0], f".{digits}f"
     lines = [f"subnetwork      {first.sub:{spec}}", f"full network    {first.full:{spec}}"]
     for v in results:

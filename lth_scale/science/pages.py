@@ -1,6 +1,6 @@
-"""Sections of text, tables and pictures as one HTML page or as Markdown, from `templates/`.
+"""Sections of text, tables and figures as an HTML page or as Markdown, from `templates/`.
 
-Every text is shown literally, whatever it holds: names and notes are the user's.
+All text is shown literally: names and notes are the user's.
 """
 
 import base64
@@ -11,28 +11,21 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from lth_scale.config.markdown import LABEL, Section, clean, literal, markdown_table
-
-DPI = 150  # of the figures
+from lth_scale.science.figures import DPI
 
 
 def html(title: str, note: str, sections: Sequence[Section]) -> str:
-    """One HTML file that contains its pictures."""
+    """One HTML file that contains its figures."""
     return _render("report.html", title, note, sections)
 
 
 def markdown(title: str, note: str, sections: Sequence[Section]) -> str:
-    """Markdown that refers to its pictures as files beside it."""
+    """Markdown that refers to its figures as files in the same directory."""
     return _render("report.md", title, note, sections)
 
 
 def _render(template: str, title: str, note: str, sections: Sequence[Section]) -> str:
-    page = TEMPLATES.get_template(template)
-    return page.render(title=title, note=note, sections=sections)
-
-
-def _label(text: str) -> str:
-    """`literal` for the text of a link or a picture."""
-    return literal(text, LABEL)
+    return TEMPLATES.get_template(template).render(title=title, note=note, sections=sections)
 
 
 def _unbroken(text: str) -> str:
@@ -40,17 +33,9 @@ def _unbroken(text: str) -> str:
     return re.sub(r" (?=[=±%<])|(?<=[=±<]) ", "\u00a0", text)
 
 
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode()
-
-
 def _css_width(png: bytes) -> int:
     """The width of a PNG in CSS pixels, from its IHDR chunk."""
     return int.from_bytes(png[16:20]) * 96 // DPI
-
-
-def _not_drawn(caption: str) -> str:
-    return f"The picture of {caption} could not be drawn."
 
 
 TEMPLATES = Environment(
@@ -62,12 +47,12 @@ TEMPLATES = Environment(
     keep_trailing_newline=True,
 )
 TEMPLATES.filters |= {
-    "base64": _base64,
+    "base64": lambda content: base64.b64encode(content).decode(),
     "clean": clean,
     "css_width": _css_width,
-    "label": _label,
+    "label": lambda text: literal(text, LABEL),
     "literal": literal,
     "markdown_table": markdown_table,
     "unbroken": _unbroken,
 }
-TEMPLATES.globals["not_drawn"] = _not_drawn
+TEMPLATES.globals["not_drawn"] = "This figure could not be drawn: {}.".format

@@ -1,18 +1,74 @@
 """The jobs of a study, each once, and the conditions that they contribute to."""
 
+import functools
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-from lth_scale.config import checks
-from lth_scale.config.arguments import OTHER_ALLOWED, QUICK_LOOK
+from lth_scale.config import arguments, checks, command, resolution
+from lth_scale.config.arguments import OTHER_ALLOWED, QUICK_LOOK, Arguments, Training
+from lth_scale.config.command import as_argv
 from lth_scale.config.errors import BadInput
-from lth_scale.pruning.registries import CONTROLS
-from lth_scale.science.jobs import Job, difference
-from lth_scale.science.study_file import MOST_TRAININGS, Flags, StudySpec
+from lth_scale.pruning.registries import CONTROLS, sparsities
+from lth_scale.science.study_file import KINDS, MOST_TRAININGS, Flags, StudySpec
 from lth_scale.tasks.registry import TASKS
 
-CONTROLS_AT, REWOUND_AT = "control_sparsities", "rewind_sparsities"
+# Flags whose values are files of other jobs, relative to the study's directory.
+FILES = ("ticket", "dense")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A search (`imp`) or a transfer with its flags, and the jobs whose files it needs."""
+
+    id: str
+    kind: str
+    flags: Flags
+    needs: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def args(self) -> Training:
+        """The arguments as the command will resolve them. Raises BadInput."""
+        try:
+            flags = vars(_parser(self.kind).parse_args(as_argv(self.flags)))
+            # Set after resolving, because their files do not exist yet.
+            late = [name for name in (*FILES, "control") if self.needs and name in flags]
+            values = {name: flags.pop(name) for name in late}
+            args = replace(resolution.resolve(flags, KINDS[self.kind]), **values)
+            if isinstance(args, Arguments):
+                checks.check_search(args)
+        except BadInput as problem:
+            raise BadInput(f"{self.id}: {problem}") from None
+        return args
+
+    @functools.cached_property
+    def sparsities(self) -> list[float]:
+        """The sparsities of a search's rounds."""
+        args = self.args
+        assert isinstance(args, Arguments)
+        return sparsities(args.schedule, args.target_sparsity, args.prune_rate)
+
+    def below(self, directory: Path) -> "Job":
+        """The job with the paths of its files in the study's directory."""
+        located = {name: directory / self.flags[name] for name in FILES if name in self.flags}
+        output = directory / "jobs" / self.id
+        return replace(self, flags={**self.flags, "output_dir": output, **located})
+
+
+@functools.cache
+def _parser(kind: str) -> command.OneLineParser:
+    return command.add_flags(command.OneLineParser(), KINDS[kind])
+
+
+def difference(old: Flags, new: Flags, ignore: Collection[str]) -> str:
+    """The first flag that differs, with both values; empty if none does."""
+    for name in {**old, **new}:
+        values = old.get(name), new.get(name)
+        if name not in ignore and not arguments.same_value(name, *values):
+            return "--{} {} and {}".format(name, *values)
+    return ""
 
 
 @dataclass(frozen=True)
@@ -40,10 +96,9 @@ class Plan:
     conditions: dict[Condition, str] = field(default_factory=dict)
 
     def add(self, job: Job) -> str:
-        """Add a job or merge it with the same one, and return its id.
+        """Add a job, or merge it with the job of the same id, and return the id.
 
-        A search goes to the largest sparsity that any condition needs. Raises BadInput if two
-        studies want the job with different flags.
+        Raises BadInput if two studies set different flags.
         """
         old, new = self.jobs.get(job.id, job).flags, job.flags
         merged: Flags = {}
@@ -53,7 +108,7 @@ class Plan:
         if points:
             merged["keep_theta"] = ",".join(dict.fromkeys(points))
         if differ := difference(old, new, ignore=merged):
-            raise BadInput(f"{job.id}: two studies want it, with {differ}; use one value")
+            raise BadInput(f"{job.id}: is in two studies, with {differ}; use one value")
         self.jobs[job.id] = replace(job, flags={**new, **merged})
         return job.id
 
@@ -72,20 +127,16 @@ class Plan:
     def add_search(
         self, study: StudySpec, task: str, seed: int, sparsities: list[float], **flags: str
     ) -> None:
-        """Add a search to the largest of `sparsities`.
-
-        flags: `rewind_step` or `rewind` for one that does not rewind to θ₀; `dense`: the search
-        that provides its dense network.
-        """
+        """Add a search to the largest of `sparsities`; flags: those that concern rewinding."""
         point = flags.get("rewind_step", flags.get("rewind", "0"))
         grid = {"seed": seed, "control": "none", "target_sparsity": max(sparsities)}
-        needs = (search_id(task, seed),) if "dense" in flags else ()
+        needs = (_search_id(task, seed),) if "dense" in flags else ()
         all_flags = {**study.flags_of(task, "imp"), **grid, **flags}
-        self.add(Job(search_id(task, seed, point), "imp", all_flags, needs))
+        self.add(Job(_search_id(task, seed, point), "imp", all_flags, needs))
 
     def add_dense(self, study: StudySpec, task: str, seed: int) -> None:
-        """Add a dense network: round 0 of a search if there is one, or else a job of its own."""
-        job = search_id(task, seed)
+        """Add a dense network: round 0 of a search, if planned, or a job of its own."""
+        job = _search_id(task, seed)
         if job not in self.jobs:
             flags = {**study.flags_of(task, "transfer"), "seeds": seed}
             job = self.add(Job(f"dense-{task}-seed{seed}", "transfer", flags))
@@ -98,20 +149,22 @@ class Plan:
         """
         task, control, sparsity = condition.task, condition.control, condition.sparsity
         flags = {**study.flags_of(task, "transfer"), "seeds": condition.seed, "control": control}
-        prefix, suffix = f"transfer-{task}-seed{condition.seed}", f"{fraction(sparsity)}-{control}"
-        if CONTROLS.get(control) and CONTROLS.get(control) and CONTROLS[control].by_count:
-            source = None if CONTROLS[control].by_scope else task
-            condition = replace(condition, source=source)
+        # All digits of a sparsity with more than two.
+        text = f"{sparsity:.2f}" if round(sparsity, 2) == sparsity else f"{sparsity:g}"
+        prefix, suffix = f"transfer-{task}-seed{condition.seed}", f"{text}-{control}"
+        entry = CONTROLS.get(control)
+        if entry and entry.by_count:
+            condition = replace(condition, source=None if entry.by_scope else task)
             flags["target_sparsity"] = sparsity
             scope = study.flags_of(task, "imp").get("scope")
-            if scope and CONTROLS[control].by_scope:
+            if scope and entry.by_scope:
                 flags["scope"] = scope
             job = self.add(Job(f"{prefix}-{suffix}", "transfer", flags))
         else:
-            job = search_id(str(condition.source), ticket_seed)
+            job = _search_id(str(condition.source), ticket_seed)
             number = self.round_at(job, sparsity)
             flags["ticket"] = f"jobs/{job}/rounds/{number:02d}/ticket.safetensors"
-            if control != "none" or job != search_id(task, condition.seed):
+            if control != "none" or job != _search_id(task, condition.seed):
                 name = f"{prefix}-from-{condition.source}-seed{ticket_seed}-{suffix}"
                 job = self.add(Job(name, "transfer", flags, (job,)))
         self.conditions[condition] = job
@@ -119,9 +172,13 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The contents of study.json."""
         first, jobs = self.studies[0], self.jobs.values()
+        quick = all(job.flags.get("preset") in ("quick", "demo") for job in jobs)
+        other = any(OTHER_ALLOWED in job.args.note for job in jobs)
+        heads = dict.fromkeys(job.args.head_note for job in jobs)
+        notes = (first.content.note, QUICK_LOOK * quick, OTHER_ALLOWED * other, *heads)
         return {
             "name": first.name,
-            "note": "; ".join(filter(None, (first.content.note, *self._notes()))),
+            "note": "; ".join(filter(None, notes)),
             "model": ", ".join(sorted({job.args.model_name_or_path for job in jobs})),
             "tasks": [task for task in TASKS if any(task == c.task for c in self.conditions)],
             "sparsities": sorted({c.sparsity for c in self.conditions if c.sparsity}),
@@ -129,27 +186,19 @@ class Plan:
             "cells": [{**asdict(c), "job": job} for c, job in self.conditions.items()],
         }
 
-    def _notes(self) -> list[str]:
-        """What every output has to say about the settings of the jobs."""
-        jobs = self.jobs.values()
-        quick = all(job.flags.get("preset") in ("quick", "demo") for job in jobs)
-        other = any(OTHER_ALLOWED in job.args.note for job in jobs)
-        heads = dict.fromkeys(job.args.head_note for job in jobs)
-        return [QUICK_LOOK * quick, OTHER_ALLOWED * other, *heads]
-
 
 def build_plan(studies: list[StudySpec]) -> Plan:
     """Plan the jobs and conditions of studies, and check every job's flags. Raises BadInput."""
-    file, count = studies[0].file, sum(map(count_trainings, studies))
+    file, count = studies[0].file, sum(map(_count_trainings, studies))
     if count > MOST_TRAININGS:
         raise BadInput(f"{file}: {count:,} trainings; plan at most {MOST_TRAININGS:,} in a study")
     plan = Plan(studies)
     try:
         for study in studies:
-            add_searches(plan, study)
+            _add_searches(plan, study)
         for study in studies:
-            add_grid(plan, study)
-            add_transfers(plan, study)
+            _add_grid(plan, study)
+            _add_transfers(plan, study)
         for job in plan.jobs.values():
             _ = job.args  # raises BadInput
     except BadInput as problem:
@@ -157,76 +206,69 @@ def build_plan(studies: list[StudySpec]) -> Plan:
     return plan
 
 
-def count_trainings(study: StudySpec) -> int:
-    """An upper bound of the number of trainings: those shared with other studies included."""
+def _count_trainings(study: StudySpec) -> int:
+    """The number of trainings, including those that are shared with other studies."""
     content, per_seed = study.content, 0
-    controls, rewound = (study.sparsities(key) for key in (CONTROLS_AT, REWOUND_AT))
-    for task, own in study.sparsities().items():
-        per_seed += 1 + len(own) + len(content.controls) * len(controls.get(task, ()))
-        per_seed += len(content.rewind) * (1 + len(rewound.get(task, ())))
+    for task, own in content.sparsities.items():
+        controls = content.control_sparsities.get(task, ())
+        rewound = content.rewind_sparsities.get(task, ())
+        per_seed += 1 + len(own) + len(content.controls) * len(controls)
+        per_seed += len(content.rewind) * (1 + len(rewound))
     total = len(content.seeds) * per_seed
-    if grid := study.transfer:
+    if grid := content.transfer:
         per_target = 1 + len(grid.sources) * (1 + len(grid.controls))
         total += len(grid.targets) * len(grid.seeds) * per_target + len(grid.sources)
     return total
 
 
-def search_id(task: str, seed: int, point: str = "0") -> str:
-    """The id of a search's job; `point`: its rewind point."""
+def _search_id(task: str, seed: int, point: str = "0") -> str:
     return f"search-{task}-seed{seed}" + (f"-rewind{point}" if point != "0" else "")
 
 
-def fraction(sparsity: float) -> str:
-    """`0.70`, or all digits of a sparsity with more than two."""
-    return f"{sparsity:.2f}" if round(sparsity, 2) == sparsity else f"{sparsity:g}"
-
-
-def add_searches(plan: Plan, study: StudySpec) -> None:
-    """Add the searches of a study's grid and of its transfers' sources."""
-    controls, rewound = (study.sparsities(key) for key in (CONTROLS_AT, REWOUND_AT))
-    for (task, own), seed in product(study.sparsities().items(), study.content.seeds):
-        points = study.content.rewind if task in rewound else []
+def _add_searches(plan: Plan, study: StudySpec) -> None:
+    content = study.content
+    for (task, own), seed in product(content.sparsities.items(), content.seeds):
+        rewound = content.rewind_sparsities.get(task, [])
+        points = content.rewind if rewound else []
         steps = ",".join(point for point in points if point != "none")
         kept = {"keep_theta": steps} if steps else {}
-        plan.add_search(study, task, seed, own + controls.get(task, []), **kept)
+        plan.add_search(study, task, seed, own + content.control_sparsities.get(task, []), **kept)
         for point in points:
-            flags = {"rewind_step": point, "dense": f"jobs/{search_id(task, seed)}"}
+            flags = {"rewind_step": point, "dense": f"jobs/{_search_id(task, seed)}"}
             if point == "none":
                 flags = {"rewind": "none"}
-            plan.add_search(study, task, seed, rewound[task], **flags)
-    if grid := study.transfer:
+            plan.add_search(study, task, seed, rewound, **flags)
+    if grid := content.transfer:
         for task in grid.sources:
             plan.add_search(study, task, grid.source_seed, [grid.sparsity])
 
 
-def add_grid(plan: Plan, study: StudySpec) -> None:
-    """Add the dense networks, tickets, controls and rewound tickets of a study's tasks."""
+def _add_grid(plan: Plan, study: StudySpec) -> None:
     content = study.content
-    controls, rewound = (study.sparsities(key) for key in (CONTROLS_AT, REWOUND_AT))
-    for (task, own), seed in product(study.sparsities().items(), content.seeds):
+    for (task, own), seed in product(content.sparsities.items(), content.seeds):
         plan.add_dense(study, task, seed)
-        for sparsity in own:
-            plan.add_subnetwork(study, Condition(task, seed, sparsity, source=task), seed)
-        for control, sparsity in product(content.controls, controls.get(task, [])):
+        conditions = [("none", sparsity) for sparsity in own]
+        conditions += product(content.controls, content.control_sparsities.get(task, []))
+        for control, sparsity in conditions:
             plan.add_subnetwork(study, Condition(task, seed, sparsity, control, task), seed)
-        for point, sparsity in product(content.rewind, rewound.get(task, [])):
-            search = search_id(task, seed, point)
+        for point, sparsity in product(content.rewind, content.rewind_sparsities.get(task, [])):
+            search = _search_id(task, seed, point)
             plan.round_at(search, sparsity)
             condition = Condition(task, seed, sparsity, source=task, rewind=point)
             plan.conditions[condition] = search
 
 
-def add_transfers(plan: Plan, study: StudySpec) -> None:
-    """Add every source's ticket and every control on every target.
+def _add_transfers(plan: Plan, study: StudySpec) -> None:
+    """Add every source's ticket and control on every target.
 
-    A target that has a search of the same seed uses its own ticket of that search.
+    A target's own ticket is that of its search with the same seed, if planned.
     """
-    if (grid := study.transfer) is None:
+    if (grid := study.content.transfer) is None:
         return
     for target, seed in product(grid.targets, grid.seeds):
         plan.add_dense(study, target, seed)
         for control, source in product(["none", *grid.controls], grid.sources):
-            search = plan.jobs.get(search_id(target, seed)) if source == target else None
+            search = plan.jobs.get(_search_id(target, seed)) if source == target else None
             own = search is not None and search.flags["target_sparsity"] >= grid.sparsity
             condition = Condition(target, seed, grid.sparsity, control, source)
             plan.add_subnetwork(study, condition, seed if own else grid.source_seed)

@@ -2,25 +2,30 @@
 
 from pathlib import Path
 
-from lth_scale.config import listing
-from lth_scale.config.markdown import Section
+from lth_scale.config import manifest
+from lth_scale.config.markdown import Section, Table
 from lth_scale.science import pages
+from lth_scale.science.paper import paper
 from lth_scale.science.results import StudyResults
-from lth_scale.science.sections.curves import curves
 from lth_scale.science.sections.masks import masks
-from lth_scale.science.sections.overview import overview
-from lth_scale.science.sections.rewinding import rewinding
-from lth_scale.science.sections.table2 import table2
+from lth_scale.science.sections.scores import curves, rewinding, table2
 from lth_scale.science.sections.transfer import transfer
 from lth_scale.science.sections.verdicts import all_verdicts
 
-# How report.html begins in version 0.1.0, which wrote no list of its files.
-BEGINNING = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Report: '
+# The beginning of report.html in version 0.1.0, which wrote no list of its files.
+BEGINNING = b'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Report: '
+ONE_SEED = (
+    "With a single seed there is no standard deviation, and the rules that need one are undecided."
+)
+WNLI = (
+    "WNLI is at chance by design (its validation set contradicts its training set): comparisons on "
+    "it are meaningless."
+)
 
 
 def build_sections(study: StudyResults, delta: float) -> list[Section]:
-    """The sections for what the study planned; `delta` in percent points."""
-    sections = [overview(study)]
+    """The sections for the experiments that the study planned; `delta` in percentage points."""
+    sections = [_overview(study)]
     tasks = [task for task in study.tasks if study.sparsities(task)]
     if tasks:
         sections += [table2(study, tasks, delta), curves(study, tasks)]
@@ -33,11 +38,35 @@ def build_sections(study: StudyResults, delta: float) -> list[Section]:
     return sections
 
 
-def write_report(study: StudyResults, output: Path, delta: float) -> list[Path]:
-    """Write report.html, report.md, results.csv and the pictures into `output`; return the files.
+def _overview(study: StudyResults) -> Section:
+    seeds = sorted(study.conditions.seed.unique())
+    unfinished = [job for job, finished in study.finished.items() if not finished]
+    text = [
+        f"Model: {study.model}. Tasks: {', '.join(study.tasks)}. "
+        f"Seeds: {', '.join(map(str, seeds))}. Scores are in percentage points; ± is one standard "
+        "deviation over seeds (n − 1 in the denominator), n the number of seeds. "
+        f"“The paper” is {paper()['paper']}.",
+        f"Jobs: {len(study.finished)} planned, {len(unfinished)} not finished: "
+        f"{', '.join(unfinished) or 'none'}.",
+    ]
+    text += [ONE_SEED] * (len(seeds) < 2) + [WNLI] * ("wnli" in study.tasks)
+    by_network = study.conditions.groupby("network", sort=False).value
+    rows = [
+        [name, str(len(values)), str(values.count()), str(values.isna().sum())]
+        for name, values in [*by_network, ("total", study.conditions.value)]
+    ]
+    tables = [Table("Training runs", ["network", "planned", "finished", "missing"], rows)]
+    if study.starved:
+        header = ["job", "round or seed", "remaining weights"]
+        tables.append(Table("Nearly empty matrices", header, study.starved))
+    return Section("Summary", text, tables)
 
-    delta: in percent points. Raises FileExistsError, before anything is written, if a file of the
-    same name was not written by this command.
+
+def write_report(study: StudyResults, output: Path, delta: float) -> list[Path]:
+    """Write report.html, report.md, results.csv and the figures into `output`; return their paths.
+
+    delta: in percentage points. Raises FileExistsError, before anything is written, if a file of
+    the same name was not written by this command.
     """
     sections, title = build_sections(study, delta), f"Report: {study.name}"
     texts = {
@@ -48,6 +77,6 @@ def write_report(study: StudyResults, output: Path, delta: float) -> list[Path]:
     contents = {name: text.encode() for name, text in texts.items()}
     for section in sections:
         contents |= {name: png for name, (_, png) in section.pictures.items() if png}
-    listing.check_listed(output, contents, ("report.html", BEGINNING.encode()))
-    listing.write_listed(output, contents)
+    manifest.check_listed(output, contents, ("report.html", BEGINNING))
+    manifest.write_listed(output, contents)
     return [output / name for name in contents]

@@ -9,13 +9,11 @@ from typing import Any
 from lth_scale.config import directories
 from lth_scale.config.command import construct
 from lth_scale.config.errors import BadInput
-from lth_scale.config.flags import Range, flag
+from lth_scale.config.flags import Range, flag, report_to_flag
 from lth_scale.config.redaction import without_secrets
 from lth_scale.config.texts import printable, quoted, reason
-from lth_scale.science.report import write_report
-from lth_scale.science.sections import verdicts
-from lth_scale.tracking.mlflow import variables
-from lth_scale.tracking.mlflow.registration import Registration
+from lth_scale.tracking.mlflow import settings
+from lth_scale.tracking.mlflow.models import Registration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,27 +30,28 @@ class ReportFlags:
         "directory of the report (default: DIRECTORY/report)", metavar="DIR"
     )
     save: str | None = flag("also save what the report needs in one file", metavar="FILE.json")
-    report_to: str = flag("experiment tracker", "mlflow", choices=("mlflow", "none"))
+    report_to: str = report_to_flag()
 
 
 def resolve(values: dict[str, Any], flags: type[ReportFlags]) -> ReportFlags:
     """Return the checked flags. Raises BadInput."""
     args = construct(values, flags)
     if args.report_to == "mlflow":
-        variables.check()
+        settings.check_variables()
     try:
         if args.save:
             directories.check_writable(Path(args.save).parent)
     except OSError as problem:
         raise BadInput(
-            f"--save {args.save}: cannot be written ({problem.strerror}); specify another file"
+            f"--save {args.save}: cannot be written ({problem.strerror}); use another file"
         ) from None
     return args
 
 
 def run(args: ReportFlags) -> None:
     """Write the report, log it, and print where it is. Raises BadInput."""
-    from lth_scale.science import results, saved  # they import scipy
+    from lth_scale.science import report, results, saved  # they import pandas and scipy
+    from lth_scale.science.sections.verdicts import matching_tickets
 
     directory = Path(args.directory)
     study = results.load_results(directory)
@@ -60,30 +59,29 @@ def run(args: ReportFlags) -> None:
     if args.save:
         saved.save(directory, Path(args.save))
     try:
-        written = write_report(study, output, args.delta)
+        written = report.write_report(study, output, args.delta)
     except OSError as problem:
         raise BadInput(
-            f"--output_dir {output}: cannot be written ({problem.strerror}); specify another "
-            "directory"
+            f"--output_dir {output}: cannot be written ({problem.strerror}); use another directory"
         ) from None
-    planned, present = len(study.conditions), int(study.conditions.value.count())
+    planned, finished = len(study.conditions), int(study.conditions.value.count())
     print(f"report   {quoted(output / 'report.html')}\n         {quoted(output / 'report.md')}")
-    print(f"cells    {planned} planned, {present} there, {planned - present} missing")
+    print(f"runs     {planned} planned, {finished} finished, {planned - finished} missing")
     if args.report_to == "mlflow":
-        log(directory, study.name, written, verdicts.matching_tickets(study, args.delta))
+        _log(directory, study.name, written, matching_tickets(study, args.delta))
 
 
-def log(
+def _log(
     directory: Path, name: str, written: Sequence[Path], registrations: Sequence[Registration]
 ) -> None:
     """Log a report to MLflow. Prints why if that fails: the report is already written."""
-    from lth_scale.tracking.mlflow import reports  # imports mlflow
-    from lth_scale.tracking.mlflow.stores import address
+    from lth_scale.tracking.mlflow import runs  # imports mlflow
+    from lth_scale.tracking.mlflow.settings import address
 
-    beside = address(directory.resolve() / "jobs" / "mlflow.db")
-    store = os.environ.get("MLFLOW_TRACKING_URI") or beside
+    local = address(directory.resolve() / "jobs" / "mlflow.db")
+    store = os.environ.get("MLFLOW_TRACKING_URI") or local
     try:
-        reports.log_report(store, name, written, registrations=registrations)
+        runs.log_report(store, name, written, registrations=registrations)
         print(f"MLflow   logged to {printable(without_secrets(store))}")
     except Exception as problem:  # MLflow raises many kinds
         print(printable(f"MLflow   not logged to {without_secrets(store)}: {reason(problem)}"))

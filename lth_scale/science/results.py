@@ -1,4 +1,4 @@
-"""A study's results as one tidy table, read from its directory."""
+"""A study's results as one tidy table, read from its directory, and scores as text."""
 
 import functools
 import math
@@ -13,29 +13,26 @@ from lth_scale.config import files
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief
 from lth_scale.pruning.registries import CONTROLS
+from lth_scale.science.matching import Summary, summary
 from lth_scale.science.study_record import (
     ConditionRecord,
     JobRecord,
-    SearchFlags,
     StudyRecord,
     parse_record,
     read_json,
 )
 from lth_scale.tasks.registry import TASKS
-from lth_scale.tracking.rows import describe_starved
+from lth_scale.tracking.stages import Row, describe_starved
 
-# Metrics that are not fractions; all others are multiplied by 100.
-UNSCALED = ("loss", "perplexity")
+UNSCALED = ("loss", "perplexity")  # all other metrics are fractions, reported in percentage points
 OWN, OTHER = "tickets on their own task", "tickets on other tasks"
-# Largest difference between a planned and a reached sparsity: whole weights and patterns round.
+# Largest difference between a planned and a reached sparsity, due to whole weights and patterns.
 CLOSE = 5e-4
-# What unexpected JSON raises.
+# The exceptions that unexpected JSON raises.
 DAMAGE = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
-# What distinguishes two trainings of a study.
-CONDITION = ("task", "sparsity", "control", "source", "rewind", "seed")
+CONDITION = ("task", "sparsity", "control", "source", "rewind", "seed")  # identifies a training
 COLUMNS = ("network", *CONDITION, "metric", "value", "primary")
 
-Row = dict[str, Any]  # of a results.json
 Rows = Mapping[str, list[Row]]  # by job
 
 
@@ -51,13 +48,13 @@ class SearchResult:
 
 @dataclass(frozen=True, eq=False)
 class StudyResults:
-    """The plan of a study and the results that are present.
+    """The plan of a study and its results so far.
 
-    table: one row per condition and metric, with COLUMNS; values are percent points, except for
-    UNSCALED metrics. `primary` marks the metric that networks are compared by; it is NaN for a
-    training that is missing. finished: by job. mask_facts: saved earlier, if the tickets are not
-    available. starved: job, round or seed, and description of each network with a matrix that
-    keeps fewer weights than it has outputs.
+    finished: by job. table: one row per condition and metric, with COLUMNS; values are in
+    percentage points, except for UNSCALED metrics. `primary` marks the metric by which networks are
+    compared; its value is NaN for a missing training. mask_facts: as saved, if the tickets are not
+    available. starved: job, round or seed, and description of each network with a nearly empty
+    matrix.
     """
 
     name: str
@@ -87,35 +84,31 @@ class StudyResults:
         source: str | None = None,
         rewind: str = "0",
     ) -> pandas.Series:
-        """Scores of one network by seed; NaN for a missing seed, empty if it was not planned.
+        """Scores of one network by seed; NaN for a missing seed, empty if not planned.
 
-        source: the task of the ticket (default: `task`). At sparsity 0 it is the dense network.
+        source: the task of the ticket (default: `task`). Sparsity 0 is the dense network.
         """
         try:
             return self._scores.loc[task, sparsity, control, source or task, rewind]
         except KeyError:
             return pandas.Series(dtype=float)
 
-    def own_tickets(self, task: str) -> pandas.DataFrame:
-        """The conditions that train a task's own ticket."""
-        rows = self.conditions
-        own = (rows.task == task) & (rows.source == task) & (rows.control == "none")
-        return rows[own & (rows.sparsity > 0)]
-
     def sparsities(self, task: str, rewound: bool = False) -> list[float]:
         """Sparsities of a task's own tickets; `rewound`: of those that do not rewind to θ₀."""
-        own = self.own_tickets(task)
-        return sorted(own[(own.rewind != "0") == rewound].sparsity.unique().tolist())
+        rows = self.conditions
+        own = (rows.task == task) & (rows.source == task) & (rows.control == "none")
+        own &= (rows.sparsity > 0) & ((rows.rewind != "0") == rewound)
+        return sorted(rows[own].sparsity.unique().tolist())
 
     def control_sparsities(self, task: str) -> list[float]:
-        """Sparsities of a task's tickets that have a control; all of them if there is none."""
+        """Sparsities of a task's tickets that have a control; all of them if none has."""
         rows = self.conditions
         controls = {*rows[(rows.task == task) & (rows.control != "none")].sparsity}
         tickets = self.sparsities(task)
         return [sparsity for sparsity in tickets if sparsity in controls] or tickets
 
     def transfer_sparsities(self) -> list[float]:
-        """Sparsities at which a ticket is trained on a task other than its own."""
+        """Sparsities at which a ticket is trained on another task."""
         rows = self.conditions
         return sorted(rows[rows.network == OTHER].sparsity.unique().tolist())
 
@@ -126,19 +119,19 @@ class StudyResults:
 
     def title(self, text: str) -> str:
         """The title of a figure, with the model and the study's note."""
-        lines = (f"{text}, {self.model.rstrip('/').split('/')[-1]}", self.note)
-        return "\n".join(filter(None, lines))
+        title = f"{text}, {self.model.rstrip('/').split('/')[-1]}"
+        return f"{title}\n{self.note}" if self.note else title
 
 
 def load_results(directory: Path) -> StudyResults:
-    """Read study.json and the results of its jobs. Raises BadInput if one of them is damaged."""
+    """Read study.json and the results of its jobs. Raises BadInput if a file is damaged."""
     path = directory / "study.json"
     try:
         files.check_regular(path)
     except OSError as problem:
         raise BadInput(
             f"{directory}: not a study: study.json is missing ({problem.strerror}); "
-            "specify the --output_dir of lth_scale.study"
+            "use the --output_dir of lth_scale.study"
         ) from None
     plan = read_json(path)
     try:
@@ -155,7 +148,7 @@ def load_results(directory: Path) -> StudyResults:
 
 
 def read_jobs(directory: Path, jobs: Iterable[JobRecord]) -> tuple[Rows, dict[str, bool]]:
-    """The rows of each job's results.json, empty if it is missing; and whether it is complete."""
+    """By job, the rows of its results.json, empty if missing; and whether it is complete."""
     rows: dict[str, list[Row]] = {}
     finished = {}
     for job in jobs:
@@ -171,11 +164,11 @@ def read_jobs(directory: Path, jobs: Iterable[JobRecord]) -> tuple[Rows, dict[st
 def study_results(
     record: StudyRecord,
     rows: Rows,
-    finished: Mapping[str, bool],
+    finished: dict[str, bool],
     directory: Path,
     mask_facts: Mapping[str, Any] | None = None,
 ) -> StudyResults:
-    """Combine the plan of a study with the rows of its jobs; tickets lie below `directory`."""
+    """Combine the plan of a study in `directory` with the rows of its jobs."""
     rewound = {condition.job for condition in record.cells if condition.rewind != "0"}
     searches = [
         _search(job, directory, rows[job.id])
@@ -186,41 +179,43 @@ def study_results(
         [row for condition in record.cells for row in _tidy(condition, rows[condition.job])],
         columns=[*COLUMNS],
     ).astype({"sparsity": float, "value": float, "primary": bool})
+    starved = [
+        (job, f"{key} {row[key]}", description)
+        for job, results in rows.items()
+        for row in results
+        for key in ("seed", "round")
+        if key in row and (description := describe_starved(row))
+    ]
     about = (record.name, record.note, record.model, record.tasks)
-    return StudyResults(*about, dict(finished), table, searches, mask_facts, _starved(rows))
+    return StudyResults(*about, finished, table, searches, mask_facts, starved)
 
 
 def _tidy(condition: ConditionRecord, rows: list[Row]) -> list[tuple[Any, ...]]:
-    """Rows of the table for one condition: one per metric, the primary one first.
+    """One condition's rows of the table: one per metric, the primary one first.
 
-    A search has one row of results per sparsity, every other job one per seed. Raises ValueError
-    for a score that is not finite.
+    Raises ValueError for a score that is not finite.
     """
-    of_search = rows and "round" in rows[0]
-    key, planned = ("sparsity", condition.sparsity) if of_search else ("seed", condition.seed)
-    matching = (row["eval"] for row in rows if abs(row[key] - planned) <= CLOSE)
-    metrics: Mapping[str, Any] = next(matching, {})
+    # A search has one row per sparsity, every other job one per seed.
+    key = "sparsity" if rows and "round" in rows[0] else "seed"
+    planned = getattr(condition, key)
+    metrics: Row = next((row["eval"] for row in rows if abs(row[key] - planned) <= CLOSE), {})
     scores = {name: float(x) * (1 if name in UNSCALED else 100) for name, x in metrics.items()}
     if not all(map(math.isfinite, scores.values())):
         raise ValueError("a score is not finite")
-    source = condition.source or condition.task
-    about = (
-        *(_network(condition, source), condition.task, condition.sparsity),
-        *(condition.control, source, condition.rewind, condition.seed),
-    )
-    present = scores or {TASKS[condition.task].metric: math.nan}
-    return [(*about, name, x, i == 0) for i, (name, x) in enumerate(present.items())]
+    scores = scores or {TASKS[condition.task].metric: math.nan}
+    condition = condition.model_copy(update={"source": condition.source or condition.task})
+    about = (_network(condition), *(getattr(condition, name) for name in CONDITION))
+    return [(*about, name, x, i == 0) for i, (name, x) in enumerate(scores.items())]
 
 
-def _network(condition: ConditionRecord, source: str) -> str:
-    """What the summary of the report counts a condition as."""
+def _network(condition: ConditionRecord) -> str:
     if condition.sparsity == 0:
         return "full network"
     if condition.rewind != "0":
         return "rewinding and standard pruning"
     if condition.control != "none":
         return CONTROLS[condition.control].label
-    return OWN if source == condition.task else OTHER
+    return OWN if condition.source == condition.task else OTHER
 
 
 def _search(job: JobRecord, directory: Path, rows: list[Row]) -> SearchResult:
@@ -231,16 +226,34 @@ def _search(job: JobRecord, directory: Path, rows: list[Row]) -> SearchResult:
         float(row["sparsity"]): rounds / f"{row['round']:02d}" / "ticket.safetensors"
         for row in rows
     }
-    flags = SearchFlags.model_validate(job.flags)
-    return SearchResult(flags.task, flags.seed, flags.target_sparsity, tickets)
+    flags: Any = job.flags  # checked by JobRecord
+    return SearchResult(flags["task"], flags["seed"], flags["target_sparsity"], tickets)
 
 
-def _starved(rows: Rows) -> list[tuple[str, str, str]]:
-    """Job, round or seed, and description of each network with a starved matrix."""
-    return [
-        (job, f"{key} {row[key]}", description)
-        for job, results in rows.items()
-        for row in results
-        for key in ("seed", "round")
-        if key in row and (description := describe_starved(row))
-    ]
+def percent(fraction: float) -> str:
+    """`70 %`."""
+    return f"{100 * fraction:.4g} %"
+
+
+def signed(points: float) -> str:
+    """`+0.14`, `−1.20` or `0.00`; `missing` for NaN."""
+    text = f"{points:+.2f}".replace("-", "−") if round(points, 2) else "0.00"
+    return "missing" if math.isnan(points) else text
+
+
+def summarize(scores: pandas.Series) -> Summary:
+    """The summary of the scores that are not missing."""
+    return summary(scores.dropna().to_list())
+
+
+def score_text(scores: pandas.Series) -> str:
+    """`82.6 ± 0.2 (n = 3)`, or `(n = 2 of 3)` if a seed is missing; `—` if none was planned."""
+    if scores.empty:
+        return "—"
+    text, n = str(summarize(scores)), scores.count()
+    return text.replace(")", f" of {len(scores)})") if 0 < n < len(scores) else text
+
+
+def mean_difference(scores: pandas.Series, reference: pandas.Series) -> float:
+    """The difference of the means; NaN if either is missing."""
+    return summarize(scores).mean - summarize(reference).mean

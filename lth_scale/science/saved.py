@@ -8,11 +8,11 @@ from typing import Any
 from lth_scale.config import files
 from lth_scale.config.arguments import flags_with
 from lth_scale.config.errors import BadInput
-from lth_scale.science.jobs import difference
+from lth_scale.science.plans import difference
 from lth_scale.science.results import DAMAGE, load_results, read_jobs
 from lth_scale.science.sections.masks import mask_facts
 from lth_scale.science.study_record import parse_record, read_json
-from lth_scale.tracking.versions import git_commit, versions
+from lth_scale.tracking.machine import git_commit, machine, versions
 
 # What is saved of a row of results, and of a job.
 ROW_KEYS = ("round", "seed", "sparsity", "steps", "eval", "seconds", "peak_memory", "starved")
@@ -23,31 +23,29 @@ Saved = dict[str, Any]  # the contents of a saved file
 
 
 def save(directory: Path, file: Path) -> None:
-    """Save a study into `file`, and keep what the file already has of the same study.
+    """Save a study into `file`, merged with its previous contents of the same study.
 
     Raises BadInput if the study is damaged or the file is not a saved study.
     """
     saved = to_dict(directory)
     try:
         if os.path.lexists(file):
-            saved = merge(files.read_json(file), saved)
+            saved = _merge(files.read_json(file), saved)
     except (OSError, RecursionError, *DAMAGE):
         raise BadInput(
-            f"--save {file}: exists and was not written by --save; "
-            "specify another file or delete it"
+            f"--save {file}: exists and was not written by --save; use another file or delete it"
         ) from None
     files.write_json(file, saved)
 
 
 def to_dict(directory: Path) -> Saved:
-    """What a report needs of the study below `directory`. Raises BadInput."""
+    """What a report needs of the study in `directory`. Raises BadInput."""
     study = load_results(directory)
     plan: Any = read_json(directory / "study.json")
     rows, finished = read_jobs(directory, parse_record(plan).jobs)
-    jobs = [{key: job[key] for key in JOB_KEYS} for job in plan["jobs"]]
     return {
         "made": provenance(directory, plan.get("command", "lth_scale.study")),
-        "plan": plan | {"jobs": jobs},
+        "plan": plan | {"jobs": [{key: job[key] for key in JOB_KEYS} for job in plan["jobs"]]},
         "rows": {
             job: [{key: row[key] for key in row if key in ROW_KEYS} for row in results]
             for job, results in rows.items()
@@ -57,41 +55,44 @@ def to_dict(directory: Path) -> Saved:
     }
 
 
-def merge(old: Saved, new: Saved) -> Saved:
-    """`new`, with what `old` has of jobs with the same flags: masks, and rows of longer runs."""
+def _merge(old: Saved, new: Saved) -> Saved:
+    """`new`, with the masks and longer runs of `old` for jobs with the same flags."""
     started = [job for job, rows in old["rows"].items() if rows]
     same = [job for job in started if _is_same(old, new, job)]
     longer = {job for job in same if len(old["rows"][job]) > len(new["rows"][job])}
-    rows = {job: (old if job in longer else new)["rows"][job] for job in new["rows"]}
-    finished = [job for job in rows if job in (old if job in longer else new)["finished"]]
-    masks = new["masks"]
+    origin = {job: old if job in longer else new for job in new["rows"]}
+    masks, made = new["masks"], new["made"]
     if same and len(same) == len(started) and masks["sparsity"] == old["masks"]["sparsity"]:
-        merged = {key: _merge_seeds(old["masks"][key], masks[key]) for key in ("layers", "shared")}
-        masks = masks | merged
-    made = new["made"]
+        masks = masks | {
+            key: _merge_seeds(old["masks"][key], masks[key]) for key in ("layers", "shared")
+        }
     if longer:
-        ran_here = any(results for job, results in new["rows"].items() if job not in longer)
+        ran_here = any(rows for job, rows in new["rows"].items() if job not in longer)
         made = merge_provenance(old["made"], made) if ran_here else old["made"]
         made = made | {"command": new["made"]["command"]}
-    return new | {"made": made, "rows": rows, "finished": finished, "masks": masks}
+    return new | {
+        "made": made,
+        "rows": {job: saved["rows"][job] for job, saved in origin.items()},
+        "finished": [job for job, saved in origin.items() if job in saved["finished"]],
+        "masks": masks,
+    }
 
 
 def _is_same(old: Saved, new: Saved, job: str) -> bool:
     """True if a job has the same flags in both; a search may have another target."""
     before, now = (
-        next((entry["flags"] for entry in saved["plan"]["jobs"] if entry["id"] == job), None)
+        {entry["id"]: entry["flags"] for entry in saved["plan"]["jobs"]}.get(job)
         for saved in (old, new)
     )
     if before is None or now is None:
         return False
-    return not difference(before, now, ignore={*flags_with("cosmetic"), "target_sparsity"})
+    return not difference(before, now, ignore=flags_with("cosmetic") | {"target_sparsity"})
 
 
 def _merge_seeds(
     old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    keys = dict.fromkeys([*new, *old])
-    return {key: {**old.get(key, {}), **new.get(key, {})} for key in keys}
+    return {key: {**old.get(key, {}), **new.get(key, {})} for key in {**new, **old}}
 
 
 def merge_provenance(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
@@ -117,12 +118,10 @@ def _version_text(versions: Sequence[Mapping[str, str]]) -> str:
 
 
 def provenance(directory: Path | None, command: str) -> dict[str, str]:
-    """The command, this machine, and the versions that the jobs below `directory` recorded.
+    """The command, this machine, and the versions that the jobs in `directory` recorded.
 
     Without a directory or a job: the versions of this process. Raises BadInput.
     """
-    from lth_scale.tracking.machine import machine  # imports torch
-
     paths = sorted(directory.glob("**/arguments.json")) if directory else []
     recorded: list[Any] = [read_json(path) for path in paths]
     if not recorded:
@@ -130,13 +129,16 @@ def provenance(directory: Path | None, command: str) -> dict[str, str]:
     packages = [entry.get("versions", entry) for entry in recorded if isinstance(entry, dict)]
     if len(packages) < len(recorded) or not all(isinstance(entry, dict) for entry in packages):
         raise BadInput(
-            f"{directory}: an arguments.json below it is damaged; run its job again or delete it"
+            f"{directory}: it contains a damaged arguments.json; run its job again or delete it"
         )
-    known = [{name: str(entry.get(name)) for name in PACKAGES} for entry in packages]
-    commits = [{"git": str(entry.get("git_commit"))[:9]} for entry in recorded]
+    known = [
+        {name: str(package.get(name)) for name in PACKAGES}
+        | {"git": str(entry.get("git_commit"))[:9]}
+        for package, entry in zip(packages, recorded, strict=True)
+    ]
     here = machine()
     return {
         "command": command,
         "machine": f"{here['cpu']}, {here['cores']}, {here['gpu'] or 'no GPU'}",
-        "versions": f"{_version_text(known)}, {_version_text(commits)}",
+        "versions": _version_text(known),
     }

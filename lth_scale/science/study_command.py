@@ -10,20 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale.config import directories, files
-from lth_scale.config.command import construct
+from lth_scale.config.command import add_flags, construct
 from lth_scale.config.errors import BadInput
 from lth_scale.config.flags import flag
-from lth_scale.config.parsers import add_flags
 from lth_scale.config.redaction import redacted, without_secrets
 from lth_scale.config.texts import printable
 from lth_scale.science.compatibility import check_content, check_flags, check_weights
-from lth_scale.science.costs import costs
-from lth_scale.science.jobs import Job
-from lth_scale.science.plans import build_plan
+from lth_scale.science.plans import Job, build_plan
 from lth_scale.science.runner import Runner, share
 from lth_scale.science.study_file import LISTS, Flags, load_study
 from lth_scale.science.study_schema import check_characters
-from lth_scale.tracking.mlflow import variables
+from lth_scale.tracking.mlflow import settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +62,7 @@ def overrides(words: list[str]) -> Flags:
         elif last in LISTS:
             flags[last].append(word)
         else:
-            raise BadInput(f"{word}: belongs to no flag; specify STUDY.yaml, then --flag value")
+            raise BadInput(f"{word}: belongs to no flag; use STUDY.yaml --flag value …")
     for name, value in flags.items():
         check_characters(f"--{name}", value)
     return flags
@@ -83,28 +80,34 @@ def resolve(values: dict[str, Any], flags: type[StudyFlags]) -> StudyFlags:
 
 
 def run(args: StudyFlags, command: Callable[[Job], list[str]]) -> None:
-    """Run the jobs of a study that are not done, and print how many are. Raises BadInput.
+    """Run the jobs of a study that are not done, and print a summary. Raises BadInput.
 
     command: job → its command line, without the launcher.
     """
-    planned = build_plan(load_study(Path(args.study), args.overrides))
-    directory = Path(args.output_dir or Path("runs", planned.studies[0].name))
-    check_flags(planned, directory)
-    check_content(planned, directory)
-    check_weights(planned)
-    launcher = planned.studies[0].content.launcher.split() or [sys.executable, "-m"]
-    jobs = share(planned, args.index, args.of)
-    runner = Runner(planned, directory, jobs, lambda job: [*launcher, *command(job)])
+    plan = build_plan(load_study(Path(args.study), args.overrides))
+    directory = Path(args.output_dir or Path("runs", plan.studies[0].name))
+    check_flags(plan, directory)
+    check_content(plan, directory)
+    check_weights(plan)
+    launcher = plan.studies[0].content.launcher.split() or [sys.executable, "-m"]
+    jobs = share(plan, args.index, args.of)
+    runner = Runner(plan, directory, jobs, lambda job: [*launcher, *command(job)])
     if args.dry_run:
-        print(costs(runner))
+        print(runner.costs())
         return
-    check_writable(directory)
+    try:
+        directories.check_writable(directory)
+    except OSError as problem:
+        raise BadInput(
+            f"--output_dir {directory}: cannot be written ({problem.strerror}); use another "
+            "directory"
+        ) from None
     runner.check_files()
     if any(job.args.report_to == "mlflow" for job in runner.jobs):
-        variables.check()
+        settings.check_variables()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))  # see Runner.start
-    contents = redacted(planned.to_dict()) | {"command": command_line()}
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # caught by the runner
+    contents = redacted(plan.to_dict()) | {"command": _command_line()}
     files.write_json(directory / "study.json", contents)
     runner.run()
     print(printable(runner.table()), flush=True)
@@ -112,19 +115,8 @@ def run(args: StudyFlags, command: Callable[[Job], list[str]]) -> None:
         sys.exit(1)
 
 
-def check_writable(directory: Path) -> None:
-    """Raise BadInput if --output_dir cannot be written."""
-    try:
-        directories.check_writable(directory)
-    except OSError as problem:
-        raise BadInput(
-            f"--output_dir {directory}: cannot be written ({problem.strerror}); specify another "
-            "directory"
-        ) from None
-
-
-def command_line() -> str:
-    """Return this process's command line without --index and --of, which make only a share."""
+def _command_line() -> str:
+    """This process's command line without --index and --of, which select a share."""
     parser = add_flags(ArgumentParser(add_help=False, allow_abbrev=False), Share)
     whole = parser.parse_known_args()[1]
     return without_secrets(shlex.join(["python", "-m", "lth_scale.study", *whole]))

@@ -1,4 +1,4 @@
-"""study.json: the plan of a study, as `lth_scale.study` wrote it and the report reads it."""
+"""study.json: the plan of a study, as `lth_scale.study` writes it and the report reads it."""
 
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath

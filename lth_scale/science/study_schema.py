@@ -57,14 +57,10 @@ def _check_float(value: object) -> object:
     return value
 
 
-def _number_as_text(value: object) -> object:
-    return str(value) if type(value) in (int, float) else value
-
-
 NotEmpty = Field(min_length=1)
 Distinct = AfterValidator(_check_distinct)
 Fraction = Annotated[float, BeforeValidator(_check_float)]
-RewindPoint = Annotated[str, BeforeValidator(_number_as_text)]
+RewindPoint = Annotated[str, BeforeValidator(lambda x: str(x) if type(x) in (int, float) else x)]
 Names = Annotated[list[str], NotEmpty, Distinct]
 Seeds = Annotated[list[int], NotEmpty, Distinct]
 FlagValues = dict[str, bool | int | float | str | Annotated[list[str], NotEmpty]]
@@ -80,7 +76,7 @@ class _Part(BaseModel):
 class TransferGrid(_Part):
     """Tickets of `sources`, searched with `source_seed`, and controls, trained on `targets`.
 
-    seeds: of the trainings (default: the study's). source_seed: default the first of them.
+    seeds: of the trainings (default: the study's). source_seed: by default the first of them.
     """
 
     sources: Names
@@ -92,7 +88,7 @@ class TransferGrid(_Part):
 
 
 class StudySchema(_Part):
-    """A study file, with tasks and sparsities by task, and `rewind` without θ₀."""
+    """A study file: tasks and sparsities by task, `rewind` without θ₀, defaults filled in."""
 
     name: str = ""
     note: str = ""
@@ -163,11 +159,17 @@ class StudySchema(_Part):
                 raise ValueError(
                     f"{key}: {min(differing)} is in only one of {key} and tasks; use the same tasks"
                 )
+        for key in {*SPARSITIES} - present:
+            setattr(self, key, self.sparsities)
+        if grid := self.transfer:
+            grid.seeds = grid.seeds or self.seeds
+            if "source_seed" not in grid.model_fields_set:
+                grid.source_seed = grid.seeds[0]
         return self
 
 
 def _by_task(value: object, tasks: object, entry: object) -> object:
-    """A list as a mapping from each task to `entry`; any other value as it is."""
+    """Convert a list to a mapping from each task to `entry`."""
     if not isinstance(value, list) or not isinstance(tasks, list):
         return value
     if not value or not all(isinstance(task, str) for task in tasks):
@@ -193,30 +195,29 @@ def parse_study(content: Any, lines: Mapping[str, int]) -> StudySchema:
 
 
 def _message(error: ErrorDetails, content: dict[str, Any]) -> str:
-    """An error of pydantic as `key: value`, what is wrong and the remedy."""
     path = [str(part) for part in error["loc"]]
-    model: type[_Part] = StudySchema
     if not path:
         return str(error["ctx"]["error"])
+    model: type[_Part] = StudySchema
     prefix = ""
     if path[0] == "transfer" and len(path) > 1:
         content, model, prefix, path = content["transfer"], TransferGrid, "transfer: ", path[1:]
-    key = path[0]
-    if error["type"] in ("extra_forbidden", "invalid_key"):
-        keys = ", ".join(model.model_fields)
-        return f"{prefix}{brief(key)}: unknown key; use one of {keys}"
-    if error["type"] == "missing":
+    key, kind = path[0], error["type"]
+    if kind in ("extra_forbidden", "invalid_key"):
+        known = ", ".join(model.model_fields)
+        return f"{prefix}{brief(key)}: unknown key; use one of {known}"
+    if kind == "missing":
         return f"{prefix}{key}: missing; add it"
-    if error["type"] == "value_error":
+    if kind == "value_error":
         return f"{prefix}{key}: {error['ctx']['error']}"
     examples = " or ".join(map(str, EXAMPLES[key]))
     return f"{prefix}{key}: {brief(repr(content[key]))}: invalid value; for example: {examples}"
 
 
 def check_characters(where: str, value: Any) -> None:
-    """Refuse characters that control a terminal or reorder a line, in keys and values.
+    """Raise BadInput for unprintable characters in a value, its keys and entries.
 
-    where: names the value in the message. Raises BadInput.
+    where: names the value in the message.
     """
     if isinstance(value, dict):
         for key, entry in value.items():
@@ -226,10 +227,5 @@ def check_characters(where: str, value: Any) -> None:
         for entry in value:
             check_characters(where, entry)
     elif isinstance(value, str):
-        multiline = where in ("note", "launcher")
-        for character in value:
-            if not is_printable(character) and not (multiline and character == "\n"):
-                raise BadInput(
-                    f"{where}: contains the unprintable character {ascii(character)[1:-1]}; "
-                    "remove it"
-                )
+        for bad in (ascii(x)[1:-1] for x in value if not is_printable(x)):
+            raise BadInput(f"{where}: contains the unprintable character {bad}; remove it")

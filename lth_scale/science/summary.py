@@ -1,4 +1,4 @@
-"""What a search or a transfer prints at its end, and the card and MLflow show."""
+"""The summary of a search or a transfer: on the terminal, in MLflow and on the model card."""
 
 import os
 import shlex
@@ -11,12 +11,28 @@ from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.config.markdown import Table, literal, markdown_table
 from lth_scale.config.texts import printable, quoted
-from lth_scale.tracking.mlflow.progress import Progress
-from lth_scale.tracking.rows import Row, describe_starved
+from lth_scale.tracking.mlflow.journal import Progress
 from lth_scale.tracking.run_directory import RunDirectory
+from lth_scale.tracking.stages import Row, describe_starved
 
-DELTA = 0.01  # tolerated loss: one percent point
+DELTA = 0.01  # tolerated loss: one percentage point
 Rows = Sequence[Row]  # of results.json
+
+
+def report(record: RunDirectory) -> str:
+    """The results of a search or a transfer as Markdown, after its note."""
+    args = record.arguments
+    parts = [f"**{args.note}**"] if args.note else []
+    if isinstance(args, Transfer):
+        rows = record.seed_rows()
+        return "\n\n".join(
+            [*parts, results_table(rows), *_warnings(rows), *_over_seeds(record, args)]
+        )
+    rows, controls = record.round_rows(), record.control_rows()
+    parts.append(results_table(rows))
+    if controls:
+        parts.append(_control_table(rows, controls, record.control))
+    return "\n\n".join([*parts, *_warnings(rows), *_warnings(controls, f"{record.control} ")])
 
 
 def results_table(rows: Rows) -> str:
@@ -37,8 +53,8 @@ def results_table(rows: Rows) -> str:
     return markdown_table(Table("", header, lines), align=True)
 
 
-def control_table(rows: Rows, controls: Rows, control: str) -> str:
-    """A control beside the tickets of its sparsities, by the task's primary metric."""
+def _control_table(rows: Rows, controls: Rows, control: str) -> str:
+    """A control and the tickets of its sparsities, by the task's primary metric."""
     metric = next(iter(rows[0]["eval"]))
     scores = {row["round"]: row["eval"][metric] for row in rows}
     lines = []
@@ -50,23 +66,7 @@ def control_table(rows: Rows, controls: Rows, control: str) -> str:
     return markdown_table(Table("", header, lines), align=True)
 
 
-def report(record: RunDirectory) -> str:
-    """The results of a search or a transfer as Markdown, its note first."""
-    args = record.arguments
-    parts = [f"**{args.note}**"] if args.note else []
-    if isinstance(args, Transfer):
-        rows = record.seed_rows()
-        parts += [results_table(rows), *starved(rows), *over_seeds(record, args)]
-        return "\n\n".join(parts)
-    rows, control = record.round_rows(), record.control
-    controls = record.control_rows()
-    parts.append(results_table(rows))
-    if controls:
-        parts.append(control_table(rows, controls, control))
-    return "\n\n".join([*parts, *starved(rows), *starved(controls, f"{control} ")])
-
-
-def starved(rows: Rows, prefix: str = "") -> list[str]:
+def _warnings(rows: Rows, prefix: str = "") -> list[str]:
     """A list of the networks with a matrix that keeps fewer weights than it has outputs."""
     lines = [
         f"- {prefix}{key} {row[key]:02d}: {literal(description)}"
@@ -74,11 +74,11 @@ def starved(rows: Rows, prefix: str = "") -> list[str]:
         for key in ("seed", "round")
         if key in row and (description := describe_starved(row))
     ]
-    return ["Little or nothing passes through some matrices:", "\n".join(lines)] if lines else []
+    return ["Nearly empty matrices:", "\n".join(lines)] if lines else []
 
 
-def over_seeds(record: RunDirectory, args: Transfer) -> list[str]:
-    """Mean and spread over seeds, the verdicts for --compare_with, and the connectivity."""
+def _over_seeds(record: RunDirectory, args: Transfer) -> list[str]:
+    """Mean and standard deviation over seeds, verdicts for --compare_with, and connectivity."""
     from lth_scale.science import matching  # imports scipy, which slows bad input
 
     scores = scores_by_seed(record.directory)
@@ -87,7 +87,7 @@ def over_seeds(record: RunDirectory, args: Transfer) -> list[str]:
     if args.compare_with:
         verdicts = matching.verdicts(scores, scores_by_seed(Path(args.compare_with)), DELTA)
         text = matching.describe(verdicts, digits=4)
-        parts.append(f"against {literal(args.compare_with)}:\n{text}")
+        parts.append(f"compared with {literal(args.compare_with)}:\n{text}")
     path = record.directory / "connectivity.json"
     if path.is_file():
         barrier = files.read_json(path)
@@ -106,8 +106,22 @@ def scores_by_seed(directory: Path) -> dict[int, float]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise BadInput(
             f"--compare_with {directory}: no results of lth_scale.transfer; "
-            "specify the --output_dir of one"
+            "use the --output_dir of one"
         ) from problem
+
+
+def check_comparable(args: Transfer) -> None:
+    """Raise BadInput unless --compare_with is a transfer to the same task."""
+    if not args.compare_with:
+        return
+    other = Path(args.compare_with)
+    scores_by_seed(other)
+    task = files.read_json(other / "arguments.json")["task"]
+    if task != args.task:
+        raise BadInput(
+            f"--compare_with {other}: a transfer to {task}, but this one is to {args.task}; "
+            f"specify a transfer to {args.task}"
+        )
 
 
 def show(record: RunDirectory) -> None:
@@ -126,7 +140,7 @@ def show(record: RunDirectory) -> None:
 def how_to_open_mlflow(path: Path) -> list[str]:
     """The command that serves the MLflow store of `path` (mlflow.json), and the page of curves.
 
-    Empty if nothing was sent yet or the file is damaged; the journal has the same facts.
+    Empty if nothing was sent yet or the file is damaged.
     """
     progress = Progress.read(path)
     if not progress or not progress.experiment:

@@ -1,153 +1,157 @@
-"""The model card of a ticket on the Hub, from what a run has on disk. Needs no network."""
+"""The model card of a ticket on the Hub and its metadata, from what a run has on disk."""
 
 import json
 import os
 from dataclasses import replace
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub as hf
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lth_scale.config import files, markdown
+from lth_scale.config import files
 from lth_scale.config.arguments import Transfer
+from lth_scale.config.defaults import EMBEDDED
+from lth_scale.config.markdown import code, code_block, literal, markdown_table
 from lth_scale.config.texts import printable
 from lth_scale.science import summary
-from lth_scale.shipping.card_metadata import Licence, evaluation_file, metadata
-from lth_scale.shipping.published_run import PublishedRun
+from lth_scale.shipping.publication import Publication, PublishedRun
 from lth_scale.shipping.speed import report
-from lth_scale.tracking import console
-from lth_scale.tracking.rows import describe_starved
-from lth_scale.tracking.run_directory import RunDirectory
+from lth_scale.tracking.console import print_line
+from lth_scale.tracking.stages import describe_starved
 
 PICTURE = "figures/score_against_sparsity.png"
-NOT_MEASURED = (
-    "Not measured. `python -m lth_scale.speed` on the run, or on this model once pulled, "
-    "times every engine of a machine."
+METRICS = {"spearman": "spearmanr"}  # our name → that in `evaluate`
+TAGS = (
+    *("lottery-ticket", "pruning", "sparsity", "sparse"),
+    *("iterative-magnitude-pruning", "lth_scale"),
 )
+TEMPLATES = Environment(
+    loader=PackageLoader("lth_scale.shipping"),
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
+)
+TEMPLATES.filters |= {
+    "code": code,
+    "code_block": code_block,
+    "json": partial(json.dumps, ensure_ascii=False),
+    "literal": literal,
+    "markdown_table": markdown_table,
+}
 
 
-def write(folder: Path, run: PublishedRun, repo: str, licence: Licence) -> None:
-    """Write README.md and `.eval_results/` into a folder that is to be uploaded."""
-    card = run.publication.text(readme(folder, run, repo, licence))
-    files.write_bytes(folder / "README.md", card.encode())
-    if results := evaluation_file(run):
-        files.write_bytes(folder / ".eval_results" / f"{run.args.task}.yaml", results.encode())
-
-
-def readme(folder: Path, run: PublishedRun, repo: str, licence: Licence) -> str:
-    """Return the text of the card; `folder` has the figure if it could be drawn."""
-    card = render(
-        "model_card.md",
-        metadata=metadata(run, repo, licence).to_yaml(),
-        name=repo.split("/")[-1],
+def write(folder: Path, run: PublishedRun, repo: str, online: bool) -> None:
+    """Write README.md and `.eval_results/` into a folder; the card shows its figure, if any."""
+    licence, source = _licence_of(run.publication, online)
+    run_directory, args = run.run_directory, run.args
+    if isinstance(args, Transfer) and not Path(args.compare_with or "", "results.json").is_file():
+        run_directory = replace(run_directory, arguments=replace(args, compare_with=None))
+    card = TEMPLATES.get_template("model_card.md").render(
+        run=run,
         repo=repo,
-        ticket=run.ticket,
+        licence=licence["license"],
+        source=source,
+        metadata=_metadata(run, repo, licence).to_yaml(),
         ticket_megabytes=f"{(run.stage / 'ticket.safetensors').stat().st_size / 1e6:.1f}",
-        task=run.args.task,
-        auto_class=run.task.auto_class,
-        control=run.control,
-        seed=run.seed,
-        base_model=run.base_model,
-        applies_to_base=run.applies_to_base,
-        load_ticket=load_ticket(run, repo),
-        evaluated_on=run.evaluated_on,
-        scores=scores(run.run_directory),
+        scores=summary.report(run_directory),
         picture=PICTURE if (folder / PICTURE).is_file() else "",
         speed=speed_section(run),
-        command=run.command,
-        provenance=provenance(run.saved),
-        seeds=len(run.run_directory.seed_rows()) or 1,
+        saved=run.publication.flags,
+        seeds=len(run_directory.seed_rows()) or 1,
         unused_layers=describe_starved(run.metrics),
-        note=run.args.note,
-        licence=licence,
     )
-    return printable(card)
-
-
-def render(template: str, **values: Any) -> str:
-    """Return a template of this package with these values."""
-    return _environment().get_template(template).render(values)
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("lth_scale.shipping"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
+    files.write_bytes(folder / "README.md", run.publication.text(printable(card)).encode())
+    if args.dataset_path == EMBEDDED:
+        return
+    dataset, config = run.task.dataset
+    metric, value = next(iter(run.metrics["eval"].items()))
+    notes = f"{metric} at {run.ticket.sparsity:.2%} sparsity, seed {run.seed}; {run.evaluated_on}"
+    entry = hf.EvalResultEntry(
+        dataset_id=dataset, task_id=config, value=value, notes=notes.replace("`", "")
     )
-    environment.filters |= {
-        "literal": markdown.literal,
-        "code": markdown.code,
-        "code_block": markdown.code_block,
-        "markdown_table": markdown.markdown_table,
-        "percent": "{:.2%}".format,
-        "thousands": "{:,}".format,
-    }
-    return environment
+    results = hf.eval_result_entries_to_yaml([entry])
+    text = yaml.safe_dump(results, sort_keys=False, allow_unicode=True)
+    files.write_bytes(folder / ".eval_results" / f"{args.task}.yaml", text.encode())
 
 
-def scores(run_directory: RunDirectory) -> str:
-    """Return the table of the run, as the terminal shows it."""
-    args = run_directory.arguments
-    if (
-        isinstance(args, Transfer)
-        and args.compare_with
-        and not Path(args.compare_with, "results.json").is_file()
-    ):
-        run_directory = RunDirectory(run_directory.directory, replace(args, compare_with=None))
-    return summary.report(run_directory)
-
-
-def load_ticket(run: PublishedRun, repo: str) -> str:
-    """Return the code that applies the ticket to its base model."""
-    base = run.base_model if run.has_hub_base else f"DIRECTORY/OF/{run.base_model}"
-    model = json.dumps(base, ensure_ascii=False)  # a quote in the name does not end the string
-    revision = f', revision="{run.ticket.base_revision}"' if run.ticket.base_revision else ""
-    return (
-        "from lth_scale import Ticket\n"
-        "from transformers import AutoModel\n"
-        f'model = Ticket.from_pretrained("{repo}")'
-        f".apply(AutoModel.from_pretrained({model}{revision}))"
+def _metadata(run: PublishedRun, repo: str, licence: dict[str, Any]) -> hf.ModelCardData:
+    """Return base model, task, data, and the scores as `model-index`."""
+    path, (dataset, config) = run.args.dataset_path, run.task.dataset
+    name_of_data = f"{dataset} ({config})"
+    if path == EMBEDDED:
+        name_of_data = "demo data of lth_scale"
+    elif path is not None:
+        name_of_data = f"local files in the columns of {name_of_data}"
+    scores, pattern = run.metrics["eval"], run.ticket.arguments.get("pattern", "unstructured")
+    return hf.ModelCardData(
+        base_model=run.base_model,
+        datasets=[dataset] if path is None else None,
+        language="en" if path is None else None,
+        library_name="transformers",
+        metrics=[METRICS.get(name, name) for name in scores if name != "loss"],
+        pipeline_tag=run.task.pipeline,
+        tags=[*TAGS, run.args.task, *([] if pattern == "unstructured" else [pattern])],
+        model_name=repo.split("/")[-1],
+        eval_results=[
+            hf.EvalResult(
+                task_type=run.task.pipeline,
+                dataset_type=dataset if path is None else "local",
+                dataset_name=name_of_data,
+                dataset_config=config,
+                dataset_split="validation",
+                metric_type=METRICS.get(name, name),
+                metric_value=value,
+                metric_name=name,
+            )
+            for name, value in scores.items()
+        ],
+        **licence,
     )
-
-
-def provenance(saved: dict[str, Any]) -> str:
-    """Return versions and commit of arguments.json."""
-    versions = saved.get("versions", {}).items()
-    text = ", ".join(f"{name} {version}" for name, version in versions if version)
-    commit = saved.get("git_commit")
-    return f"{text}; lth_scale at commit {commit}" if commit else text
 
 
 def speed_section(run: PublishedRun) -> str:
-    """Return the tables of a speed check of this run, or the command that runs one."""
+    """Return the tables of a speed check of this network, or "" if it was not measured."""
     root = run.run_directory.directory
     for path in (root / "speed/speed.json", root.parent / f"speed-{root.name}/speed.json"):
+        if not os.path.lexists(path):
+            continue
         try:
-            if os.path.lexists(path):
-                section = measured_speed(files.read_json(path), run.ticket.pruned)
-                if section:
-                    return section
+            speed = files.read_json(path)
+            cells = [cell for cell in speed["cells"] if cell["pruned"] == run.ticket.pruned]
+            if cells:
+                sections = [*map(report.section, cells)]
+                template = TEMPLATES.get_template("speed.md")
+                return template.render(speed=speed, reading=report.READING, sections=sections)
         except Exception:  # any file may have this name, and hold anything
             text = f"{path}: damaged report of a speed check; it is not in the card"
-            console.print_line(printable(text))
-    return NOT_MEASURED
+            print_line(printable(text))
+    return ""
 
 
-def measured_speed(speed: dict[str, Any], pruned: int) -> str:
-    """Return the cells of a speed.json with as many pruned weights as Markdown, or ""."""
-    cells = [cell for cell in speed["cells"] if cell["pruned"] == pruned]
-    if not cells:
-        return ""
-    here = speed["machine"]
-    machine = f"{here['cpu']}, {here['cores']}, {here['gpu'] or 'no GPU'}, {here['system']}"
-    section = render(
-        "speed.md",
-        machine=machine,
-        repeats=speed["settings"]["repeats"],
-        reading=report.READING,
-        sections=[report.section(cell) for cell in cells],
-    )
-    return section.rstrip()
+def _licence_of(publication: Publication, online: bool) -> tuple[dict[str, str], str]:
+    """Return the licence in the base model's card, or `unknown`, as metadata, and its source."""
+    base = publication.base_model
+    if base == EMBEDDED:
+        source = "the licence of lth_scale, which includes this small BERT"
+        return {"license": "apache-2.0"}, source
+    is_local = publication.is_local(base)
+    if not is_local and not online:
+        return {"license": "unknown"}, f"read from the card of `{base}` when this is pushed"
+    try:
+        if is_local:
+            path = (publication.directory(base) or Path(base)) / "README.md"
+            files.check_regular(path)
+            data = hf.ModelCard.load(path).data
+        else:
+            revision = publication.flags.get("model_revision")
+            data = hf.HfApi().model_info(base, revision=revision).card_data
+        if data and isinstance(data.license, str) and data.license:
+            keys = ("license", "license_name", "license_link")
+            licence = {key: str(data[key]) for key in keys if data.get(key)}
+            return licence, "inherited from the base model, whose card names it"
+    except Exception:  # no card, no network, no such model: the upload reports what it needs
+        pass
+    source = "that of the base model applies, and its card could not be read or names none"
+    return {"license": "unknown"}, source

@@ -1,34 +1,28 @@
-"""What a push publishes: which files, and of local paths only the last names."""
+"""What a push publishes of a run: its facts, without local paths and secrets."""
 
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from lth_scale.config import files
-from lth_scale.config.arguments import flags_with
+from lth_scale.config.arguments import Arguments, Transfer, flags_with
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.redaction import without_secrets
-from lth_scale.config.resolution import HUB_NAME
+from lth_scale.config.resolution import HUB_NAME, resolve
+from lth_scale.config.texts import as_words
+from lth_scale.pruning.registries import CONTROLS
+from lth_scale.pruning.ticket import Ticket
+from lth_scale.tasks.registry import TASKS
+from lth_scale.tracking.run_directory import RunDirectory
 
-if TYPE_CHECKING:
-    from lth_scale.pruning.ticket import Ticket
-
-
-# The files that a push uploads and a pull keeps: weights, settings, what tokenizers of transformers
-# save, card, evaluation results and figures. No code, no pickle, no link.
-PUSHED = (
-    r"(compact/)?\w[\w.-]*\.(safetensors|json|jinja|txt|model|codes|bpe|spm|tiktoken|tokenizer)"
-    r"|(compact/)?additional_chat_templates/\w[\w.-]*\.jinja"
-    r"|README\.md|\.eval_results/\w[\w.-]*\.yaml|figures/\w[\w.-]*\.png"
-)
 PATH_KEY = re.compile(r".*(name_or_path|_path|_file|_dir)")  # in files that transformers writes
 ABSOLUTE = re.compile(r"[/~\\]|[A-Za-z]:[/\\]|\.\.?[/\\]|file:", re.I)
-VOCABULARIES = ("tokenizer.json", "vocab.json")
 
 
 def bare(path: str) -> str:
@@ -54,18 +48,15 @@ class Publication:
             self.parents += [directory, *directory.parents]
         paths = {value for name, value in flags.items() if name in flags_with("path") and value}
         paths |= {self.base_model} if self.is_local(self.base_model) else set()
+        published: list[tuple[str | Path, str]]
+        published = [(path, bare(path)) for path in paths if isinstance(path, str)]
+        published += [(directory, directory.name) for directory in directories]
         names = {
-            str(form): bare(path)
-            for path in paths
-            if isinstance(path, str)
+            str(form): name
+            for path, name in published
             for form in (path, Path(path).absolute(), Path(path).resolve())
         }
-        names |= {
-            str(form): directory.name
-            for directory in directories
-            for form in (directory, directory.resolve())
-        }
-        names |= {str(form): "local" for form in (Path.cwd(), Path.home()) if len(form.parts) > 1}
+        names |= {str(path): "local" for path in (Path.cwd(), Path.home()) if len(path.parts) > 1}
         self.names = {path: name for path, name in names.items() if re.search(r"[/\\]", path)}
 
     @property
@@ -99,7 +90,7 @@ class Publication:
         return without_secrets(text)
 
     def value(self, value: Any, key: str = "") -> Any:
-        """Return a JSON value with its strings as they may be published; `key` is its own key."""
+        """Return a JSON value of `key` with its strings as they may be published."""
         if isinstance(value, dict):
             return {name: self.value(item, name) for name, item in value.items()}
         if isinstance(value, list | tuple):
@@ -113,20 +104,95 @@ class Publication:
         )
         return self.text(bare(value) if local else value)
 
-    def ticket(self, ticket: "Ticket") -> "Ticket":
-        """Return a ticket with the same masks, whose metadata may be published."""
-        base = self.value(ticket.base_model, "model_name_or_path")
-        revision = "" if self.is_local(ticket.base_model) else ticket.base_revision
+    def ticket(self, ticket: Ticket) -> Ticket:
+        """Return a ticket with metadata as it may be published."""
         return replace(
-            ticket, base_model=base, base_revision=revision, arguments=self.value(ticket.arguments)
+            ticket,
+            base_model=self.value(ticket.base_model, "model_name_or_path"),
+            base_revision="" if self.is_local(ticket.base_model) else ticket.base_revision,
+            arguments=self.value(ticket.arguments),
         )
 
     def rewrite(self, directory: Path) -> None:
-        """Rewrite the JSON files of settings in a directory as they may be published."""
+        """Rewrite the JSON files of a directory as they may be published."""
         for path in directory.glob("*.json"):
-            if path.name in VOCABULARIES:
-                continue
-            content = json.loads(path.read_bytes())
-            published = self.value(content)
-            if published != content:
-                files.write_json(path, published)
+            if path.name not in ("tokenizer.json", "vocab.json"):  # tokens are no settings
+                content = json.loads(path.read_bytes())
+                if (published := self.value(content)) != content:
+                    files.write_json(path, published)
+
+
+class PublishedRun:
+    """A search or transfer, and the stage whose network is uploaded.
+
+    stage: rounds/KK or seeds/SS; metrics: its metrics.json. publication: what may be published.
+    control: that of a transfer, or `none`. seed: that of the network. base_model: its name on the
+    Hub (has_hub_base), or the last name of its directory.
+    """
+
+    def __init__(self, stage: Path):
+        root = stage.absolute().parent.parent
+        saved = files.read_json(root / "arguments.json")
+        kind = Transfer if "seeds" in saved else Arguments
+        known = saved.keys() & {spec.name for spec in fields(kind)}  # not all in older versions
+        values: dict[str, Any] = {
+            name: tuple(saved[name]) if isinstance(saved[name], list) else saved[name]
+            for name in known
+        }
+        self.stage = stage
+        self.args = kind(**values)
+        self.run_directory = RunDirectory(root, self.args)
+        self.ticket = Ticket.load(stage / "ticket.safetensors")
+        self.metrics = files.read_json(stage / "metrics.json")
+        self.publication = Publication(saved, root, stage)
+        self.task = TASKS[self.args.task]
+        self.control = self.args.control if isinstance(self.args, Transfer) else "none"
+        self.seed = self.metrics.get("seed", self.args.seed)
+        base = self.args.model_name_or_path
+        self.has_hub_base = base != EMBEDDED and not self.publication.is_local(base)
+        public = self.publication.model(base)
+        self.base_model = "lth_scale-embedded-bert" if base == EMBEDDED else public
+
+    @property
+    def applies_to_base(self) -> bool:
+        """True if the run trained m ⊙ θ₀, with θ₀ the weights of the base model."""
+        args = self.args
+        if isinstance(args, Transfer):
+            return not args.theta and CONTROLS[args.control].base_weights
+        return args.rewind == "weights" and args.rewind_step in ("0", "0.0")
+
+    @property
+    def evaluated_on(self) -> str:
+        """The data of the scores: the Hub's dataset or local files, and how much of it."""
+        args, dataset = self.args, "`{}`, `{}`".format(*self.task.dataset)
+        if args.dataset_path == EMBEDDED:
+            data = "the small data that lth_scale brings for its demo"
+        elif args.dataset_path:
+            columns = f"local files in the columns of {dataset}"
+            data = f"{columns}: its score only if these are its files"
+        else:
+            part = "text held out of" if args.task == "mlm" else "the validation split of"
+            data = f"{part} {dataset}"
+        if args.max_eval_samples:
+            data += f"; only the first {args.max_eval_samples:,} examples"
+        return data
+
+    @property
+    def command(self) -> str:
+        """The command line of the run: flags that differ from the defaults, paths by last name."""
+        args = self.args
+        given: dict[str, Any] = {"task": args.task}
+        given |= {"preset": args.preset} if args.preset else {}
+        defaults = resolve(given, type(args)).as_dict()
+        omitted = {*flags_with("cosmetic"), *given} - {"seeds"}
+        for name, value in args.as_dict().items():
+            if name not in omitted and value != defaults[name]:
+                given[name] = value
+        if "max_steps" in given and args.max_steps == -1:
+            del given["max_steps"]  # --num_train_epochs replaces it
+            given["num_train_epochs"] = args.num_train_epochs
+        door = "transfer" if isinstance(args, Transfer) else "imp"
+        words = ["accelerate", "launch", "-m", f"lth_scale.{door}"]
+        for name, value in self.publication.value(given).items():
+            words += as_words(name, value) if value is not None else []
+        return shlex.join(words)

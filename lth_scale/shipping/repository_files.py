@@ -10,71 +10,60 @@ from lth_scale.config import files
 from lth_scale.config.texts import printable
 from lth_scale.science import figures
 from lth_scale.shipping import card
-from lth_scale.shipping.card_metadata import Licence
 from lth_scale.shipping.export import writing
 from lth_scale.shipping.export.locations import MANIFEST, write_manifest
 from lth_scale.shipping.export.source import load_source
-from lth_scale.shipping.publication import PUSHED
-from lth_scale.shipping.published_run import PublishedRun
+from lth_scale.shipping.publication import PublishedRun
+from lth_scale.shipping.pull import PUSHED
 from lth_scale.tracking.console import print_line
 
-PICTURES = ("score_against_sparsity.png", "sparsity_by_layer.png")
-PROVENANCE = ("arguments.json", "results.json", "controls.json")
+COPIED = (
+    *("arguments.json", "results.json", "controls.json"),
+    *(card.PICTURE, "figures/sparsity_by_layer.png"),
+)
 
 
-def fill(folder: Path, stage: Path, repo: str, licence: Licence) -> None:
-    """Write all that is uploaded; dense and compact weights are read back and compared."""
-    run = PublishedRun.of_stage(stage)
+def fill(folder: Path, stage: Path, repo: str, online: bool) -> None:
+    """Write what is uploaded; dense and compact weights are read back and compared.
+
+    online: the licence may be read from the base model's card on the Hub.
+    """
+    run = PublishedRun(stage)
     source = replace(load_source(str(stage)), path=Path(repo))
-    compact, dense = (writing.describe(source, kind, "float32") for kind in ("compact", "dense"))
-    writing.write_export(folder / "compact", source, compact)
-    writing.write_export(folder, source, dense)
+    for directory, kind in ((folder / "compact", "compact"), (folder, "dense")):
+        writing.write_export(directory, source, writing.describe(source, kind, "float32"))
     run.publication.ticket(run.ticket).save(folder / "ticket.safetensors")
-    for name in PROVENANCE:
+    (folder / "figures").mkdir()
+    for name in COPIED:
         path = run.run_directory.directory / name
         if path.is_file():
-            shutil.copy(path, folder)
-    draw_figures(run, folder / "figures")
-    card.write(folder, run, repo, licence)
+            shutil.copy(path, folder / name)
+    if not (folder / card.PICTURE).is_file():
+        _draw_scores(run, folder / card.PICTURE)
+    card.write(folder, run, repo, online)
     remove_foreign(folder)
     for directory in (folder / "compact", folder):  # the second manifest lists the first
         run.publication.rewrite(directory)
-        manifest = files.read_json(directory / MANIFEST)
-        computed = ("files", "sha256")
-        write_manifest(
-            directory, {key: value for key, value in manifest.items() if key not in computed}
-        )
+        write_manifest(directory, files.read_json(directory / MANIFEST))
 
 
-def remove_foreign(folder: Path) -> None:
-    """Delete the files that a pull would refuse, such as those of some tokenizers, and log them."""
-    paths = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    foreign = [name for name in paths if not re.fullmatch(PUSHED, name, re.ASCII)]
-    for name in foreign:
-        paths[name].unlink()
-    if foreign:
-        names = ", ".join(map(repr, foreign))
-        print_line(printable(f"not uploaded, because a pull refuses files of such names: {names}"))
-
-
-def draw_figures(run: PublishedRun, folder: Path) -> None:
-    """Copy the figures of a search; draw the scores if they are not there yet."""
-    folder.mkdir()
-    for name in PICTURES:
-        path = run.run_directory.directory / "figures" / name
-        if path.is_file():
-            shutil.copy(path, folder)
-    if (folder / PICTURES[0]).is_file():
-        return
+def _draw_scores(run: PublishedRun, path: Path) -> None:
     metric = next(iter(run.metrics["eval"]))
     points = defaultdict[float, list[float]](list)
     for row in run.run_directory.seed_rows() or run.run_directory.round_rows():
         points[100 * row["sparsity"]].append(row["eval"][metric])
-    lines: figures.Lines = {"none": {}, run.control: points}
-    panels: dict[str, tuple[figures.Lines, list[float]]] = {metric.replace("_", " "): (lines, [])}
+    panels = {metric.replace("_", " "): ({"none": {}, run.control: points}, list[float]())}
     if png := figures.scores(panels, figures.SPARSITY, run.args.task):
-        files.write_bytes(folder / PICTURES[0], png)
+        files.write_bytes(path, png)
+
+
+def remove_foreign(folder: Path) -> None:
+    """Delete the files that a pull would refuse, such as those of some tokenizers, and log them."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    foreign = [name for name in names if not re.fullmatch(PUSHED, name, re.ASCII)]
+    for name in foreign:
+        names[name].unlink()
+    if foreign:
+        listed = ", ".join(map(repr, foreign))
+        print_line(printable(f"not uploaded, because a pull refuses files of such names: {listed}"))

@@ -18,11 +18,12 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief
 from lth_scale.distributed import compat
-from lth_scale.tasks.checkpoint import CONSTANT
 
 LARGEST_COUNT = 100_000  # labels, or layers
 LFS_POINTER = b"version https://git-lfs"  # how a Git LFS pointer starts
 COUNT = re.compile(r"(layers?|groups|group_num)$")  # config fields of which transformers makes many
+# Constants of attention that older versions stored with the weights: masks and frequencies.
+CONSTANT = re.compile(r"(attn|attention)\.(masked_)?bias$|\.inv_freq$|\.position_ids$")
 
 
 def check_counts(path: str, revision: str | None = None) -> None:
@@ -32,30 +33,20 @@ def check_counts(path: str, revision: str | None = None) -> None:
     """
     written, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
     for name, value in _fields(written):
+        has = f"config.json has {name}"
         if name == "num_labels" and not (type(value) is int and 1 <= value <= LARGEST_COUNT):
-            raise ValueError(
-                f"config.json has num_labels {value!r}; it must be 1 to {LARGEST_COUNT:,}"
-            )
+            raise ValueError(f"{has} {value!r}; it must be 1 to {LARGEST_COUNT:,}")
         if type(value) is int and COUNT.search(name) and value > LARGEST_COUNT:
-            raise ValueError(
-                f"config.json has {name} {value}, more than any checkpoint has tensors"
-            )
-        if name == "id2label":
-            _check_label_names(value)
-
-
-def _check_label_names(names: Any) -> None:
-    is_numbered = isinstance(names, dict) and all(re.fullmatch(r"\d+", str(key)) for key in names)
-    if names is not None and not is_numbered:
-        raise ValueError(f"config.json has id2label {brief(repr(names))}; its keys must be numbers")
-    if len(names or ()) > LARGEST_COUNT:
-        raise ValueError(
-            f"config.json has {len(names):,} labels in id2label; {LARGEST_COUNT:,} are the most"
-        )
+            raise ValueError(f"{has} {value}, more than any checkpoint has tensors")
+        if name == "id2label" and value is not None:
+            keys = map(str, value) if isinstance(value, dict) else [""]
+            if not all(re.fullmatch(r"\d+", key) for key in keys):
+                raise ValueError(f"{has} {brief(repr(value))}; its keys must be numbers")
+            if len(value) > LARGEST_COUNT:
+                raise ValueError(f"{has} of {len(value):,} labels; use at most {LARGEST_COUNT:,}")
 
 
 def _fields(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The fields of a config and of the configs nested in it."""
     for name, value in config.items():
         yield name, value
         if isinstance(value, dict):
@@ -94,13 +85,12 @@ def check_checkpoint(path: str, revision: str | None, config: PreTrainedConfig) 
         if is_weight and not dtype.startswith(("F", "BF")):
             raise ValueError(f"its {name} is {dtype}, and weights are floating-point numbers")
     for name, value in config.to_dict().items():
+        has = f"config.json has {name} {value}"
         if dtypes and type(value) is int and COUNT.search(name) and value > len(dtypes):
-            raise ValueError(
-                f"config.json has {name} {value}, and the checkpoint has {len(dtypes)} tensors"
-            )
-        is_epsilon = name.endswith("_eps")
-        if isinstance(value, float) and (not math.isfinite(value) or (is_epsilon and value <= 0)):
-            raise ValueError(f"config.json has {name} {value}")
+            raise ValueError(f"{has}, and the checkpoint has {len(dtypes)} tensors")
+        smallest = 0 if name.endswith("_eps") else -math.inf
+        if isinstance(value, float) and not smallest < value < math.inf:
+            raise ValueError(has)
     if other := getattr(config, "transformers_weights", None):
         raise ValueError(
             f"config.json has transformers_weights {brief(repr(other))}; "
@@ -115,42 +105,33 @@ def tensor_dtypes(path: str, revision: str | None) -> dict[str, str]:
 
     Raises ValueError if an index and its parts disagree.
     """
-    whole = _cached(path, SAFE_WEIGHTS_NAME, revision)
-    index = _cached(path, SAFE_WEIGHTS_INDEX_NAME, revision)
+
+    def cached(file: str) -> str | None:
+        return compat.cached_checkpoint_file(path, file, revision or "main")
+
+    index, names = cached(SAFE_WEIGHTS_INDEX_NAME), f"{SAFE_WEIGHTS_INDEX_NAME} names"
     parts = json.loads(Path(index).read_bytes())["weight_map"] if index else {}
     for part in parts.values():
         if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", part):
-            raise ValueError(
-                f"{SAFE_WEIGHTS_INDEX_NAME} names {part!r}, which is not a safetensors file next "
-                "to it"
-            )
-    if whole is not None:
-        return _file_dtypes(whole)
+            raise ValueError(f"{names} {part!r}, which is not a safetensors file next to it")
+    if cached(SAFE_WEIGHTS_NAME):  # transformers prefers it to the parts
+        parts = {"": SAFE_WEIGHTS_NAME}
     dtypes: dict[str, str] = {}
-    for part in sorted(set(parts.values())):
-        file = _cached(path, part, revision)
+    for part in sorted({*parts.values()}):
+        file = cached(part)
         if file is None:
-            raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} names {part}, which is missing")
-        dtypes |= _file_dtypes(file)
-    if missing := sorted(parts.keys() - dtypes.keys()):
-        raise ValueError(
-            f"{SAFE_WEIGHTS_INDEX_NAME} names {missing[0]}, which {parts[missing[0]]} lacks"
-        )
+            raise ValueError(f"{names} {part}, which is missing")
+        with open(file, "rb") as content:
+            if content.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ValueError(
+                    f"its {part} is a Git LFS pointer, not the file; run git lfs pull there"
+                )
+        with safe_open(file, framework="numpy") as tensors:
+            keys = tensors.keys()
+            dtypes |= {name: tensors.get_slice(name).get_dtype() for name in keys}
+    if missing := sorted(parts.keys() - dtypes.keys() - {""}):
+        raise ValueError(f"{names} {missing[0]}, which {parts[missing[0]]} lacks")
     return dtypes
-
-
-def _cached(path: str, file: str, revision: str | None) -> str | None:
-    return compat.cached_checkpoint_file(path, file, revision or "main")
-
-
-def _file_dtypes(path: str) -> dict[str, str]:
-    with open(path, "rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise ValueError(
-                f"its {Path(path).name} is a Git LFS pointer, not the file; run git lfs pull there"
-            )
-    with safe_open(path, framework="numpy") as file:
-        return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
 
 
 def check_tokenizer_class(path: str, revision: str | None = None) -> None:

@@ -1,26 +1,64 @@
-"""Rows of a task: from local JSON Lines files, from the package, or from the Hub."""
+"""Rows of a task, from local JSON Lines files, the package or the Hub, and their cache."""
 
-from collections.abc import Callable
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 from accelerate import PartialState
-from datasets import Dataset, DatasetDict, IterableDatasetDict
+from datasets import Dataset, DatasetDict, Features, IterableDatasetDict
+from datasets.exceptions import DatasetGenerationError
 from pyarrow import compute
 from transformers import PreTrainedTokenizerBase
 
 from lth_scale.config import files
 from lth_scale.config.arguments import Training
-from lth_scale.config.errors import BadInput
+from lth_scale.config.errors import BadInput, Stopped
+from lth_scale.config.exit_codes import FULL
 from lth_scale.config.texts import first_line
 from lth_scale.distributed import compat
-from lth_scale.tasks.dataset_cache import cached, fingerprint, materialize
+from lth_scale.tasks.libraries import NO_NETWORK, go_offline_unless_reachable
 from lth_scale.tasks.locations import data_file, local_directory
-from lth_scale.tasks.offline import NO_NETWORK, go_offline_unless_reachable
 from lth_scale.tasks.registry import TASKS
 from lth_scale.tasks.rows import Bounds, Columns, features, read_rows, shown
-from lth_scale.tasks.tokenizer_digest import tokenizer_digest
+from lth_scale.tasks.tokenizer import tokenizer_digest
+
+log = logging.getLogger("lth_scale")
+ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"  # how an Arrow stream ends
+
+
+def load_splits(
+    args: Training, columns: Columns, bounds: Bounds | None = None
+) -> dict[str, Dataset]:
+    """Load the `columns` of the splits of --task from --dataset_path or the Hub.
+
+    bounds: of the column `label`, or None. --max_train_samples and --max_eval_samples apply. An
+    additional validation split without a local file is left out. Raises BadInput.
+    """
+    kind = TASKS[args.task]
+    if directory := local_directory(args.task, args.dataset_path):
+        return {
+            split: limit_rows(
+                args, split, load_local(local_file(directory, split), columns, bounds)
+            )
+            for split in kind.splits
+            if split not in kind.more.values() or any(directory.glob(f"{split}.jsonl*"))
+        }
+    dataset, splits = load_hub(*kind.dataset), {}
+    for split in kind.splits:
+        splits[split] = limit_rows(args, split, dataset[split].select_columns([*columns]))
+        check_labels(f"dataset {kind.dataset[0]}: {split}", splits[split], bounds)
+    return splits
+
+
+def limit_rows(args: Training, split: str, rows: Dataset) -> Dataset:
+    """The rows of a split that --max_train_samples or --max_eval_samples leaves."""
+    limit = args.max_train_samples if split == "train" else args.max_eval_samples
+    return rows.select(range(min(limit or len(rows), len(rows))))
 
 
 def local_file(directory: Path, split: str) -> Path:
@@ -42,76 +80,12 @@ def local_file(directory: Path, split: str) -> Path:
     return path
 
 
-def limit_rows(rows: Dataset, limit: int | None) -> Dataset:
-    """The first `limit` rows, or all of them if it is None."""
-    return rows.select(range(min(limit or len(rows), len(rows))))
-
-
-def row_limit(args: Training, split: str) -> int | None:
-    """--max_train_samples or --max_eval_samples, whichever applies to the split."""
-    return args.max_train_samples if split == "train" else args.max_eval_samples
-
-
-def load_splits(
-    args: Training, columns: Columns, bounds: Bounds | None = None
-) -> dict[str, Dataset]:
-    """Load the `columns` of the splits of --task from --dataset_path or the Hub.
-
-    bounds: of the column `label`, or None. --max_train_samples and --max_eval_samples apply. An
-    additional validation split without a local file is left out. Raises BadInput.
-    """
-    kind = TASKS[args.task]
-    directory = local_directory(args.task, args.dataset_path)
-    if directory is None:
-        return _load_hub_splits(args, columns, bounds)
-    optional = kind.more.values()
-    splits = [
-        split
-        for split in kind.splits
-        if split not in optional or any(directory.glob(f"{split}.jsonl*"))
-    ]
-    return {
-        split: load_local(local_file(directory, split), columns, bounds, row_limit(args, split))
-        for split in splits
-    }
-
-
-def _load_hub_splits(args: Training, columns: Columns, bounds: Bounds | None) -> dict[str, Dataset]:
-    kind = TASKS[args.task]
-    dataset = load_hub(*kind.dataset)
-    splits = {
-        split: limit_rows(dataset[split].select_columns([*columns]), row_limit(args, split))
-        for split in kind.splits
-    }
-    for split, rows in splits.items():
-        check_labels(f"dataset {kind.dataset[0]}: {split}", rows, bounds)
-    return splits
-
-
-def check_labels(name: str, rows: Dataset, bounds: Bounds | None) -> None:
-    """Raise BadInput if a label of the Hub's rows is missing or out of `bounds`."""
-    if bounds is None:
-        return
-    low, high = bounds
-    labels = rows.with_format("arrow")[:]["label"]
-    valid = compute.and_(compute.greater_equal(labels, low), compute.less_equal(labels, high))
-    invalid = compute.index(valid.fill_null(False), False).as_py()
-    if invalid >= 0:
-        raise BadInput(
-            f"{name}: label {shown(labels[invalid].as_py())} of row {invalid + 1} is out of range "
-            f"{low} … {high}; correct a copy, and use it as --dataset_path DIR"
-        )
-
-
-def load_local(
-    path: Path, columns: Columns, bounds: Bounds | None = None, limit: int | None = None
-) -> Dataset:
-    """Load the first `limit` rows of a file through the `datasets` cache. Raises BadInput."""
+def load_local(path: Path, columns: Columns, bounds: Bounds | None = None) -> Dataset:
+    """Load the rows of a file through the `datasets` cache. Raises BadInput."""
     if next(read_rows(path, columns, bounds), None) is None:
         raise BadInput(f"--dataset_path {path}: no rows; write one JSON object per line")
     key = fingerprint(files.sha256(path), columns, bounds)
-    rows = materialize(lambda: read_rows(path, columns, bounds), key, features(columns))
-    return limit_rows(rows, limit)
+    return materialize(lambda: read_rows(path, columns, bounds), key, features(columns))
 
 
 def load_hub(
@@ -128,6 +102,21 @@ def load_hub(
         raise BadInput(
             f"dataset {path}: cannot be downloaded from the Hub ({first_line(error)}); {NO_NETWORK}"
         ) from error
+
+
+def check_labels(name: str, rows: Dataset, bounds: Bounds | None) -> None:
+    """Raise BadInput if a label of the Hub's rows is missing or out of `bounds`."""
+    if bounds is None:
+        return
+    low, high = bounds
+    labels = rows.with_format("arrow")[:]["label"]
+    valid = compute.and_(compute.greater_equal(labels, low), compute.less_equal(labels, high))
+    invalid = compute.index(valid.fill_null(False), False).as_py()
+    if invalid >= 0:
+        raise BadInput(
+            f"{name}: label {shown(labels[invalid].as_py())} of row {invalid + 1} is out of range "
+            f"{low} … {high}; correct a copy, and use it as --dataset_path DIR"
+        )
 
 
 def hub_revision(rows: Dataset) -> str:
@@ -150,21 +139,75 @@ def encode(
     function(batch, tokenizer=…, **arguments) returns the columns that replace the old ones. The
     cache key is ours because a tokenizer's own hash changes as it is used.
     """
-    key = fingerprint(
-        compat.fingerprint(rows),
-        function.__qualname__,
-        tokenizer_digest(tokenizer),
-        sorted(arguments.items()),
-    )
+    options = {"tokenizer": tokenizer, **arguments}
+    columns = rows.column_names
+    make = partial(rows.map, function, batched=True, fn_kwargs=options, remove_columns=columns)
+    content = (compat.fingerprint(rows), function.__qualname__, tokenizer_digest(tokenizer))
+    key = fingerprint(*content, sorted(arguments.items()))
+    return _cached(lambda key: make(new_fingerprint=key), key)
 
-    def make(key: str) -> Dataset:
-        return rows.map(
-            function,
-            batched=True,
-            new_fingerprint=key,
-            fn_kwargs={"tokenizer": tokenizer, **arguments},
-            remove_columns=rows.column_names,
-        )
 
+def fingerprint(*key: Any) -> str:
+    """A name in the cache for what `key` determines."""
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:32]
+
+
+def materialize(
+    rows: Callable[[], Iterable[dict]], key: str, features: Features | None = None
+) -> Dataset:
+    """Write `rows()` to the cache under `key`, once. Raises BadInput, also that of a row."""
+    make = partial(Dataset.from_generator, rows, features=features)
+    return _cached(lambda key: make(fingerprint=key), key)
+
+
+def _cached(make: Callable[[str], Dataset], key: str) -> Dataset:
+    """Return what `make` caches under `key`; if that entry is damaged, under a second key.
+
+    Runs on the main process first. Raises the BadInput of a row, BadInput if the cache is not
+    writable, and Stopped if its disk is full.
+    """
     with PartialState().main_process_first():
-        return cached(make, key)
+        try:
+            return _complete(make(key))
+        except Exception as error:  # a damaged file makes `datasets` and Arrow raise many kinds
+            _cause(error)
+            log.warning(
+                "an entry of the datasets cache is damaged (%s): it is rebuilt", first_line(error)
+            )
+        try:
+            return _complete(make(fingerprint(key, "spare")))
+        except Exception as error:
+            raise _cause(error) from None
+
+
+def _complete(rows: Dataset) -> Dataset:
+    """The rows. Raises ValueError if a cache file is truncated or is not a valid table."""
+    for name in (file["filename"] for file in rows.cache_files):
+        with open(name, "rb") as content:
+            content.seek(max(0, os.path.getsize(name) - len(ARROW_END)))
+            if content.read() != ARROW_END:
+                raise ValueError(f"{name} is truncated")
+    rows.data.validate(full=True)
+    return rows
+
+
+def _cause(error: Exception) -> BaseException:
+    """The error inside the one that `datasets` raises while it generates rows.
+
+    Raises BadInput or Stopped unless it may come from a damaged cache entry.
+    """
+    cause = (isinstance(error, DatasetGenerationError) and error.__cause__) or error
+    number = cause.errno if isinstance(cause, OSError) else None  # Arrow's errors have none
+    cache = f"HF_DATASETS_CACHE {datasets.config.HF_DATASETS_CACHE}"
+    if any(words in str(cause) for words in FULL):
+        raise Stopped(
+            f"{cache}: the disk is full ({first_line(cause)}); free some space, or set it to "
+            "another directory"
+        ) from error
+    if number:
+        raise BadInput(
+            f"{cache}: cannot be used ({first_line(cause)}); set it to a writable directory"
+        ) from error
+    if isinstance(cause, BadInput):
+        raise cause from None
+    return cause

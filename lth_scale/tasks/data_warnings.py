@@ -5,19 +5,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
-import numpy
 import pyarrow
 from datasets import Dataset
 from pyarrow import compute
 
 from lth_scale.config.arguments import Training
-from lth_scale.config.notices import warn
+from lth_scale.config.errors import warn
 from lth_scale.tasks.registry import TASKS
 from lth_scale.tasks.rows import shown
 
 CONSTANT = 0.95  # share of the rows that a single answer gets right
+LOST = "contain U+FFFD in place of lost characters, such as half an emoji; restore them if you can"
 LEAKED = 0.5  # share of the distinct validation rows that are also in train
-FEW_MASKED = 100  # tokens
 
 
 def split_name(args: Training, split: str) -> str:
@@ -38,15 +37,10 @@ def warn_about_texts(
     for split, table in tables.items():
         name = split_name(args, split)
         lost = [compute.match_substring(table[column], "\ufffd") for column in columns]
-        _warn_about_rows(
-            name,
-            lost,
-            "contain U+FFFD in place of lost characters, such as half an emoji; restore them if "
-            "you can",
-        )
         blank = [
             compute.equal(compute.utf8_trim_whitespace(table[column]), "") for column in filled
         ]
+        _warn_about_rows(name, lost, LOST)
         _warn_about_rows(name, blank, "have an empty text; fill it in, or remove the row")
         if split != "train":
             _warn_about_leaks(name, tables["train"].select(columns), table.select(columns))
@@ -57,10 +51,7 @@ def _warn_about_rows(name: str, flags: Sequence[pyarrow.ChunkedArray], problem: 
     affected = reduce(compute.or_, flags) if flags else pyarrow.chunked_array([[False]])
     if count := compute.sum(affected).as_py():
         first = compute.index(affected, True).as_py() + 1
-        warn(
-            "%s: %d of %d rows, the first of them row %d, %s",
-            *(name, count, len(affected), first, problem),
-        )
+        warn(f"{name}: {count} of {len(affected)} rows, the first of them row {first}, {problem}")
 
 
 def _warn_about_leaks(name: str, train: pyarrow.Table, validation: pyarrow.Table) -> None:
@@ -73,17 +64,16 @@ def _warn_about_leaks(name: str, train: pyarrow.Table, validation: pyarrow.Table
         shared |= {*texts.filter(compute.is_in(texts, value_set=distinct)).to_pylist()}
     if shared and len(shared) >= LEAKED * len(distinct):
         warn(
-            "%s: %d of its %d distinct rows are also in train, so its score says little about new "
-            "data; use other rows",
-            *(name, len(shared), len(distinct)),
+            f"{name}: {len(shared)} of its {len(distinct)} distinct rows are also in train, so its "
+            "score says little about new data; use other rows"
         )
 
 
 def _joined(batch: pyarrow.RecordBatch) -> pyarrow.Array:
     """The columns of each row as one text."""
-    columns = [column.cast(pyarrow.large_string()) for column in batch.columns]
-    separator = pyarrow.scalar("\x1f", pyarrow.large_string())
-    return compute.binary_join_element_wise(*columns, separator)
+    text = pyarrow.large_string()
+    columns = [column.cast(text) for column in batch.columns]
+    return compute.binary_join_element_wise(*columns, pyarrow.scalar("\x1f", text))
 
 
 def _remedy(args: Training, split: str, count: int) -> str:
@@ -95,16 +85,11 @@ def _remedy(args: Training, split: str, count: int) -> str:
 
 def warn_about_labels(args: Training, split: str, labels: Sequence[int], classes: int) -> None:
     """Warn if a class is missing from a split, or one class makes up nearly all of validation."""
-    missing = sorted({*range(classes)} - {*labels})
-    if missing:
+    if missing := sorted({*range(classes)} - {*labels}):
         always = f", so label {labels[0]} is always correct" if len(missing) == classes - 1 else ""
         warn(
-            "%s: none of its %d rows has label %s%s; %s",
-            split_name(args, split),
-            len(labels),
-            ", ".join(map(str, missing)),
-            always,
-            _remedy(args, split, len(labels)),
+            f"{split_name(args, split)}: none of its {len(labels)} rows has label "
+            f"{', '.join(map(str, missing))}{always}; {_remedy(args, split, len(labels))}"
         )
     elif split != "train":
         warn_if_constant(args, split, labels, len(labels), "label")
@@ -120,29 +105,6 @@ def warn_if_constant(
     answer, correct = Counter(answers).most_common(1)[0]
     if correct >= CONSTANT * count:
         warn(
-            "%s: %s %s is correct in %d of its %d rows; %s",
-            *(split_name(args, split), kind, shown(answer), correct, count),
-            _remedy(args, split, count),
+            f"{split_name(args, split)}: {kind} {shown(answer)} is correct in {correct} of its "
+            f"{count} rows; {_remedy(args, split, count)}"
         )
-
-
-def warn_about_masked(args: Training, blocks: int, tokens: Sequence[int]) -> None:
-    """Warn if few `tokens` of the validation blocks are masked, or nearly all are the same."""
-    if len(tokens) < FEW_MASKED:
-        warn(
-            "%s: only %d tokens of its %d blocks are masked, and only masked tokens are scored; "
-            "add text, or raise --max_eval_samples",
-            *(split_name(args, "validation"), len(tokens), blocks),
-        )
-    else:
-        warn_if_constant(args, "validation", tokens, len(tokens), "token")
-
-
-def warn_if_undefined(predictions: numpy.ndarray, labels: numpy.ndarray) -> None:
-    """Warn if a correlation is undefined."""
-    for name, values in (("predictions", predictions), ("labels", labels)):
-        if numpy.ptp(values) == 0:
-            warn(
-                "all %d %s are %.4g, so the correlation is undefined and counts as 0",
-                *(len(values), name, values[0]),
-            )

@@ -20,5 +20,5 @@ def local_directory(task: str, dataset: str | None) -> Path | None:
 
 def data_file(directory: Path, split: str) -> Path | None:
     """`directory/split.jsonl` or `directory/split.jsonl.xz`, or None if neither exists."""
-    paths = (directory / f"{split}.jsonl", directory / f"{split}.jsonl.xz")
+    paths = (directory / f"{split}.jsonl{suffix}" for suffix in ("", ".xz"))
     return next(filter(os.path.lexists, paths), None)

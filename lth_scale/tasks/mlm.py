@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,37 +18,35 @@ from transformers import (
 )
 
 from lth_scale.config.arguments import Training
-from lth_scale.config.errors import BadInput
-from lth_scale.distributed.encoder import base_model
+from lth_scale.config.errors import BadInput, warn
+from lth_scale.distributed.pieces import base_model
 from lth_scale.tasks import data, data_warnings
-from lth_scale.tasks.inputs import agree_on_inputs
+from lth_scale.tasks.inputs import agree_on_inputs, special_tokens_around
 from lth_scale.tasks.loading import load_model, load_tokenizer
-from lth_scale.tasks.mlm_blocks import load_blocks
-from lth_scale.tasks.predictions import prediction_rows, prediction_scores
+from lth_scale.tasks.locations import local_directory
+from lth_scale.tasks.metrics import prediction_rows, prediction_scores
 from lth_scale.tasks.registry import TASKS
 from lth_scale.tasks.task import Batch, LoadedTask, Row, label_config
+from lth_scale.tasks.tokenizer import tokenizer_digest
 
 EVAL_SEED = 1234  # fixes the masked positions of the validation blocks
 IGNORED = -100  # the label of a token that is not predicted
 CHOSEN = "positions_to_predict"  # an attribute of the encoder
+FEW_MASKED = 100  # tokens
+HELD_OUT_ARTICLES = 2_000  # the first ones of the stream: the validation split
+HELD_OUT_BLOCKS = 1_000
+SHUFFLE_BUFFER = 10_000
 
 
 @dataclass(kw_only=True)
 class MlmTask(LoadedTask):
     """Masked language modelling; evaluation predicts the same tokens every time."""
 
-    collator: DataCollatorForLanguageModeling
-
-    def collate(self, rows: list[Row]) -> Batch:
-        """Blocks as tensors, masked anew."""
-        return self.collator(rows)
-
     def eval_collate(self, rows: list[Row]) -> Batch:
-        """Masked blocks of one length as tensors."""
+        """Masked blocks of one length as tensors; training blocks are masked anew."""
         return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """See `chosen_loss`."""
         return chosen_loss(model, batch)
 
     def rows(self, outputs: Tensor, batch: Batch) -> numpy.ndarray:
@@ -72,9 +71,9 @@ def load_mlm(args: Training) -> MlmTask:
         )
     loaded = load_model(args, AutoModelForMaskedLM, tokenizer, **label_config())
     inputs = agree_on_inputs(args, loaded.model, tokenizer, equal_lengths=True)
-    train, validation = load_blocks(args, tokenizer, inputs.length)
+    train, validation = _load_blocks(args, tokenizer, inputs.length)
     validation = data.encode(validation, mask_for_evaluation, tokenizer, seed=EVAL_SEED)
-    check_masked(args, validation)
+    _check_masked(args, validation)
     choose_positions(loaded.model)
     return MlmTask(
         **vars(loaded),
@@ -85,6 +84,74 @@ def load_mlm(args: Training) -> MlmTask:
     )
 
 
+def _load_blocks(args: Training, tokenizer: PreTrainedTokenizerBase, length: int) -> list[Dataset]:
+    """The blocks of train and validation."""
+    directory = local_directory(args.task, args.dataset_path)
+    if directory is None:
+        return _stream_blocks(args, tokenizer, length)
+    texts, blocks = {}, []
+    for split in TASKS["mlm"].splits:
+        file = data.local_file(directory, split)
+        texts[split] = data.load_local(file, {"text": "string"})
+        packed = data.encode(texts[split], pack, tokenizer, length=length)
+        if len(packed) == 0:
+            raise BadInput(
+                f"--max_seq_length {length}: {file} has too little text for one block; add text, "
+                "or use a smaller length"
+            )
+        blocks.append(data.limit_rows(args, split, packed))
+    data_warnings.warn_about_texts(args, texts, ("text",))
+    return blocks
+
+
+def _stream_blocks(
+    args: Training, tokenizer: PreTrainedTokenizerBase, length: int
+) -> list[Dataset]:
+    """Stream blocks of English Wikipedia once and keep them on disk: all rounds see the same ones.
+
+    Those of train are --max_train_samples, or as many as --max_steps takes.
+    """
+    articles = data.load_hub(*TASKS["mlm"].dataset, streaming=True)["train"]
+    shuffled = articles.skip(HELD_OUT_ARTICLES).shuffle(seed=args.seed, buffer_size=SHUFFLE_BUFFER)
+    held_out = articles.take(HELD_OUT_ARTICLES)
+    train_blocks = args.max_train_samples
+    if train_blocks is None:
+        step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        train_blocks = max(1, args.max_steps) * step * PartialState().num_processes
+        if args.max_steps < 0:
+            raise BadInput(
+                "--max_steps -1: a stream has no epochs; set --max_steps or --max_train_samples"
+            )
+    parts = ((shuffled, train_blocks), (held_out, args.max_eval_samples or HELD_OUT_BLOCKS))
+    splits = []
+    for number, (part, count) in enumerate(parts):
+        blocks = part.map(
+            pack,
+            batched=True,
+            fn_kwargs={"tokenizer": tokenizer, "length": length},
+            remove_columns=["id", "url", "title", "text"],
+        ).take(count)
+        options = (TASKS["mlm"].dataset, args.seed, count, length, number)
+        key = data.fingerprint(*options, tokenizer_digest(tokenizer))
+        splits.append(data.materialize(blocks.__iter__, key))
+    return splits
+
+
+def pack(batch: dict, tokenizer: PreTrainedTokenizerBase, length: int) -> dict:
+    """Concatenate the texts' tokens and cut them into blocks of `length`, special tokens included.
+
+    The remainder is dropped.
+    """
+    ids = tokenizer(
+        batch["text"], add_special_tokens=False, return_attention_mask=False, verbose=False
+    )["input_ids"]
+    stream = [token for text in ids for token in text]
+    before, after = special_tokens_around(tokenizer)
+    width = length - len(before) - len(after)
+    starts = range(0, len(stream) - width + 1, width)
+    return {"input_ids": [[*before, *stream[start : start + width], *after] for start in starts]}
+
+
 def mask_for_evaluation(batch: dict, tokenizer: PreTrainedTokenizerBase, seed: int) -> dict:
     """Choose the masked positions once, so that every evaluation predicts the same tokens."""
     collator = DataCollatorForLanguageModeling(tokenizer, seed=seed)
@@ -92,14 +159,21 @@ def mask_for_evaluation(batch: dict, tokenizer: PreTrainedTokenizerBase, seed: i
     return {name: masked[name].tolist() for name in ("input_ids", "labels")}
 
 
-def check_masked(args: Training, validation: Dataset) -> None:
-    """Raise BadInput if no validation token is masked, and warn if there are few."""
+def _check_masked(args: Training, validation: Dataset) -> None:
+    """Raise BadInput if no validation token is masked, and warn if there are few, or all alike."""
     tokens = [label for labels in validation["labels"] for label in labels if label != IGNORED]
     if not tokens:
         raise BadInput(
             f"--dataset_path {args.dataset_path}: no token of validation is masked; add text"
         )
-    data_warnings.warn_about_masked(args, len(validation), tokens)
+    if len(tokens) < FEW_MASKED:
+        warn(
+            f"{data_warnings.split_name(args, 'validation')}: only {len(tokens)} tokens of its "
+            f"{len(validation)} blocks are masked, and only masked tokens are scored; add text, or "
+            "raise --max_eval_samples"
+        )
+    else:
+        data_warnings.warn_if_constant(args, "validation", tokens, len(tokens), "token")
 
 
 def choose_positions(model: nn.Module) -> None:

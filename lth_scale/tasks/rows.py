@@ -1,15 +1,17 @@
-"""Rows of local data: their columns, each checked."""
+"""JSON Lines files, read and checked value by value; errors name the line."""
 
 import json
+import lzma
 import re
-import textwrap
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import Features, List, Value
 
-from lth_scale.tasks.jsonl import parse_rows
+from lth_scale.config.errors import BadInput
+from lth_scale.config.texts import brief
 
 # Column → "string", "int64" or "float32" (dtypes of `datasets`), or "answers" (SQuAD's).
 Columns = Mapping[str, str]
@@ -21,7 +23,20 @@ TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
     "answers": ("an object", (dict,)),
 }
 ANSWERS = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
+# First bytes of files that are not UTF-8 text.
+SIGNATURES = {
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"\x1f\x8b": "compressed with gzip",
+    b"\xfd7zXZ": "compressed with xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"BZh": "compressed with bzip2",
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "Parquet",
+}
+UTF8_BOM = b"\xef\xbb\xbf"
 SURROGATE = re.compile("[\ud800-\udfff]")
+BLANKS = re.compile(r"\s*")
 SHOWN_CHARACTERS = 60
 
 
@@ -32,31 +47,136 @@ def features(columns: Columns) -> Features:
     )
 
 
-def read_rows(path: Path, columns: Columns, bounds: Bounds | None = None) -> Iterator[dict]:
-    """Read the `columns` of a JSON Lines file, or of one JSON array, and check each value.
-
-    bounds: of the column `label`, or None. Unpaired surrogates become U+FFFD. Raises BadInput with
-    the number of the line.
-    """
-    return parse_rows(path, lambda row: _checked_row(row, columns, bounds))
-
-
 def shown(value: Any) -> str:
-    """A JSON value for a message; a long string is shortened to its first words."""
+    """A JSON value for a message; a long one is shortened."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     text = json.dumps(value, ensure_ascii=False)
-    if not isinstance(value, str) or len(text) <= SHOWN_CHARACTERS:
-        return text
-    words = textwrap.shorten(text, SHOWN_CHARACTERS, placeholder=" …")
-    return words if words != "…" else f"a string of {len(value)} characters"
+    return text if len(text) <= SHOWN_CHARACTERS else brief(text, SHOWN_CHARACTERS)
+
+
+def read_rows(path: Path, columns: Columns, bounds: Bounds | None = None) -> Iterator[dict]:
+    """Read the `columns` of a JSON Lines file (or its .xz), or of a single JSON array.
+
+    bounds: of the column `label`, or None. Unpaired surrogates become U+FFFD. Raises BadInput with
+    the number of the line if the file or a value is not valid.
+    """
+    try:
+        with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as file:
+            for number, value in _values(_lines(file)):
+                try:
+                    row = _checked_row(value, columns, bounds)
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from None
+                yield row
+    except (EOFError, lzma.LZMAError, OSError) as error:
+        raise BadInput(
+            f"--dataset_path {path}: cannot be read to the end ({error}); write the file again"
+        ) from error
+    except ValueError as error:
+        raise BadInput(f"--dataset_path {path}: {error}") from None
+
+
+def _lines(file: Iterable[bytes]) -> Iterator[tuple[int, str]]:
+    """Number and text of each line, for all line endings, without byte-order marks."""
+    number = 0
+    for chunk in file:
+        for signature, encoding in SIGNATURES.items():
+            if number == 0 and chunk.startswith(signature):
+                raise ValueError(f"is {encoding}, not JSON Lines in UTF-8; convert the file")
+        for line in chunk.splitlines():
+            number += 1
+            if b"\0" in line:
+                raise ValueError(
+                    f"line {number}: contains NUL bytes, as UTF-16 and truncated files do; "
+                    "write the file again"
+                )
+            try:
+                yield number, line.removeprefix(UTF8_BOM).decode()
+            except UnicodeDecodeError as error:
+                byte = error.object[error.start]
+                raise ValueError(
+                    f"line {number}: not UTF-8 (byte 0x{byte:02x}); convert the file"
+                ) from None
+
+
+def _values(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
+    """Line number and value of every line that is not blank, or of every element of an array."""
+    texts = ((number, text.strip()) for number, text in lines if text.strip())
+    for count, (number, text) in enumerate(texts):
+        if count == 0 and text.startswith("["):
+            yield from _elements(number, "\n".join([text, *(text for _, text in lines)]))
+            return
+        value, end = _decode_value(number, text, 0)
+        if end < len(text):
+            raise _invalid(number, "Extra data")
+        yield number, value
+
+
+def _elements(number: int, text: str) -> Iterator[tuple[int, Any]]:
+    """Line number and value of every element of the array `text`, which starts in line `number`."""
+    if text[1:].strip() == "]":
+        return
+    counted, position, separator = 0, 1, ","
+    while separator == ",":
+        position = _skip_blanks(text, position)
+        number, counted = number + text.count("\n", counted, position), position
+        value, position = _decode_value(number, text, position)
+        yield number, value
+        separator, position = text[position : position + 1], position + 1
+    if separator != "]" or text[position:].strip():
+        reason = "Extra data" if separator == "]" else "Expecting ',' delimiter"
+        raise _invalid(number + text.count("\n", counted, _skip_blanks(text, position)), reason)
+
+
+def _decode_value(number: int, text: str, start: int) -> tuple[Any, int]:
+    """The value at `text[start:]`, which is in line `number`, and the index of what follows it."""
+    try:
+        value, end = DECODER.raw_decode(text, start)
+        return value, _skip_blanks(text, end)
+    except RecursionError:
+        raise _invalid(number, "nested too deeply") from None
+    except ValueError as error:
+        line = number + text.count("\n", start, getattr(error, "pos", start))
+        raise _invalid(line, str(error).partition(":")[0]) from None
+
+
+def _invalid(line: int, reason: str) -> ValueError:
+    return ValueError(
+        f"line {line}: invalid JSON ({reason}); write one complete object on each line"
+    )
+
+
+def _skip_blanks(text: str, position: int) -> int:
+    match = BLANKS.match(text, position)
+    return match.end() if match else position
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError if a key is repeated."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"duplicate key {key!r}")
+    return fields
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 
 
 def _checked_row(row: Any, columns: Columns, bounds: Bounds | None) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object; write one object per line, with the Hub's columns")
     for column, kind in columns.items():
-        _check_column(row, column, kind, columns)
+        if column not in row:
+            hint = " (rows are nested in 'data': write each on its own line)"
+            raise ValueError(
+                f"column {column!r} is missing{hint if 'data' in row else ''}; "
+                f"the Hub's columns are {', '.join(columns)}"
+            )
+        expected, types = TYPES[kind]
+        if not isinstance(row[column], types) or isinstance(row[column], bool):
+            raise ValueError(f"column {column!r} is {shown(row[column])}; it must be {expected}")
     checked = {column: _without_surrogates(row[column]) for column in columns}
     if "answers" in checked:
         checked["answers"] = _checked_answers(row["answers"], checked["context"])
@@ -66,17 +186,6 @@ def _checked_row(row: Any, columns: Columns, bounds: Bounds | None) -> dict[str,
             "correct it, or remove the row"
         )
     return checked
-
-
-def _check_column(row: dict[str, Any], column: str, kind: str, columns: Columns) -> None:
-    expected, types = TYPES[kind]
-    if column not in row:
-        nested = " (rows are nested in 'data': write each on its own line)" if "data" in row else ""
-        raise ValueError(
-            f"column {column!r} is missing{nested}; the Hub's columns are {', '.join(columns)}"
-        )
-    if not isinstance(row[column], types) or isinstance(row[column], bool):
-        raise ValueError(f"column {column!r} is {shown(row[column])}; it must be {expected}")
 
 
 def _without_surrogates(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """The `Task` protocol: what training, evaluation and the speed check need of a task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -74,12 +74,19 @@ class LoadedModel:
 
 @dataclass(kw_only=True)
 class LoadedTask(LoadedModel):
-    """The data of a task. Subclasses add `collate`, `loss`, `rows` and `score` (see `Task`)."""
+    """The data of a task. Subclasses add `loss`, `rows` and `score` (see `Task`)."""
 
     train: Dataset
     validation: Dataset
+    collator: Callable[[list[Row]], Batch]
     more: Mapping[str, Dataset] = field(default_factory=dict)
     grouped: bool = True
+
+    def collate(self, rows: list[Row]) -> Batch:
+        """Rows as tensors, padded to one length."""
+        return self.collator(rows)
+
+    eval_collate = collate
 
 
 def label_config(

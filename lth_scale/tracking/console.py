@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
 from lth_scale.config.redaction import without_secrets
-from lth_scale.tracking.rows import Row
-from lth_scale.tracking.stages import Stage
+from lth_scale.tracking.stages import Row, Stage
+from lth_scale.tracking.trackers import Listener
 
 # Without colors in a file, whatever FORCE_COLOR says.
 CONSOLE = Console(stderr=True, force_terminal=sys.stderr.isatty())
-# Seconds between lines of a log: at least, after every tenth of a round; and at most.
+# Seconds between lines of a log file: one after each tenth of a round, within these limits.
 MIN_INTERVAL, MAX_INTERVAL = 30.0, 600.0
 
 
@@ -24,9 +24,9 @@ MIN_INTERVAL, MAX_INTERVAL = 30.0, 600.0
 class Timer:
     """Estimates the remaining time from the steps and evaluations of this process, in seconds.
 
-    stages: how many are left, with the current one. total: its steps. step, last: its latest step,
-    and the time of that. previous: steps of the stage before. evaluation: the duration after its
-    last step. durations: of the latest steps.
+    stages: how many are left, including the current one. total: its steps. step, last: its latest
+    step and when that ended. previous: the steps of the stage before. evaluation: the duration of
+    the latest evaluation. durations: of the latest steps.
     """
 
     stages: int
@@ -63,10 +63,10 @@ class Timer:
         return stage, stage + (self.stages - 1) * (steps * one + evaluation)
 
 
-class ProgressBars:
+class ProgressBars(Listener):
     """Shows progress on stderr, with the time left in the stage and in all.
 
-    Two bars on a terminal; occasional lines in a log file.
+    Two bars on a terminal; a line now and then in a log file.
     """
 
     def __init__(self, rounds: int, done: int):
@@ -87,14 +87,12 @@ class ProgressBars:
         atexit.register(self.progress.stop)  # else the cursor stays hidden after an error
 
     def start(self, stage: Stage, sparsity: float, steps: int, resumed: bool) -> None:
-        """Show a stage that starts or continues."""
         self.label, self.loss = f"{stage.name} · {100 * sparsity:.4g} %", ""
         self.logged, self.tenth = time.monotonic(), 0.0
         self.timer.start(steps)
         self.progress.reset(self.steps, total=steps, description=f"  {self.label}", left="")
 
     def step(self, step: int, loss: float | None) -> None:
-        """Show a step."""
         now = time.monotonic()
         self.timer.record(step, now)
         self.loss = self.loss if loss is None else f", loss {loss:.4g}"
@@ -119,17 +117,15 @@ class ProgressBars:
         print_line(f"{self.label}: step {step:,} of {self.timer.total:,}{self.loss}{times}")
 
     def usage(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Ignore system metrics."""
+        pass  # system metrics are not shown
 
     def end(self, stage: Stage, row: Row) -> None:
-        """Show the scores of a complete stage."""
         self.timer.end(row["steps"], time.monotonic())
         scores = ", ".join(f"{metric} {value:.4f}" for metric, value in row["eval"].items())
         print_line(f"{self.label}: {scores}, {row['seconds']:.1f} s")
         self.progress.update(self.rounds, advance=1, left="")
 
     def finish(self, pictures: Mapping[str, bytes], table: str) -> None:
-        """Remove the bars."""
         self.progress.stop()
 
 

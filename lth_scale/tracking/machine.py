@@ -1,23 +1,55 @@
-"""The machine that measurements are made on."""
+"""The machine, the versions and the commit that results come from."""
 
 import os
 import platform
+import subprocess
 from collections import Counter
-from importlib.metadata import distributions
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+# Packages that results depend on, and those that measurements of speed depend on.
+RECORDED = (
+    *("lth_scale", "torch", "transformers", "accelerate"),
+    *("deepspeed", "datasets", "mlflow", "safetensors"),
+)
+MEASURED = (
+    *("lth_scale", "torch", "transformers", "numpy"),
+    *("onnx", "onnxruntime", "openvino", "nncf"),
+)
 # CPU features that the speed of sparse and quantized products depends on.
 INSTRUCTIONS = (
     *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
     *("amx_tile", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16", "i8mm", "sve"),
 )
-PACKAGES = (
-    *("lth_scale", "torch", "transformers", "numpy"),
-    *("onnx", "onnxruntime", "openvino", "nncf"),
-)
 CPU_INFO = Path("/proc/cpuinfo")
 SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """Return the installed versions of what results depend on; None for missing packages."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in RECORDED}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """Return the commit of this package's checkout; None if it is installed from a wheel."""
+    checkout = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(checkout), "rev-parse", "--show-toplevel", "HEAD"]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        top, commit = output.split()
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return None
+    return commit if Path(top).resolve() == checkout else None
 
 
 def machine() -> dict[str, Any]:
@@ -28,16 +60,13 @@ def machine() -> dict[str, Any]:
     pairs = (line.partition(":") for line in lines)
     info = {key.strip(): value.strip() for key, _, value in pairs}
     flags = (info.get("flags") or info.get("Features") or "").split()
-    installed = {
-        package.name.lower().replace("-", "_"): package.version for package in distributions()
-    }
     return {
         "cpu": info.get("model name") or platform.processor() or platform.machine(),
         "instructions": [name for name in INSTRUCTIONS if name in flags],
         "cores": f"{len(usable_cores())} of {os.cpu_count()} cores",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "versions": {name: installed[name] for name in PACKAGES if name in installed},
+        "versions": {name: installed for name in MEASURED if (installed := _version(name))},
     }
 
 

@@ -1,8 +1,10 @@
-"""Stages: the trainings that a run records one by one."""
+"""Stages: the trainings that a run records one by one, and their rows in metrics.json."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+Row = dict[str, Any]  # metrics.json of a stage, and an entry of results.json
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,13 @@ class Stage:
     def table(self) -> str:
         """The file in the run's directory that lists all stages of this kind."""
         return "controls.json" if self.is_control else "results.json"
+
+
+def describe_starved(row: Row) -> str:
+    """Describe the matrices that keep fewer weights than they have outputs; empty if none does."""
+    kept = row.get("starved")
+    if not isinstance(kept, dict) or {*map(type, kept.values())} != {int}:
+        return ""
+    worst, others = min(kept, key=kept.__getitem__), len(kept) - 1
+    more = ["", ", and so does 1 other matrix", f", and so do {others} other matrices"]
+    return f"{worst} keeps {kept[worst]:,} weights, fewer than it has outputs{more[min(others, 2)]}"

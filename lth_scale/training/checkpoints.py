@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
 
-from lth_scale.config import directories, files, listing
+from lth_scale.config import directories, files, manifest
 from lth_scale.config.errors import AGAIN, Stopped
 from lth_scale.config.manifest import Manifest
 from lth_scale.tracking import console
@@ -38,8 +38,8 @@ def save(
 ) -> None:
     """Write `directory`/checkpoint-STEP on all ranks and delete all but the last `keep`.
 
-    state: this rank's further tensors (flat). seconds: duration of the stage so far. Raises Stopped
-    on all ranks if any cannot write.
+    state: this rank's tensors besides the network (flat). seconds: duration of the stage so far.
+    Raises Stopped on all ranks if any cannot write.
     """
     path, is_main = directory / f"checkpoint-{net.step}", net.accelerator.is_main_process
     unfinished = files.temporary(path)
@@ -57,16 +57,19 @@ def save(
         )
     if is_main:
         digests = {name: digest for name, digest, _ in written}
-        manifest = Manifest(FORMAT, digests, shared_facts(net) | {"seconds": seconds})
-        _publish(unfinished, path, manifest)
+        manifest = Manifest(FORMAT, digests, _shared_facts(net) | {"seconds": seconds})
+        manifest.write(unfinished / MANIFEST)
+        directories.sync(unfinished)
+        remove(path)
+        directories.move_into(unfinished, path)
+        files.write_bytes(path / "complete", manifest.digest.encode())
         intact = [each for each in list_checkpoints(directory) if (each / "complete").is_file()]
-        for old in [each for each in intact if step_of(each) <= net.step][keep:]:
+        for old in [each for each in intact if _step_of(each) <= net.step][keep:]:
             remove(old)
     net.accelerator.wait_for_everyone()
 
 
-def shared_facts(net: Network) -> dict[str, Any]:
-    """Return what is the same on all ranks."""
+def _shared_facts(net: Network) -> dict[str, Any]:
     return {
         "world_size": net.accelerator.num_processes,
         "sharding": net.engine.name,
@@ -79,16 +82,19 @@ def shared_facts(net: Network) -> dict[str, Any]:
 
 def _write_rank(net: Network, directory: Path, state: Mapping[str, Tensor]) -> tuple[str, str, str]:
     """Write this rank's file; return its name, its SHA-256 and the problem, if any."""
-    rank = net.accelerator.process_index
-    path = directory / rank_file(rank)
+    rank, device = net.accelerator.process_index, net.accelerator.device
+    path = directory / _rank_file(rank)
     tensors = {f"extra/{name}": value.cpu() for name, value in state.items()}
     tensors |= {"loss": net.loss_sum.cpu(), "torch": torch.get_rng_state()}
-    if net.accelerator.device.type != "cpu":
-        tensors["device"] = torch.get_device_module(net.accelerator.device).get_rng_state()
+    if device.type != "cpu":
+        tensors["device"] = torch.get_device_module(device).get_rng_state()
     if net.engine.writer == rank:
         tensors |= {f"state/{name}": value for name, value in net.engine.state().items()}
+    kind, keys, *rest = numpy.random.get_state()
+    numpy_state = [kind, numpy.asarray(keys).tolist(), *rest]
+    generators = json.dumps({"python": random.getstate(), "numpy": numpy_state})
     try:
-        save_file(tensors, path, {"generators": json.dumps(_generators())})
+        save_file(tensors, path, {"generators": generators})
         path.chmod(path.stat().st_mode & ~0o022)
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -98,39 +104,23 @@ def _write_rank(net: Network, directory: Path, state: Mapping[str, Tensor]) -> t
         return path.name, "", str(problem)
 
 
-def rank_file(rank: int) -> str:
-    """Return the name of a rank's file."""
+def _rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
-
-
-def _generators() -> dict[str, Any]:
-    """Return the states of the generators of Python and NumPy, for JSON."""
-    kind, keys, *rest = numpy.random.get_state()
-    return {"python": random.getstate(), "numpy": [kind, numpy.asarray(keys).tolist(), *rest]}
-
-
-def _publish(unfinished: Path, path: Path, manifest: Manifest) -> None:
-    manifest.write(unfinished / MANIFEST)
-    files.sync_directory(unfinished)
-    remove(path)
-    directories.move_into(unfinished, path)
-    files.write_bytes(path / "complete", manifest.digest.encode())
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """Return the checkpoints of a stage, intact or not, the one of the last step first."""
     paths = [
         path
-        for path in directory.glob("checkpoint-[0-9]*")
-        if path.name.removeprefix("checkpoint-").isdecimal()
+        for path in directory.glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-\d+", path.name)
         and not path.is_symlink()
         and _is_checkpoint(path)
     ]
-    return sorted(paths, key=step_of, reverse=True)
+    return sorted(paths, key=_step_of, reverse=True)
 
 
-def step_of(path: Path) -> int:
-    """Return the step in a checkpoint's name."""
+def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("checkpoint-"))
 
 
@@ -149,8 +139,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 def remove(path: Path) -> None:
     """Delete a checkpoint's files, `complete` first; files of others in its directory are kept."""
-    names = (name for form in FILES for name in sorted(file.name for file in path.glob(form)))
-    listing.remove_files(path, names)
+    manifest.remove_files(path, (file.name for form in FILES for file in sorted(path.glob(form))))
 
 
 def remove_all(directory: Path) -> None:
@@ -162,8 +151,8 @@ def remove_all(directory: Path) -> None:
 def resume(net: Network, directory: Path) -> Resumed | None:
     """Load the last intact checkpoint of a stage, after `networks.restart` of the same stage.
 
-    Returns this rank's further tensors and the seconds that `save` was given, or None if there is
-    no checkpoint to load. One that is damaged or of another run is named on stderr with the reason.
+    Returns `state` and `seconds` as `save` was given them on this rank, or None if there is no
+    checkpoint to load. One that is damaged or of another run is named on stderr with the reason.
     """
     names = broadcast_object_list([[path.name for path in list_checkpoints(directory)]])[0]
     for name in names:
@@ -171,11 +160,9 @@ def resume(net: Network, directory: Path) -> Resumed | None:
         if not problem:
             return _load(net, directory / name)
         if net.accelerator.is_main_process:
-            console.print_line(f"{directory / name} is left out: {problem}")
+            console.print_line(f"{directory / name} is skipped: {problem}")
     if names and net.accelerator.is_main_process:
-        console.print_line(
-            f"{directory}: goes on from step {net.step}, where any number of ranks can start"
-        )
+        console.print_line(f"{directory}: no usable checkpoint; starts again from step {net.step}")
     return None
 
 
@@ -187,16 +174,15 @@ def _problem(net: Network, path: Path) -> str:
         if (path / "complete").read_bytes() != files.sha256(path / MANIFEST).encode():
             return f"its {MANIFEST} is damaged"
         manifest = Manifest.read(path / MANIFEST, FORMAT)
-        saved, own = manifest.facts, shared_facts(net)
-        differ = [
+        saved, own = manifest.facts, _shared_facts(net)
+        if differ := [
             f"{key} was {saved[key]}, is {own[key]}" for key in FIXED if saved[key] != own[key]
-        ]
-        if differ:
+        ]:
             return "; ".join(differ)
         ranks = sorted({net.accelerator.process_index, net.engine.writer})
-        if damaged := manifest.first_damaged(path, map(rank_file, ranks)):
+        if damaged := manifest.first_damaged(path, map(_rank_file, ranks)):
             return f"{damaged} is damaged or missing"
-        return "" if step_of(path) == saved["step"] else "it was renamed"
+        return "" if _step_of(path) == saved["step"] else "it was renamed"
     except ValueError as problem:
         return str(problem)
     except (OSError, KeyError, TypeError) as problem:
@@ -204,25 +190,22 @@ def _problem(net: Network, path: Path) -> str:
 
 
 def _load(net: Network, path: Path) -> Resumed:
-    facts = Manifest.read(path / MANIFEST, FORMAT).facts
-    own_file = path / rank_file(net.accelerator.process_index)
+    facts, device = Manifest.read(path / MANIFEST, FORMAT).facts, net.accelerator.device
+    own_file = path / _rank_file(net.accelerator.process_index)
     tensors = load_file(own_file)
-    net.engine.load_state(_below("state/", load_file(path / rank_file(net.engine.writer))))
+    net.engine.load_state(_below("state/", load_file(path / _rank_file(net.engine.writer))))
     net.engine.sync()
     net.engine.load_loss_scale(facts["loss_scale"])
-    net.step, net.loss_sum = facts["step"], tensors["loss"].to(net.accelerator.device)
+    net.step, net.loss_sum = facts["step"], tensors["loss"].to(device)
     with safe_open(own_file, framework="pt") as file:
-        _load_generators(json.loads(file.metadata()["generators"]))
-    torch.set_rng_state(tensors["torch"])
-    if net.accelerator.device.type != "cpu":
-        torch.get_device_module(net.accelerator.device).set_rng_state(tensors["device"])
-    return _below("extra/", tensors), facts["seconds"]
-
-
-def _load_generators(states: Mapping[str, Any]) -> None:
-    version, keys, gauss = states["python"]
+        generators = json.loads(file.metadata()["generators"])
+    version, keys, gauss = generators["python"]
     random.setstate((version, tuple(keys), gauss))
-    numpy.random.set_state(tuple(states["numpy"]))
+    numpy.random.set_state(tuple(generators["numpy"]))
+    torch.set_rng_state(tensors["torch"])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(tensors["device"])
+    return _below("extra/", tensors), facts["seconds"]
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,17 +15,14 @@ from accelerate.utils import send_to_device, set_seed
 from torch import Tensor, nn
 
 from lth_scale.config.arguments import Training
-from lth_scale.config.notices import warn
-from lth_scale.distributed.encoder import base_model
+from lth_scale.config.errors import warn
 from lth_scale.distributed.engine import Engine
 from lth_scale.distributed.engines import prepare_engine
-from lth_scale.distributed.pieces import Piece
+from lth_scale.distributed.pieces import Piece, base_model
 from lth_scale.pruning import masking
-from lth_scale.pruning.digests import base_digest
-from lth_scale.pruning.prunable_set import prunable
+from lth_scale.pruning.prunable_set import base_digest, prunable
 from lth_scale.tasks.task import Task
-from lth_scale.training.batches import Batches
-from lth_scale.training.forward_check import check_forward
+from lth_scale.training.batches import Batches, check_forward
 from lth_scale.training.optimizers import make_optimizer
 
 Weights = dict[str, Tensor]
@@ -35,10 +32,10 @@ Weights = dict[str, Tensor]
 class Network:
     """A prepared network and its state between steps.
 
+    base_sha256: the digest of the base model. initial: θ₀ whole, until the first restart takes it.
     names: of each prunable parameter, its name in the model by its name in a ticket. targets: this
-    rank's piece of it; masks: the mask of that piece (flat, bool). initial: θ₀ whole, until the
-    first restart takes it. steps: optimizer steps from θ₀ to the end of a round. base_sha256: the
-    digest of the base model. step: those taken; first_step: those taken at the last restart;
+    rank's piece of it; masks: the mask of that piece (flat, bool). steps: optimizer steps from θ₀
+    to the end of a round. step: those taken; first_step: those taken at the last restart;
     data_offset: optimizer steps of data before step 0. loss_sum: over this rank's micro-batches
     since the last restart. on_gradients: called with the learning rate once gradients are masked,
     before the step. teacher: the dense network, whole on every rank, used once `distills` is set.
@@ -47,25 +44,25 @@ class Network:
     accelerator: Accelerator
     task: Task
     args: Training
-    engine: Engine
+    base_sha256: str
+    initial: Weights
+    teacher: nn.Module | None
     batches: Batches
+    steps: int
+    engine: Engine
     names: Mapping[str, str]
     targets: Mapping[str, Piece]
-    masks: dict[str, Tensor]
-    initial: Weights
-    steps: int
-    base_sha256: str
+    masks: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
     first_step: int = 0
     data_offset: int = 0
     loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))
     on_gradients: Callable[[float], None] | None = None
-    teacher: nn.Module | None = None
     distills: bool = False
 
 
 def prunable_names(task: Task, args: Training) -> tuple[str, ...]:
-    """Return the prunable set of a task's network without --ignore, by names in the base model."""
+    """Return the prunable set that --ignore leaves of a task's network, by names in the base."""
     return tuple(prunable(task.model, args.ignore or (), task.fresh))
 
 
@@ -83,51 +80,45 @@ def prepare(
     """
     check_forward(task, args)
     model = task.model
-    teacher = copy.deepcopy(model).eval() if with_teacher else None  # before it is sharded
-    parameters = dict(model.named_parameters())
-    initial = {name: weight.detach().to("cpu", copy=True) for name, weight in parameters.items()}
-    names = names_in_model(model, matrices or prunable_names(task, args))
+    # Everything that needs the whole model, before the engine shards it.
+    weights = dict(model.named_parameters())
+    initial = {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}
     base_sha256 = base_digest(model, task.fresh)
+    teacher = copy.deepcopy(model).eval() if with_teacher else None
+    full_names = {weight: name for name, weight in weights.items()}
+    encoder = dict(base_model(model).named_parameters())
+    matrices = matrices or prunable_names(task, args)
+    names = {name: full_names[encoder[name]] for name in matrices}
     batches = Batches(task, args, accelerator.process_index, accelerator.num_processes)
-    steps = steps_per_round(args, batches)
+    steps = _steps_per_round(args, batches)
+
     optimizer = make_optimizer(args, model, accelerator.device)
-    engine = prepare_engine(
-        accelerator, model, optimizer, args.per_device_train_batch_size, args.max_grad_norm
-    )
+    micro_batch, max_norm = args.per_device_train_batch_size, args.max_grad_norm
+    engine = prepare_engine(accelerator, model, optimizer, micro_batch, max_norm)
     if steps:
-        engine.warm_up(
-            lambda: task.loss(engine.model, send_to_device(batches[0], accelerator.device))[0]
-        )
+        device = accelerator.device
+        engine.warm_up(lambda: task.loss(engine.model, send_to_device(batches[0], device))[0])
+    targets = {name: engine.pieces[full_name] for name, full_name in names.items()}
     return Network(
         accelerator,
         task,
         args,
-        engine,
+        base_sha256,
+        initial,
+        teacher,
         batches,
+        steps,
+        engine,
         names,
-        targets={name: engine.pieces[full_name] for name, full_name in names.items()},
-        masks={},
-        initial=initial,
-        steps=steps,
-        base_sha256=base_sha256,
-        teacher=teacher,
+        targets,
     )
 
 
-def names_in_model(model: nn.Module, prunable: Sequence[str]) -> dict[str, str]:
-    """Map names in the base model to names in the model with its head."""
-    full_names = {weight: name for name, weight in model.named_parameters()}
-    encoder = dict(base_model(model).named_parameters())
-    return {name: full_names[encoder[name]] for name in prunable}
-
-
-def steps_per_round(args: Training, batches: Batches) -> int:
+def _steps_per_round(args: Training, batches: Batches) -> int:
     """Return the optimizer steps of a round, and warn if a batch is larger than the data."""
-    rows = len(batches.task.train)
-    steps = args.max_steps
-    if steps < 0:
-        steps = math.ceil(args.num_train_epochs * batches.steps_per_epoch)
-    if steps and batches.batch_size > rows:
+    epochs = math.ceil(args.num_train_epochs * batches.steps_per_epoch)
+    steps = epochs if args.max_steps < 0 else args.max_steps
+    if steps and batches.batch_size > (rows := len(batches.task.train)):
         warn(
             "a batch of %d repeats some of the %d rows of train; lower "
             "--per_device_train_batch_size, or provide more rows",
@@ -139,10 +130,9 @@ def steps_per_round(args: Training, batches: Batches) -> int:
 
 def with_seed(net: Network, seed: int) -> Network:
     """Return the same network with the data order of another seed."""
-    args, batches = replace(net.args, seed=seed), net.batches
-    return replace(
-        net, args=args, batches=Batches(net.task, args, batches.rank, batches.world_size)
-    )
+    args = replace(net.args, seed=seed)
+    batches = Batches(net.task, args, net.batches.rank, net.batches.world_size)
+    return replace(net, args=args, batches=batches)
 
 
 def set_teacher(net: Network, weights: Weights) -> None:

@@ -1,44 +1,42 @@
 """A run: a subnetwork is started, trained, evaluated and recorded, stage by stage."""
 
-import logging
 import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lth_scale.config import listing, run_files
+from lth_scale.config import manifest, run_files
 from lth_scale.config.arguments import Training
-from lth_scale.config.errors import AGAIN, Stopped
+from lth_scale.config.errors import AGAIN, Stopped, warn
 from lth_scale.distributed import usage, watchdog
-from lth_scale.distributed.signals import STOP, SignalHandler
+from lth_scale.distributed.watchdog import STOP, SignalHandler
 from lth_scale.pruning import prunable_set
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import summary
-from lth_scale.tasks.tokenizer_digest import forget_truncation
+from lth_scale.tasks.tokenizer import forget_truncation
 from lth_scale.tracking import console
-from lth_scale.tracking.rows import describe_starved
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import Stage
-from lth_scale.training import checkpoints, evaluation, loop, networks
-from lth_scale.training.listeners import Listeners
+from lth_scale.tracking.stages import Row, Stage, describe_starved
+from lth_scale.tracking.trackers import TRACKERS, Listener
+from lth_scale.training import checkpoints, loop, networks
 from lth_scale.training.networks import Network, Weights
-
-log = logging.getLogger("lth_scale")
 
 
 @dataclass
 class Run:
-    """A prepared network, the directory and the listeners of its run, and the stage in training."""
+    """A prepared network, the directory of its run, and the stage in training.
+
+    listeners: the tracker and the progress bars, on the main process only.
+    """
 
     args: Training
     run_directory: RunDirectory
     net: Network
-    listeners: Listeners = field(default_factory=Listeners)
+    listeners: list[Listener] = field(default_factory=list)
     stage: Stage = field(default_factory=lambda: Stage.round(0))
     start_time: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
@@ -68,6 +66,18 @@ class Run:
         """Return True if a round, or the control at its sparsity, needs no more work."""
         return self.run_directory.is_complete(Stage.round(number, control))
 
+    def track(self, args: Training, directory: Path) -> None:
+        """Open the tracker of --report_to for a search, or for the next seed of a transfer."""
+        create = TRACKERS[args.report_to].listener
+        if create and self.is_main:
+            self.listeners[:-1] = [create(args, directory, self.net.task)]
+
+    def show_progress(self, stages: int) -> None:
+        """Show progress bars for a run of this many stages, after any tracker."""
+        if self.is_main:
+            completed = len(self.run_directory.all_rows())
+            self.listeners.append(console.ProgressBars(stages, completed))
+
     def start(
         self,
         stage: Stage,
@@ -92,16 +102,20 @@ class Run:
             self.load_state(state)
         elif self.is_main:
             ticket.save(self.ticket_file)
-        if self.is_main:
-            self._warn_of_starved(ticket)
-        self.listeners.start(stage, ticket.sparsity, self.steps, resumed is not None)
+        self._warn_of_starved(ticket)
+        self.prepare_listeners()
+        for listener in self.listeners:
+            listener.start(stage, ticket.sparsity, self.steps, resumed is not None)
         if resumed and self.is_main:
             console.print_line(f"{stage.name}: goes on from step {self.net.step} of {self.steps}")
+
+    def prepare_listeners(self) -> None:
+        """Replace listeners of a single stage before one starts."""
 
     def _warn_of_starved(self, ticket: Ticket) -> None:
         """Warn of matrices that the mask has almost emptied, before hours of training on them."""
         if matrices := describe_starved(self._starved(ticket)):
-            log.warning(
+            warn(
                 "%s: %s; little or nothing passes through it: look at this score before you wait "
                 "for more; a search with --scope layerwise, in another --output_dir, prunes every "
                 "matrix alike",
@@ -109,12 +123,12 @@ class Run:
                 matrices,
             )
 
-    def _starved(self, ticket: Ticket) -> dict[str, dict[str, int]]:
+    def _starved(self, ticket: Ticket) -> Row:
         starved = ticket.starved(prunable_set.transposed(self.net.engine.meta_model))
         return {"starved": starved} if starved else {}
 
     def state(self) -> dict[str, Tensor]:
-        """Return this rank's tensors beside the network that checkpoints must hold."""
+        """Return this rank's tensors that checkpoints must hold besides the network."""
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -126,9 +140,12 @@ class Run:
             loop.train(self.net, until, rate, self._after_step)
 
     def _after_step(self, step: int, loss: float | None) -> None:
-        self.listeners.step(step, loss)
+        for listener in self.listeners:
+            listener.step(step, loss)
         if loss is not None and self.is_main and self.args.report_to != "none":
-            self.listeners.usage(step, usage.system_metrics())
+            metrics = usage.system_metrics()
+            for listener in self.listeners:
+                listener.usage(step, metrics)
         save_steps = self.args.save_steps
         self.checkpoint_if_due(bool(save_steps) and step % save_steps == 0)
 
@@ -145,41 +162,42 @@ class Run:
     def evaluate(self) -> None:
         """Score the trained network on the validation data. Raises Stopped on SIGTERM."""
         with self.signals.deferred():
-            self.scores = evaluation.evaluate(self.net, self.checkpoint_if_due)
+            self.scores = loop.evaluate(self.net, self.checkpoint_if_due)
 
     def complete(self) -> None:
         """Write the stage's metrics, mark it complete, and delete its checkpoints."""
-        loss = loop.mean_loss(self.net)
+        net = self.net
+        steps = net.step - net.first_step
+        micro_batches = max(1, steps * self.args.gradient_accumulation_steps)
+        loss = float(net.accelerator.reduce(net.loss_sum, reduction="mean")) / micro_batches
         if self.is_main:
-            row = self.row(Ticket.load(self.ticket_file), loss)
-            self.listeners.end(self.stage, row)
+            ticket = Ticket.load(self.ticket_file)
+            row = {
+                self.stage.key: self.stage.number,
+                "sparsity": ticket.sparsity,
+                "pruned": ticket.pruned,
+                "prunable": ticket.prunable,
+                "threshold": ticket.threshold,
+                "steps": steps,
+                "train_loss": loss,
+                "eval": self.scores,
+                "seconds": time.monotonic() - self.start_time,
+                "peak_memory": peak_memory(),
+                **self._starved(ticket),
+                **({"note": self.args.note} if self.args.note else {}),
+            }
+            for listener in self.listeners:
+                listener.end(self.stage, row)
             self.run_directory.complete(self.stage, row)
             checkpoints.remove_all(self.stage_directory)
-        self.net.accelerator.wait_for_everyone()
-
-    def row(self, ticket: Ticket, loss: float) -> dict[str, Any]:
-        """Return the content of the stage's metrics.json."""
-        return {
-            self.stage.key: self.stage.number,
-            "sparsity": ticket.sparsity,
-            "pruned": ticket.pruned,
-            "prunable": ticket.prunable,
-            "threshold": ticket.threshold,
-            "steps": self.net.step - self.net.first_step,
-            "train_loss": loss,
-            "eval": self.scores,
-            "seconds": time.monotonic() - self.start_time,
-            "peak_memory": peak_memory(),
-            **self._starved(ticket),
-            **({"note": self.args.note} if self.args.note else {}),
-        }
+        net.accelerator.wait_for_everyone()
 
     def save_network(self) -> Weights:
         """Save the trained subnetwork for `from_pretrained`; return its weights (main process)."""
         engine, tokenizer = self.net.engine, self.net.task.tokenizer
         weights = engine.full_weights()
         if self.is_main:
-            with listing.listed_directory(self.stage_directory / "model") as directory:
+            with manifest.listed_directory(self.stage_directory / "model") as directory:
                 engine.save_pretrained(directory, weights)
                 forget_truncation(tokenizer)
                 tokenizer.save_pretrained(directory)
@@ -191,7 +209,9 @@ class Run:
             for directory in run_files.stage_directories(self.run_directory.directory):
                 if (directory / "complete").is_file():  # a kill may have left checkpoints
                     checkpoints.remove_all(directory)
-            self.listeners.finish(self.pictures(), summary.report(self.run_directory))
+            pictures, table = self.pictures(), summary.report(self.run_directory)
+            for listener in self.listeners:
+                listener.finish(pictures, table)
             self.run_directory.mark_done()
         self.net.accelerator.wait_for_everyone()
         watchdog.stop()

@@ -1,35 +1,39 @@
 """The steps of Algorithm 1 on a real network, as `lth_scale.imp` names them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lth_scale.config import files, listing
+from lth_scale.config import files, manifest
 from lth_scale.config.arguments import Arguments
 from lth_scale.config.checks import parse_rewind_step, points
 from lth_scale.config.errors import BadInput
-from lth_scale.pruning import controls
-from lth_scale.pruning.digests import digest
 from lth_scale.pruning.early_bird import CHECKS, EarlyBird
-from lth_scale.pruning.registries import CONTROLS, SCORES, sparsities
-from lth_scale.pruning.scores import Accumulate
+from lth_scale.pruning.patterns import Orientation, PruningStep
+from lth_scale.pruning.prunable_set import digest, transposed
+from lth_scale.pruning.registries import CONTROLS, SCORES, Subnetwork, parse_pattern, sparsities
 from lth_scale.pruning.ticket import Ticket
-from lth_scale.science import search_figures
+from lth_scale.science import figures
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.stages import Stage
-from lth_scale.training import dense_round, networks, optimizers, preparation
-from lth_scale.training.listeners import create_listeners, create_tracker
-from lth_scale.training.mask_update import prune_to
+from lth_scale.training import loop, networks, preparation
 from lth_scale.training.networks import Weights
 from lth_scale.training.run import Run
-from lth_scale.training.tickets import base_metadata, check_ticket, initial_ticket
+from lth_scale.training.starting_point import (
+    base_metadata,
+    check_dense,
+    check_ticket,
+    initial_ticket,
+    theta_file,
+    theta_file_of_search,
+)
 
 CONTROL_ROUNDS = 2
-DENSE_MODEL = "model/model.safetensors"
+TICKET, WEIGHTS, NETWORK = "ticket.safetensors", "weights.safetensors", "model/model.safetensors"
 
 
 @dataclass
@@ -37,15 +41,16 @@ class Search(Run):
     """A search for a ticket.
 
     ladder: the sparsity of each round. rewind_step: i of θᵢ; theta_steps: the steps of round 0 at
-    which θᵢ is kept, in order. movement: the scores of this rank's pieces that training sums up.
-    early_bird: watches the mask of the round under --early_bird.
+    which θᵢ is kept, in order. accumulated: of this rank's pieces, the totals that a score such as
+    movement sums up in training. early_bird: watches the mask of the round under --early_bird.
     """
 
     args: Arguments
-    ladder: list[float] = field(kw_only=True)
-    rewind_step: int = field(kw_only=True)
-    theta_steps: list[int] = field(kw_only=True)
-    movement: dict[str, Tensor] = field(default_factory=dict)
+    _: KW_ONLY
+    ladder: list[float]
+    rewind_step: int
+    theta_steps: list[int]
+    accumulated: dict[str, Tensor] = field(default_factory=dict)
     early_bird: EarlyBird | None = None
 
     @classmethod
@@ -56,28 +61,22 @@ class Search(Run):
         start = initial_ticket(net)
         check_ticket(start, net, args)
         ladder = sparsities(args.schedule, args.target_sparsity, args.prune_rate, start.sparsity)
-        rewind_step, *others = (
-            int(parse_rewind_step(point, net.steps))
-            for point in (args.rewind_step, *points(args.keep_theta))
-        )
+        theta_points = (args.rewind_step, *points(args.keep_theta))
+        theta_steps = [int(parse_rewind_step(point, net.steps)) for point in theta_points]
         facts = preparation.provenance_of(net)
         if args.dense:
-            dense_round.check_dense(args, rewind_step, facts)
+            check_dense(args, theta_steps[0], facts)
         preparation.open_run(run_directory, net, {**facts, "ladder": ladder})
         search = cls(
             args,
             run_directory,
             net,
             ladder=ladder,
-            rewind_step=rewind_step,
-            theta_steps=sorted({rewind_step, *others}),
+            rewind_step=theta_steps[0],
+            theta_steps=sorted({*theta_steps}),
         )
-        search.listeners = create_listeners(
-            run_directory,
-            net,
-            stages=len(search.rounds) + len(search.control_rounds),
-            create=lambda: create_tracker(args, run_directory.directory, net.task),
-        )
+        search.track(args, run_directory.directory)
+        search.show_progress(len(search.rounds) + len(search.control_rounds))
         return search
 
     @property
@@ -91,7 +90,7 @@ class Search(Run):
         return self.rounds[1:][-CONTROL_ROUNDS:] if self.args.control != "none" else range(0)
 
     @property
-    def is_last(self) -> bool:
+    def _is_last(self) -> bool:
         """True in the round after which nothing is pruned."""
         return self.stage.number + 1 == len(self.ladder)
 
@@ -101,26 +100,26 @@ class Search(Run):
         weights, self.net.initial = self.net.initial, {}
         ticket = self._ticket(k) if k > 0 else initial_ticket(self.net)
         if k > 0:
-            weights = load_file(self.weights_file(k - 1)) if keeps_weights else self._theta(ticket)
+            trained = self._round(k - 1) / WEIGHTS
+            weights = load_file(trained) if keeps_weights else self._theta(ticket)
             self._set_teacher()
-        if accumulate := SCORES[self.args.score].accumulate:
-            self._start_movement(accumulate)
+        self._start_accumulating()
         self.early_bird = None
-        self.start(
-            Stage.round(k),
-            weights,
-            ticket,
-            step=0 if k == 0 or keeps_weights else self.rewind_step,
-            seed=self.args.seed + (k if keeps_weights else 0),
-            data_offset=k * self.steps if keeps_weights else 0,
-        )
+        step = 0 if k == 0 or keeps_weights else self.rewind_step
+        earlier_rounds = k if keeps_weights else 0
+        seed, offset = self.args.seed + earlier_rounds, earlier_rounds * self.steps
+        self.start(Stage.round(k), weights, ticket, step, seed, offset)
+
+    def _round(self, k: int) -> Path:
+        return self.run_directory.path(Stage.round(k))
 
     def _ticket(self, k: int) -> Ticket:
-        return Ticket.load(self.run_directory.path(Stage.round(k)) / "ticket.safetensors")
+        return Ticket.load(self._round(k) / TICKET)
 
     def _theta(self, ticket: Ticket) -> Weights:
         """Load θᵢ and compare its digest with the ticket's. Raises BadInput if it was altered."""
-        weights = load_file(self.theta_file(self.rewind_step))
+        step = self.rewind_step
+        weights = load_file(theta_file(self.run_directory.directory, step, step))
         if self._theta_sha256(weights) != ticket.theta_sha256:
             raise BadInput(
                 f"--output_dir {self.run_directory.directory}: theta.safetensors was altered; "
@@ -131,68 +130,61 @@ class Search(Run):
     def _theta_sha256(self, weights: Weights) -> str:
         return digest({name: weights[full_name] for name, full_name in self.net.names.items()})
 
-    def _start_movement(self, accumulate: Accumulate) -> None:
-        targets = self.net.targets
-        movement = {name: torch.zeros_like(piece.master()) for name, piece in targets.items()}
-        self.movement = movement
-        self.net.on_gradients = lambda rate: accumulate(movement, targets, rate)
+    def _start_accumulating(self) -> None:
+        if accumulate := SCORES[self.args.score].accumulate:
+            targets = self.net.targets
+            totals = {name: torch.zeros_like(piece.master()) for name, piece in targets.items()}
+            self.accumulated = totals
+            self.net.on_gradients = lambda rate: accumulate(totals, targets, rate)
 
     def _set_teacher(self) -> None:
         if self.args.distill and not self.net.distills:
-            dense = self.run_directory.path(Stage.round(0))
-            networks.set_teacher(self.net, load_file(dense / DENSE_MODEL))
+            networks.set_teacher(self.net, load_file(self._round(0) / NETWORK))
 
     def state(self) -> dict[str, Tensor]:
-        """Return the movement and what the early bird has seen, of this rank's pieces."""
-        movement = {f"moved/{name}": value for name, value in self.movement.items()}
-        return movement | (self.early_bird.state() if self.early_bird else {})
+        """Return the accumulated scores and the state of the early bird, of this rank's pieces."""
+        accumulated = {f"moved/{name}": value for name, value in self.accumulated.items()}
+        return accumulated | (self.early_bird.state() if self.early_bird else {})
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Load what `state` returned."""
-        for name, value in self.movement.items():
+        for name, value in self.accumulated.items():
             value.copy_(state[f"moved/{name}"])
         if "distances" in state:
             self.early_bird = EarlyBird(self.net.masks, self.net.engine.ranks, state)
 
     def restart_control(self, k: int) -> None:
         """Set the network to the control of round k: another mask, or other weights under m."""
-        args, ticket = self.args, self._ticket(k)
-        start = controls.Subnetwork(
-            self._theta(ticket),
-            ticket.masks,
-            self.net.names,
-            self.net.engine.meta_model,
-            args.pattern,
-            args.scope,
-        )
+        args, net, ticket = self.args, self.net, self._ticket(k)
+        theta, model = self._theta(ticket), net.engine.meta_model
+        start = Subnetwork(theta, ticket.masks, net.names, model, args.pattern, args.scope)
         control = CONTROLS[args.control].make(start, args.seed)
         arguments = {**ticket.arguments, "found_by": args.control}
         ticket = replace(ticket, masks=control.masks, threshold=0.0, arguments=arguments)
         self._set_teacher()
         self.early_bird = None
         stage = Stage.round(k, args.control)
-        self.start(stage, control.weights, ticket, step=self.rewind_step, seed=args.seed)
+        self.start(stage, control.weights, ticket, self.rewind_step, args.seed)
 
     def reuse_dense_round(self) -> None:
         """Copy round 0 and θᵢ from the search of --dense, which has trained the same network."""
         dense = Path(str(self.args.dense))
         source = RunDirectory(dense, self.args).path(Stage.round(0))
-        ticket = Ticket.load(source / "ticket.safetensors")
-        ticket = replace(ticket, arguments=initial_ticket(self.net).arguments)
-        weights = load_file(source / DENSE_MODEL)
-        self.start(Stage.round(0), weights, ticket, step=self.steps, seed=self.args.seed)
+        arguments = initial_ticket(self.net).arguments
+        ticket = replace(Ticket.load(source / TICKET), arguments=arguments)
+        weights = load_file(source / NETWORK)
+        self.start(Stage.round(0), weights, ticket, self.steps, self.args.seed)
         row = files.read_json(source / "metrics.json")
         self.scores, self.net.first_step = row["eval"], self.steps - row["steps"]
-        self.net.loss_sum += (
-            row["train_loss"] * row["steps"] * self.args.gradient_accumulation_steps
-        )
-        theta = dense_round.theta_file_of_search(dense, self.rewind_step)
+        micro_steps = row["steps"] * self.args.gradient_accumulation_steps
+        self.net.loss_sum += row["train_loss"] * micro_steps
+        theta = theta_file_of_search(dense, self.rewind_step)
         self._write_theta(load_file(theta), self.rewind_step)
 
     def train(self, until: int) -> None:
         """Train to step `until`, or until the mask that --early_bird watches is stable."""
         rate = self._learning_rates()
-        if self.args.early_bird and until == self.steps and not self.is_last:
+        if self.args.early_bird and until == self.steps and not self._is_last:
             self._train_until_stable(until, rate)
         else:
             self.train_to(until, rate)
@@ -203,7 +195,7 @@ class Search(Run):
         checks = {first - (first - until) * check // CHECKS for check in range(1, CHECKS + 1)}
         for step in sorted(checks):
             if step <= bird.step or bird.converged:
-                continue  # checked before the checkpoint that was resumed
+                continue  # compared before the checkpoint that was resumed
             self.train_to(step, rate)
             masks = {name: mask.clone() for name, mask in self.net.masks.items()}
             self._update_masks(masks)
@@ -212,55 +204,65 @@ class Search(Run):
 
     def _learning_rates(self) -> Callable[[int], float]:
         if self.args.lr_span == "round":
-            return optimizers.learning_rates(self.args, self.steps)
+            return loop.learning_rates(self.args, self.steps)
         steps = self.steps - self.rewind_step
-        rate = optimizers.learning_rates(self.args, self.rewind_step + steps * len(self.ladder))
+        rate = loop.learning_rates(self.args, self.rewind_step + steps * len(self.ladder))
         return lambda step: rate(self.stage.number * steps + step)
 
     def keep_theta(self, step: int) -> None:
         """Write θᵢ, from which later rounds start, and its digest into the ticket."""
-        if self.net.step == step:
+        if self.net.step == step:  # else it was written before a checkpoint that was resumed
             self._write_theta(self.net.engine.full_weights(), step)
 
     def _write_theta(self, weights: Weights, step: int) -> None:
         if not self.is_main:
             return
-        files.write_tensors(self.theta_file(step), weights, base_metadata(self.net))
+        path = theta_file(self.run_directory.directory, step, self.rewind_step)
+        files.write_tensors(path, weights, base_metadata(self.net))
         if step == self.rewind_step:
             ticket = Ticket.load(self.ticket_file)
             replace(ticket, theta_sha256=self._theta_sha256(weights)).save(self.ticket_file)
 
     def _update_masks(self, masks: dict[str, Tensor]) -> float:
-        sparsity = self.ladder[self.stage.number + 1]
-        return prune_to(sparsity, masks, self.net, self.args, self.movement)
+        """Prune this rank's masks in place to the next sparsity, and return the threshold."""
+        engine, targets = self.net.engine, self.net.targets
+        step = PruningStep(
+            self.accumulated or {name: piece.master() for name, piece in targets.items()},
+            masks,
+            self.ladder[self.stage.number + 1],
+            self.args.scope,
+            engine.ranks,
+            Orientation(
+                transposed(engine.meta_model),
+                lambda name, part: engine.all_gather(part, targets[name]),
+                lambda name, whole: targets[name].cut(whole),
+            ),
+            SCORES[self.args.score],
+        )
+        return parse_pattern(self.args.pattern).prune(step)
 
     def prune(self) -> None:
         """Compute the next round's mask from the trained weights, and write it."""
-        if not self.is_last:
+        if not self._is_last:
             threshold = self._update_masks(self.net.masks)
             masks = self.net.engine.gather(self.net.masks, self.net.targets)
-        if not self.is_main:
-            return
-        ticket = Ticket.load(self.ticket_file)
-        if not self.is_last:
-            ticket = replace(ticket, masks=masks, threshold=threshold)
-            next_round = self.run_directory.path(Stage.round(self.stage.number + 1))
-            ticket.save(next_round / "ticket.safetensors")
-        ticket.save(self.run_directory.directory / "ticket.safetensors")
+        if self.is_main:
+            ticket = Ticket.load(self.ticket_file)
+            if not self._is_last:
+                ticket = replace(ticket, masks=masks, threshold=threshold)
+                ticket.save(self._round(self.stage.number + 1) / TICKET)
+            ticket.save(self.run_directory.directory / TICKET)
 
     def complete(self) -> None:
         """Save the trained subnetwork and the round's metrics, and mark the round complete."""
-        is_control, k = self.stage.control != "none", self.stage.number
+        is_control, k = self.stage.is_control, self.stage.number
         if not is_control:
-            self._save_weights(self.save_network())
+            weights = self.save_network()
+            if self.is_main and self.args.rewind != "weights":  # the next round starts from them
+                files.write_tensors(self.stage_directory / WEIGHTS, weights)
         super().complete()
         if self.is_main and not is_control and k > self._kept_networks:
             self.run_directory.delete_network(Stage.round(k - 1))
-
-    def _save_weights(self, weights: Weights) -> None:
-        """Write the weights by parameter if the next round continues from them."""
-        if self.is_main and self.args.rewind != "weights":
-            files.write_tensors(self.weights_file(self.stage.number), weights)
 
     @property
     def _kept_networks(self) -> int:
@@ -271,19 +273,11 @@ class Search(Run):
         """Draw the figures, finish the listeners, and mark the search done."""
         if self.is_main:
             for k in self.rounds[self._kept_networks : -1]:  # a kill may have left networks
-                if (self.run_directory.path(Stage.round(k)) / "model" / listing.LISTING).is_file():
+                if (self._round(k) / "model" / manifest.LISTING).is_file():
                     self.run_directory.delete_network(Stage.round(k))
         super().finish()
 
     def pictures(self) -> dict[str, bytes]:
         """Draw the figures of the search."""
-        ticket = Ticket.load(self.run_directory.directory / "ticket.safetensors")
-        return search_figures.draw_search(self.run_directory, ticket.layer_sparsity())
-
-    def theta_file(self, step: int) -> Path:
-        """The file of θᵢ at a step."""
-        return dense_round.theta_file(self.run_directory.directory, step, self.rewind_step)
-
-    def weights_file(self, k: int) -> Path:
-        """The file of the trained weights of round k, under --rewind none and lr."""
-        return self.run_directory.path(Stage.round(k)) / "weights.safetensors"
+        ticket = Ticket.load(self.run_directory.directory / TICKET)
+        return figures.draw_search(self.run_directory, ticket.layer_sparsity())

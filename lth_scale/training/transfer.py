@@ -1,26 +1,33 @@
 """The steps of a transfer on a real network, as `lth_scale.transfer` names them."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
+from lth_scale.config import files
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
-from lth_scale.pruning import controls, threshold
-from lth_scale.pruning.digests import digest
-from lth_scale.pruning.registries import CONTROLS
+from lth_scale.pruning import threshold
+from lth_scale.pruning.prunable_set import digest
+from lth_scale.pruning.registries import CONTROLS, Subnetwork
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import summary
 from lth_scale.tasks.loading import load_model
-from lth_scale.tracking.listeners import Listener
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.stages import Stage
-from lth_scale.training import connectivity, networks, optimizers, preparation
-from lth_scale.training.encoder_theta import base_sha256_of, load_encoder
-from lth_scale.training.listeners import TrackerPerStage, create_listeners, create_tracker
-from lth_scale.training.networks import Network, Weights
+from lth_scale.training import loop, networks, preparation
+from lth_scale.training.networks import Weights
 from lth_scale.training.run import Run
-from lth_scale.training.tickets import check_pattern, initial_ticket
+from lth_scale.training.starting_point import (
+    base_sha256_of,
+    check_pattern,
+    initial_ticket,
+    load_encoder,
+)
+
+PATH_POINTS = 11  # of linear mode connectivity, including the ends
 
 
 @dataclass
@@ -28,7 +35,8 @@ class TransferRun(Run):
     """A ticket, or a mask of --target_sparsity, trained with one seed after another."""
 
     args: Transfer
-    ticket: Ticket = field(kw_only=True)
+    _: KW_ONLY
+    ticket: Ticket
 
     @classmethod
     def open(cls, args: Transfer, run_directory: RunDirectory) -> "TransferRun":
@@ -41,32 +49,22 @@ class TransferRun(Run):
         except BadInput as problem:
             raise BadInput(f"--ticket {args.ticket}: {problem}") from None
         if args.target_sparsity:
-            prune_at_random(ticket, args.target_sparsity, args.seed)
+            # At random, every matrix to the sparsity: a control needs the counts alone.
+            generator, masks = torch.Generator().manual_seed(args.seed), ticket.masks
+            noise = {name: torch.rand(masks[name].shape, generator=generator) for name in masks}
+            threshold.prune(noise, masks, args.target_sparsity, "layerwise")
         if args.theta:
             load_encoder(args.theta, net)
         ticket = replace(ticket, base_sha256=base_sha256_of(args, net))
         preparation.open_run(run_directory, net, preparation.provenance_of(net))
-
-        def tracker_of(stage: Stage) -> Listener:
-            seed, directory = replace(args, seed=stage.number), run_directory.path(stage)
-            return create_tracker(seed, directory, net.task)
-
-        listeners = create_listeners(
-            run_directory,
-            net,
-            stages=len(args.seeds),
-            create=lambda: TrackerPerStage(tracker_of, lambda: summary.report(run_directory)),
-        )
-        return cls(args, run_directory, net, listeners, ticket=ticket)
-
-    def stage_of(self, seed: int) -> Stage:
-        """Return the stage of a seed."""
-        return Stage.seed(seed, self.args.control)
+        run = cls(args, run_directory, net, ticket=ticket)
+        run.show_progress(len(args.seeds))
+        return run
 
     def is_done_with(self, seed: int) -> bool:
         """Return True if the seed needs no more work."""
         lacks_network = seed == self.args.seed and self.run_directory.lacks_network()
-        return self.run_directory.is_complete(self.stage_of(seed)) and not lacks_network
+        return self.run_directory.is_complete(Stage.seed(seed)) and not lacks_network
 
     def restart(self, seed: int) -> None:
         """Set the network to m ⊙ θ of a seed: a new head, its control and its data order."""
@@ -80,27 +78,31 @@ class TransferRun(Run):
             arguments={**self.ticket.arguments, "seed": seed, "found_by": self.args.control},
         )
         self.net = networks.with_seed(self.net, seed)
-        self.start(self.stage_of(seed), start.weights, ticket, step=0, seed=seed)
+        self.start(Stage.seed(seed, self.args.control), start.weights, ticket, 0, seed)
 
-    def _start_of(self, seed: int) -> controls.Subnetwork:
-        """Return θ with the head of the seed, under the mask, or the control's of either."""
-        args, net = self.args, self.net
-        weights = net.initial if seed == args.seed else fresh_weights(net, args, seed)
+    def _start_of(self, seed: int) -> Subnetwork:
+        """Return m ⊙ θ with the head that the seed draws, or its control."""
+        args, net, model = self.args, self.net, self.net.engine.meta_model
+        weights = net.initial
+        if seed != args.seed:  # θ₀ with another head
+            seeded, tokenizer = replace(args, seed=seed), net.task.tokenizer
+            loaded = load_model(seeded, type(model), tokenizer, config=model.config).model
+            weights = {name: weight.detach() for name, weight in loaded.named_parameters()}
         if args.theta:
             weights = weights | load_encoder(args.theta, net)
-        start = controls.Subnetwork(
-            weights,
-            self.ticket.masks,
-            net.names,
-            net.engine.meta_model,
-            self.ticket.arguments["pattern"],
-            self.ticket.arguments["scope"],
-        )
+        masks, found = self.ticket.masks, self.ticket.arguments
+        start = Subnetwork(weights, masks, net.names, model, found["pattern"], found["scope"])
         return CONTROLS[args.control].make(start, seed)
+
+    def prepare_listeners(self) -> None:
+        """Finish the tracker of the previous seed, and open that of this one."""
+        for tracker in self.listeners[:-1]:  # the last listener is the progress bars
+            tracker.finish({}, summary.report(self.run_directory))
+        self.track(replace(self.args, seed=self.stage.number), self.stage_directory)
 
     def train(self) -> None:
         """Train to the end of the schedule."""
-        self.train_to(self.steps, optimizers.learning_rates(self.args, self.steps))
+        self.train_to(self.steps, loop.learning_rates(self.args, self.steps))
 
     def complete(self) -> None:
         """Write the seed's metrics; keep the first seed's network if a flag asks for it."""
@@ -110,23 +112,41 @@ class TransferRun(Run):
         super().complete()
 
     def connect(self, first: int, second: int) -> None:
-        """Write connectivity.json of two seeds' data orders, both from the start of the first."""
-        start, directory = self._start_of(first), self.run_directory.directory
-        connectivity.connect(self.net, start, first, second, directory)
+        """Linear mode connectivity: train the data orders of two seeds from the start of the first.
+
+        Writes connectivity.json: the scores on the straight line between the two networks, and the
+        barrier by the task's first metric. Frankle et al. 2020 (arXiv:1912.05671), section 2.
+        """
+        start = self._start_of(first)
+        ends = [self._trained_end(start, seed) for seed in (first, second)]
+        path: list[dict[str, Any]] = []
+        for point in range(PATH_POINTS):
+            share = point / (PATH_POINTS - 1)
+            weights = {
+                name: torch.lerp(weight, ends[1][name], share) for name, weight in ends[0].items()
+            }
+            networks.restart(self.net, weights, start.masks, 0, first)
+            path.append({"share": share, "eval": loop.evaluate(self.net)})
+        if self.is_main:
+            scores = [next(iter(point["eval"].values())) for point in path]
+            content = {"seeds": [first, second], "barrier": barrier(scores), "path": path}
+            files.write_json(self.run_directory.directory / "connectivity.json", content)
+
+    def _trained_end(self, start: Subnetwork, seed: int) -> Weights:
+        """Return the weights after training with a seed's data order, from their file if any."""
+        path = self.run_directory.directory / f"connectivity/{seed:02d}.safetensors"
+        if not path.is_file():
+            net = networks.with_seed(self.net, seed)
+            networks.restart(net, start.weights, start.masks, 0, seed)
+            rate = loop.learning_rates(net.args, net.steps)
+            loop.train(net, net.steps, rate, lambda step, loss: None)
+            weights = net.engine.full_weights()
+            if self.is_main:
+                files.write_tensors(path, weights)
+        self.net.accelerator.wait_for_everyone()
+        return load_file(path)
 
 
-def prune_at_random(ticket: Ticket, sparsity: float, seed: int) -> None:
-    """Prune a ticket in place, each matrix to the sparsity: a control needs the counts alone."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = {
-        name: torch.rand(mask.shape, generator=generator) for name, mask in ticket.masks.items()
-    }
-    threshold.prune(noise, ticket.masks, sparsity, "layerwise")
-
-
-def fresh_weights(net: Network, args: Transfer, seed: int) -> Weights:
-    """Return θ₀ with the head that `seed` draws, by names in the model."""
-    model = net.engine.meta_model
-    args = replace(args, seed=seed)
-    loaded = load_model(args, type(model), net.task.tokenizer, config=model.config)
-    return {name: weight.detach() for name, weight in loaded.model.named_parameters()}
+def barrier(scores: list[float]) -> float:
+    """Return the mean of the first and last scores minus the lowest (of errors, in the paper)."""
+    return (scores[0] + scores[-1]) / 2 - min(scores)

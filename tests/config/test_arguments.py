@@ -11,8 +11,9 @@ from dataclasses import MISSING, fields
 import pytest
 
 from lth_scale import cli
-from lth_scale.config import checks, exit_codes, parsers, resolution, startup, texts
+from lth_scale.config import exit_codes, resolution, startup, texts
 from lth_scale.config.arguments import Arguments, Transfer, flags_with
+from lth_scale.config.command import OneLineParser
 from lth_scale.config.defaults import DEFAULTS
 from lth_scale.config.errors import BadInput, Stopped
 from lth_scale.config.flags import Group, flags_of, value_type
@@ -88,7 +89,7 @@ def test_a_registered_name_becomes_a_choice(monkeypatch):
         resolution.parse(["--task", "sst2", "--preset", "demo", "--schedule", "ours"])
 
 
-def test_a_flag_takes_two_lines_at_most_and_none_is_wider_than_the_terminal(helped):
+def test_help_of_a_flag_has_at_most_two_lines_that_fit_the_terminal(helped):
     kind, text = helped
     found = entries(text)
     assert {*found} == {"verbose", *(spec.name for spec in fields(kind))}
@@ -99,7 +100,7 @@ def test_a_flag_takes_two_lines_at_most_and_none_is_wider_than_the_terminal(help
     )
 
 
-def test_defaults_and_choices_are_said(helped):
+def test_help_names_defaults_and_choices(helped):
     kind, text = helped
     said = {name: " ".join(" ".join(lines).split()) for name, lines in entries(text).items()}
     for spec in fields(kind):
@@ -118,16 +119,16 @@ def test_names_are_not_broken_at_their_hyphens(helped):
     assert "google-bert/bert-base-uncased" in helped[1]
 
 
-def test_the_usage_says_how_the_command_was_called(monkeypatch):
+def test_usage_names_the_command_as_it_was_called(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/lth", "imp"])
     assert cli.command("imp").parser().prog == "lth imp"
     push = cli.command("hub").parser().parse_args(["push", "x", "--private"])
     assert push.run == "x" and push.private
 
 
-def test_what_is_imported_first_is_never_searched_for_garbage_and_what_comes_later_is(monkeypatch):
+def test_garbage_collection_skips_the_first_imports_and_resumes_afterwards(monkeypatch):
     kept = gc.get_freeze_count()
-    monkeypatch.setitem(sys.modules, "torch", sys)  # here already: nothing of a caller's is touched
+    monkeypatch.setitem(sys.modules, "torch", sys)  # imported already: a caller's settings are kept
     with startup.first_imports():
         assert gc.isenabled()
     assert gc.get_freeze_count() == kept
@@ -139,9 +140,9 @@ def test_what_is_imported_first_is_never_searched_for_garbage_and_what_comes_lat
     gc.unfreeze()
 
 
-OUTCOMES = [  # what a command raises, from what; its exit code; whether a library says more
-    (BadInput("--task x: is none"), None, 2, False),
-    (BadInput("--task x: is none"), ValueError("pl4nted says why"), 2, True),
+OUTCOMES = [  # the error, its cause, the exit code, whether a library says more
+    (BadInput("--task x: unknown"), None, 2, False),
+    (BadInput("--task x: unknown"), ValueError("pl4nted says why"), 2, True),
     (Stopped("the Hub failed"), OSError("pl4nted says why"), 1, True),
     (BadInput("outer"), BadInput("inner"), 2, False),
 ]
@@ -149,13 +150,13 @@ OUTCOMES = [  # what a command raises, from what; its exit code; whether a libra
 
 @pytest.mark.parametrize("verbose", [False, True])
 @pytest.mark.parametrize(("problem", "cause", "code", "more"), OUTCOMES)
-def test_verbose_prints_what_a_library_said_above_the_line_and_else_the_line_names_it(
+def test_verbose_prints_the_error_of_a_library_and_otherwise_the_line_names_the_flag(
     problem, cause, code, more, verbose, monkeypatch, capsys
 ):
     def command():
         raise problem from cause
 
-    monkeypatch.setenv("HF_TOKEN", "pl4nted")  # and no secret is in it
+    monkeypatch.setenv("HF_TOKEN", "pl4nted")  # must not be printed
     monkeypatch.setattr(sys, "argv", ["imp", *(["--verbose"] if verbose else [])])
     with pytest.raises(SystemExit) as stop:
         exit_codes.exit_on_bad_input(command)
@@ -166,22 +167,21 @@ def test_verbose_prints_what_a_library_said_above_the_line_and_else_the_line_nam
     assert ("*** says why" in said and "Traceback" in said) if more and verbose else said == ""
 
 
-def test_an_error_of_our_own_that_is_said_in_full_is_no_more_to_be_had():
+def test_an_error_that_began_in_this_package_has_no_further_details():
     with pytest.raises(BadInput) as problem:
         resolution.parse(["--task", "sst2", "--preset", "demo", "--optim_args", "eps"])
     assert not exit_codes.summarises(problem.value)
     own = BadInput("outer")
-    try:
-        checks.parse_optim_arg("lr", "1", "sgd")
-    except ValueError as cause:
-        own.__cause__ = cause
+    with pytest.raises(ValueError, match="registered already") as cause:
+        REGISTRIES["schedule"].register("linear", None)
+    own.__cause__ = cause.value
     assert not exit_codes.summarises(own)
 
 
 @pytest.mark.parametrize(
     "command", ["imp", "transfer", "study", "report", "export", "speed", "ticket", "hub"]
 )
-def test_every_command_takes_verbose_and_no_run_is_told_of_it(command):
+def test_every_command_accepts_verbose_and_does_not_pass_it_on(command):
     parser = cli.command(command).parser()
     assert "--verbose" in parser.format_help()
     words = {
@@ -208,7 +208,7 @@ SENTENCE = "The repository contains code which must be run. You can read it at a
         ("x" * 999, "x" * 120 + "… (999 characters)"),
     ],
 )
-def test_a_text_is_cut_between_sentences_or_words_and_a_long_word_says_how_long_it_is(text, short):
+def test_text_is_cut_between_sentences_or_words_and_a_long_word_shows_its_length(text, short):
     assert texts.brief(text) == short and len(short) <= texts.LONGEST
 
 
@@ -222,12 +222,12 @@ def test_a_text_is_cut_between_sentences_or_words_and_a_long_word_says_how_long_
         ("\nError:\n  no such file\nmore", "Error: no such file"),
     ],
 )
-def test_what_a_library_has_shown_elsewhere_is_not_referred_to(text, line):
+def test_references_to_the_log_of_a_library_are_removed(text, line):
     assert texts.first_line(ValueError(text)) == line
 
 
 @pytest.mark.parametrize("value", ["a b", "-x", "it's", "$HOME", "`x`", '"q"', "ü&;|", "-1"])
-def test_flags_and_paths_that_are_printed_can_be_pasted(value):
+def test_printed_flags_and_paths_can_be_pasted_into_a_shell(value):
     shell = (
         f"printf '%s\\0' {shlex.join(texts.as_words('output_dir', value))} {texts.quoted(value)}"
     )
@@ -245,6 +245,6 @@ def test_flags_and_paths_that_are_printed_can_be_pasted(value):
 
 
 def argparse_value(words):
-    parser = parsers.OneLineParser(prog="test")
+    parser = OneLineParser(prog="test")
     parser.add_argument("--output_dir")
     return parser.parse_args(words).output_dir

@@ -28,7 +28,7 @@ def command(ran):
 
 
 def test_a_command_line_becomes_the_dataclass_without_duplicates(command):
-    args = command.parse(["a", "b", "a", "--format", "text", "--sizes", "3", "3", "4"])
+    _, args = command.parse(["a", "b", "a", "--format", "text", "--sizes", "3", "3", "4"])
     assert args == Example(sources=("a", "b"), format="text", sizes=(3, 4))
 
 
@@ -72,6 +72,6 @@ def test_words_of_a_command_are_parsed_to_the_same_flags(command):
     values = {"format": "text", "sizes": [3, 4], "dry_run": True}
     module, *words = command.words(values)
     assert module == "lth_scale.example" and words == as_argv(values)
-    args = command.parse(["a", *words])
+    _, args = command.parse(["a", *words])
     assert args == Example(sources=("a",), format="text", sizes=(3, 4), dry_run=True)
     assert as_argv({"dry_run": False}) == []

@@ -1,4 +1,4 @@
-"""files.py, directories.py: files are complete, and those of others are never touched."""
+"""Files and directories are complete or absent, and those of others are never changed."""
 
 import json
 import math
@@ -13,7 +13,7 @@ import numpy
 import pytest
 
 from lth_scale import report, speed, study, ticket
-from lth_scale.config import directories, files, listing, locks, run_files
+from lth_scale.config import directories, files, manifest, run_files
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
 from lth_scale.shipping import hub
@@ -25,34 +25,12 @@ from lth_scale.training import checkpoints, loop
 TEXT = "precious"
 FOREIGN = ".results.json.0123456789abcdef0123456789abcdef.tmp"  # as another run might have named it
 NAMES = (
-    *(
-        ".notes.tmp",
-        ".x.1.tmp",
-        FOREIGN,
-        ".metrics.json.4711.tmp",
-        "mine.safetensors",
-        "notes.txt",
-        "report.tmp",
-    ),
-    *(
-        "checkpoint-old",
-        "checkpoint-best",
-        ".checkpoint-2.tmp/thesis.txt",
-        "checkpoint-7/model.safetensors",
-    ),
-    *(
-        "01-old/complete",
-        "01-old/metrics.json",
-        "00.bak/model.safetensors",
-        "checkpoint-4.bak/complete",
-    ),
-    *("checkpoint-8/complete", "checkpoint-8/checkpoint.json", ".files.mine"),
-    *(
-        "model.bak/model.safetensors",
-        ".cache.tmp/thesis.txt",
-        "rank-0.safetensors",
-        "round 01/complete",
-    ),
+    *(".notes.tmp", ".x.1.tmp", FOREIGN, ".metrics.json.4711.tmp", "mine.safetensors", "notes.txt"),
+    *("report.tmp", "checkpoint-old", "checkpoint-best", ".checkpoint-2.tmp/thesis.txt"),
+    *("checkpoint-7/model.safetensors", "01-old/complete", "01-old/metrics.json"),
+    *("00.bak/model.safetensors", "checkpoint-4.bak/complete", "checkpoint-8/complete"),
+    *("checkpoint-8/checkpoint.json", ".files.mine", "model.bak/model.safetensors"),
+    *(".cache.tmp/thesis.txt", "rank-0.safetensors", "round 01/complete"),
 )
 
 
@@ -70,7 +48,7 @@ def plant(root: Path) -> dict[Path, int]:
 
 
 def missing(planted: dict[Path, int]) -> list[str]:
-    """Those that are gone, or others than before."""
+    """The files that were deleted, replaced or changed."""
     return [
         str(path)
         for path, inode in planted.items()
@@ -79,12 +57,12 @@ def missing(planted: dict[Path, int]) -> list[str]:
 
 
 class Killed(BaseException):
-    """What stands for a kill within the test's own process."""
+    """Stands for a kill, inside the process of the test."""
 
 
 @pytest.fixture
 def die(monkeypatch):
-    """Die as the n-th optimizer step from now on begins."""
+    """Raise Killed when the n-th optimizer step from now on begins."""
     step = loop.step_optimizer
 
     def at(number: int) -> None:
@@ -100,8 +78,8 @@ def die(monkeypatch):
     return at
 
 
-def test_no_search_and_no_transfer_touches_files_of_others(search, transfer, die, tmp_path):
-    """Planted beforehand, in the middle of a round, and when all is done."""
+def test_searches_and_transfers_keep_the_files_of_others(search, transfer, die, tmp_path):
+    """They are created before the run, in the middle of a round, and at the end."""
     flags = dict(
         save_steps=1,
         target_sparsity=0.2,
@@ -111,7 +89,7 @@ def test_no_search_and_no_transfer_touches_files_of_others(search, transfer, die
     )
     (tmp_path / "a/out").mkdir(parents=True)
     planted = plant(tmp_path / "a/out")
-    for steps in (3, 4, 6, 20):  # in rounds 00, 01 and 02, and not at all
+    for steps in (3, 4, 6, 20):  # in rounds 00, 01 and 02, and never
         die(steps)
         try:
             search(**flags)
@@ -137,7 +115,7 @@ SHORT = (
 )
 
 
-def test_no_other_command_touches_files_of_others(search, tmp_path, monkeypatch):
+def test_other_commands_keep_the_files_of_others(search, tmp_path, monkeypatch):
     run = search(target_sparsity=0.1)
     planted = plant(run)
     export(str(run), "csr", tmp_path / "exported/csr")
@@ -179,19 +157,12 @@ def test_no_other_command_touches_files_of_others(search, tmp_path, monkeypatch)
     assert (tmp_path / "grid/report/report.html").is_file() and not missing(planted)
 
 
-WRITTEN = (
-    "rounds",
-    "theta.safetensors",
-    "theta-100.safetensors",
-    "figures",
-    "complete",
-    "mlflow.jsonl",
-    "hub.json",
-)
+WRITTEN = """rounds theta.safetensors theta-100.safetensors figures complete mlflow.jsonl hub.json
+    results.json controls arguments.json .lock"""
 
 
-@pytest.mark.parametrize("name", [*WRITTEN, "results.json", "controls", "arguments.json", ".lock"])
-def test_a_directory_that_holds_a_name_which_a_run_would_write_is_refused(name, small, tmp_path):
+@pytest.mark.parametrize("name", WRITTEN.split())
+def test_a_directory_with_a_file_that_a_run_would_write_is_refused(name, small, tmp_path):
     taken = tmp_path / "out" / name
     taken.parent.mkdir()
     taken.write_text("7 of mine")
@@ -201,14 +172,14 @@ def test_a_directory_that_holds_a_name_which_a_run_would_write_is_refused(name, 
 
 
 @pytest.mark.parametrize("name", ["results.json", "rounds", ".lock"])
-def test_a_link_of_such_a_name_is_refused_too_wherever_it_leads(name, small, tmp_path):
+def test_a_link_with_a_name_that_a_run_would_write_is_refused(name, small, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).symlink_to(tmp_path / "nowhere")
     with pytest.raises(BadInput, match=rf"holds {name}, which was not written by this run"):
         RunDirectory.open(parse(small()))
 
 
-def test_what_a_killed_run_left_unfinished_is_swept_but_nothing_behind_a_link_or_of_another_run(
+def test_unfinished_files_of_a_killed_run_are_deleted_but_not_behind_links_or_of_other_runs(
     tmp_path,
 ):
     ours, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
@@ -216,57 +187,57 @@ def test_what_a_killed_run_left_unfinished_is_swept_but_nothing_behind_a_link_or
     (ours / "nested/rounds/00").mkdir(parents=True)
     (elsewhere / "01").mkdir(parents=True)
     (ours / "seeds").symlink_to(elsewhere)
-    locks.acquire(ours)
+    directories.acquire(ours)
     left = [ours / "a", ours / "rounds/00/b", ours / "rounds/00/checkpoint-3/complete"]
     kept = [elsewhere / "01/c", ours / "nested/d", ours / "nested/rounds/00/e"]
     for path in (*left, *kept):
         mark = directories.HELD[ours.resolve()].mark
         path.with_name(f".{path.name}.{mark}.tmp").write_text("half")
-    locks.release(ours)
-    locks.acquire(ours)
+    directories.release(ours)
+    directories.acquire(ours)
     run_files.delete_unfinished(ours)
     found = {path.name[1] for path in [*ours.rglob(".*.tmp"), *elsewhere.rglob(".*.tmp")]}
     assert found == {"c", "d", "e"}
-    locks.release(ours)
+    directories.release(ours)
 
 
-def test_a_live_run_in_a_directory_of_another_goes_on(tmp_path):
-    """The outer run sweeps while the inner one writes the same file again and again."""
+def test_a_live_run_inside_the_directory_of_another_continues(tmp_path):
+    """The outer run deletes unfinished files while the inner one rewrites the same file."""
     script = (
-        "import sys; from pathlib import Path; from lth_scale.config import files, locks\n"
-        "home = Path(sys.argv[1]); locks.acquire(home)\n"
+        "import sys; from pathlib import Path; from lth_scale.config import directories, files\n"
+        "home = Path(sys.argv[1]); directories.acquire(home)\n"
         "for n in range(10**9):\n"
         "    files.write_json(home / 'rounds/00/metrics.json', {'n': n})\n"
     )
-    inner = tmp_path / "rounds/00"  # as nasty as can be
+    inner = tmp_path / "rounds/00"
     writer = subprocess.Popen([sys.executable, "-c", script, str(inner)], stderr=subprocess.PIPE)
     while not (inner / "rounds/00/metrics.json").exists():
         assert writer.poll() is None, writer.stderr.read()
     for _ in range(300):
-        locks.acquire(tmp_path)
+        directories.acquire(tmp_path)
         run_files.delete_unfinished(tmp_path)
     assert writer.poll() is None
     writer.kill()
     writer.communicate()
-    locks.release(tmp_path)
+    directories.release(tmp_path)
 
 
-def test_a_directory_that_was_not_finished_does_not_replace_the_old_one(tmp_path):
-    with listing.listed_directory(tmp_path / "model") as folder:
+def test_an_unfinished_directory_does_not_replace_the_old_one(tmp_path):
+    with manifest.listed_directory(tmp_path / "model") as folder:
         (folder / "a").write_text("old")
         (folder / "b").write_text("old")
-    with pytest.raises(RuntimeError), listing.listed_directory(tmp_path / "model") as folder:
+    with pytest.raises(RuntimeError), manifest.listed_directory(tmp_path / "model") as folder:
         (folder / "a").write_text("new")
         raise RuntimeError
     assert (tmp_path / "model/a").read_text() == "old"
     (tmp_path / "model/mine").write_text(TEXT)
-    with listing.listed_directory(tmp_path / "model") as folder:
+    with manifest.listed_directory(tmp_path / "model") as folder:
         (folder / "a").write_text("newer")
     assert (tmp_path / "model/a").read_text() == "newer" and (
         tmp_path / "model/mine"
     ).read_text() == TEXT
     assert not (tmp_path / "model/b").exists()
-    listing.remove_listed(tmp_path / "model")
+    manifest.remove_listed(tmp_path / "model")
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine"]
 
 
@@ -287,9 +258,7 @@ def test_a_new_directory_replaces_nothing(tmp_path):
     assert (tmp_path / "new/a").read_text() == "ours" and len([*tmp_path.iterdir()]) == 1
 
 
-def test_an_abandoned_new_directory_is_deleted_by_the_next_and_that_of_a_live_process_is_not(
-    tmp_path,
-):
+def test_an_abandoned_temporary_directory_is_deleted_and_that_of_a_live_process_is_kept(tmp_path):
     script = (
         "import sys, time; from pathlib import Path; from lth_scale.config import directories\n"
         "with directories.new_directory(Path(sys.argv[1])) as folder:\n"
@@ -316,9 +285,7 @@ def test_an_abandoned_new_directory_is_deleted_by_the_next_and_that_of_a_live_pr
     writers[1].wait()
 
 
-def test_what_a_killed_process_left_of_a_file_is_deleted_by_the_next_and_that_of_a_live_one_is_not(
-    tmp_path,
-):
+def test_an_abandoned_temporary_file_is_deleted_and_that_of_a_live_process_is_kept(tmp_path):
     script = (
         "import os, sys, time; from pathlib import Path; from lth_scale.config import files\n"
         "os.fsync = lambda handle: (print(flush=True), time.sleep(600))\n"
@@ -341,22 +308,22 @@ def test_what_a_killed_process_left_of_a_file_is_deleted_by_the_next_and_that_of
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"study.json", FOREIGN}
 
 
-def test_a_report_replaces_its_own_files_alone(tmp_path):
+def test_a_report_replaces_only_its_own_files(tmp_path):
     contents, sign = (
         {"report.html": b"<html><title>Report: x", "a.png": b"1"},
         ("report.html", b"<html><title>Report: "),
     )
-    listing.check_listed(tmp_path, contents, sign)
-    listing.write_listed(tmp_path, contents)
-    listing.check_listed(tmp_path, contents, sign)
+    manifest.check_listed(tmp_path, contents, sign)
+    manifest.write_listed(tmp_path, contents)
+    manifest.check_listed(tmp_path, contents, sign)
     (tmp_path / "b.png").write_text(TEXT)
     with pytest.raises(OSError, match=r"b\.png already exists"):
-        listing.check_listed(tmp_path, {**contents, "b.png": b"2"}, sign)
-    (tmp_path / listing.LISTING).unlink()  # as before there were lists
-    listing.check_listed(tmp_path, contents, sign)
+        manifest.check_listed(tmp_path, {**contents, "b.png": b"2"}, sign)
+    (tmp_path / manifest.LISTING).unlink()  # as in versions without listings
+    manifest.check_listed(tmp_path, contents, sign)
     (tmp_path / "report.html").write_text("<html>mine")
     with pytest.raises(OSError, match=r"a\.png already exists"):
-        listing.check_listed(tmp_path, contents, sign)
+        manifest.check_listed(tmp_path, contents, sign)
 
 
 @pytest.mark.parametrize(
@@ -373,6 +340,6 @@ def test_json_has_no_nan_and_no_infinity(value, tmp_path):
     assert held == files.finite(value) and "null" in (tmp_path / "results.json").read_text()
 
 
-def test_finite_numbers_are_written_as_they_are():
+def test_finite_numbers_are_written_unchanged():
     value = {"a": [0.1, -1e300, 5e-324, True, None, "NaN"], "b": {"c": 10**30}}
     assert json.loads(files.as_json(value)) == value

@@ -1,4 +1,4 @@
-"""markdown.py, html.py: names and notes are shown as they were written, whatever they hold."""
+"""Markdown and HTML show names and notes as they were written, whatever they contain."""
 
 import random
 from html.parser import HTMLParser
@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import markdown as python_markdown
 import pytest
 from markdown_it import MarkdownIt
+from speed_tables import literal_in_html
 
 from lth_scale.config import markdown
 from lth_scale.config.markdown import Section, Table
@@ -88,7 +89,7 @@ TAGS = "h1 blockquote p strong h2 p h3 table thead tr th th tbody tr td td p img
 
 
 class Read(HTMLParser):
-    """The tags of a page, comments among them, its text, and what its pictures show."""
+    """The tags of a page (comments included), its text, and the texts of its pictures."""
 
     def __init__(self, text):
         super().__init__()
@@ -108,7 +109,7 @@ class Read(HTMLParser):
 
 
 def drawn(seed):
-    """Texts of letters that mean something in Markdown."""
+    """Random texts of characters that are active in Markdown."""
     choose = random.Random(seed)
     made = ("".join(choose.choices(ALPHABET, k=choose.randint(1, 9))) for _ in range(300))
     return [text for text in made if text.strip()]
@@ -124,7 +125,7 @@ def sections(text):
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_every_text_is_read_as_it_was_given_and_makes_no_tag(reader):
+def test_markdown_shows_every_text_unchanged_and_adds_no_tag(reader):
     for text in [*TEXTS, *OURS, *drawn(1)]:
         found, shown = (
             Read(READERS[reader](pages.markdown(*sections(text)))),
@@ -136,7 +137,7 @@ def test_every_text_is_read_as_it_was_given_and_makes_no_tag(reader):
         ), text
 
 
-def test_html_shows_every_text_and_makes_no_tag_of_it():
+def test_html_shows_every_text_unchanged_and_adds_no_tag():
     plain = Read(pages.html(*sections("x"))).tags
     for text in [*TEXTS, *OURS, *drawn(2)]:
         found = Read(pages.html(*sections(text)))
@@ -145,7 +146,7 @@ def test_html_shows_every_text_and_makes_no_tag_of_it():
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_code_shows_what_it_is_given(reader):
+def test_code_shows_its_text_unchanged(reader):
     for text in [*TEXTS, *drawn(3)]:
         found = Read(READERS[reader](markdown.code(text)))
         assert found.tags == ["p", "code"] and words(" ".join(found.text)) == words(
@@ -159,25 +160,23 @@ def test_a_block_of_code_ends_where_its_text_ends():
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_text_in_an_element_of_html_is_shown_by_those_that_read_it_as_markdown_and_by_others(
-    reader,
-):
+def test_text_inside_an_html_element_is_shown_unchanged_by_every_renderer(reader):
     for text in [*TEXTS, *drawn(4)]:
-        found = Read(READERS[reader](f"<div>{markdown.literal_in_html(text)}</div>"))
+        found = Read(READERS[reader](f"<div>{literal_in_html(text)}</div>"))
         assert found.tags == ["div"] and words("".join(found.text)) == words(
             markdown.clean(text)
         ), text
 
 
 @pytest.mark.parametrize("text", OURS)
-def test_what_acts_nowhere_is_left_as_it_is(text):
+def test_text_without_active_characters_is_not_escaped(text):
     assert markdown.literal(text) == text
 
 
 @pytest.mark.parametrize(
     "bad", ["\x1b", "\x07", "\x9b", "\x7f", "\b", "\u202e", "\u2066", "\u200b", "\ufeff", "\ud800"]
 )
-def test_no_control_character_comes_into_a_page(bad):
+def test_pages_contain_no_control_characters(bad):
     given = sections(f"a{bad}b")
     for text in (pages.markdown(*given), pages.html(*given), markdown.code(f"a{bad}b")):
         assert bad not in text and "a�b" in text and text.encode()

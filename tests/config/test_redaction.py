@@ -1,4 +1,4 @@
-"""No password or token is left in a text; scheme, host and path of its URLs are."""
+"""Passwords and tokens are removed from a text; scheme, host and path of its URLs are kept."""
 
 import json
 import logging
@@ -53,7 +53,7 @@ sentences = st.sampled_from(
 
 @st.composite
 def addresses(draw, schemes) -> tuple[str, str]:
-    """Scheme, host and path: what stands before a userinfo, and after it."""
+    """Scheme, host and path: what precedes and what follows a userinfo."""
     return draw(st.sampled_from(schemes)) + "://", draw(hosts) + draw(ports) + draw(paths)
 
 
@@ -70,7 +70,7 @@ def check(text: str, secret: str, *kept: str) -> None:
 @example(("postgresql://", "127.0.0.1:9/db"), "me", "S3cr3t/x", "{}: is no store")
 @example(("postgresql://", "h/db"), "me", "p@ss?a=b", "{}")
 @example(("postgresql://", "h1:1,h2:2/db"), "me", "12#4", "{}")
-def test_a_password_before_the_host_may_hold_anything_as_sqlalchemy_takes_it(
+def test_a_database_password_may_contain_anything_that_sqlalchemy_accepts(
     address, user, password, sentence
 ):
     url = f"{address[0]}{user}:{password}@{address[1]}"
@@ -83,22 +83,22 @@ def test_a_password_before_the_host_may_hold_anything_as_sqlalchemy_takes_it(
 
 @settings(max_examples=400, deadline=None)
 @given(addresses(WEB), letters, words, sentences)
-def test_a_password_that_was_not_encoded_in_a_web_address_is_taken_out_too(
-    address, user, password, sentence
-):
+def test_an_unencoded_password_in_a_web_address_is_removed(address, user, password, sentence):
     check(sentence.format(f"{address[0]}{user}:{password}@{address[1]}"), password, address[0])
 
 
 @settings(max_examples=400, deadline=None)
 @given(addresses(WEB + DATABASES), letters, specials, sentences)
-def test_what_an_encoded_userinfo_encloses_is_kept_whole(address, user, password, sentence):
+def test_scheme_host_and_path_around_an_encoded_password_are_kept(
+    address, user, password, sentence
+):
     url = f"{address[0]}{user}:{quote(password, safe='')}@{address[1]}"
     check(sentence.format(url), quote(password, safe=""), address[0] + address[1])
 
 
 @settings(max_examples=400, deadline=None)
 @given(addresses(WEB + DATABASES), names, specials, sentences, st.booleans())
-def test_no_query_and_no_fragment_is_left(address, name, secret, sentence, fragment):
+def test_queries_and_fragments_are_removed(address, name, secret, sentence, fragment):
     coded = quote_plus(secret)
     url = f"{address[0]}{address[1]}{'#' if fragment else '?user=me&'}{name}={coded}"
     check(sentence.format(url), coded, address[0] + address[1])
@@ -110,9 +110,7 @@ def test_no_query_and_no_fragment_is_left(address, name, secret, sentence, fragm
     specials.filter(lambda text: "\\" not in text),
     st.sampled_from(["", "db_", "AWS-", "--"]),
 )
-def test_what_stands_under_the_name_of_a_secret_is_masked_however_it_is_quoted(
-    name, secret, before
-):
+def test_a_value_under_the_name_of_a_secret_is_masked_in_any_quotes(name, secret, before):
     name = before + name
     bare = quote(secret, safe="")
     for text in (
@@ -169,7 +167,7 @@ def test_what_stands_under_the_name_of_a_secret_is_masked_however_it_is_quoted(
         ("password: a;user=me", "password: ***;user=me"),
     ],
 )
-def test_a_text_is_shown_as(text, shown):
+def test_examples_of_redacted_text(text, shown):
     assert without_secrets(text) == shown == without_secrets(shown)
 
 
@@ -207,15 +205,13 @@ def test_a_text_is_shown_as(text, shown):
         ("PGPASSWORD", "a-long-S3cr3t", "xa-long-S3cr3ty"),
     ],
 )
-def test_the_secrets_of_the_environment_are_masked_wherever_they_stand(
-    name, value, told, monkeypatch
-):
+def test_secrets_of_the_environment_are_masked_anywhere(name, value, told, monkeypatch):
     monkeypatch.setenv(name, value)
     shown = without_secrets(told)
     assert "S3" not in shown and "cr3t" not in shown, shown
 
 
-def test_a_url_of_the_command_line_is_known_to_its_end(monkeypatch):
+def test_a_url_of_the_command_line_is_recognised_to_its_end(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["imp", "--run_name=http://me:12 34/5 S3cr3t@h/x"])
     assert (
         without_secrets("--run_name http://me:12 34/5 S3cr3t@h/x: no")
@@ -233,15 +229,13 @@ def test_a_url_of_the_command_line_is_known_to_its_end(monkeypatch):
         ("MLFLOW_TRACKING_PASSWORD", "data"),
     ],
 )
-def test_what_is_no_secret_or_too_short_for_one_takes_no_word_with_it(name, value, monkeypatch):
+def test_values_that_are_too_short_or_no_secrets_are_not_masked(name, value, monkeypatch):
     monkeypatch.setenv(name, value)
     text = "mlflow.jsonl in /home/me/database is true, abc"
     assert without_secrets(text) == text
 
 
-def test_values_that_are_kept_are_redacted_but_the_names_of_files_that_are_here(
-    tmp_path, monkeypatch
-):
+def test_stored_values_are_redacted_except_names_of_existing_files(tmp_path, monkeypatch):
     (tmp_path / "password=x").mkdir()
     value = {"a": ["http://u:p@h/x", 1, None], "b": str(tmp_path / "password=x"), "c": ("token=x",)}
     assert redacted(value) == {"a": ["http://h/x", 1, None], "b": value["b"], "c": ("token=***",)}
@@ -267,7 +261,7 @@ def test_logs_and_warnings_of_libraries_are_redacted(caplog):
         warnings.formatwarning = form
 
 
-def test_a_long_text_takes_no_time_and_the_module_imports_nothing_slow():
+def test_long_texts_are_fast_and_the_module_imports_nothing_slow():
     began = time.perf_counter()
     for text in (
         "a" * 200_000,

@@ -108,10 +108,10 @@ def prepared(args):
     from accelerate.state import AcceleratorState
 
     from lth_scale.tasks import registry
-    from lth_scale.training import environment, networks
+    from lth_scale.training import networks, preparation
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = environment.make_accelerator(args)
+    accelerator = preparation.make_accelerator(args)
     net = networks.prepare(accelerator, registry.load_task(args), args)
     return net, net.initial
 
@@ -135,17 +135,14 @@ def masks_at(net, weights: dict, sparsities: list[float]) -> list[dict]:
 
 def pattern_masks(net, weights: dict) -> dict:
     """The masks under patterns at 30 % and then 50 %, whole, on the main process."""
-    from lth_scale.pruning import structured
-    from lth_scale.pruning.orientation import Orientation, oriented
+    from lth_scale.pruning.patterns import Orientation, PruningStep
     from lth_scale.pruning.registries import parse_pattern
     from lth_scale.training import networks
 
-    targets, masks = net.targets, {}
-    layout = oriented(
-        frozenset(),
-        Orientation(
-            lambda n, part: net.engine.all_gather(part, targets[n]), lambda n, w: targets[n].cut(w)
-        ),
+    engine, targets, masks = net.engine, net.targets, {}
+    layout = Orientation(
+        gather=lambda name, part: engine.all_gather(part, targets[name]),
+        scatter=lambda name, whole: targets[name].cut(whole),
     )
     for pattern in ("2:4", "block:4x1"):
         everything = {
@@ -154,16 +151,9 @@ def pattern_masks(net, weights: dict) -> dict:
         networks.restart(net, weights, everything, 0, 1)
         masters = {name: piece.master() for name, piece in targets.items()}
         for sparsity in (0.3, 0.5):
-            structured.prune(
-                masters,
-                net.masks,
-                sparsity,
-                "global",
-                parse_pattern(pattern),
-                net.engine.ranks,
-                layout,
-            )
-            masks[pattern, sparsity] = net.engine.gather(net.masks, targets)
+            step = PruningStep(masters, net.masks, sparsity, "global", engine.ranks, layout)
+            parse_pattern(pattern).prune(step)
+            masks[pattern, sparsity] = engine.gather(net.masks, targets)
     return masks
 
 
@@ -182,7 +172,7 @@ def same(one: dict, other: dict) -> bool:
 def train(net, theta: dict, masks: dict, home: Path) -> dict:
     """Train 30 masked steps from θ, twice; return the weights, norms, and whether they repeat."""
     from lth_scale.pruning import masking
-    from lth_scale.training import checkpoints, evaluation, loop, networks
+    from lth_scale.training import checkpoints, loop, networks
 
     norms, held, step = [], [], loop.step_optimizer
 
@@ -199,7 +189,7 @@ def train(net, theta: dict, masks: dict, home: Path) -> dict:
     weights = go(net, STEPS)
     loop.step_optimizer = step
     moments = sorted({key for piece in net.targets.values() for key in piece.moments()})
-    evaluation.evaluate(net)  # leaves FSDP2's root gathered, which the restart must undo
+    loop.evaluate(net)  # leaves FSDP2's root gathered, which the restart must undo
     networks.restart(net, theta, masks, 0, 1)
     repeats = same(first, go(net, SAVED))
     networks.restart(net, theta, masks, 0, 1)
@@ -308,7 +298,7 @@ def twenty_rounds(directory: Path, world: int) -> dict:
     import dataclasses
 
     from lth_scale.pruning import threshold
-    from lth_scale.training import evaluation, loop, networks
+    from lth_scale.training import loop, networks
 
     args = dataclasses.replace(
         arguments(directory, "adamw", world), model_name_or_path=str(directory / "big"), max_steps=1
@@ -321,7 +311,7 @@ def twenty_rounds(directory: Path, world: int) -> dict:
     for k in range(20):
         networks.restart(net, theta, masks, 0, 1)
         loop.train(net, 1, lambda _: 1e-4, lambda *_: None)
-        evaluation.evaluate(net)
+        loop.evaluate(net)
         masters = {name: piece.master() for name, piece in net.targets.items()}
         threshold.prune(masters, net.masks, k / 20, "global", net.engine.ranks)
         net.engine.full_weights()
@@ -338,7 +328,7 @@ def threshold_cases(rank: int, world: int) -> dict:
     from hypothesis import given, settings
     from test_threshold import dense_reference, ones, problems
 
-    from lth_scale.distributed.ranks import Ranks
+    from lth_scale.distributed.pieces import Ranks
     from lth_scale.pruning import threshold
 
     seen = []

@@ -107,7 +107,7 @@ def test_the_default_store_has_a_second_connection():
     assert run(STORE) == "value"
 
 
-def test_the_launcher_says_that_its_store_is_shared(monkeypatch):
+def test_a_shared_store_is_recognised_by_the_launchers_variable(monkeypatch):
     source = Path(torch.distributed.__file__).with_name("rendezvous.py").read_text()
     assert "TORCHELASTIC_USE_AGENT_STORE" in source
     assert not compat.uses_agent_store()
@@ -127,7 +127,7 @@ def test_extensions_are_built_where_the_variable_says(monkeypatch, tmp_path):
 # accelerate
 
 
-def test_accelerate_takes_up_fsdp_under_multi_gpu():
+def test_accelerate_reads_the_fsdp_plugin_under_multi_gpu():
     from accelerate.state import AcceleratorState, PartialState
 
     source = inspect.getsource(AcceleratorState.__init__)
@@ -145,7 +145,7 @@ def test_the_embeddings_are_hidden_while_a_model_is_prepared(bert):
     assert bert.get_input_embeddings() is bert.embeddings.word_embeddings
 
 
-def test_the_plugins_have_what_is_set_in_them():
+def test_the_plugins_have_the_attributes_that_are_set():
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 
@@ -183,7 +183,7 @@ def test_a_model_on_the_meta_device_is_saved_without_deepspeed(tmp_path):
     assert "unwrap_model(self)" in inspect.getsource(hf.PreTrainedModel.save_pretrained)
 
 
-def test_a_configuration_knows_its_commit_and_its_attention(bert):
+def test_a_configuration_has_a_commit_and_an_attention_kernel(bert):
     assert compat.commit_hash(bert.config) == ""
     bert.config._commit_hash = "abc"
     assert compat.commit_hash(bert.config) == "abc"
@@ -194,7 +194,7 @@ def test_a_configuration_knows_its_commit_and_its_attention(bert):
     assert config._attn_implementation is None
 
 
-def test_a_file_that_a_checkpoint_lacks_is_none(tmp_path):
+def test_a_missing_file_of_a_checkpoint_is_none(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert compat.cached_checkpoint_file(str(tmp_path), "other", "main") is None
     file = compat.cached_checkpoint_file(str(tmp_path), "config.json", "main")
@@ -230,7 +230,7 @@ def test_the_libraries_go_offline(monkeypatch):
 # mlflow
 
 
-def test_mlflow_creates_its_tables_once_and_in_silence(tmp_path):
+def test_mlflow_creates_its_tables_once_and_silently(tmp_path):
     from mlflow import MlflowClient
     from mlflow.store.db import utils
 
@@ -316,7 +316,7 @@ def test_deepspeed_builds_no_operators():
     assert run(code, DS_ACCELERATOR="cpu") == "{}"
 
 
-def test_the_loss_scaler_of_deepspeed_is_its_attributes():
+def test_the_attributes_of_deepspeeds_loss_scaler_are_live():
     loss_scaler = pytest.importorskip("deepspeed.runtime.fp16.loss_scaler")
 
     scaler = loss_scaler.DynamicLossScaler(

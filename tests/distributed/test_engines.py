@@ -22,8 +22,8 @@ from test_threshold import dense_reference, ones
 from torch import nn
 
 from lth_scale.distributed.fsdp2 import layer_classes
-from lth_scale.pruning import structured
-from lth_scale.pruning.digests import base_digest
+from lth_scale.pruning.patterns import PruningStep
+from lth_scale.pruning.prunable_set import base_digest
 from lth_scale.pruning.registries import parse_pattern
 
 # ranks are forks of one process that has imported the slow libraries
@@ -224,7 +224,7 @@ def test_a_pattern_equals_that_of_one_process(case, world, results, plain):
     for pattern in ("2:4", "block:4x1"):
         keep = ones(plain["theta"])
         for sparsity in (0.3, 0.5):
-            structured.prune(plain["theta"], keep, sparsity, "global", parse_pattern(pattern))
+            parse_pattern(pattern).prune(PruningStep(plain["theta"], keep, sparsity))
             assert all(torch.equal(masks[pattern, sparsity][name], keep[name]) for name in keep)
 
 

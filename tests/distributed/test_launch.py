@@ -93,7 +93,7 @@ def test_two_ranks_find_the_ticket_of_one_once_and_refuse_other_flags(one_shot, 
     assert stamps(tmp_path) == before
 
 
-def test_zero1_is_zero2_but_for_its_stage():
+def test_zero1_differs_from_zero2_only_in_its_stage():
     """So that one of them is launched below; test_engines.py trains both."""
     paths = [path for path in CONFIGS if path.stem in ("zero1", "zero2")]
     one, two = (yaml.safe_load(path.read_text()) for path in paths)
@@ -118,7 +118,7 @@ def test_fp16_is_refused_if_the_cpu_has_none(tmp_path):
     assert "fp16 is not supported" in done.stderr and not (tmp_path / "out").exists()
 
 
-def test_processes_that_do_not_know_each_other_are_refused(tmp_path):
+def test_unconnected_processes_are_refused(tmp_path):
     """`--multi_gpu` without ACCELERATE_USE_CPU gives two ranks 0 of 1 if there is no GPU."""
     import torch
 

@@ -43,7 +43,7 @@ def test_the_gpus_of_all_ranks_are_read_by_index(monkeypatch):
     assert metrics[f"{HOST}/gpu_1_utilization_percentage"] == 10
 
 
-def test_without_nvml_the_memory_of_the_own_gpu_is_left(monkeypatch):
+def test_without_nvml_only_the_memory_of_this_gpu_is_reported(monkeypatch):
     def fail(index: int) -> int:
         raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
 

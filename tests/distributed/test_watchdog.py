@@ -12,7 +12,7 @@ import pytest
 
 from lth_scale.config.errors import AGAIN
 from lth_scale.config.resolution import resolve
-from lth_scale.distributed.signals import STOP
+from lth_scale.distributed.watchdog import STOP
 
 
 class Launch:
@@ -153,8 +153,8 @@ def test_a_killed_or_terminated_launcher_leaves_a_checkpoint(flags, expected, tm
 
 MEETING = """
 import os, signal
-from lth_scale.distributed.ranks import Ranks
-from lth_scale.distributed.signals import SignalHandler
+from lth_scale.distributed.pieces import Ranks
+from lth_scale.distributed.watchdog import SignalHandler
 
 class Meeting:  # ranks of which one receives SIGTERM meanwhile
     def max(self, request):

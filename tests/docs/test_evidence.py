@@ -116,7 +116,7 @@ def test_a_file_that_save_did_not_write_is_not_overwritten(tmp_path, text):
     run, file = part(tmp_path / "a", (1,)), tmp_path / "mine.json"
     file.write_text(text)
     with pytest.raises(
-        BadInput, match=r"mine\.json: exists and was not written by --save; specify another file or"
+        BadInput, match=r"mine\.json: exists and was not written by --save; use another file or"
     ):
         saved.save(run, file)
     assert file.read_text() == text

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lth_scale.science.costs import steps_of
 from lth_scale.science.paper import paper
 from lth_scale.science.plans import build_plan
+from lth_scale.science.runner import steps_of
 from lth_scale.science.study_file import load_study
 
 ROOT = Path(__file__).parents[2]

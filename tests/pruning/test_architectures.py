@@ -34,11 +34,13 @@ GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40}
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"scope": "layerwise"}, {"score": "movement"}, {"control": "one_shot"}]
+    "flags", [{}, {"scope": "layerwise"}, {"score": "movement"}, {"control": "one_shot"}]
 )
-def test_a_search_prunes_the_conv1d_of_gpt2(how, saved, search):
+def test_a_search_prunes_the_conv1d_of_gpt2(flags, saved, search):
     model = saved(hf.GPT2ForSequenceClassification, hf.GPT2Config, **GPT2)
-    out = search(model_name_or_path=model, max_steps=1, target_sparsity=0.5, prune_rate=0.25, **how)
+    out = search(
+        model_name_or_path=model, max_steps=1, target_sparsity=0.5, prune_rate=0.25, **flags
+    )
     ticket = Ticket.load(out / "ticket.safetensors")
     weights = prunable(
         hf.AutoModelForSequenceClassification.from_pretrained(out / "rounds/02/model")
@@ -82,9 +84,7 @@ def test_patterns_of_a_conv1d_go_along_its_inputs(pattern, control, saved, searc
         assert set(tiles.reshape(-1, 4).sum(1).tolist()) <= ({2} if pattern == "2:4" else {0, 4})
 
 
-def test_a_wide_convolution_is_refused_and_then_left_dense_by_the_users_word(
-    saved, search, transfer, tmp_path
-):
+def test_a_wide_convolution_is_refused_unless_it_is_ignored(saved, search, transfer, tmp_path):
     model = saved(
         hf.DebertaV2ForSequenceClassification, hf.DebertaV2Config, **ROOM, conv_kernel_size=3
     )
@@ -110,7 +110,7 @@ def test_a_wide_convolution_is_refused_and_then_left_dense_by_the_users_word(
         transfer(**flags, ticket=out, ignore=["conv", "output"], output_dir=tmp_path / "other")
 
 
-def test_a_matrix_that_is_ignored_stays_as_it_was_trained(tiny_bert, search, transfer, tmp_path):
+def test_an_ignored_matrix_stays_dense(tiny_bert, search, transfer, tmp_path):
     out = search(ignore=["query"], max_steps=1)
     ticket = Ticket.load(out / "ticket.safetensors")
     assert len(ticket.masks) == 10 and not any("query" in name for name in ticket.masks)
@@ -118,14 +118,14 @@ def test_a_matrix_that_is_ignored_stays_as_it_was_trained(tiny_bert, search, tra
     assert all(weight.all() for name, weight in prunable(model).items() if name not in ticket.masks)
     assert Ticket.load(out / "ticket.safetensors").apply(model) is model
     for control in ("one_shot", "random_mask"):
-        there = transfer(
+        moved = transfer(
             ignore=["query"],
             max_steps=1,
             control=control,
             target_sparsity=0.5,
             output_dir=tmp_path / control,
         )
-        assert json.loads((there / "results.json").read_text())[0]["pruned"] == round(
+        assert json.loads((moved / "results.json").read_text())[0]["pruned"] == round(
             0.5 * (ticket.prunable)
         )
 

@@ -1,4 +1,4 @@
-"""controls.py: each control does what it says, and the same again with the same seed."""
+"""Each control does what it says, and the same again with the same seed."""
 
 from dataclasses import replace
 
@@ -42,12 +42,21 @@ def subnetwork() -> Subnetwork:
     return Subnetwork(weights, masks, {name: f"bert.{name}" for name in masks}, model)
 
 
+def unpruned(model, prefix: str = "bert.") -> Subnetwork:
+    """The model as a subnetwork that keeps all weights."""
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    masks = {
+        name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in prunable(model).items()
+    }
+    return Subnetwork(weights, masks, {name: f"{prefix}{name}" for name in masks}, model)
+
+
 def equal(first: dict, second: dict) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("control", CONTROLS)
-def test_a_control_repeats_with_its_seed_and_leaves_what_it_was_given(control, subnetwork):
+def test_a_control_is_deterministic_and_does_not_modify_its_input(control, subnetwork):
     weights = {name: weight.clone() for name, weight in subnetwork.weights.items()}
     masks = {name: mask.clone() for name, mask in subnetwork.masks.items()}
     first, again, other = (CONTROLS[control].make(subnetwork, seed) for seed in (1, 1, 2))
@@ -59,16 +68,16 @@ def test_a_control_repeats_with_its_seed_and_leaves_what_it_was_given(control, s
 
 
 @pytest.mark.parametrize("control", ["random_mask", "random_layerwise", "one_shot"])
-def test_another_mask_has_the_exact_count_and_the_weights_stay(control, subnetwork):
-    made = CONTROLS[control].make(subnetwork, 3)
-    assert pruned(made.masks.values()) == pruned(subnetwork.masks.values())
-    assert equal(made.weights, subnetwork.weights) and not equal(made.masks, subnetwork.masks)
+def test_a_control_of_the_mask_keeps_the_exact_count_and_the_weights(control, subnetwork):
+    result = CONTROLS[control].make(subnetwork, 3)
+    assert pruned(result.masks.values()) == pruned(subnetwork.masks.values())
+    assert equal(result.weights, subnetwork.weights) and not equal(result.masks, subnetwork.masks)
 
 
-def test_a_layerwise_random_mask_has_the_count_of_every_matrix(subnetwork):
-    made = CONTROLS["random_layerwise"].make(subnetwork, 3)
+def test_a_layerwise_random_mask_keeps_the_count_of_each_matrix(subnetwork):
+    result = CONTROLS["random_layerwise"].make(subnetwork, 3)
     assert all(
-        pruned([made.masks[name]]) == pruned([mask]) for name, mask in subnetwork.masks.items()
+        pruned([result.masks[name]]) == pruned([mask]) for name, mask in subnetwork.masks.items()
     )
     spread = CONTROLS["random_mask"].make(subnetwork, 3)
     shares = [pruned([mask]) / mask.numel() for mask in spread.masks.values()]
@@ -76,13 +85,17 @@ def test_a_layerwise_random_mask_has_the_count_of_every_matrix(subnetwork):
 
 
 def test_one_shot_prunes_the_smallest_of_theta_zero(subnetwork):
-    made = CONTROLS["one_shot"].make(subnetwork, 3)
-    kept = torch.cat([subnetwork.matrix(name)[mask].abs() for name, mask in made.masks.items()])
-    gone = torch.cat([subnetwork.matrix(name)[~mask].abs() for name, mask in made.masks.items()])
-    assert gone.max() <= kept.min()
+    result = CONTROLS["one_shot"].make(subnetwork, 3)
+    kept_weights = torch.cat(
+        [subnetwork.matrix(name)[mask].abs() for name, mask in result.masks.items()]
+    )
+    pruned_weights = torch.cat(
+        [subnetwork.matrix(name)[~mask].abs() for name, mask in result.masks.items()]
+    )
+    assert pruned_weights.max() <= kept_weights.min()
 
 
-def test_one_shot_prunes_each_matrix_alike_where_the_ticket_s_search_did(subnetwork):
+def test_one_shot_uses_the_scope_of_the_tickets_search(subnetwork):
     small = {
         name: weight * (1e-3 if "pooler" in name else 1)
         for name, weight in subnetwork.weights.items()
@@ -103,14 +116,14 @@ def test_one_shot_prunes_each_matrix_alike_where_the_ticket_s_search_did(subnetw
         )
 
 
-def test_reinit_is_what_the_models_own_initializer_draws(subnetwork):
-    made = CONTROLS["reinit"].make(subnetwork, 3)
-    assert equal(made.masks, subnetwork.masks)
+def test_reinit_draws_from_the_models_own_initializer(subnetwork):
+    result = CONTROLS["reinit"].make(subnetwork, 3)
+    assert equal(result.masks, subnetwork.masks)
     drawn = torch.cat(
-        [weight.flatten() for name, weight in made.weights.items() if weight.ndim == 2]
+        [weight.flatten() for name, weight in result.weights.items() if weight.ndim == 2]
     )
     assert float(drawn.std()) == pytest.approx(subnetwork.model.config.initializer_range, rel=0.05)
-    for name, weight in made.weights.items():
+    for name, weight in result.weights.items():
         assert not torch.equal(
             weight, subnetwork.weights[name]
         )  # embeddings, head, LayerNorm and biases too
@@ -121,7 +134,7 @@ def test_reinit_is_what_the_models_own_initializer_draws(subnetwork):
 
 
 def test_shuffled_layers_move_as_a_whole_and_nothing_else_moves(subnetwork):
-    made = CONTROLS["shuffle_layers"].make(subnetwork, 3)
+    result = CONTROLS["shuffle_layers"].make(subnetwork, 3)
     moved = {}
     for layer in range(4):
         kinds = [
@@ -134,7 +147,7 @@ def test_shuffled_layers_move_as_a_whole_and_nothing_else_moves(subnetwork):
             for kind in kinds
             for source in range(4)
             if torch.equal(
-                made.matrix(f"encoder.layer.{layer}.{kind}"),
+                result.matrix(f"encoder.layer.{layer}.{kind}"),
                 subnetwork.matrix(f"encoder.layer.{source}.{kind}"),
             )
         }
@@ -143,7 +156,7 @@ def test_shuffled_layers_move_as_a_whole_and_nothing_else_moves(subnetwork):
     assert sorted(moved.values()) == [0, 1, 2, 3] and moved != {i: i for i in range(4)}
     inside = {subnetwork.names[name] for name in subnetwork.masks if ".layer." in name}
     assert all(
-        torch.equal(made.weights[name], w)
+        torch.equal(result.weights[name], w)
         for name, w in subnetwork.weights.items()
         if name not in inside
     )
@@ -151,34 +164,24 @@ def test_shuffled_layers_move_as_a_whole_and_nothing_else_moves(subnetwork):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_shuffled_layers_are_never_in_their_old_order(seed):
-    model = network(layers=2)
-    weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    masks = {
-        name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in prunable(model).items()
-    }
-    subnetwork = Subnetwork(weights, masks, {name: f"bert.{name}" for name in masks}, model)
-    made = CONTROLS["shuffle_layers"].make(subnetwork, seed)
+    subnetwork = unpruned(network(layers=2))
+    result = CONTROLS["shuffle_layers"].make(subnetwork, seed)
     name = "encoder.layer.{}.output.dense.weight"
-    assert torch.equal(made.matrix(name.format(0)), subnetwork.matrix(name.format(1)))
+    assert torch.equal(result.matrix(name.format(0)), subnetwork.matrix(name.format(1)))
 
 
 def test_one_layer_cannot_be_shuffled():
-    model = network(layers=1)
-    weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    masks = {
-        name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in prunable(model).items()
-    }
-    subnetwork = Subnetwork(weights, masks, {name: f"bert.{name}" for name in masks}, model)
+    subnetwork = unpruned(network(layers=1))
     with pytest.raises(ValueError, match="--control shuffle_layers"):
         CONTROLS["shuffle_layers"].make(subnetwork, 1)
 
 
 def test_weights_shuffled_within_a_matrix_are_the_same_multiset(subnetwork):
-    made = CONTROLS["shuffle_within"].make(subnetwork, 3)
+    result = CONTROLS["shuffle_within"].make(subnetwork, 3)
     inside = {subnetwork.names[name] for name in subnetwork.masks}
     for name, weight in subnetwork.weights.items():
-        assert torch.equal(made.weights[name].flatten().sort()[0], weight.flatten().sort()[0])
-        assert torch.equal(made.weights[name], weight) == (name not in inside)
+        assert torch.equal(result.weights[name].flatten().sort()[0], weight.flatten().sort()[0])
+        assert torch.equal(result.weights[name], weight) == (name not in inside)
 
 
 @pytest.mark.parametrize("family", ["RobertaModel", "DistilBertModel"])
@@ -194,9 +197,6 @@ def test_layers_are_found_in_other_families(family):
             "intermediate_size": 12,
         }
     model = getattr(hf, family)(getattr(hf, family.replace("Model", "Config"))(**sizes))
-    weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    masks = {
-        name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in prunable(model).items()
-    }
-    subnetwork = Subnetwork(weights, masks, {name: name for name in masks}, model)
-    assert not equal(CONTROLS["shuffle_layers"].make(subnetwork, 1).weights, weights)
+    subnetwork = unpruned(model, prefix="")
+    result = CONTROLS["shuffle_layers"].make(subnetwork, 1)
+    assert not equal(result.weights, subnetwork.weights)

@@ -1,4 +1,4 @@
-"""early_bird.py: training for a mask ends when the mask stands still."""
+"""Early-bird stopping: training ends once its mask has converged."""
 
 import json
 
@@ -13,14 +13,14 @@ def mask(*pruned: int) -> dict:
     return {"w": keep}
 
 
-def test_the_distance_counts_what_is_newly_pruned_alone():
+def test_the_distance_counts_only_newly_pruned_weights():
     bird = EarlyBird(mask(0, 1, 2, 3))
     bird.update(mask(0, 1, 2, 3, 10, 11), 1)
     bird.update(mask(0, 1, 2, 3, 11, 12), 2)  # 10 and 12 differ, of 10, 11, 12
     assert [*bird.distances] == [2 / 3]
 
 
-def test_it_settles_after_as_many_still_masks_as_it_waits_for():
+def test_it_converges_after_patience_unchanged_masks():
     bird = EarlyBird(mask())
     converged = [bird.update(mask(i, 20, 21), i) for i in range(3)]
     converged += [bird.update(mask(5, 20, 21), 9) for _ in range(PATIENCE + 1)]

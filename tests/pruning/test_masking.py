@@ -1,4 +1,4 @@
-"""masking.py: pruned weights and their moments are exactly zero after every step."""
+"""Pruned weights and their moments are exactly zero after every step."""
 
 import pytest
 import torch
@@ -86,14 +86,14 @@ def test_a_pruned_weight_is_positive_zero():
     assert layer.weight.tolist() == [[0.0, 0.0, 2.0]] and not torch.signbit(layer.weight).any()
 
 
-def test_a_weight_that_slipped_is_noticed():
+def test_a_nonzero_pruned_weight_is_detected():
     layer, masks = masked_layer()
     with torch.no_grad():
         layer.weight.view(-1)[~masks["w"]] += 1e-30
     assert not masking.is_held(pieces(layer), masks)
 
 
-def test_a_moment_that_slipped_is_noticed():
+def test_a_nonzero_moment_of_a_pruned_weight_is_detected():
     layer, masks = masked_layer()
     optimizer = OPTIMIZERS["adamw"](layer.parameters())
     layer(torch.randn(5, 12)).sum().backward()
@@ -102,7 +102,7 @@ def test_a_moment_that_slipped_is_noticed():
     assert not masking.is_held(pieces(layer, optimizer), masks)
 
 
-def test_a_missing_gradient_is_left_missing():
+def test_a_missing_gradient_stays_none():
     layer, masks = masked_layer()
     masking.mask_gradients(pieces(layer), masks)
     assert layer.weight.grad is None

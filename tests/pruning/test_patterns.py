@@ -1,15 +1,24 @@
-"""structured.py: N:M and block masks, by hand and by their definition."""
+"""Patterns and scores: N:M and block masks, and movement, by hand and by their definition."""
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from lth_scale import Ticket
 from lth_scale.config.errors import BadInput
+from lth_scale.distributed.ddp import replicated
 from lth_scale.pruning import structured
+from lth_scale.pruning.patterns import PruningStep
 from lth_scale.pruning.registries import SCORES, check_pattern, parse_pattern
 
 
 def keep_all(weights: dict) -> dict:
     return {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
+
+
+def prune(weights: dict, keep: dict, sparsity: float, pattern: str, **options) -> float:
+    return parse_pattern(pattern).prune(PruningStep(weights, keep, sparsity, **options))
 
 
 def random_weights() -> dict:
@@ -23,16 +32,14 @@ def random_weights() -> dict:
 def test_two_of_four_are_the_two_largest_of_each_four():
     weights = {"w": torch.tensor([[1.0, -4.0, 3.0, 2.0, 0.1, 0.2, -0.4, 0.3]])}
     keep = keep_all(weights)
-    assert structured.prune(weights, keep, 0.5, "global", parse_pattern("2:4")) == 2.0
+    assert prune(weights, keep, 0.5, "2:4") == 2.0
     assert keep["w"].tolist() == [[False, True, True, False, False, False, True, True]]
 
 
-def test_before_the_pattern_is_reached_the_smallest_that_it_will_prune_go_first():
+def test_below_the_patterns_sparsity_the_smallest_weights_that_it_will_prune_go_first():
     weights = {"w": torch.tensor([[1.0, -4.0, 3.0, 2.0, 0.1, 0.2, -0.4, 0.3]])}
     keep = keep_all(weights)
-    structured.prune(
-        weights, keep, 0.375, "global", parse_pattern("2:4")
-    )  # of 0.3 and 1.0, the pattern spares 0.3
+    prune(weights, keep, 0.375, "2:4")  # of 0.3 and 1.0, the pattern spares 0.3
     assert keep["w"].tolist() == [[False, True, True, True, False, False, True, True]]
 
 
@@ -40,44 +47,28 @@ def test_before_the_pattern_is_reached_the_smallest_that_it_will_prune_go_first(
 @pytest.mark.parametrize(
     ("pattern", "kept", "of"), [("2:4", 2, 4), ("1:4", 1, 4), ("3:4", 3, 4), ("1:2", 1, 2)]
 )
-def test_n_of_m_holds_in_every_group_on_the_way_counts_are_exact_and_masks_nested(
-    scope, pattern, kept, of
-):
+def test_n_of_m_has_exact_counts_and_nested_masks_at_every_sparsity(scope, pattern, kept, of):
     weights, share = random_weights(), 1 - kept / of
     keep, total = keep_all(weights), sum(weight.numel() for weight in weights.values())
     for sparsity in (0.1, share / 2, share, (1 + share) / 2):
-        if sparsity <= share / 2 and sparsity < 0.1:
-            continue
         before = {name: mask.clone() for name, mask in keep.items()}
-        structured.prune(weights, keep, sparsity, scope, parse_pattern(pattern))
+        prune(weights, keep, sparsity, pattern, scope=scope)
         assert all((before[name] >= mask).all() for name, mask in keep.items())
         assert sum(int((~mask).sum()) for mask in keep.values()) == round(sparsity * total)
-        left = torch.cat([mask.view(-1, of).sum(1) for mask in keep.values()])
+        remaining = torch.cat([mask.view(-1, of).sum(1) for mask in keep.values()])
         if sparsity <= share:
-            assert (left >= kept).all()
+            assert (remaining >= kept).all()
         if sparsity >= share:
-            assert (left <= kept).all()
+            assert (remaining <= kept).all()
         if sparsity == share:
-            assert (left == kept).all()
+            assert (remaining == kept).all()
 
 
-def test_a_block_is_worth_the_sum_of_its_magnitudes():
-    weights = {
-        "w": torch.tensor(
-            [
-                [1.0, 9.0],
-                [1.0, 0.0],
-                [1.0, 0.0],
-                [1.0, 0.0],
-                [2.0, 1.0],
-                [2.0, 1.0],
-                [2.0, 1.0],
-                [2.0, 0.9],
-            ]
-        )
-    }
+def test_the_score_of_a_block_is_the_sum_of_its_magnitudes():
+    left, right = [1.0] * 4 + [2.0] * 4, [9.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.9]
+    weights = {"w": torch.tensor([left, right]).T.contiguous()}
     keep = keep_all(weights)
-    assert structured.prune(weights, keep, 0.5, "global", parse_pattern("block:4x1")) == 4.0
+    assert prune(weights, keep, 0.5, "block:4x1") == 4.0
     assert keep["w"].tolist() == [[False, True]] * 4 + [[True, False]] * 4
 
 
@@ -85,12 +76,12 @@ def test_a_block_is_worth_the_sum_of_its_magnitudes():
 @pytest.mark.parametrize(
     ("pattern", "rows", "columns"), [("block:4x1", 4, 1), ("block:2x4", 2, 4), ("block:1x2", 1, 2)]
 )
-def test_blocks_are_constant_nested_and_exactly_as_many_as_asked(scope, pattern, rows, columns):
+def test_blocks_are_pruned_whole_with_exact_counts_and_nested_masks(scope, pattern, rows, columns):
     weights = random_weights()
     keep, total = keep_all(weights), sum(weight.numel() for weight in weights.values())
     for sparsity in (0.0, 0.3, 0.7, 1.0):
         before = {name: mask.clone() for name, mask in keep.items()}
-        structured.prune(weights, keep, sparsity, scope, parse_pattern(pattern))
+        prune(weights, keep, sparsity, pattern, scope=scope)
         assert all((before[name] >= mask).all() for name, mask in keep.items())
         for mask in keep.values():
             tiles = (
@@ -105,16 +96,14 @@ def test_blocks_are_constant_nested_and_exactly_as_many_as_asked(scope, pattern,
         )
 
 
-def test_under_movement_a_block_is_worth_its_sum_and_a_group_loses_what_moved_to_zero_most():
+def test_under_movement_blocks_and_groups_lose_the_weights_that_moved_most_towards_zero():
     moved = {"w": torch.tensor([[1.0, -5.0, 2.0, -1.0], [-3.0, 1.0, 0.5, 0.4]])}
     keep = keep_all(moved)
-    cut = structured.prune(
-        moved, keep, 0.5, "global", parse_pattern("block:2x1"), score=SCORES["movement"]
-    )
+    cut = prune(moved, keep, 0.5, "block:2x1", score=SCORES["movement"])
     assert keep["w"].tolist() == [[False, False, True, True]] * 2  # sums -2, -4, 2.5 and -0.6
     assert cut == pytest.approx(-2.0, rel=1e-6)
     keep = keep_all(moved)
-    structured.prune(moved, keep, 0.5, "global", parse_pattern("2:4"), score=SCORES["movement"])
+    prune(moved, keep, 0.5, "2:4", score=SCORES["movement"])
     assert keep["w"].tolist() == [[True, False, True, False], [False, True, True, False]]
 
 
@@ -123,26 +112,21 @@ def test_a_nan_is_an_error_that_names_the_matrix(pattern):
     weights = random_weights()
     weights["w1"][2, 3] = float("nan")
     with pytest.raises(ValueError, match="w1: holds NaN or Inf"):
-        structured.prune(weights, keep_all(weights), 0.5, "global", parse_pattern(pattern))
+        prune(weights, keep_all(weights), 0.5, pattern)
 
 
 def test_a_pattern_that_does_not_divide_a_matrix_is_refused():
     shapes = {"fine": torch.Size([8, 8]), "odd": torch.Size([6, 8])}
     check_pattern("2:4", shapes)
-    with pytest.raises(
-        BadInput, match=r"--pattern block:4x1: does not divide odd of shape \(6, 8\)"
-    ):
+    message = r"--pattern block:4x1: does not divide odd of shape \(6, 8\)"
+    with pytest.raises(BadInput, match=message):
         check_pattern("block:4x1", shapes)
 
 
 @pytest.mark.parametrize(("pattern", "sparsity"), [("2:4", 0.5), ("block:4x1", 0.4)])
-def test_a_search_under_a_pattern_ends_with_it(pattern, sparsity, search):
-    from lth_scale import Ticket
-
-    asked = {} if pattern == "2:4" else {"target_sparsity": sparsity}
-    out = search(
-        pattern=pattern, prune_rate=0.25, max_steps=1, **({"target_sparsity": None} | asked)
-    )
+def test_the_last_ticket_of_a_search_has_its_pattern(pattern, sparsity, search):
+    target = None if pattern == "2:4" else sparsity
+    out = search(pattern=pattern, prune_rate=0.25, max_steps=1, target_sparsity=target)
     ticket = Ticket.load(out / "ticket.safetensors")
     assert ticket.sparsity == pytest.approx(sparsity, abs=0.002)
     for mask in ticket.masks.values():
@@ -155,7 +139,7 @@ def test_a_search_under_a_pattern_ends_with_it(pattern, sparsity, search):
         assert set(tiles.sum(1).tolist()) <= counts
 
 
-def test_a_pattern_goes_on_from_a_ticket_of_its_own_kind_alone(search, tmp_path):
+def test_a_search_under_a_pattern_starts_only_from_a_ticket_of_that_pattern(search, tmp_path):
     plain = search(output_dir=tmp_path / "plain", max_steps=1, target_sparsity=0.2)
     with pytest.raises(BadInput, match="--pattern 2:4: the ticket"):
         search(output_dir=tmp_path / "o", pattern="2:4", ticket=plain, target_sparsity=0.5)
@@ -163,6 +147,50 @@ def test_a_pattern_goes_on_from_a_ticket_of_its_own_kind_alone(search, tmp_path)
     more = search(
         output_dir=tmp_path / "more", max_steps=1, pattern="2:4", ticket=half, target_sparsity=0.6
     )
-    from lth_scale import Ticket
-
     assert Ticket.load(more / "ticket.safetensors").sparsity == pytest.approx(0.6, abs=1e-3)
+
+
+def test_movement_is_minus_rate_times_gradient_times_weight_summed_over_steps():
+    weight = torch.nn.Parameter(torch.tensor([[2.0, -1.0, 3.0, 0.0]]))
+    pieces = {"w": replicated(weight, torch.optim.SGD([weight]))}
+    moved = {"w": torch.zeros(4)}
+    for gradient in ([1.0, 1.0, 0.0, 5.0], [-0.5, 1.0, 1.0, 5.0]):
+        weight.grad = torch.tensor([gradient])
+        structured.accumulate(moved, pieces, 0.1)
+    # 2: pulled to zero by 0.1·(−2 + 1); −1: away from it by 0.1·(1 + 1); 3: towards it by 0.3
+    assert torch.allclose(moved["w"], torch.tensor([-0.1, 0.2, -0.3, 0.0]))
+
+
+@given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=2, max_size=40))
+def test_magnitudes_sort_as_the_scores_do(numbers):
+    score = torch.tensor(numbers, dtype=torch.float32)
+    magnitude = structured.to_magnitude(score)
+    assert (magnitude > 0).all() and magnitude.isfinite().all()
+    order = score.argsort(stable=True)
+    assert (magnitude[order].diff() >= 0).all()
+    for before, after in zip(score.tolist(), magnitude.tolist(), strict=True):
+        assert structured.from_magnitude(after) == pytest.approx(before, rel=2**-22, abs=1e-44)
+
+
+def test_nan_and_infinite_scores_become_nan_and_a_threshold_of_zero_stays_zero():
+    assert structured.to_magnitude(torch.tensor([torch.nan, torch.inf, -torch.inf])).isnan().all()
+    assert structured.from_magnitude(0.0) == 0.0
+
+
+def test_a_search_by_movement_prunes_the_weights_that_moved_most_towards_zero(search, monkeypatch):
+    seen = []
+    accumulate = structured.accumulate
+
+    def watch(totals, pieces, rate):
+        accumulate(totals, pieces, rate)
+        seen.append({name: score.clone() for name, score in totals.items()})
+
+    monkeypatch.setattr(structured, "accumulate", watch)
+    out = search(score="movement", target_sparsity=0.3, prune_rate=0.15)
+    for k in (1, 2):
+        before, after = (
+            Ticket.load(out / f"rounds/0{j}/ticket.safetensors").masks for j in (k - 1, k)
+        )
+        total = torch.cat([seen[4 * k - 1][name][before[name].view(-1)] for name in before])
+        newly = torch.cat([(before[name] & ~after[name])[before[name]] for name in before])
+        assert total[newly].max() <= total[~newly].min()

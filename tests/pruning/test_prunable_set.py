@@ -1,4 +1,4 @@
-"""prunable.py: the prunable set by structure, for every family of encoders we name."""
+"""The prunable set by structure, for every family of encoders that the docs name."""
 
 import pytest
 import torch
@@ -63,11 +63,14 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_the_set_is_every_linear_of_the_layers_and_nothing_else(family):
+def test_the_prunable_set_is_every_linear_of_the_layers_and_nothing_else(family):
     model = hf.AutoModelForMaskedLM.from_config(CONFIGS[family])
-    found = prunable(model)
+    parameters = prunable(model)
     matrices, weights = EXPECTED[family]
-    assert (len(found), sum(w.numel() for w in found.values())) == (matrices * LAYERS, weights)
+    assert (len(parameters), sum(w.numel() for w in parameters.values())) == (
+        matrices * LAYERS,
+        weights,
+    )
     tied = {
         id(parameter)
         for parameter in (
@@ -76,10 +79,10 @@ def test_the_set_is_every_linear_of_the_layers_and_nothing_else(family):
         )
     }
     assert all(
-        w.ndim == 2 and id(w) not in tied and "embed" not in name for name, w in found.items()
+        w.ndim == 2 and id(w) not in tied and "embed" not in name for name, w in parameters.items()
     )
     order = [name for name, _ in model.base_model.named_parameters()]
-    assert list(found) == sorted(found, key=order.index)
+    assert list(parameters) == sorted(parameters, key=order.index)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -159,15 +162,18 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("family", OTHERS)
-def test_every_matrix_of_the_layers_counts_whatever_module_holds_it(family):
+def test_matrices_of_all_kinds_of_modules_are_prunable(family):
     config, kind, matrices, weights = OTHERS[family]
     model = kind(config)
     prunable_set.check(model, (), "--model_name_or_path x")
-    found = prunable(model)
-    assert (len(found), sum(weight.numel() for weight in found.values())) == (matrices, weights)
+    parameters = prunable(model)
+    assert (len(parameters), sum(weight.numel() for weight in parameters.values())) == (
+        matrices,
+        weights,
+    )
 
 
-def test_depthwise_filters_are_named_in_one_line_with_their_weights():
+def test_depthwise_filters_are_described_in_one_line():
     line = prunable_set.describe_dense(OTHERS["nystromformer"][1](OTHERS["nystromformer"][0]))
     kernel = OTHERS["nystromformer"][0].conv_kernel_size
     assert (
@@ -236,16 +242,16 @@ def bert_with(module: nn.Module, where: str = "extra") -> nn.Module:
         (nn.LSTM(4, 4), "extra.weight_ih_l0", "LSTM, 16×4"),
     ],
 )
-def test_what_is_no_matrix_is_refused_by_name_and_stays_dense_by_the_users_word(module, name, size):
+def test_a_weight_that_is_no_matrix_is_refused_by_name_unless_it_is_ignored(module, name, size):
     model, before = (
         bert_with(module),
         len(prunable(hf.BertForSequenceClassification(CONFIGS["bert"]))),
     )
     with pytest.raises(BadInput) as refusal:
         prunable_set.check(model, (), "--model_name_or_path x")
-    said = str(refusal.value)
-    assert f"encoder.layer.0.{name} (" in said and size in said and "\n" not in said
-    regex = said.split("--ignore '")[1].removesuffix("'")
+    message = str(refusal.value)
+    assert f"encoder.layer.0.{name} (" in message and size in message and "\n" not in message
+    regex = message.split("--ignore '")[1].removesuffix("'")
     prunable_set.check(
         model, (regex,), "--model_name_or_path x"
     )  # the remedy helps at once, and leaves nothing else out
@@ -253,7 +259,7 @@ def test_what_is_no_matrix_is_refused_by_name_and_stays_dense_by_the_users_word(
     assert len(prunable(model, (regex,))) == before + len(inside)
 
 
-def test_what_the_matrices_are_is_said_where_they_are_not_all_linear_layers():
+def test_matrices_that_are_not_all_linear_are_described():
     assert prunable_set.describe_kinds(hf.GPT2Model(GPT2)) == "matrices of the encoder: 8 of Conv1D"
     assert (
         prunable_set.describe_kinds(hf.SqueezeBertModel(SQUEEZE))
@@ -265,7 +271,7 @@ def test_what_the_matrices_are_is_said_where_they_are_not_all_linear_layers():
 @pytest.mark.parametrize(
     "module", [Normed2d(), nn.Conv1d(8, 8, 3, groups=8), nn.Conv1d(8, 8, 1, groups=8)]
 )
-def test_norms_embeddings_and_filters_of_one_channel_are_no_matrices(module):
+def test_norms_embeddings_and_depthwise_filters_are_not_matrices(module):
     model = bert_with(module)
     prunable_set.check(model, (), "--model_name_or_path x")
     assert (
@@ -329,7 +335,7 @@ def test_families_that_hold_other_weights_are_refused_until_these_are_ignored(co
         assert prunable(model, (regex,))
 
 
-def test_a_layer_that_says_embedding_is_a_layer_and_what_is_in_an_embedding_is_not():
+def test_a_layer_named_after_an_embedding_is_prunable_and_parts_of_an_embedding_are_not():
     model = bert_with(nn.Linear(HIDDEN, WIDE), "embedding_mixer")
     assert (
         sum("embedding_mixer" in name for name in prunable(model)) == 1
@@ -339,7 +345,7 @@ def test_a_layer_that_says_embedding_is_a_layer_and_what_is_in_an_embedding_is_n
     assert not any(name.startswith("embeddings.") for name in prunable(model))
 
 
-def test_a_fresh_pooler_and_what_is_ignored_are_left_out():
+def test_a_fresh_pooler_and_ignored_weights_are_left_out():
     model = hf.BertForSequenceClassification(CONFIGS["bert"])
     whole = prunable(model)
     assert whole.keys() - prunable(
@@ -355,7 +361,7 @@ def test_a_fresh_pooler_and_what_is_ignored_are_left_out():
         prunable_set.check(model, ["encoder"], "--model_name_or_path x")
 
 
-def test_what_a_ticket_left_out_is_kept_whole_and_anything_else_that_it_lacks_is_named():
+def test_weights_that_a_search_ignored_stay_dense_and_other_missing_masks_are_errors():
     model = hf.SqueezeBertForSequenceClassification(SQUEEZE)
     masks = {
         name: torch.zeros(weight.shape, dtype=torch.bool)
@@ -376,7 +382,7 @@ def test_what_a_ticket_left_out_is_kept_whole_and_anything_else_that_it_lacks_is
         old.apply(hf.BertModel(CONFIGS["bert"]))
 
 
-def test_a_conv1d_is_starved_by_its_outputs():
+def test_starved_matrices_of_a_conv1d_are_counted_by_its_outputs():
     model = hf.GPT2ForSequenceClassification(GPT2)
     masks = {
         name: torch.zeros(weight.shape, dtype=torch.bool)

@@ -1,6 +1,7 @@
-"""registries.py: a third party's score, schedule, pattern and control, through the real code."""
+"""Schedules, and a third party's score, schedule, pattern and control through the real code."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,7 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.registry import REGISTRIES
 from lth_scale.config.resolution import parse
 from lth_scale.pruning import registries, threshold
-from lth_scale.pruning.scores import ScoreFunctions
+from lth_scale.pruning.patterns import Score
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def third_party(monkeypatch) -> Iterator[None]:
     for kind in ("score", "schedule", "pattern", "control"):
         registry = REGISTRIES[kind]
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    largest_first = ScoreFunctions(
+    largest_first = Score(
         importance=lambda weights: -weights.abs(),
         to_magnitude=lambda weights: 1 / (1 + weights.abs()),
         from_magnitude=lambda magnitude: 1 / magnitude - 1 if magnitude else 0.0,
@@ -71,7 +72,7 @@ def masks_of(path) -> torch.Tensor:
     return torch.cat([mask.flatten() for mask in masks])
 
 
-def test_a_search_under_entries_of_a_third_party(third_party, search):
+def test_a_search_uses_the_entries_of_a_third_party(third_party, search):
     out = search(
         score="largest_first",
         schedule="halving",
@@ -106,14 +107,14 @@ def test_a_score_may_be_summed_over_training(third_party, search):
             steps.append(rate)
 
     steps = []
-    first = ScoreFunctions(importance=lambda totals: totals, accumulate=count_steps)
+    first = Score(importance=lambda totals: totals, accumulate=count_steps)
     registries.register_score("first_weights", first)
     out = search(score="first_weights", target_sparsity=0.5, schedule="one_shot", scope="layerwise")
     masks = Ticket.load(out / "ticket.safetensors").masks.values()
     assert steps and all(mask.flatten().long().diff().min() >= 0 for mask in masks)
 
 
-def test_a_pattern_prunes_and_its_facts_bind_the_flags(third_party, search, small):
+def test_a_pattern_prunes_and_constrains_the_flags(third_party, search, small):
     args = parse(small(pattern="half", target_sparsity=None))
     assert args.target_sparsity == 0.75
     with pytest.raises(BadInput, match=r"--target_sparsity 0\.3: --pattern half starts at 0\.5"):
@@ -129,3 +130,68 @@ def test_a_pattern_prunes_and_its_facts_bind_the_flags(third_party, search, smal
 def test_a_name_is_registered_once(third_party):
     with pytest.raises(ValueError, match="'halving' is registered already"):
         registries.register_schedule("halving", Halving())
+
+
+def test_linear_prunes_the_rate_of_the_original_weights_each_round():
+    assert registries.sparsities("linear", 0.9, 0.1) == [
+        0.0,
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+    ]
+
+
+def test_linear_ends_at_a_target_that_is_no_multiple_of_the_rate():
+    assert registries.sparsities("linear", 0.25, 0.1) == [0.0, 0.1, 0.2, 0.25]
+
+
+def test_geometric_prunes_the_rate_of_the_remaining_weights():
+    ladder = registries.sparsities("geometric", 0.5, 0.2)
+    assert ladder == pytest.approx([0, 0.2, 0.36, 0.488, 0.5])
+
+
+def test_one_shot_has_the_dense_round_and_one_more():
+    assert registries.sparsities("one_shot", 0.7, 0.1) == [0.0, 0.7]
+
+
+def test_cubic_prunes_most_at_first_and_ends_at_the_target():
+    ladder = registries.sparsities("cubic", 0.8, 0.2)
+    assert ladder == pytest.approx([0.0] + [0.8 * (1 - (1 - k / 4) ** 3) for k in (1, 2, 3, 4)])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "geometric", "one_shot", "cubic"])
+@pytest.mark.parametrize("start", [0.0, 0.35])
+def test_every_schedule_rises_from_the_start_to_the_target(schedule, start):
+    ladder = registries.sparsities(schedule, 0.83, 0.07, start)
+    assert ladder[0] == start and ladder[-1] == 0.83
+    assert ladder == sorted(set(ladder))
+
+
+def test_a_start_past_the_target_leaves_nothing_to_prune():
+    assert registries.sparsities("linear", 0.2, 0.1, start=0.5) == [0.5]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "geometric", "one_shot", "cubic"])
+@pytest.mark.parametrize("start", [0.0, 0.35])
+@pytest.mark.parametrize(
+    ("target", "rate"), [(0.9, 0.1), (0.83, 0.07), (0.36, 1e-3), (1 - 2**-53, 0.2), (0.9, 1.0)]
+)
+def test_the_count_of_rounds_is_close_to_their_number(schedule, start, target, rate):
+    rounds = len(registries.sparsities(schedule, target, rate, start)) - 1
+    assert (
+        rounds
+        <= math.ceil(registries.SCHEDULES[schedule].count(target, rate, start))
+        <= 1.1 * rounds + 1
+    )
+
+
+@pytest.mark.parametrize("schedule", ["linear", "geometric", "cubic"])
+def test_tiny_rates_give_huge_counts_of_rounds(schedule):
+    assert registries.SCHEDULES[schedule].count(0.9, 1e-9) > 1e8
+    assert registries.SCHEDULES[schedule].count(0.9, math.ulp(0)) == math.inf

@@ -1,4 +1,4 @@
-"""threshold.py: the exact smallest magnitudes, ties by (parameter order, flat index)."""
+"""The exact smallest magnitudes, ties by (parameter order, flat index)."""
 
 import numpy
 import pytest
@@ -35,7 +35,7 @@ def pruned(weights: dict, keep: dict, count: int, ranks=threshold.ALONE) -> tupl
 
 @st.composite
 def problems(draw, ranks: int = 1):
-    """(weights, how many are pruned, how many shall be, where matrices are cut into pieces)."""
+    """(weights, number pruned, number to prune, where ranks cut the matrices into pieces)."""
     shapes = draw(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 7)), min_size=1, max_size=4))
     element = st.one_of(
         st.sampled_from(LEVELS), st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -74,7 +74,7 @@ def test_equals_a_stable_sort_for_any_shapes_ties_zeros_denormals_and_amounts(sa
 
 @pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0])
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.999, 1.0])
-def test_equals_a_stable_sort_where_a_sample_is_only_a_part(spread, sparsity):
+def test_equals_a_stable_sort_if_only_a_part_of_the_weights_is_sampled(spread, sparsity):
     """600,000 weights, of which one in twenty is sampled. With a spread of 0 all of them tie."""
     torch.manual_seed(0)
     weights = {
@@ -131,7 +131,7 @@ def test_ties_go_by_parameter_order_then_flat_index():
     assert cut == 1.0
 
 
-def test_a_kept_zero_goes_after_what_is_pruned_already():
+def test_a_kept_zero_is_pruned_after_the_weights_that_are_pruned_already():
     weights = {"a": torch.tensor([[0.0, 0.0, 5.0]])}
     keep = {"a": torch.tensor([[True, False, True]])}
     masks, _ = pruned(weights, keep, 1)
@@ -146,7 +146,7 @@ def test_nan_and_inf_are_refused_by_name(bad):
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.37, 0.9, 1.0])
-def test_layerwise_counts_are_even_and_exact_in_all(sparsity):
+def test_layerwise_counts_are_even_and_their_total_exact(sparsity):
     torch.manual_seed(0)
     weights = {"a": torch.randn(7, 9), "b": torch.randn(11, 5) * 100, "c": torch.randn(3, 3)}
     masks = ones(weights)

@@ -1,4 +1,4 @@
-"""figures.py: what a picture says can be read."""
+"""figures.py: titles fit, text is literal, and settings of Matplotlib have no effect."""
 
 import math
 import os
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lth_scale.science import drawing, figures
+from lth_scale.science import figures
 
 NOTE = "the encoder inside the package, adapted to Wikipedia paragraphs for 1,500 steps; " * 2
 GRID = figures.Grid(
@@ -30,10 +30,10 @@ GRID = figures.Grid(
     ],
     ids=["heat map", "scores", "speed-ups"],
 )
-def test_a_long_title_stays_within_the_picture(draw, monkeypatch):
+def test_a_long_title_fits_into_the_figure(draw, monkeypatch):
     drawn = []
-    png = drawing.png
-    monkeypatch.setattr(drawing, "png", lambda figure: drawn.append(figure) or png(figure))
+    png = figures.png
+    monkeypatch.setattr(figures, "png", lambda figure: drawn.append(figure) or png(figure))
     draw(f"Transfer at 70 %\n{NOTE}")
     (figure,) = drawn
     box = figure._suptitle.get_window_extent()
@@ -52,7 +52,7 @@ assert os.environ.get("MPLBACKEND") == sys.argv[1]
 """
 
 
-def test_a_picture_depends_on_no_setting_of_matplotlib(tmp_path):
+def test_figures_ignore_the_settings_of_matplotlib(tmp_path):
     (tmp_path / "matplotlibrc").write_bytes(
         b"text.usetex: True\nfont.size: 40\nsavefig.dpi: 9\n\xff"
     )
@@ -74,13 +74,13 @@ def test_a_picture_depends_on_no_setting_of_matplotlib(tmp_path):
     )
 
 
-def test_a_picture_that_cannot_be_drawn_is_empty_and_that_is_said(monkeypatch, caplog):
+def test_a_failed_figure_is_empty_and_logs_a_warning(monkeypatch, caplog):
     monkeypatch.setattr(
-        drawing, "png", lambda figure: (_ for _ in ()).throw(RuntimeError("no\nfonts"))
+        figures, "png", lambda figure: (_ for _ in ()).throw(RuntimeError("no\nfonts"))
     )
     assert figures.sparsity_by_layer({"a.weight": 0.5}, "bars") == b""
     assert [record.getMessage() for record in caplog.records] == [
-        "a picture is left out: it cannot be drawn (no)"
+        "a figure is omitted because drawing it failed (no)"
     ]
 
 
@@ -95,5 +95,5 @@ DRAWN = [
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("draw", DRAWN, ids=["heat map", "scores", "speed-ups", "layers"])
 @pytest.mark.parametrize("text", [r"$\frac{$", "$a$ $^", r"\$5$", "a\x1bb"])
-def test_dollars_and_control_characters_are_shown_and_no_formula(draw, text):
+def test_dollars_and_control_characters_are_shown_literally(draw, text):
     assert draw(text)

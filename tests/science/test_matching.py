@@ -1,4 +1,4 @@
-"""matching.py: numbers against scipy, by hand, and against the paper's own tables."""
+"""matching.py, compared with SciPy, hand-computed values and the paper's tables."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_summary_and_its_text():
     assert str(matching.summary([])) == "missing"
 
 
-def test_welch_is_scipys_and_a_formula_by_hand():
+def test_welch_equals_scipy_and_the_formula():
     # means 82.333, 85; variances 7/3, 10/3; se² = 7/9 + 10/12; t = (82.333 + 1 − 85)/se
     se2 = 7 / 9 + 10 / 12
     t = (82 + 1 / 3 + 1 - 85) / math.sqrt(se2)
@@ -41,7 +41,7 @@ def test_welch_is_scipys_and_a_formula_by_hand():
     assert rules(SUB, FULL)["welch"].p == pytest.approx(expected)
 
 
-def test_paired_uses_the_common_seeds_only():
+def test_paired_uses_only_common_seeds():
     sub, full = {1: 80.0, 2: 81.0, 3: 83.0, 9: 0.0}, {3: 84.0, 2: 83.5, 1: 82.0, 8: 99.0}
     v = rules(sub, full, 0.5)["paired"]
     differences = [-2.0, -2.5, -1.0]
@@ -52,7 +52,7 @@ def test_paired_uses_the_common_seeds_only():
     assert "paired" not in rules(SUB, FULL)
 
 
-def test_a_clear_loss_fails_and_delta_forgives_it():
+def test_a_clear_loss_does_not_match_unless_delta_tolerates_it():
     sub, full = [80.0, 80.2, 80.4], [82.0, 82.1, 82.3]
     assert {v.matches for v in matching.verdicts(sub, full, 1.0)} == {False}
     assert rules(sub, full, 3.0)["welch"].matches is True
@@ -67,12 +67,16 @@ def test_a_clear_loss_fails_and_delta_forgives_it():
         (exactly(84.3, 0.6), exactly(85.0, 0.1), False, False, False),
     ],
 )
-def test_the_paper_s_rules(sub, full, strict, sd_full, sd_max):
-    told = rules(sub, full)
-    assert [told[rule].matches for rule in list(matching.RULES)[:3]] == [strict, sd_full, sd_max]
+def test_rules_of_the_paper(sub, full, strict, sd_full, sd_max):
+    verdict_of = rules(sub, full)
+    assert [verdict_of[rule].matches for rule in list(matching.RULES)[:3]] == [
+        strict,
+        sd_full,
+        sd_max,
+    ]
 
 
-def test_the_paper_s_own_table_needs_the_larger_sd():
+def test_table_2_of_the_paper_needs_the_larger_standard_deviation():
     table = paper.paper()["table2"]
     verdict = {}
     for task, mean in table["full_bert_mean"]["value"].items():
@@ -93,34 +97,34 @@ def test_the_paper_s_own_table_needs_the_larger_sd():
     ("sub", "full"),
     [([80.1], [80.2, 80.3]), ([], [80.2, 80.3]), ([80.1] * 3, [80.3] * 3), ({1: 80.1}, {1: 80.3})],
 )
-def test_what_cannot_be_told_is_not_guessed(sub, full):
+def test_tests_without_enough_seeds_or_variance_are_undecided(sub, full):
     for rule in ("welch", "paired"):
         if rule in rules(sub, full):
             assert rules(sub, full)[rule].matches is None and rules(sub, full)[rule].p is None
 
 
 def test_one_seed_has_no_standard_deviation():
-    told = rules({1: 80.0}, {1: 81.0})
-    assert told["strict"].matches is False
-    assert all(told[rule].matches is None for rule in list(matching.RULES)[1:])
+    verdict_of = rules({1: 80.0}, {1: 81.0})
+    assert verdict_of["strict"].matches is False
+    assert all(verdict_of[rule].matches is None for rule in list(matching.RULES)[1:])
 
 
-def test_equal_differences_have_no_spread_though_floats_say_otherwise():
+def test_differences_that_are_equal_up_to_rounding_have_no_variance():
     assert matching.paired([82.1, 83.1, 84.3], [82.6, 83.6, 84.8], 1.0) is None
 
 
-def test_a_tie_is_a_match_in_any_order_of_summing():
+def test_a_tie_matches_in_any_order_of_summation():
     assert rules([0.1, 0.2, 0.3], [0.3, 0.2, 0.1])["strict"].matches is True
 
 
-def test_holm_by_hand():
+def test_holm_equals_the_result_of_r():
     # R: p.adjust(c(.01, .04, .03, .005), "holm") is .03 .06 .06 .02
     assert matching.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert matching.holm([0.6, None, 0.9]) == [1.0, None, 1.0]
     assert matching.holm([None]) == [None] and matching.holm([]) == []
 
 
-def test_describe_never_gives_a_verdict_without_its_rule():
+def test_describe_names_the_rule_of_each_verdict():
     text = matching.describe(
         matching.verdicts({1: 81.0, 2: 82.0, 3: 84.0}, {1: 83.0, 2: 85.0, 3: 86.0}, 1.0)
     )
@@ -130,4 +134,4 @@ def test_describe_never_gives_a_verdict_without_its_rule():
     assert all("n = 3 and 3" in line for line in lines) and all(
         "δ = 1, p = " in line for line in lines[3:]
     )
-    assert "cannot be told" in matching.describe(matching.verdicts([1.0], [1.0, 2.0], 1.0))
+    assert "undecided" in matching.describe(matching.verdicts([1.0], [1.0, 2.0], 1.0))

@@ -1,4 +1,4 @@
-"""report.py as a command: what it logs, what it saves, and which page it writes."""
+"""`lth_scale.report`: the page, the MLflow run and the saved file."""
 
 import re
 
@@ -8,7 +8,7 @@ from markdown_it import MarkdownIt
 from test_results import Plan
 
 from lth_scale import report
-from lth_scale.config import listing
+from lth_scale.config import manifest
 
 
 @pytest.fixture
@@ -24,14 +24,14 @@ def main(monkeypatch, capsys):
     return go
 
 
-def test_the_report_is_one_run_in_the_store_of_the_jobs(tmp_path, main):
+def test_the_report_is_one_run_in_the_mlflow_store_of_the_jobs(tmp_path, main):
     from mlflow import MlflowClient
 
     plan = Plan(tmp_path, tasks=["sst2"], seeds=(1,))
     plan.search("sst2", 1)
     out = main(plan.write(), "--report_to", "none")
     assert "MLflow" not in out and str(tmp_path / "report/report.html") in out
-    assert "5 planned, 5 there, 0 missing" in out
+    assert "5 planned, 5 finished, 0 missing" in out
     store = f"sqlite:///{tmp_path / 'jobs/mlflow.db'}"
     for _ in range(2):
         assert f"logged to {store}" in main(tmp_path)
@@ -39,10 +39,10 @@ def test_the_report_is_one_run_in_the_store_of_the_jobs(tmp_path, main):
     (run,) = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
     assert run.info.run_name == "report · small" and run.info.status == "FINISHED"
     artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert artifacts == {path.name for path in (tmp_path / "report").iterdir()} - {listing.LISTING}
+    assert artifacts == {path.name for path in (tmp_path / "report").iterdir()} - {manifest.LISTING}
 
 
-def test_names_and_notes_are_shown_on_the_page_and_in_mlflow_and_make_nothing(tmp_path, main):
+def test_names_and_notes_are_escaped_on_the_page_and_in_mlflow(tmp_path, main):
     from mlflow import MlflowClient
 
     plan = Plan(
@@ -78,7 +78,7 @@ def test_names_and_notes_are_shown_on_the_page_and_in_mlflow_and_make_nothing(tm
     }
 
 
-def test_what_it_saves_is_a_page_s_numbers(tmp_path, main):
+def test_saved_numbers_fill_the_evidence_page(tmp_path, main):
     plan = Plan(tmp_path / "run", tasks=["sst2"], seeds=(1, 2))
     for seed in plan.seeds:
         plan.search("sst2", seed)

@@ -1,4 +1,4 @@
-"""The report on studies written here: numbers, missing trainings, dark cells, and its files."""
+"""The report on synthetic studies: scores, missing trainings, dark cells and files."""
 
 import json
 import re
@@ -8,10 +8,10 @@ import pandas
 import pytest
 import torch
 
-from lth_scale.config import listing
+from lth_scale.config import manifest
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import figures, paper, report, results, saved
-from lth_scale.science.sections import rewinding, table2, transfer
+from lth_scale.science.sections import scores, transfer
 from lth_scale.science.sections.masks import mask_facts
 
 TASKS = ["sst2", "mrpc", "wnli", "mlm"]
@@ -20,11 +20,9 @@ LOSS = {0.3: 0.0, 0.5: 0.002, 0.6: 0.004, 0.7: 0.05}
 
 
 def score(task, seed, sparsity, control="none", source=None, rewind="0"):
-    """A made-up fraction that tells every kind of cell from every other."""
+    """A synthetic score that differs between all conditions."""
     value = FULL[task] - LOSS.get(sparsity, 0.0) + 0.002 * (seed - 2) * (1 + TASKS.index(task))
-    value += (
-        0.01 * sparsity * (-0.1, 0.05, 0.05)[seed % 3]
-    )  # differences between seeds differ, their mean is 0
+    value += 0.01 * sparsity * (-0.1, 0.05, 0.05)[seed % 3]  # mean 0, but another one for each seed
     value -= {
         "none": 0.0,
         "random_mask": 0.2,
@@ -53,7 +51,7 @@ def write_json(path, value):
 
 
 def masks(task, seed, sparsity):
-    """Tickets of two layers and a pooler; query of layer 0 keeps everything."""
+    """Tickets of two layers and a pooler; the query of layer 0 is dense."""
     generator = torch.Generator().manual_seed(97 * TASKS.index(task) + seed)
     kinds = (
         "attention.self.query",
@@ -70,7 +68,7 @@ def masks(task, seed, sparsity):
 
 
 class Plan:
-    """Writes a study: jobs, cells, and the results of all jobs but those left out."""
+    """Writes a study: jobs, conditions, and the results of all jobs except missing ones."""
 
     def __init__(self, directory, note="", tasks=TASKS, seeds=(1, 2, 3)):
         self.directory, self.tasks, self.seeds = directory, tasks, seeds
@@ -126,10 +124,10 @@ class Plan:
         for seed in self.seeds:
             self.cell(name, task, seed, sparsity, control, source, rewind)
         kinds = {"sparsity": sparsity, "control": control, "source": source, "rewind": rewind}
-        there = [seed for seed in self.seeds if seed not in missing]
-        if there:
+        present = [seed for seed in self.seeds if seed not in missing]
+        if present:
             write_json(
-                place / "results.json", [{"seed": s, **row(task, seed=s, **kinds)} for s in there]
+                place / "results.json", [{"seed": s, **row(task, seed=s, **kinds)} for s in present]
             )
 
     def write(self):
@@ -139,7 +137,7 @@ class Plan:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Four tasks, three seeds, controls, transfer and rewinding; some of it missing."""
+    """Four tasks, three seeds, controls, transfers and rewinding; some trainings are missing."""
     plan = Plan(tmp_path_factory.mktemp("study"), note="a quick look: few examples & no finding")
     for task in TASKS:
         for seed in plan.seeds:
@@ -177,53 +175,53 @@ def tables(markdown):
     return found
 
 
-def test_the_table_holds_hand_computed_numbers(written):
+def test_table_2_has_the_expected_scores(written):
     rows = tables(written[0])["Scores"]
     ours = {row["task"]: row for row in rows if row["task"]}
     # mrpc at 50 %: full 0.85 ± 0.004; ticket 0.002 below, random mask another 0.2 below
-    assert ours["mrpc"]["full f(θ₀)"] == "85.0 ± 0.4 (n = 3)"
+    assert ours["mrpc"]["full network"] == "85.0 ± 0.4 (n = 3)"
     assert (
         ours["mrpc"]["f(m_IMP, θ₀)"] == "84.8 ± 0.4 (n = 3)" and ours["mrpc"]["sparsity"] == "50 %"
     )
     assert ours["mrpc"]["f(m_RP, θ₀)"] == "64.8 ± 0.4 (n = 3)"
-    shuffled = "f(m_IMP, θ₀″), layers shuffled, as the paper's code"
+    shuffled = "f(m_IMP, θ₀″), layers shuffled as in the paper's code"
     assert ours["mrpc"][shuffled] == "59.8 ± 0.4 (n = 3)"
     theirs = rows[rows.index(ours["mrpc"]) + 1]
-    assert theirs["full f(θ₀)"] == "85.2 ± 0.1 (n = 5)" and theirs["f(m_RP, θ₀)"] == "69.6"
+    assert theirs["full network"] == "85.2 ± 0.1 (n = 5)" and theirs["f(m_RP, θ₀)"] == "69.6"
     assert (
-        ours["wnli"]["sparsity"] == "70 % (the next lower compared)"
+        ours["wnli"]["sparsity"] == "70 % (next lower available)"
     )  # the paper's 90 % is not planned
 
 
-def test_table_2_is_at_a_sparsity_whose_controls_there_are(tmp_path):
+def test_table_2_uses_a_sparsity_that_has_controls(tmp_path):
     plan = Plan(tmp_path, tasks=["mrpc"], seeds=(1, 2))
     for seed in plan.seeds:
         plan.search("mrpc", seed)
     plan.transfer("mrpc", 0.6, "random_mask", "mrpc")  # the paper's is 50 %, which is in the grid
     report.write_report(results.load_results(plan.write()), tmp_path / "report", 1.0)
     (first, _) = tables((tmp_path / "report/report.md").read_text())["Scores"]
-    assert first["sparsity"] == "60 % (the lowest compared)" and "n = 2" in first["f(m_RP, θ₀)"]
+    assert first["sparsity"] == "60 % (lowest available)" and "n = 2" in first["f(m_RP, θ₀)"]
 
 
-def test_means_are_ordered_beside_the_paper_s(written):
-    order = {row["task"]: row for row in tables(written[0])["Order of the means"]}
-    assert order["sst2"]["here"] == "full > IMP > random_mask > shuffle_layers > reinit"
+def test_networks_are_ranked_beside_the_papers_ranking(written):
+    order = {row["task"]: row for row in tables(written[0])["Ranking by mean score"]}
+    assert order["sst2"]["ours"] == "full > IMP > random_mask > shuffle_layers > reinit"
     assert order["sst2"]["paper"] == "full > IMP > random_mask > shuffle_layers > reinit"
-    assert order["mrpc"]["here"] == "full > IMP > random_mask > shuffle_layers"  # reinit is missing
-    assert order["mlm"]["here"] == order["mlm"]["paper"] == "full > IMP"  # no such control at 70 %
+    assert order["mrpc"]["ours"] == "full > IMP > random_mask > shuffle_layers"  # reinit is missing
+    assert order["mlm"]["ours"] == order["mlm"]["paper"] == "full > IMP"  # no such control at 70 %
 
 
-def test_means_that_are_printed_alike_are_in_no_order():
-    assert table2.ranked({"full": 3.6, "IMP": 17.6, "random_mask": 0.0, "reinit": 0.0}) == (
+def test_means_with_equal_decimals_are_tied():
+    assert scores.ranked({"full": 3.6, "IMP": 17.6, "random_mask": 0.0, "reinit": 0.0}) == (
         "IMP > full > random_mask = reinit"
     )
     assert (
-        table2.ranked({"a": 68.41, "b": 68.44, "c": 68.36}) == "b = a = c"
-        and table2.ranked({}) == "missing"
+        scores.ranked({"a": 68.41, "b": 68.44, "c": 68.36}) == "b = a = c"
+        and scores.ranked({}) == "missing"
     )
 
 
-def test_every_score_stands_by_its_sparsity(written):
+def test_scores_are_listed_by_sparsity(written):
     rows = {(row["task"], row["network"]): row for row in tables(written[0])["Scores by sparsity"]}
     assert rows["mrpc", "IMP ticket"]["0 %"] == "85.0 ± 0.4 (n = 3)"
     assert rows["mrpc", "IMP ticket"]["50 %"] == "84.8 ± 0.4 (n = 3)"
@@ -235,7 +233,7 @@ def test_every_score_stands_by_its_sparsity(written):
 
 
 def test_controls_are_compared_with_the_ticket_of_their_sparsity(written):
-    rows = tables(written[0])["Is a control as good as the ticket?"]
+    rows = tables(written[0])["Controls compared with the ticket"]
     by = {(row["task"], row["sparsity"], row["control"]): row["difference"] for row in rows}
     assert (
         by["sst2", "50 %", "random mask"] == "−20.00"
@@ -244,32 +242,37 @@ def test_controls_are_compared_with_the_ticket_of_their_sparsity(written):
     assert by["mrpc", "50 %", "ticket on θ₀′ (re-initialised)"] == "missing"
 
 
-def test_missing_cells_are_shown(written):
+def test_missing_trainings_are_shown(written):
     found = tables(written[0])
     ours = {row["task"]: row for row in found["Scores"] if row["task"]}
     assert (
         ours["mrpc"]["f(m_IMP, θ₀′)"] == "missing" and ours["mrpc"]["θ₀ pruned in one shot"] == "—"
     )
-    assert ours["wnli"]["full f(θ₀)"] == "54.7 ± 0.4 (n = 2 of 3)"
-    trainings = {row["what"]: row for row in found["Trainings"]}
+    assert ours["wnli"]["full network"] == "54.7 ± 0.4 (n = 2 of 3)"
+    trainings = {row["network"]: row for row in found["Training runs"]}
     assert (trainings["full network"]["planned"], trainings["full network"]["missing"]) == (
         "12",
         "1",
     )
-    assert trainings["all"] == {"what": "all", "planned": "168", "there": "153", "missing": "15"}
+    assert trainings["total"] == {
+        "network": "total",
+        "planned": "168",
+        "finished": "153",
+        "missing": "15",
+    }
     assert re.search(r"48 planned, 5 not finished: .*search-wnli-0-seed3", written[0])
     assert "mrpc: missing: ticket on θ₀′ (re-initialised) 50 %." in written[0]
 
 
-def test_verdicts_name_rule_delta_p_and_n(written):
+def test_verdicts_state_rule_delta_p_and_n(written):
     told = {
-        row["task"]: row for row in tables(written[0])["Is the ticket matching the full network?"]
+        row["task"]: row for row in tables(written[0])["Tickets compared with the full network"]
     }
     assert (
         told["mrpc"]["strict"] == "does not match" and told["mrpc"]["within_sd_full"] == "matches"
     )
     assert re.fullmatch(
-        r"matches, p = 0\.\d{3}, Holm = 1\.000", told["mrpc"]["welch, δ = 1, Holm over 4"]
+        r"matches, p = 0\.\d{3}, Holm p = 1\.000", told["mrpc"]["welch, δ = 1, Holm over 4 tests"]
     )
     assert re.fullmatch(
         r"does not match, p (= 0\.0|< 0)\.?\d+, n = 3 pairs", told["mlm"]["paired, δ = 1"]
@@ -277,7 +280,7 @@ def test_verdicts_name_rule_delta_p_and_n(written):
     assert told["wnli"]["subnetwork"].endswith("(n = 2 of 3)")
 
 
-def test_the_highest_sparsity_by_each_rule(written):
+def test_the_highest_matching_sparsity_by_rule(written):
     (mrpc,) = (
         r
         for title, rows in tables(written[0]).items()
@@ -290,23 +293,19 @@ def test_the_highest_sparsity_by_each_rule(written):
     assert (mrpc["paper, Table 2 (within sd)"], mrpc["paper, Table 4 (strict)"]) == ("50 %", "40 %")
 
 
-def test_transfer_is_the_difference_of_means_and_dark_as_in_the_paper(written):
+def test_transfer_cells_are_differences_of_means_and_dark_as_in_the_paper(written):
     found = tables(written[0])
-    here = {row[""]: row for row in found["Transfer − full network, points"]}
+    here = {row[""]: row for row in found["Transfer minus full network, points"]}
     # 5 points of loss, 1 gained: above mrpc's own −5.00
     assert here["mlm"]["mrpc"] == "−4.00 ●"
     assert here["mrpc"]["mrpc"] == "−5.00" and here["sst2"]["mrpc"] == "−6.00"
-    assert (
-        here["mlm"]["sst2"] == "missing" and "n = 2 or 3 (each in the last section)" in written[0]
-    )
-    counts = {
-        row["source"]: row for row in found["Dark cells of each source, its own task not counted"]
-    }
-    assert counts["mlm"] == {"source": "mlm", "here": "2", "paper": "3"}
-    assert counts["θ₀ pruned"]["here"] == "0"
+    assert here["mlm"]["sst2"] == "missing" and "n = 2 or 3 (see All verdicts)" in written[0]
+    counts = {row["source"]: row for row in found["Dark cells by source, its own task excluded"]}
+    assert counts["mlm"] == {"source": "mlm", "ours": "2", "paper": "3"}
+    assert counts["θ₀ pruned"]["ours"] == "0"
 
 
-def test_dark_cells_of_the_whole_paper_agree_with_its_counts():
+def test_dark_cells_of_figure_2_agree_with_the_papers_counts():
     figure = paper.figure2()
     tasks = list(figure["mlm"]["value"])
     printed = {
@@ -322,15 +321,17 @@ def test_dark_cells_of_the_whole_paper_agree_with_its_counts():
 
 
 def test_rewinding_is_compared_with_theta_0(written):
-    rows = tables(written[0])["Is it as good as rewinding to θ₀?"]
-    by = {(row["task"], row["rewind"]): row for row in rows}
+    rows = tables(written[0])["Rewind points compared with θ₀"]
+    by = {(row["task"], row["rewind point"]): row for row in rows}
     assert by["sst2", "standard pruning"]["difference"] == "−3.00"
-    assert by["sst2", "standard pruning"]["welch, δ = 1, Holm over 7"].startswith("does not match")
-    assert by["wnli", "5 %"]["welch, δ = 1, Holm over 7"] == "cannot be told"
+    assert by["sst2", "standard pruning"]["welch, δ = 1, Holm over 7 tests"].startswith(
+        "does not match"
+    )
+    assert by["wnli", "5 %"]["welch, δ = 1, Holm over 7 tests"] == "undecided"
 
 
 def test_rewind_points_have_names():
-    assert [rewinding.point_name(r) for r in ("0", "0.05", "100", "none")] == [
+    assert [scores.point_name(r) for r in ("0", "0.05", "100", "none")] == [
         "θ₀",
         "5 %",
         "100 steps",
@@ -352,10 +353,10 @@ def test_results_csv_has_a_row_per_condition_and_metric(written, study):
     mrpc = table[(table.task == "mrpc") & (table.seed == 1) & (table.sparsity == 0)]
     assert [*mrpc.metric] == ["accuracy", "f1", "loss"] and [*mrpc.primary] == [True, False, False]
     assert table.primary.sum() == 168 and table[table.primary].value.isna().sum() == 15
-    assert "results.csv" in listing.listed(study / "report")
+    assert "results.csv" in manifest.listed(study / "report")
 
 
-def test_masks_by_layer_and_their_overlap(written):
+def test_sparsity_by_layer_and_overlap_of_masks(written):
     found = tables(written[0])
     expected = [
         1 - masks("sst2", seed, 0.7)["encoder.layer.1.attention.self.query.weight"].float().mean()
@@ -370,12 +371,12 @@ def test_masks_by_layer_and_their_overlap(written):
     for seed in (1, 2, 3):
         a, b = masks("sst2", seed, 0.7), masks("mrpc", seed, 0.7)
         both.append(sum((a[n] & b[n]).sum() for n in a) / sum(a[n].sum() for n in a))
-    (row,) = (row for row in found["Shared kept weights, percent"] if row[""] == "sst2")
+    (row,) = (row for row in found["Overlap of kept weights, percent"] if row[""] == "sst2")
     assert row["mrpc"] == f"{100 * float(sum(both)) / 3:.1f}" and row["sst2"] == "—"
     assert "Two random masks of this sparsity share 30 %" in written[0]
 
 
-def test_a_source_without_cells_and_a_ticket_without_a_pooler_are_among_the_masks(tmp_path):
+def test_masks_include_a_source_without_trainings_and_a_ticket_without_a_pooler(tmp_path):
     plan = Plan(tmp_path, tasks=["sst2"], seeds=(1,))
     place = plan.job("search-mlm", "imp", False, task="mlm", seed=1, target_sparsity=0.7)
     drawn = {name: mask for name, mask in masks("mlm", 1, 0.7).items() if "pooler" not in name}
@@ -391,10 +392,12 @@ def test_a_source_without_cells_and_a_ticket_without_a_pooler_are_among_the_mask
         and layer["mlm"]["pooler.dense"] == "—"
         and layer["sst2"]["pooler.dense"] != "—"
     )
-    assert [list(row) for row in found["Shared kept weights, percent"]] == [["", "sst2", "mlm"]] * 2
+    assert [list(row) for row in found["Overlap of kept weights, percent"]] == [
+        ["", "sst2", "mlm"]
+    ] * 2
 
 
-def test_tickets_of_two_bases_have_no_overlap_in_a_report(tmp_path, caplog):
+def test_the_overlap_of_tickets_of_different_base_models_is_omitted(tmp_path, caplog):
     plan = Plan(tmp_path, tasks=["sst2", "mrpc", "wnli"], seeds=(1,))
     for task in plan.tasks:
         plan.search(task, 1)
@@ -403,7 +406,7 @@ def test_tickets_of_two_bases_have_no_overlap_in_a_report(tmp_path, caplog):
         replace(Ticket.load(path), base_sha256=base * 64).save(path)
     found = mask_facts(results.load_results(plan.write()))
     assert [*found["shared"]] == ["sst2 wnli"] and {*found["layers"]} == {"sst2", "mrpc", "wnli"}
-    assert caplog.text.count("belong to other weights: their overlap is left out") == 2
+    assert caplog.text.count("base models with different weights: their overlap is omitted") == 2
 
 
 def test_a_ticket_that_keeps_nothing_has_no_overlap(tmp_path):
@@ -421,12 +424,12 @@ def test_a_ticket_that_keeps_nothing_has_no_overlap(tmp_path):
         "sst2 mrpc": ["2"]
     }
     report.write_report(found, tmp_path / "report", 1.0)
-    assert "Shared kept weights" in (tmp_path / "report/report.md").read_text()
+    assert "Overlap of kept weights" in (tmp_path / "report/report.md").read_text()
     saved.save(tmp_path, tmp_path / "kept.json")
     json.loads((tmp_path / "kept.json").read_text(), parse_constant=pytest.fail)
 
 
-def test_other_metrics_have_a_table(written):
+def test_other_metrics_are_in_a_table(written):
     rows = tables(written[0])["Other metrics"]
     assert {
         "task": "mrpc",
@@ -438,7 +441,7 @@ def test_other_metrics_have_a_table(written):
     assert any(row["metric"] == "loss" and row["mean ± sd"].startswith("0.250") for row in rows)
 
 
-def test_the_page_needs_nothing_else_and_carries_the_note(written, study):
+def test_the_page_is_self_contained_and_shows_the_note(written, study):
     markdown, page = written
     sources = re.findall(r'(?:src|href)="([^"]{,30})', page)
     assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
@@ -453,7 +456,7 @@ def test_the_page_needs_nothing_else_and_carries_the_note(written, study):
     assert "WNLI is at chance by design" in markdown and "WNLI is at chance by design" in page
 
 
-def test_the_note_is_in_every_title(study, tmp_path, monkeypatch):
+def test_the_note_is_in_the_title_of_every_figure(study, tmp_path, monkeypatch):
     titles = []
     for name in ("scores", "heat_maps"):
         draw = getattr(figures, name)
@@ -467,20 +470,20 @@ def test_the_note_is_in_every_title(study, tmp_path, monkeypatch):
     )
 
 
-def test_one_seed_cannot_be_told(tmp_path):
+def test_a_single_seed_is_undecided(tmp_path):
     plan = Plan(tmp_path, tasks=["sst2"], seeds=(1,))
     plan.search("sst2", 1)
     report.write_report(results.load_results(plan.write()), tmp_path / "elsewhere", 1.0)
     markdown = (tmp_path / "elsewhere/report.md").read_text()
-    (told,) = tables(markdown)["Is the ticket matching the full network?"]
+    (told,) = tables(markdown)["Tickets compared with the full network"]
     assert (
         told["within_sd_full"]
-        == told["welch, δ = 1, Holm over 0"]
+        == told["welch, δ = 1, Holm over 0 tests"]
         == told["paired, δ = 1"]
-        == "cannot be told"
+        == "undecided"
     )
-    assert "92.0" not in told["compared with"] and told["compared with"] == "91.8 (n = 1)"
-    assert "With one seed there is no spread" in markdown
+    assert "92.0" not in told["reference"] and told["reference"] == "91.8 (n = 1)"
+    assert "With a single seed there is no standard deviation" in markdown
     assert (
         "## Transfer" not in markdown
         and "## Rewinding" not in markdown
@@ -488,7 +491,7 @@ def test_one_seed_cannot_be_told(tmp_path):
     )
 
 
-def test_a_study_that_has_not_begun_is_all_missing(tmp_path):
+def test_a_report_before_the_study_starts_shows_everything_as_missing(tmp_path):
     plan = Plan(tmp_path, tasks=["sst2", "mlm"], seeds=(1, 2))
     for task in plan.tasks:
         for seed in plan.seeds:
@@ -496,7 +499,7 @@ def test_a_study_that_has_not_begun_is_all_missing(tmp_path):
         plan.transfer(task, 0.7, "none", "mlm" if task == "sst2" else "sst2", missing=(1, 2))
     report.write_report(results.load_results(plan.write()), tmp_path / "report", 1.0)
     markdown = (tmp_path / "report/report.md").read_text()
-    assert tables(markdown)["Transfer − full network, points"][0] == {
+    assert tables(markdown)["Transfer minus full network, points"][0] == {
         "": "sst2",
         "mlm": "missing",
         "sst2": "missing",
@@ -504,7 +507,7 @@ def test_a_study_that_has_not_begun_is_all_missing(tmp_path):
     assert "Missing tickets: sst2, mlm." in markdown
 
 
-def test_starved_matrices_are_a_table_of_the_report(tmp_path):
+def test_nearly_empty_matrices_are_in_a_table(tmp_path):
     plan = Plan(tmp_path, tasks=["sst2"], seeds=(1,))
     plan.search("sst2", 1)
     path = plan.write() / "jobs/search-sst2-0-seed1/results.json"
@@ -512,7 +515,7 @@ def test_starved_matrices_are_a_table_of_the_report(tmp_path):
     rows[-1]["starved"] = {"encoder.layer.0.attention.self.key.weight": 7}
     write_json(path, rows)
     made = report.build_sections(results.load_results(tmp_path), 1.0)[0]
-    (table,) = [table for table in made.tables if "passes through" in table.title]
+    (table,) = [table for table in made.tables if table.title == "Nearly empty matrices"]
     assert [*map(list, table.rows)] == [
         [
             "search-sst2-0-seed1",

@@ -1,4 +1,4 @@
-"""A study runs each job of its grid once, whatever is killed, split or run twice. Jobs are toys."""
+"""A study runs each job of its grid once, even if killed, split or repeated; with toy jobs."""
 
 import collections
 import json
@@ -15,8 +15,9 @@ import yaml
 from transformers import AutoModelForMaskedLM
 
 from lth_scale import study
+from lth_scale.config.command import as_argv
 from lth_scale.config.errors import BadInput
-from lth_scale.science import compatibility, costs, jobs, plans, study_file, yaml_loader
+from lth_scale.science import compatibility, plans, runner, study_file
 from lth_scale.science.plans import Condition
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -35,7 +36,7 @@ end = time.monotonic() + float(os.environ.get("TOY_SECONDS", "0"))
 while time.monotonic() < end and not home.parent.parent.joinpath("released").exists():
     time.sleep(0.02)
 if home.name == os.environ.get("TOY_FAILS"):
-    sys.exit("error: a toy that was told to fail")
+    sys.exit("error: TOY_FAILS")
 home.joinpath("results.json").write_text(json.dumps([{"steps": 10, "seconds": 20.0}]))
 home.joinpath("complete").touch()
 """
@@ -79,7 +80,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def begin(tmp_path):
-    """Start `lth_scale.study` in a process of its own, below tmp_path/out."""
+    """Start `lth_scale.study` in its own process, with --output_dir tmp_path/out."""
 
     def go(file: Path, *flags: str, **environment: str) -> subprocess.Popen:
         command = [
@@ -104,7 +105,7 @@ def begin(tmp_path):
 
 @pytest.fixture
 def ran(tmp_path):
-    """How often each job was run."""
+    """How many times each job was run."""
     return lambda: collections.Counter((tmp_path / "out/ran").read_text().split())
 
 
@@ -118,18 +119,18 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, out
 
 
-def test_a_grid_becomes_searches_controls_and_cells(write):
-    made = planned(write(**GRID))
+def test_a_grid_is_planned_as_searches_controls_and_conditions(write):
+    plan = planned(write(**GRID))
     searches = [f"search-{task}-seed{seed}" for task in ("mlm", "sst2") for seed in (1, 2)]
     assert (
-        list(made.jobs)[:4] == searches and len(made.jobs) == 4 + 2 * 4
+        list(plan.jobs)[:4] == searches and len(plan.jobs) == 4 + 2 * 4
     )  # two controls at one sparsity
-    reinit = made.jobs["transfer-sst2-seed2-from-sst2-seed2-0.20-reinit"]
+    reinit = plan.jobs["transfer-sst2-seed2-from-sst2-seed2-0.20-reinit"]
     assert reinit.needs == ("search-sst2-seed2",)
     assert reinit.flags["ticket"] == "jobs/search-sst2-seed2/rounds/02/ticket.safetensors"
-    random = made.jobs["transfer-sst2-seed2-0.20-random_mask"]
+    random = plan.jobs["transfer-sst2-seed2-0.20-random_mask"]
     assert random.needs == () and random.flags["target_sparsity"] == 0.2
-    cells = made.to_dict()["cells"]
+    cells = plan.to_dict()["cells"]
     assert len(cells) == 4 * (1 + 3 + 2)  # dense, found, controls
     assert {
         "task": "sst2",
@@ -144,15 +145,15 @@ def test_a_grid_becomes_searches_controls_and_cells(write):
     assert [cell["job"] for cell in dense] == searches and {cell["source"] for cell in dense} == {
         None
     }
-    assert "quick look" in made.to_dict()["note"]
+    assert "quick look" in plan.to_dict()["note"]
 
 
 def test_rewound_searches_share_the_dense_network_and_keep_its_points(write):
-    made = planned(
+    plan = planned(
         write(**{**SMALL, "seeds": [1], "controls": ["reinit"]}, rewind=[0, 0.2, "none"])
     )
     plain, rewound, standard = (
-        made.jobs[f"search-sst2-seed1{end}"] for end in ("", "-rewind0.2", "-rewindnone")
+        plan.jobs[f"search-sst2-seed1{end}"] for end in ("", "-rewind0.2", "-rewindnone")
     )
     assert plain.flags["keep_theta"] == "0.2" and plain.needs == ()
     assert (
@@ -165,13 +166,13 @@ def test_rewound_searches_share_the_dense_network_and_keep_its_points(write):
         and standard.needs == ()
     )
     assert (
-        costs.steps_of(plain) == 20
-        and costs.steps_of(rewound) == 8
-        and costs.steps_of(standard) == 20
+        runner.steps_of(plain) == 20
+        and runner.steps_of(rewound) == 8
+        and runner.steps_of(standard) == 20
     )
     shown = [
         (cell.rewind, cell.source, job)
-        for cell, job in made.conditions.items()
+        for cell, job in plan.conditions.items()
         if cell.sparsity and cell.control == "none"
     ]
     assert shown == [
@@ -181,30 +182,30 @@ def test_rewound_searches_share_the_dense_network_and_keep_its_points(write):
     ]
 
 
-def test_transfers_train_the_dense_network_once_and_one_shot_for_all_sources(write):
-    made = planned(write(flags=GRID["flags"], transfer={**TRANSFER, "seeds": [1, 2]}))
-    kinds = collections.Counter(name.split("-")[0] for name in made.jobs)
+def test_transfers_share_the_dense_network_and_one_shot_pruning(write):
+    plan = planned(write(flags=GRID["flags"], transfer={**TRANSFER, "seeds": [1, 2]}))
+    kinds = collections.Counter(name.split("-")[0] for name in plan.jobs)
     # The searches of seed 1, dense of seed 2; on each target: the other's ticket twice, its own
     # with seed 2, and one-shot.
     assert kinds == {"search": 2, "dense": 2, "transfer": 2 * (2 + 1 + 2)}
-    assert made.jobs["transfer-mlm-seed1-from-sst2-seed1-0.30-none"].needs == ("search-sst2-seed1",)
-    assert made.jobs["transfer-mlm-seed1-0.30-one_shot"].needs == ()
+    assert plan.jobs["transfer-mlm-seed1-from-sst2-seed1-0.30-none"].needs == ("search-sst2-seed1",)
+    assert plan.jobs["transfer-mlm-seed1-0.30-one_shot"].needs == ()
     assert (
-        made.conditions[Condition("mlm", 1, 0.3, "one_shot")] == "transfer-mlm-seed1-0.30-one_shot"
+        plan.conditions[Condition("mlm", 1, 0.3, "one_shot")] == "transfer-mlm-seed1-0.30-one_shot"
     )
-    assert made.conditions[Condition("mlm", 1, 0.3, source="mlm")] == "search-mlm-seed1"
-    assert made.conditions[Condition("mlm", 2)] == "dense-mlm-seed2"
+    assert plan.conditions[Condition("mlm", 1, 0.3, source="mlm")] == "search-mlm-seed1"
+    assert plan.conditions[Condition("mlm", 2)] == "dense-mlm-seed2"
 
 
-def test_the_scope_of_a_study_is_that_of_its_searches_and_of_one_shot(write):
+def test_searches_and_one_shot_pruning_use_the_scope_of_the_study(write):
     flags = {**GRID["flags"], "scope": "layerwise"}
-    made = planned(
+    plan = planned(
         write(
             flags=flags,
             transfer={**TRANSFER, "seeds": [1, 2], "controls": ["one_shot", "random_mask"]},
         )
     )
-    scopes = {job.id: job.flags.get("scope") for job in made.jobs.values()}
+    scopes = {job.id: job.flags.get("scope") for job in plan.jobs.values()}
     assert {scope for job, scope in scopes.items() if "search" in job or "one_shot" in job} == {
         "layerwise"
     }
@@ -217,33 +218,33 @@ def test_included_studies_share_their_jobs(write, tmp_path):
     write("deep", **GRID)
     write("wide", flags=GRID["flags"], transfer={**TRANSFER, "seeds": [1, 2]})
     write("back", **{**SMALL, "sparsities": [0.4], "control_sparsities": [0.4], "rewind": ["0.5"]})
-    made = planned(
+    plan = planned(
         write("all", include=["deep.yaml", "wide.yaml", "back.yaml"], flags={"max_steps": 7})
     )
     alone = [planned(tmp_path / f"{name}.yaml") for name in ("deep", "wide", "back")]
-    assert set(made.jobs) == {name for one in alone for name in one.jobs} - {
+    assert set(plan.jobs) == {name for one in alone for name in one.jobs} - {
         "dense-mlm-seed2",
         "dense-sst2-seed2",
         "transfer-mlm-seed2-from-mlm-seed1-0.30-none",
         "transfer-sst2-seed2-from-sst2-seed1-0.30-none",  # rounds of the searches of seed 2
     }
-    longest = made.jobs["search-sst2-seed1"].flags
+    longest = plan.jobs["search-sst2-seed1"].flags
     assert longest["target_sparsity"] == 0.4 and longest["keep_theta"] == "0.5"
-    assert {job.flags["max_steps"] for job in made.jobs.values()} == {7}
+    assert {job.flags["max_steps"] for job in plan.jobs.values()} == {7}
     write("wide", flags={"preset": "demo", "max_steps": 8}, transfer=TRANSFER)
     with pytest.raises(
-        BadInput, match="search-mlm-seed1: two studies want it, with --max_steps 10 and 8"
+        BadInput, match="search-mlm-seed1: is in two studies, with --max_steps 10 and 8"
     ):
         planned(write("both", include=["deep.yaml", "wide.yaml"]))
 
 
-def test_a_file_included_twice_counts_once_however_many_ways_lead_to_it(write):
+def test_a_file_included_many_times_counts_once(write):
     once = planned(write("deep", **SMALL))
     for k in reversed(range(40)):
         below = "deep.yaml" if k == 39 else f"level{k + 1}.yaml"
         top = write(f"level{k}", include=[below, f"./{below}"])
-    made = planned(top)
-    assert made.jobs == once.jobs and made.conditions == once.conditions and len(made.studies) == 41
+    plan = planned(top)
+    assert plan.jobs == once.jobs and plan.conditions == once.conditions and len(plan.studies) == 41
 
 
 def test_a_study_of_more_than_100_files_is_refused(write):
@@ -269,17 +270,17 @@ def test_a_study_of_more_than_100_files_is_refused(write):
         ('"2:4"', "2:4"),
     ],
 )
-def test_values_that_are_what_they_look_like_are_read(text, value):
-    assert yaml_loader.PlainLoader(f"[{text}]").get_single_data() == [value]
+def test_unambiguous_values_are_read(text, value):
+    assert study_file.PlainLoader(f"[{text}]").get_single_data() == [value]
 
 
-def test_a_note_may_be_written_in_several_lines(write):
+def test_a_note_may_have_several_lines(write):
     assert (
         planned(write(**SMALL, note="one\n  sentence\n")).studies[0].content.note == "one sentence"
     )
 
 
-def test_flags_of_the_command_line_win_and_the_task_is_filled_in(write, tmp_path):
+def test_command_line_flags_override_the_file_and_the_task_is_substituted(write, tmp_path):
     (tmp_path / "sst2").mkdir()
     tasks = {
         "sst2": {"dataset_path": f"{tmp_path}/{{task}}", "max_steps": 3, "learning_rate": 1e-3}
@@ -298,7 +299,7 @@ def test_flags_of_the_command_line_win_and_the_task_is_filled_in(write, tmp_path
     }
 
 
-def test_tickets_are_not_searched_for_in_other_weights_than_they_are_trained_in(
+def test_a_ticket_is_not_trained_in_other_weights_than_those_of_its_search(
     write, tiny_bert, other_bert, tmp_path
 ):
     engine = shutil.copytree(
@@ -306,7 +307,7 @@ def test_tickets_are_not_searched_for_in_other_weights_than_they_are_trained_in(
     )
     AutoModelForMaskedLM.from_pretrained(tiny_bert).save_pretrained(engine, max_shard_size="20KB")
 
-    def made(target, **flags) -> plans.Plan:
+    def plan(target, **flags) -> plans.Plan:
         models = {
             "mlm": {"model_name_or_path": str(tiny_bert)},
             "sst2": {"model_name_or_path": str(target)},
@@ -314,23 +315,23 @@ def test_tickets_are_not_searched_for_in_other_weights_than_they_are_trained_in(
         transfer = {**TRANSFER, "seeds": [1]}
         return planned(write(flags=GRID["flags"], tasks=models, transfer=transfer), **flags)
 
-    compatibility.check_weights(made(engine))
+    compatibility.check_weights(plan(engine))
     named = (
         r"transfer-\S+: --model_name_or_path \S+: has base_sha256 \w{12}….* in \S+"
         r".*--allow_other_weights"
     )
     with pytest.raises(BadInput, match=named):
-        compatibility.check_weights(made(other_bert))
-    allowed = made(other_bert, allow_other_weights=True)
+        compatibility.check_weights(plan(other_bert))
+    allowed = plan(other_bert, allow_other_weights=True)
     compatibility.check_weights(allowed)
     assert (
         "--allow_other_weights" in allowed.to_dict()["note"]
         and "quick look" in allowed.to_dict()["note"]
     )
-    assert "--allow_other_weights" not in made(engine).to_dict()["note"]
+    assert "--allow_other_weights" not in plan(engine).to_dict()["note"]
 
 
-def test_regexes_to_ignore_reach_every_job_as_one_flag_of_several_values(write):
+def test_ignore_passes_several_values_to_every_job(write):
     assert study.overrides(["--ignore", "pooler", "query", "--bf16", "--ignore=key"]) == {
         "ignore": ["key"],
         "bf16": True,
@@ -343,12 +344,12 @@ def test_regexes_to_ignore_reach_every_job_as_one_flag_of_several_values(write):
     assert {job.kind for job in planned_jobs} == {"imp", "transfer"} and all(
         job.args.ignore for job in planned_jobs
     )
-    argv = jobs.as_argv(next(iter(planned_jobs)).flags)
+    argv = as_argv(next(iter(planned_jobs)).flags)
     assert argv[argv.index("--ignore") :][:3] == ["--ignore", "pooler", r"key\."]
     assert planned(file, ignore=["value"]).jobs["search-sst2-seed1"].args.ignore == ("value",)
 
 
-def test_a_job_with_a_starved_matrix_is_named_below_the_table(write, begin, tmp_path):
+def test_nearly_empty_matrices_are_listed_below_the_table(write, begin, tmp_path):
     kept = {"encoder.layer.0.output.dense.weight": 3, "encoder.layer.1.output.dense.weight": 9}
     toy = (
         tmp_path / "toy.py",
@@ -357,7 +358,7 @@ def test_a_job_with_a_starved_matrix_is_named_below_the_table(write, begin, tmp_
     file = write(**SMALL)
     toy[0].write_text(toy[1])
     code, text = finish(begin(file))
-    lines = [line for line in text.splitlines() if line.startswith("starved")]
+    lines = [line for line in text.splitlines() if line.startswith("warning")]
     assert code == 0 and len(lines) == 4
     assert (
         "search-sst2-seed1: encoder.layer.0.output.dense.weight keeps 3 weights, "
@@ -366,7 +367,7 @@ def test_a_job_with_a_starved_matrix_is_named_below_the_table(write, begin, tmp_
     assert "and so does 1 other matrix" in lines[0]
 
 
-def test_a_killed_study_goes_on_and_runs_each_job_once(write, begin, ran, tmp_path):
+def test_a_killed_study_resumes_and_runs_each_job_once(write, begin, ran, tmp_path):
     file = write(**SMALL)
     process = begin(file, TOY_SECONDS="0.7")
     while not (tmp_path / "out/ran").exists() or len(ran()) < 2:
@@ -379,24 +380,23 @@ def test_a_killed_study_goes_on_and_runs_each_job_once(write, begin, ran, tmp_pa
     assert finish(begin(file))[0] == 0 and sum(ran().values()) == 4
 
 
-def test_an_interrupt_ends_the_job_too(write, begin, ran, tmp_path):
+def test_an_interrupt_also_stops_the_running_job(write, begin, ran, tmp_path):
     process = begin(write(**SMALL), TOY_SECONDS="60")
     while not (tmp_path / "out/ran").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert finish(process)[0] == 143
-    assert finish(begin(write(**SMALL)))[0] == 0  # would wait for the lock, were the job alive
+    assert (
+        finish(begin(write(**SMALL)))[0] == 0
+    )  # would wait for the lock if the job were still running
     assert ran()["search-sst2-seed1"] == 2
 
 
-def test_a_failed_job_is_reported_and_the_rest_runs(write, begin, ran):
+def test_a_failed_job_is_reported_and_the_others_run(write, begin, ran):
     file = write(**SMALL)
     code, out = finish(begin(file, TOY_FAILS="search-sst2-seed1"))
     assert code == 1
-    assert (
-        "[1/4] search-sst2-seed1 … failed" in out
-        and "exit code 1: error: a toy that was told to fail" in out
-    )
+    assert "[1/4] search-sst2-seed1 … failed" in out and "exit code 1: error: TOY_FAILS" in out
     assert (
         "waiting  transfer-sst2-seed1-from-sst2-seed1-0.10-reinit: needs search-sst2-seed1" in out
     )
@@ -407,24 +407,22 @@ def test_a_failed_job_is_reported_and_the_rest_runs(write, begin, ran):
     assert ran()["search-sst2-seed1"] == 2 and sum(ran().values()) == 5
 
 
-def test_slices_run_each_job_once_together_and_one_after_the_other(write, begin, ran, tmp_path):
+def test_shares_run_each_job_once_concurrently_or_in_sequence(write, begin, ran, tmp_path):
     file = write(
         **SMALL
-    )  # both controls need a search; slice 1 has a search and a control that needs the other
-    slices = [begin(file, "--index", str(i), "--of", "2", TOY_SECONDS="0.5") for i in (0, 1)]
-    assert [finish(process)[0] for process in slices] == [0, 0]
+    )  # both controls need a search; share 1 has a search and a control that needs the other
+    shares = [begin(file, "--index", str(i), "--of", "2", TOY_SECONDS="0.5") for i in (0, 1)]
+    assert [finish(process)[0] for process in shares] == [0, 0]
     assert ran() == dict.fromkeys(planned(file).jobs, 1)
     kept = json.loads((tmp_path / "out/study.json").read_text())["command"]
-    assert (
-        str(file) in kept and "--index" not in kept and "--of" not in kept
-    )  # it is the command of the whole
+    assert str(file) in kept and "--index" not in kept and "--of" not in kept
     shutil.rmtree(tmp_path / "out")
-    for i in (2, 1, 0):  # the last slice, a control, first: it runs the search that it needs
+    for i in (2, 1, 0):  # the last share, a control, first: it runs the search that it needs
         assert finish(begin(file, "--index", str(i), "--of", "3"))[0] == 0
     assert ran() == dict.fromkeys(planned(file).jobs, 1)
 
 
-def test_a_dependency_that_another_process_runs_is_waited_for(write, begin, ran, tmp_path):
+def test_a_share_waits_for_a_dependency_in_another_process(write, begin, ran, tmp_path):
     file = write(**{**SMALL, "seeds": [1]})
     first = begin(file, "--index", "0", "--of", "2", TOY_SECONDS="60")
     while not (tmp_path / "out/ran").exists():
@@ -432,7 +430,7 @@ def test_a_dependency_that_another_process_runs_is_waited_for(write, begin, ran,
     second = begin(file, "--index", "1", "--of", "2")
     line = second.stdout.readline()
     (tmp_path / "out/released").touch()
-    assert "waiting for search-sst2-seed1, which another process runs" in line
+    assert "waiting for search-sst2-seed1, which another process is running" in line
     assert finish(second)[0] == 0 and finish(first)[0] == 0
     assert ran() == dict.fromkeys(planned(file).jobs, 1)
 
@@ -456,7 +454,7 @@ def test_a_dry_run_prints_costs_and_writes_nothing(write, begin, tmp_path):
     ]  # 20 steps at 2 s
 
 
-def test_steps_come_from_the_data_or_the_papers_sizes(write, sst2_data):
+def test_steps_are_computed_from_the_data_or_the_papers_sizes(write, sst2_data):
     def steps(**flags) -> int | None:
         file = write(
             **{
@@ -464,7 +462,7 @@ def test_steps_come_from_the_data_or_the_papers_sizes(write, sst2_data):
                 "flags": {"num_train_epochs": 2, "per_device_train_batch_size": 16, **flags},
             }
         )
-        return costs.steps_per_round(planned(file).jobs["search-sst2-seed1"].args)
+        return runner.steps_per_round(planned(file).jobs["search-sst2-seed1"].args)
 
     assert steps() == 2 * -(-67_349 // 16)
     assert steps(max_train_samples=100) == 2 * 7
@@ -483,16 +481,16 @@ def test_steps_come_from_the_data_or_the_papers_sizes(write, sst2_data):
         ("demo", 6 + 6 + 3 + 6 + 6, 6 * (1 + 4) + 6 + 3 + 6 + 6),
     ],
 )
-def test_the_shipped_studies_plan_and_every_flag_resolves(name, jobs, cells):
-    made = planned(STUDIES / f"{name}.yaml")
-    assert (len(made.jobs), len(made.conditions)) == (jobs, cells)
-    assert made.to_dict()["name"] == name
-    place = {job: i for i, job in enumerate(made.jobs)}
-    assert all(place[need] < place[job.id] for job in made.jobs.values() for need in job.needs)
-    assert set(made.conditions.values()) == set(made.jobs)  # no job for nothing
+def test_shipped_studies_can_be_planned(name, jobs, cells):
+    plan = planned(STUDIES / f"{name}.yaml")
+    assert (len(plan.jobs), len(plan.conditions)) == (jobs, cells)
+    assert plan.to_dict()["name"] == name
+    place = {job: i for i, job in enumerate(plan.jobs)}
+    assert all(place[need] < place[job.id] for job in plan.jobs.values() for need in job.needs)
+    assert set(plan.conditions.values()) == set(plan.jobs)  # no job for nothing
 
 
-def test_other_flags_into_the_same_directory_are_refused(write, begin, tmp_path):
+def test_other_flags_for_the_same_directory_are_refused(write, begin, tmp_path):
     file = write(**SMALL)
     assert finish(begin(file))[0] == 0
     process = begin(file, "--max_steps", "11")
@@ -500,7 +498,7 @@ def test_other_flags_into_the_same_directory_are_refused(write, begin, tmp_path)
         f"error: --output_dir {tmp_path / 'out'}: search-sst2-seed1"
     )
     assert process.returncode == 2
-    assert finish(begin(file, "--logging_steps", "11"))[0] == 0  # changes nothing that is found
+    assert finish(begin(file, "--logging_steps", "11"))[0] == 0  # a cosmetic flag
     stored = json.loads((tmp_path / "out/study.json").read_text())
     assert stored["jobs"][0]["directory"] == "jobs/search-sst2-seed1" and stored["sparsities"] == [
         0.1

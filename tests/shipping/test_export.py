@@ -1,4 +1,4 @@
-"""Every format of every family loads back with the same outputs, or is refused by name."""
+"""Every format of every family has the outputs of its source, or is refused by name."""
 
 import json
 import subprocess
@@ -19,17 +19,16 @@ from lth_scale.config.errors import BadInput, Stopped
 from lth_scale.export import COMMAND, main
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.shipping.export import writing
-from lth_scale.shipping.export.architectures import unique_state
 from lth_scale.shipping.export.export import export
 from lth_scale.shipping.export.formats.compact import pack_compact, unpack_compact
 from lth_scale.shipping.export.formats.csr import pack_csr, to_csr, unpack_csr
 from lth_scale.shipping.export.formats.onnx import OnnxModel
 from lth_scale.shipping.export.formats.semi_structured import to_semi_structured
 from lth_scale.shipping.export.formats.tensors import SafetensorsFormat, prunable_names
-from lth_scale.shipping.export.inputs import real_inputs
+from lth_scale.shipping.export.loading import unique_state
 from lth_scale.shipping.export.locations import MANIFEST, read_verified, write_manifest
 from lth_scale.shipping.export.registry import FORMATS, FormatSpec, register_format
-from lth_scale.shipping.export.source import load_source
+from lth_scale.shipping.export.source import load_source, real_inputs
 from lth_scale.shipping.export.writing import difference
 
 HEADS = {
@@ -79,23 +78,19 @@ def checkpoint(tmp_path_factory, tokenizer):
     return go
 
 
-def outputs(model, batch) -> hf.utils.ModelOutput:
-    with torch.inference_mode():
-        return model(**batch)
-
-
-def farthest(path: Path, directory: Path) -> float:
+def largest_difference(path: Path, directory: Path) -> float:
     """The largest difference of any output of an export, relative to the largest of that output."""
-    source, found = load_source(str(path)), load_exported(directory)
-    assert type(found) in (type(source.model), OnnxModel) and not found.training
-    apart = [0.0]
+    source, exported = load_source(str(path)), load_exported(directory)
+    assert type(exported) in (type(source.model), OnnxModel) and not exported.training
+    differences = [0.0]
     for batch in real_inputs(source)[0]:
-        ours, theirs = outputs(source.model, batch), outputs(found, batch)
+        with torch.inference_mode():
+            ours, theirs = source.model(**batch), exported(**batch)
         assert ours.keys() == theirs.keys() and type(ours) is type(theirs)
-        apart += [
+        differences += [
             float((theirs[name] - ours[name]).abs().max() / ours[name].abs().max()) for name in ours
         ]
-    return max(apart)
+    return max(differences)
 
 
 @pytest.mark.parametrize(
@@ -108,11 +103,14 @@ def farthest(path: Path, directory: Path) -> float:
         or family not in ("squeezebert", "convbert")  # whose convolutions are refused
     ],
 )
-def test_an_export_of_every_family_answers_as_before(family, kind, checkpoint, tmp_path):
+def test_an_export_of_every_family_has_the_same_outputs(family, kind, checkpoint, tmp_path):
     needs_kernel(kind)
     path = checkpoint(family)
     made = export(str(path), kind, tmp_path / "out")
-    assert made["difference"]["relative"] <= 1e-4 and farthest(path, tmp_path / "out") <= 1e-4
+    assert (
+        made["difference"]["relative"] <= 1e-4
+        and largest_difference(path, tmp_path / "out") <= 1e-4
+    )
     assert "SST-2, 8×" in made["difference"]["inputs"] and made["sparsity"] == pytest.approx(
         0.7, abs=0.01
     )
@@ -120,18 +118,18 @@ def test_an_export_of_every_family_answers_as_before(family, kind, checkpoint, t
 
 @pytest.mark.parametrize("kind", ["compact", "csr"])
 @pytest.mark.parametrize("head", ["answers", "words", "encoder"])
-def test_an_export_of_every_head_answers_as_before(head, kind, checkpoint, tmp_path):
+def test_an_export_of_every_head_has_the_same_outputs(head, kind, checkpoint, tmp_path):
     export(str(checkpoint(head=head)), kind, tmp_path / "out")
-    assert farthest(checkpoint(head=head), tmp_path / "out") <= 1e-4
+    assert largest_difference(checkpoint(head=head), tmp_path / "out") <= 1e-4
 
 
 @pytest.mark.parametrize(("family", "head"), [("bert", "encoder"), ("distilbert", "answers")])
-def test_an_onnx_export_answers_as_before_at_any_size(family, head, checkpoint, tmp_path):
+def test_an_onnx_export_has_the_same_outputs_at_any_size(family, head, checkpoint, tmp_path):
     pytest.importorskip("onnxruntime")
     made = export(str(checkpoint(family, head)), "onnx", tmp_path / "out")
     assert {"model.onnx", "model.int8.onnx"} < made["files"].keys()
     assert made["difference"]["relative"] <= 1e-4 < made["difference_int8"]["relative"] < 0.5
-    assert farthest(checkpoint(family, head), tmp_path / "out") <= 1e-4
+    assert largest_difference(checkpoint(family, head), tmp_path / "out") <= 1e-4
     model, ids = load_exported(tmp_path / "out"), torch.full((3, 7), 9)
     assert torch.equal(model(ids, torch.ones_like(ids))[0], model(ids, return_dict=False)[0])
     with pytest.raises(BadInput, match="is a onnx export"):
@@ -153,7 +151,7 @@ def test_packing_a_matrix_and_back_keeps_every_bit(way, kept, shape):
 
 
 @pytest.mark.parametrize("kind", ["dense", "compact"])
-def test_what_is_loaded_is_the_source_to_the_bit(kind, checkpoint, tokenizer, tmp_path):
+def test_a_loaded_network_equals_its_source_to_the_bit(kind, checkpoint, tokenizer, tmp_path):
     source = load_source(str(checkpoint(head="words"))).model
     with torch.no_grad():
         for weight in prunable(source).values():
@@ -168,7 +166,7 @@ def test_what_is_loaded_is_the_source_to_the_bit(kind, checkpoint, tokenizer, tm
 
 
 @pytest.mark.parametrize("kind", ["compact", "csr"])
-def test_a_mask_that_was_multiplied_leaves_no_minus_zeros_to_store(kind, checkpoint, tmp_path):
+def test_minus_zeros_that_a_mask_leaves_are_not_stored(kind, checkpoint, tmp_path):
     source = load_source(str(checkpoint(head="words"))).model
     with torch.no_grad():
         for weight in prunable(source).values():
@@ -281,9 +279,9 @@ def test_a_file_that_is_cut_flipped_or_missing_is_refused_by_name(made):
         ]
         for content in (*flips, whole[:-1], whole[: len(whole) // 2], b"", whole + b"\n", None):
             path.unlink() if content is None else path.write_bytes(content)
-            with pytest.raises(BadInput, match=path.name) as said:
+            with pytest.raises(BadInput, match=path.name) as error:
                 load_exported(made)
-            assert "\n" not in str(said.value)
+            assert "\n" not in str(error.value)
         path.write_bytes(whole)
     load_exported(made)
 
@@ -360,15 +358,15 @@ def config(**changes):
     ],
     indirect=["made"],
 )
-def test_a_forged_export_with_a_digest_of_its_own_is_refused(made, forge, named):
+def test_a_forged_export_with_valid_digests_is_refused(made, forge, named):
     forge(made)
-    write_manifest(made, opened_anyway(made))
-    with pytest.raises(BadInput, match=named) as said:
+    write_manifest(made, unverified(made))
+    with pytest.raises(BadInput, match=named) as error:
         load_exported(made)
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(error.value)
 
 
-def opened_anyway(directory: Path) -> dict:
+def unverified(directory: Path) -> dict:
     return json.loads((directory / MANIFEST).read_text())
 
 
@@ -377,16 +375,16 @@ def opened_anyway(directory: Path) -> dict:
     "change", [{"files": {"../x": "0"}}, {"kind": "zip"}, {"dtype": "int8"}, {"pruned": "1"}]
 )
 def test_a_forged_manifest_is_refused(made, change):
-    held = {key: value for key, value in opened_anyway(made).items() if key != "sha256"} | change
-    (made / MANIFEST).write_bytes(manifest.seal(files.as_json(held)))
+    content = {key: value for key, value in unverified(made).items() if key != "sha256"} | change
+    (made / MANIFEST).write_bytes(manifest.seal(files.as_json(content)))
     with pytest.raises(BadInput, match=MANIFEST):
         load_exported(made)
 
 
 @pytest.mark.parametrize("made", ["compact"], indirect=True)
-def test_no_code_for_attention_is_fetched_that_a_config_names(made):
+def test_attention_code_that_a_config_names_is_not_downloaded(made):
     configure(made, attn_implementation="somebody/kernels", _attn_implementation="somebody/kernels")
-    write_manifest(made, opened_anyway(made))
+    write_manifest(made, unverified(made))
     assert load_exported(made).config._attn_implementation in ("sdpa", "eager")
 
 
@@ -395,13 +393,13 @@ def test_no_code_for_attention_is_fetched_that_a_config_names(made):
 
 def test_a_search_and_its_last_round_are_exported_with_the_zeros_of_the_ticket(search, tmp_path):
     out = search()
-    for source in (out, out / "rounds/03", out / "rounds/03/model"):
-        export(str(source), "compact", tmp_path / f"of-{source.name}")
+    for path in (out, out / "rounds/03", out / "rounds/03/model"):
+        export(str(path), "compact", tmp_path / f"of-{path.name}")
     assert len({read_verified(path)["source_sha256"] for path in tmp_path.glob("of-*")}) == 1
-    held = load_source(str(out))
-    assert held.run["task"] == "sst2" and held.sparsity == pytest.approx(0.3, abs=1e-3)
+    source = load_source(str(out))
+    assert source.run["task"] == "sst2" and source.sparsity == pytest.approx(0.3, abs=1e-3)
     assert (
-        held.tokenizer and held.prunable == Ticket.load(out / "ticket.safetensors").prunable
+        source.tokenizer and source.prunable == Ticket.load(out / "ticket.safetensors").prunable
     )  # no fresh pooler
     with pytest.raises(BadInput, match=r"rounds/01.*no network"):
         load_source(str(out / "rounds/01"))
@@ -421,7 +419,7 @@ def test_a_bare_encoder_without_a_pooler_gets_none(tmp_path, tiny_bert, tokenize
         export(str(tmp_path / "model"), kind, tmp_path / kind)
         assert (
             load_exported(tmp_path / kind).pooler is None
-            and farthest(tmp_path / "model", tmp_path / kind) <= 1e-4
+            and largest_difference(tmp_path / "model", tmp_path / kind) <= 1e-4
         )
 
 
@@ -439,7 +437,7 @@ def test_a_checkpoint_that_names_no_class_is_a_bare_encoder(checkpoint, tmp_path
     assert type(load_source(str(tmp_path / "model")).model) is hf.BertModel
 
 
-def test_without_a_tokenizer_ids_are_drawn_and_that_is_said(checkpoint, tmp_path):
+def test_without_a_tokenizer_inputs_are_random_ids_and_the_export_says_so(checkpoint, tmp_path):
     source = load_source(str(checkpoint(with_tokenizer=False)))
     batches, line = real_inputs(source)
     assert source.tokenizer is None and "random ids" in line
@@ -450,7 +448,7 @@ def test_without_a_tokenizer_ids_are_drawn_and_that_is_said(checkpoint, tmp_path
 
 @pytest.mark.parametrize("with_tokenizer", [True, False])
 @pytest.mark.parametrize("family", ARCHITECTURES)
-def test_inputs_are_a_padded_batch_of_8_and_one_sequence_as_long_as_the_model_takes(
+def test_inputs_are_a_padded_batch_of_8_and_one_sequence_of_the_greatest_length(
     family, with_tokenizer, checkpoint
 ):
     source = load_source(str(checkpoint(family, with_tokenizer=with_tokenizer)))
@@ -465,7 +463,7 @@ def test_inputs_are_a_padded_batch_of_8_and_one_sequence_as_long_as_the_model_ta
     assert single["input_ids"].shape == (1, ROOM["max_position_embeddings"] - reserved)
 
 
-# Places
+# Output directories
 
 
 def snapshot(directory: Path) -> dict:
@@ -486,28 +484,28 @@ def test_the_same_export_again_does_nothing_and_another_is_refused(checkpoint, t
     assert snapshot(tmp_path) == before
 
 
-def test_an_export_that_answers_otherwise_is_not_kept(checkpoint, tmp_path, monkeypatch):
-    for apart in (2e-4, float("nan"), float("inf")):
+def test_an_export_with_other_outputs_is_not_kept(checkpoint, tmp_path, monkeypatch):
+    for value in (2e-4, float("nan"), float("inf")):
         monkeypatch.setattr(
-            writing, "difference", lambda *_, apart=apart: {"absolute": apart, "relative": apart}
+            writing, "difference", lambda *_, value=value: {"absolute": value, "relative": value}
         )
         with pytest.raises(Stopped, match="--format csr"):
             export(str(checkpoint()), "csr", tmp_path / "deep/er/out")
     assert not [*tmp_path.iterdir()]
 
 
-def test_an_export_in_int8_without_numbers_is_not_kept(checkpoint, tmp_path, monkeypatch):
+def test_an_int8_export_with_nan_outputs_is_not_kept(checkpoint, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    found = iter(
+    differences = iter(
         [{"absolute": 0.0, "relative": 0.0}, {"absolute": float("nan"), "relative": float("nan")}]
     )
-    monkeypatch.setattr(writing, "difference", lambda *_: next(found))
+    monkeypatch.setattr(writing, "difference", lambda *_: next(differences))
     with pytest.raises(Stopped, match=r"model.int8.onnx are NaN or infinite"):
         export(str(checkpoint()), "onnx", tmp_path / "out")
     assert not [*tmp_path.iterdir()]
 
 
-def test_the_difference_is_that_of_the_worst_output_and_nan_is_not_overlooked(checkpoint):
+def test_the_difference_is_that_of_the_worst_output_and_keeps_nan(checkpoint):
     source = load_source(str(checkpoint(head="answers")))
     batches, _ = real_inputs(source)
     other = load_source(str(checkpoint(head="answers"))).model
@@ -521,20 +519,20 @@ def test_the_difference_is_that_of_the_worst_output_and_nan_is_not_overlooked(ch
     )
 
 
-def test_the_command_says_size_sparsity_difference_and_how_to_load(
+def test_the_command_prints_size_sparsity_difference_and_how_to_load(
     checkpoint, command, monkeypatch, capsys, tmp_path
 ):
     flags = [str(checkpoint()), "--format", "compact", "--output_dir", str(tmp_path / "out")]
     done = command("lth_scale.export", *flags)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    for said in (
+    for text in (
         "MB (dense in fp32: ",
         "sparsity    69.9",
         "of the largest output",
         "SST-2",
         f"load_exported('{tmp_path}/out')",
     ):
-        assert said in done.stdout
+        assert text in done.stdout
     monkeypatch.setattr(sys, "argv", ["export", *flags])
     main()
     assert capsys.readouterr().out == f"already exported; nothing was done\n{done.stdout}"
@@ -562,12 +560,12 @@ def test_a_format_of_a_third_party_is_exported_and_loaded(checkpoint, tmp_path, 
     register_format("flat", FormatSpec("one row", lambda: flat, ("float32",), "flat.safetensors"))
     made = export(str(checkpoint()), "flat", tmp_path / "out")
     assert made["kind"] == "flat" and made["difference"]["relative"] == 0
-    assert farthest(checkpoint(), tmp_path / "out") == 0
+    assert largest_difference(checkpoint(), tmp_path / "out") == 0
     with pytest.raises(ValueError, match="registered already"):
         register_format("csr", FORMATS["flat"])
 
 
-# What this machine may lack
+# Requirements of the machine
 
 
 def semi_structured(model):
@@ -619,9 +617,9 @@ def test_a_native_export_loads_where_the_kernel_cannot_run(
     export(str(tmp_path / "model"), "native", tmp_path / "out")
     monkeypatch.setattr(kernels, "unavailable", lambda: "this machine has no AVX2")
     capsys.readouterr()
-    assert farthest(tmp_path / "model", tmp_path / "out") <= 1e-4
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "this machine has no AVX2" in said
+    assert largest_difference(tmp_path / "model", tmp_path / "out") <= 1e-4
+    log = capsys.readouterr().err
+    assert log.count("\n") == 1 and "this machine has no AVX2" in log
     with pytest.raises(BadInput, match=r"--format native: .*no AVX2"):
         export(str(tmp_path / "model"), "native", tmp_path / "new")
 
@@ -666,7 +664,7 @@ def other(request, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("other", OTHERS, indirect=True)
-def test_other_matrices_are_exported_whole_or_refused_by_name(other, tmp_path):
+def test_matrices_of_other_modules_are_exported_whole_or_refused_by_name(other, tmp_path):
     for kind in ("dense", "compact"):
         made = export(str(other), kind, tmp_path / kind)
         assert (
@@ -701,7 +699,7 @@ def test_a_decoder_is_exported_to_onnx_without_its_cache(other, tmp_path):
 
 
 @pytest.mark.parametrize("other", ["gpt2"], indirect=True)
-def test_the_engines_that_cannot_multiply_them_are_skipped_with_the_reason(other):
+def test_backends_that_cannot_run_a_conv1d_are_skipped_with_the_reason(other):
     from lth_scale.shipping.speed.registry import BACKENDS, Setup
     from lth_scale.shipping.speed.timing import unavailable
 
@@ -710,7 +708,7 @@ def test_the_engines_that_cannot_multiply_them_are_skipped_with_the_reason(other
         assert "h.0.attn.c_attn.weight is a Conv1D" in unavailable(BACKENDS[name], setup)
 
 
-def test_what_a_search_ignored_is_no_part_of_the_sparsity_of_its_export(search, tmp_path):
+def test_ignored_matrices_do_not_count_in_the_sparsity_of_an_export(search, tmp_path):
     out = search(ignore=["query", "intermediate"], max_steps=1)
     made, ticket = (
         export(str(out), "compact", tmp_path / "compact"),

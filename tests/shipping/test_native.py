@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from lth_scale.config.errors import BadInput
-from lth_scale.distributed.encoder import base_model
+from lth_scale.distributed.pieces import base_model
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.shipping.native import kernels
 from lth_scale.shipping.native.modules import NativeEncoder, convert
@@ -66,15 +66,15 @@ FAMILIES = {
 def isa(request):
     """Each instruction set that this machine has."""
     try:
-        yield kernels.instruction_set(request.param)
+        yield torch.ops.lth_scale.use(request.param)
     except ValueError as problem:
         pytest.skip(str(problem))
     finally:
-        kernels.instruction_set("avx2")
-        kernels.instruction_set(BEST)
+        torch.ops.lth_scale.use("avx2")
+        torch.ops.lth_scale.use(BEST)
 
 
-BEST = kernels.instruction_set() if not kernels.unavailable() else ""
+BEST = torch.ops.lth_scale.use("") if not kernels.unavailable() else ""
 
 
 def uneven(rows: int, columns: int, sparsity: float, seed: int) -> torch.Tensor:
@@ -88,7 +88,7 @@ def uneven(rows: int, columns: int, sparsity: float, seed: int) -> torch.Tensor:
 def product(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, dtype="float32"
 ) -> torch.Tensor:
-    """What the kernel makes of a dense weight."""
+    """The product of the kernel with a dense weight."""
     return torch.ops.lth_scale.linear(x, pack_linear(weight, dtype)["packed"], len(weight), bias)
 
 
@@ -104,7 +104,7 @@ class TestFp32:
     @example((3072, 768, 1), 0.9, 1, False, 2)
     @example((768, 3072, 300), 0.5, 2, True, 2)
     @settings(max_examples=40, deadline=None)
-    def test_it_is_the_float64_product_within_rounding(
+    def test_it_equals_the_float64_product_within_rounding(
         self, isa, shape, sparsity, seed, strided, threads
     ):
         (rows, columns, tokens), before = shape, torch.get_num_threads()
@@ -117,12 +117,12 @@ class TestFp32:
         bias = torch.randn(rows, generator=draw)
         torch.set_num_threads(threads)
         try:
-            found = product(x, weight, bias)
+            actual = product(x, weight, bias)
         finally:
             torch.set_num_threads(before)
         exact = x.double() @ weight.double().T + bias.double()
         bound = x.double().abs() @ weight.double().abs().T + bias.double().abs()
-        assert ((found - exact).abs() <= 2**-23 * (columns + 2) * bound).all()
+        assert ((actual - exact).abs() <= 2**-23 * (columns + 2) * bound).all()
 
     def test_any_leading_shape_is_kept(self, isa):
         weight, x = uneven(5, 7, 0.5, 0), torch.randn(2, 3, 4, 7).transpose(0, 2)
@@ -140,10 +140,10 @@ class TestFp32:
                 int(torch.randint(size, (), generator=draw)) for size in (tokens, columns)
             )
             x[row, column] = bad
-        found, dense = product(x, weight), (x.double() @ weight.double().T).float()
-        torch.testing.assert_close(found, dense, equal_nan=True, rtol=1e-4, atol=1e-4)
+        actual, dense = product(x, weight), (x.double() @ weight.double().T).float()
+        torch.testing.assert_close(actual, dense, equal_nan=True, rtol=1e-4, atol=1e-4)
 
-    def test_what_is_packed_unpacks_to_the_bit_and_minus_zero_is_not_stored(self):
+    def test_a_packed_matrix_unpacks_to_the_bit_and_minus_zero_is_not_stored(self):
         weight = uneven(130, 301, 0.8, 3)
         weight[0] = -0.0
         packed = pack_linear(weight, "float32")
@@ -155,7 +155,7 @@ class TestInt8:
     @given(SHAPES, st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.integers(0, 99))
     @example((768, 3072, 65), 0.5, 1)
     @settings(max_examples=40, deadline=None)
-    def test_it_is_its_integer_reference_to_the_bit(self, isa, shape, sparsity, seed):
+    def test_it_equals_its_integer_reference_to_the_bit(self, isa, shape, sparsity, seed):
         rows, columns, tokens = shape
         draw = torch.Generator().manual_seed(seed)
         weight, bias = uneven(rows, columns, sparsity, seed), torch.randn(rows, generator=draw)
@@ -176,9 +176,11 @@ class TestInt8:
         weight, x = uneven(9, 33, 0.5, 0), torch.randn(20, 33)
         clean = product(x, weight, dtype="int8")
         x[3, 5], x[4, 6] = float("inf"), float("nan")
-        found = product(x, weight, dtype="int8")
+        actual = product(x, weight, dtype="int8")
         assert (
-            found[3:5].isnan().all() and found[:3].equal(clean[:3]) and found[5:].equal(clean[5:])
+            actual[3:5].isnan().all()
+            and actual[:3].equal(clean[:3])
+            and actual[5:].equal(clean[5:])
         )
 
     def test_blocks_of_four_along_k_are_stored_as_one_unit(self):
@@ -232,17 +234,17 @@ def pruned(family: str):
     return model
 
 
-def answers(model, ids, mask=None) -> torch.Tensor:
-    """The first output, where it is by token that of the tokens alone."""
+def outputs(model, ids, mask=None) -> torch.Tensor:
+    """The first output; if there is one per token, without those of the padding."""
     with torch.inference_mode():
-        found = model(ids, attention_mask=mask)[0]
-    return found[mask.bool()] if mask is not None and found.shape[:2] == ids.shape else found
+        actual = model(ids, attention_mask=mask)[0]
+    return actual[mask.bool()] if mask is not None and actual.shape[:2] == ids.shape else actual
 
 
 class TestModels:
     @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("length", [1, 17, 64, 130])
-    def test_it_answers_as_the_dense_model_for_every_length_with_and_without_padding(
+    def test_outputs_are_those_of_the_dense_model_with_and_without_padding(
         self, isa, family, length
     ):
         model = pruned(family)
@@ -255,31 +257,31 @@ class TestModels:
         mask[1, length // 2 + 1 :] = 0
         mask[2, 1:] = 0
         for given_mask in (mask, None):
-            dense, found = answers(model, ids, given_mask), answers(fast, ids, given_mask)
-            assert (dense - found).abs().max() <= 1e-5 * dense.abs().max()
+            dense, actual = outputs(model, ids, given_mask), outputs(fast, ids, given_mask)
+            assert (dense - actual).abs().max() <= 1e-5 * dense.abs().max()
 
-    def test_int8_answers_nearly_as_its_rounded_weights_do(self, isa):
+    def test_int8_outputs_are_near_those_of_its_rounded_weights(self, isa):
         model = pruned("bert")
         fast = convert(copy.deepcopy(model), "int8")
         with torch.no_grad():
             for weight in prunable(model).values():
                 weight.copy_(unpack_linear(pack_linear(weight, "int8")))
         ids = torch.randint(5, 100, (2, 40), generator=torch.Generator().manual_seed(1))
-        dense, found = answers(model, ids), answers(fast, ids)
-        assert 0 < (dense - found).abs().max() <= 0.03 * dense.abs().max()
+        dense, actual = outputs(model, ids), outputs(fast, ids)
+        assert 0 < (dense - actual).abs().max() <= 0.03 * dense.abs().max()
 
-    def test_two_threads_answer_as_one_to_the_bit(self):
+    def test_two_threads_give_the_outputs_of_one_to_the_bit(self):
         fast, ids, before = (
             convert(pruned("bert")),
             torch.randint(5, 100, (3, 130)),
             torch.get_num_threads(),
         )
-        found = []
+        actual = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(answers(fast, ids))
+            actual.append(outputs(fast, ids))
         torch.set_num_threads(before)
-        assert found[0].equal(found[1])
+        assert actual[0].equal(actual[1])
 
     @pytest.mark.parametrize("family", ["bert", "by linear"])
     def test_it_can_be_compiled(self, family):
@@ -290,7 +292,7 @@ class TestModels:
             with torch.no_grad():
                 torch.testing.assert_close(compiled(ids)[0], fast(ids)[0])
 
-    def test_the_operators_say_the_truth_to_torch(self):
+    def test_the_operators_pass_the_checks_of_torch(self):
         x, packed = (
             torch.randn(2, 70, 12),
             pack_linear(uneven(9, 12, 0.5, 0), "float32")["packed"],
@@ -304,14 +306,14 @@ class TestModels:
             torch.ops.lth_scale.leave.default, (torch.ops.lth_scale.enter(x), 70), test_utils=tests
         )
 
-    def test_what_it_cannot_do_is_refused(self):
+    def test_unsupported_masks_and_outputs_are_refused(self):
         fast, ids = convert(pruned("bert")), torch.randint(5, 100, (1, 4))
         with pytest.raises(ValueError, match="differs from query to query"):
             fast(ids, attention_mask=torch.ones(1, 4, 4).tril().bool()[:, None])
         with pytest.raises(ValueError, match="output_attentions"):
             fast(ids, output_attentions=True)
         with pytest.raises(ValueError, match="no instruction set"):
-            kernels.instruction_set("sse2")
+            torch.ops.lth_scale.use("sse2")
 
 
 class TestBuilding:
@@ -332,7 +334,7 @@ class TestBuilding:
             "TORCH_EXTENSIONS_DIR": str(tmp_path),
             "CXX": "no-such-compiler",
         }
-        said = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", text],
             env=environment,
             capture_output=True,
@@ -340,11 +342,12 @@ class TestBuilding:
             check=True,
         )
         assert (
-            "no C++ compiler no-such-compiler" in said.stdout and len(said.stdout.splitlines()) == 1
+            "no C++ compiler no-such-compiler" in result.stdout
+            and len(result.stdout.splitlines()) == 1
         )
 
     @pytest.mark.machine
-    def test_a_compilation_that_was_killed_is_begun_again(self, tmp_path):
+    def test_a_compilation_that_was_killed_is_repeated(self, tmp_path):
         text = "from lth_scale.shipping.native import kernels; print([kernels.unavailable()])"
         environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
         first = subprocess.Popen(
@@ -356,11 +359,11 @@ class TestBuilding:
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
         assert not any(tmp_path.rglob("*.so"))
-        said = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", text],
             env=environment,
             capture_output=True,
             text=True,
             check=True,
         )
-        assert said.stdout == "['']\n" and len([*tmp_path.rglob("*.so")]) == 1
+        assert result.stdout == "['']\n" and len([*tmp_path.rglob("*.so")]) == 1

@@ -1,4 +1,4 @@
-"""What a push publishes of local paths: last names."""
+"""A push publishes local paths as their last names."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_a_path_is_published_as_its_last_name(path, name):
     assert bare(path) == name
 
 
-def test_a_path_that_ends_in_dots_has_the_name_of_what_it_means(tmp_path, monkeypatch):
+def test_a_path_that_ends_in_dots_is_published_as_the_name_of_its_directory(tmp_path, monkeypatch):
     (tmp_path / "data/deep").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "data")
     assert (bare("."), bare("deep/.."), bare("./")) == ("data", "data", "data")
@@ -41,7 +41,9 @@ def test_a_path_that_ends_in_dots_has_the_name_of_what_it_means(tmp_path, monkey
 HUB_NAMES = ["google-bert/bert-base-uncased", "bert-base-uncased", "embedded", ""]
 
 
-def test_a_name_on_the_hub_stays_whole_and_that_of_a_directory_does_not(tmp_path, monkeypatch):
+def test_a_name_on_the_hub_is_published_whole_and_a_directory_by_its_last_name(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     public = Publication({})
     names = [*HUB_NAMES, "../a/b", "./a/b", "/x/y", "~/y", "a/b/c", "a/b/"]
@@ -49,7 +51,7 @@ def test_a_name_on_the_hub_stays_whole_and_that_of_a_directory_does_not(tmp_path
 
 
 @pytest.mark.parametrize("where", ["elsewhere", "work/runs/mine", "work/runs", "work", "."])
-def test_a_run_of_old_has_a_local_model_where_one_lies_here_or_above_the_run(
+def test_a_model_of_an_old_run_is_local_if_found_here_or_above_the_run(
     tmp_path, monkeypatch, where
 ):
     run, here = tmp_path / "work/runs/mine", tmp_path / "elsewhere"
@@ -64,9 +66,7 @@ def test_a_run_of_old_has_a_local_model_where_one_lies_here_or_above_the_run(
 @pytest.mark.parametrize(
     ("digests", "name"), [({"model": {}}, "mine"), ({"data": {}}, "models/mine")]
 )
-def test_what_a_run_recorded_of_its_model_counts_and_not_what_lies_here(
-    tmp_path, monkeypatch, digests, name
-):
+def test_the_runs_record_decides_whether_its_model_is_local(tmp_path, monkeypatch, digests, name):
     monkeypatch.chdir(tmp_path)
     if name == "models/mine":
         (tmp_path / name).mkdir(parents=True)
@@ -74,30 +74,19 @@ def test_what_a_run_recorded_of_its_model_counts_and_not_what_lies_here(
     assert Publication(flags, tmp_path).value(flags)["model_name_or_path"] == name
 
 
-def test_every_flag_that_names_a_file_or_a_directory_is_known():
+def test_flags_of_paths_are_declared_as_such():
     assert {"dataset_path", "output_dir", "ticket", "theta", "dense", "compare_with"} <= flags_with(
         "path"
     )
 
 
-def test_values_and_texts_hold_last_names_and_keep_the_rest(tmp_path):
+def test_values_and_texts_have_last_names_in_place_of_paths(tmp_path):
     model, run = tmp_path / "alice/model", tmp_path / "alice/run"
-    flags = {
-        "model_name_or_path": str(model),
-        "dataset_path": "x/data",
-        "seed": 3,
-        "task": "sst2",
-        "run_name": f"{run}",
-    }
-    public = Publication(flags, run)
-    assert public.value(flags | {"seeds": (1, 2)}) == {
-        "model_name_or_path": "model",
-        "dataset_path": "data",
-        "seed": 3,
-        "task": "sst2",
-        "run_name": "run",
-        "seeds": (1, 2),
-    }
+    rest = {"seed": 3, "task": "sst2"}
+    flags = {"model_name_or_path": str(model), "dataset_path": "x/data", "run_name": f"{run}"}
+    public = Publication(flags | rest, run)
+    names = {"model_name_or_path": "model", "dataset_path": "data", "run_name": "run"}
+    assert public.value(flags | rest | {"seeds": (1, 2)}) == names | rest | {"seeds": (1, 2)}
     assert public.text(f"{model}/x: in {run}, x/data/train.jsonl, and/or x/database") == (
         "model/x: in run, data/train.jsonl, and/or x/database"
     )

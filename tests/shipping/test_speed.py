@@ -1,4 +1,4 @@
-"""speed: which engines run, what is claimed of them, what is restored, written and refused."""
+"""The speed check: which backends run, what is claimed of them, what is restored and written."""
 
 import importlib
 import json
@@ -19,28 +19,29 @@ from lth_scale.config.resolution import resolve
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.shipping.export.source import load_source
 from lth_scale.shipping.native import kernels, modules
-from lth_scale.shipping.speed import accuracy, measure, report, timing
-from lth_scale.shipping.speed.inputs import text_inputs
-from lth_scale.shipping.speed.measure import Timing, ratio, verdict
+from lth_scale.shipping.speed import accuracy, report, timing
+from lth_scale.shipping.speed.accuracy import text_inputs
+from lth_scale.shipping.speed.flags import FILES
 from lth_scale.shipping.speed.registry import BACKENDS, EAGER, Backend, Setup, register_backend
+from lth_scale.shipping.speed.timing import Timing, measure, pinned, ratio, verdict
 from lth_scale.tasks import registry
 
-QUICK = [
-    "--report_to",
-    "none",
-    "--repeats",
-    "4",
-    "--warmup",
-    "1",
-    "--batch_size",
-    "2",
-    "--sequence_length",
-    "16",
-]
+QUICK = ["--repeats", "4", "--warmup", "1", "--batch_size", "2", "--sequence_length", "16"]
+UNTRACKED = [*QUICK, "--report_to", "none"]
+
+
+def check(*argv):
+    """Run the speed check; return its directory, speed.json and speed.md."""
+    output = speed.time_targets(speed.COMMAND.parse([*map(str, argv)]))
+    return (
+        output,
+        json.loads((output / "speed.json").read_text()),
+        (output / "speed.md").read_text(),
+    )
 
 
 def save(directory, tokenizer, sparsity, kind=Classifier):
-    """A tiny network with about that many zeros in it."""
+    """Save a tiny network with about this sparsity."""
     torch.manual_seed(0)
     model = kind(BertConfig(**SIZES, vocab_size=len(tokenizer)))
     with torch.no_grad():
@@ -54,61 +55,51 @@ def save(directory, tokenizer, sparsity, kind=Classifier):
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory, tokenizer):
     """Two sentence classifiers, 50 and 90 % sparse."""
-    place = tmp_path_factory.mktemp("networks")
-    return [save(place / f"tiny{percent}", tokenizer, percent / 100) for percent in (50, 90)]
+    directory = tmp_path_factory.mktemp("networks")
+    return [save(directory / f"tiny{percent}", tokenizer, percent / 100) for percent in (50, 90)]
 
 
 @pytest.fixture(scope="module")
 def checked(networks, sst2_data, tmp_path_factory):
-    """The report on one network, scored and logged to MLflow: directory, JSON, Markdown."""
+    """The check of one network, scored and logged to MLflow: directory, JSON, Markdown."""
     output = tmp_path_factory.mktemp("checked") / "speed"
-    flags = [
-        *QUICK[2:],
-        "--task",
-        "sst2",
-        "--dataset_path",
-        str(sst2_data),
-        "--output_dir",
-        str(output),
-    ]
+    task = ("--task", "sst2", "--dataset_path", sst2_data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{output.parent / 'store.db'}")
-        speed.time_targets(speed.COMMAND.parse([str(networks[1]), *flags]))
-    return (
-        output,
-        json.loads((output / "speed.json").read_text()),
-        (output / "speed.md").read_text(),
-    )
+        return check(networks[1], *QUICK, *task, "--output_dir", output)
 
 
-def test_every_engine_runs_or_is_skipped_by_name_with_its_reason(checked):
-    rows = checked[1]["cells"][0]["rows"]
-    assert list(rows) == list(BACKENDS)
+@pytest.fixture(scope="module")
+def timed(checked):
+    """The rows of the backends that were timed."""
+    (cell,) = checked[1]["cells"]
+    return {name: row for name, row in cell["rows"].items() if row["status"] == "timed"}
+
+
+def test_every_backend_is_timed_or_skipped_with_its_reason(checked, timed):
+    _, result, page = checked
+    rows = result["cells"][0]["rows"]
+    assert list(rows) == list(BACKENDS) and {EAGER, "csr"} <= timed.keys()
     for name, row in rows.items():
         assert row["status"] in ("timed", "skipped"), (name, row["why"])
         assert (row["status"] == "timed") != bool(row["why"])
-        assert f"| {name} |" in checked[2] and row["why"] in checked[2]
+        assert f"| {name} |" in page and row["why"] in page
     assert "--device cuda" in rows["dense-fp16"]["why"] and "--device cuda" in rows["2:4"]["why"]
-    assert {EAGER, "csr"} <= {name for name, row in rows.items() if row["status"] == "timed"}
 
 
-def test_every_engine_gives_the_logits_and_the_score_of_the_dense_network(checked):
-    timed = {
-        name: row
-        for name, row in checked[1]["cells"][0]["rows"].items()
-        if row["status"] == "timed"
-    }
+def test_every_backend_gives_the_logits_and_the_score_of_the_dense_network(timed):
+    eager = timed[EAGER]
     for name, row in timed.items():
         assert row["difference"] < {"fp32": 1e-4, "bf16": 0.1, "int8": 0.5}[row["precision"]], name
-        assert abs(row["accuracy"]["loss"] - timed[EAGER]["accuracy"]["loss"]) < 0.1, name
+        assert abs(row["accuracy"]["loss"] - eager["accuracy"]["loss"]) < 0.1, name
         if row["precision"] == "fp32":
-            assert row["accuracy"]["accuracy"] == timed[EAGER]["accuracy"]["accuracy"], name
-    assert timed[EAGER]["difference"] == 0
+            assert row["accuracy"]["accuracy"] == eager["accuracy"]["accuracy"], name
+    assert eager["difference"] == 0
 
 
-def test_ratios_are_against_eager_and_against_the_best_dense(checked):
-    (cell,) = checked[1]["cells"]
-    timed = {name: row for name, row in cell["rows"].items() if row["status"] == "timed"}
+def test_ratios_are_against_eager_and_against_the_best_dense(checked, timed):
+    _, result, page = checked
+    (cell,) = result["cells"]
     dense = {name: row["ms"][0] for name, row in timed.items() if not row["sparse"]}
     assert cell["best"]["any"] == min(dense, key=dense.__getitem__)
     assert timed[cell["best"]["any"]]["verdict_best"] == "the best dense"
@@ -116,22 +107,19 @@ def test_ratios_are_against_eager_and_against_the_best_dense(checked):
     for row in timed.values():
         assert row["times_best"][1] <= row["times_best"][0] <= row["times_best"][2]
         assert len(row["samples_ms"]) == 4 and row["cpu_ms"][0] > 0
-    order = [line.split(" | ")[0][2:] for line in checked[2].splitlines() if line.startswith("| ")][
-        2:
-    ]
-    assert [name for name in order if name in timed] == sorted(
-        timed, key=lambda name: timed[name]["ms"][0]
-    )
+    first_cells = [line.split(" | ")[0][2:] for line in page.splitlines() if line.startswith("| ")]
+    by_speed = sorted(timed, key=lambda name: timed[name]["ms"][0])
+    assert [name for name in first_cells if name in timed] == by_speed
 
 
 def test_the_page_names_the_machine_and_what_another_would_change(checked):
-    _, found, page = checked
-    assert found["machine"]["cpu"] in page and f"torch {torch.__version__}" in page
-    assert all(line in page for line in found["elsewhere"]) and "AMX" in page and "GPU" in page
+    _, result, page = checked
+    assert result["machine"]["cpu"] in page and f"torch {torch.__version__}" in page
+    assert all(line in page for line in result["elsewhere"]) and "AMX" in page and "GPU" in page
     assert "(accuracy)" in page and "Best dense here: " in page
 
 
-def test_markdown_json_picture_and_numbers_are_in_mlflow(checked):
+def test_page_json_picture_and_metrics_are_in_mlflow(checked):
     from mlflow import MlflowClient
 
     output = checked[0]
@@ -139,54 +127,40 @@ def test_markdown_json_picture_and_numbers_are_in_mlflow(checked):
     client = MlflowClient(f"sqlite:///{output.parent / 'store.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
     assert run.info.run_name == "report · speed"
-    assert {each.path for each in client.list_artifacts(run.info.run_id)} == {
-        "speed.md",
-        "speed.json",
-        "speed.png",
-    }
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {*FILES}
     assert any(name.endswith(f"{EAGER}/ms") for name in run.data.metrics)
 
 
-def test_two_targets_are_two_points_and_an_unknown_task_is_said(networks, tmp_path):
-    targets = [str(each) for each in networks]
-    speed.time_targets(
-        speed.COMMAND.parse([*targets, *QUICK, "--backends", "csr", "--output_dir", str(tmp_path)])
-    )
-    found = json.loads((tmp_path / "speed.json").read_text())
-    assert [round(cell["sparsity"], 1) for cell in found["cells"]] == [0.5, 0.9]
-    assert [list(cell["rows"]) for cell in found["cells"]] == [[EAGER, "csr"]] * 2
-    assert all(row["times_best"] for cell in found["cells"] for row in cell["rows"].values())
-    page = (tmp_path / "speed.md").read_text()
+def test_two_targets_are_two_points_and_an_unknown_task_is_noted(networks, tmp_path):
+    _, result, page = check(*networks, *UNTRACKED, "--backends", "csr", "--output_dir", tmp_path)
+    assert [round(cell["sparsity"], 1) for cell in result["cells"]] == [0.5, 0.9]
+    assert [list(cell["rows"]) for cell in result["cells"]] == [[EAGER, "csr"]] * 2
+    assert all(row["times_best"] for cell in result["cells"] for row in cell["rows"].values())
     assert "Not measured, and perhaps faster than that: dense-compiled, " in page
-    assert (
-        "| — | 0.0e+00 |" in page and "its task is unknown; set --task and --dataset_path" in page
-    )
+    assert "| — | 0.0e+00 |" in page
+    assert "its task is unknown; set --task and --dataset_path" in page
 
 
 @pytest.mark.parametrize(
     ("task", "kind", "data"),
     [("mlm", BertForMaskedLM, "text_data"), ("squad", BertForQuestionAnswering, "squad_data")],
 )
-def test_tokens_and_spans_are_scored_as_the_task_itself_does(
+def test_mlm_and_squad_are_scored_as_by_the_task_itself(
     task, kind, data, tokenizer, request, tmp_path
 ):
     source = load_source(str(save(tmp_path, tokenizer, 0.5, kind)))
-    flags = {
-        "task": task,
-        "dataset_path": str(request.getfixturevalue(data)),
-        "max_seq_length": 32 if task == "mlm" else 64,
-    }
-    given, note = accuracy.load_task(source, flags)
+    flags = {"task": task, "dataset_path": str(request.getfixturevalue(data))}
+    flags["max_seq_length"] = 32 if task == "mlm" else 64
+    loaded, note = accuracy.load_task(source, flags)
     kept = {"keep_head": task != "mlm", "max_train_samples": 64}
-    own = resolve({**flags, **kept, "model_name_or_path": str(tmp_path)}, Arguments)
-    theirs = registry.load_task(own)
-    theirs.model.eval()
-    batch = theirs.eval_collate([*theirs.validation])
-    expected = theirs.score(theirs.rows(theirs.loss(theirs.model, batch)[1], batch))
-    run = BACKENDS[EAGER].build(Setup(source.model, [], 1, tmp_path))
-    assert not note and accuracy.score(source, given, {EAGER: run})[EAGER][
-        "accuracy"
-    ] == pytest.approx(expected)
+    own = registry.load_task(
+        resolve({**flags, **kept, "model_name_or_path": str(tmp_path)}, Arguments)
+    )
+    own.model.eval()
+    batch = own.eval_collate([*own.validation])
+    expected = own.score(own.rows(own.loss(own.model, batch)[1], batch))
+    backend = BACKENDS[EAGER].build(Setup(source.model, [], 1, tmp_path))
+    assert not note and accuracy.score(source, loaded, backend) == pytest.approx(expected)
 
 
 @pytest.fixture
@@ -202,12 +176,12 @@ def squad_data(tmp_path):
         }
         for i, word in enumerate(("cat", "dog", "house", "mat"))
     ]
+    directory = tmp_path / "data"
+    directory.mkdir()
     for split in ("train", "validation"):
-        (tmp_path / "data").mkdir(exist_ok=True)
-        (tmp_path / f"data/{split}.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in rows)
-        )
-    return tmp_path / "data"
+        lines = [json.dumps(row) + "\n" for row in rows]
+        (directory / f"{split}.jsonl").write_text("".join(lines))
+    return directory
 
 
 def test_a_run_is_scored_on_its_own_task(search):
@@ -223,19 +197,15 @@ def test_a_run_is_scored_on_its_own_task(search):
 
 def test_text_fills_the_sequence_without_padding(networks, tokenizer):
     batch = text_inputs(load_source(str(networks[0])), 3, 24)
-    assert {tensor.shape for tensor in batch.values()} == {(3, 24)} and batch[
-        "attention_mask"
-    ].all()
-    assert (
-        not (batch["input_ids"] == tokenizer.pad_token_id).any()
-        and len(batch["input_ids"].unique(dim=0)) == 3
-    )
+    assert {tensor.shape for tensor in batch.values()} == {(3, 24)}
+    assert batch["attention_mask"].all() and len(batch["input_ids"].unique(dim=0)) == 3
+    assert not (batch["input_ids"] == tokenizer.pad_token_id).any()
 
 
 def test_a_sparse_linear_is_faster_natively_and_a_dense_one_is_not_claimed_to_be():
     if why := kernels.unavailable():
         pytest.skip(why)
-    x, said = torch.randn(256, 1024), {}
+    x, ratios = torch.randn(256, 1024), {}
     for sparsity in (0.1, 0.99):
         network = nn.Module()
         network.config = PreTrainedConfig()
@@ -243,15 +213,15 @@ def test_a_sparse_linear_is_faster_natively_and_a_dense_one_is_not_claimed_to_be
         dense = network.layers[0]
         with torch.no_grad():
             dense.weight *= torch.rand_like(dense.weight) >= sparsity
-        wide = modules.convert(network, "float32").layers[0]
-        with measure.pinned(1), torch.no_grad():
-            calls = {"dense": lambda: dense(x), "native": lambda: wide(x)}  # noqa: B023
+        native = modules.convert(network, "float32").layers[0]
+        with pinned(1), torch.no_grad():
+            calls = {"dense": lambda: dense(x), "native": lambda: native(x)}  # noqa: B023
             calls["dense twice"] = lambda: (dense(x), dense(x))  # noqa: B023
-            timings, failed = measure.measure(calls, 20)
+            timings, failed = measure(calls, 20)
         assert not failed and verdict(ratio(timings["dense"], timings["dense twice"])) == "slower"
-        said[sparsity] = ratio(timings["dense"], timings["native"])
-    assert verdict(said[0.99]) == "faster"
-    assert said[0.1][0] < said[0.99][0] / 2
+        ratios[sparsity] = ratio(timings["dense"], timings["native"])
+    assert verdict(ratios[0.99]) == "faster"
+    assert ratios[0.1][0] < ratios[0.99][0] / 2
 
 
 @pytest.mark.parametrize(
@@ -263,7 +233,7 @@ def test_a_sparse_linear_is_faster_natively_and_a_dense_one_is_not_claimed_to_be
         ((2.0, 2.0, 2.0, 2.0), "no difference shown"),
     ],
 )
-def test_faster_is_said_only_where_both_quartiles_are_above_1(ours, word):
+def test_faster_means_that_both_quartiles_are_above_1(ours, word):
     assert verdict(ratio(Timing((2.0,) * 4, ()), Timing(ours, ()))) == word
 
 
@@ -274,33 +244,29 @@ def test_ratios_are_paired_by_sweep():
 
 def test_calls_are_interleaved_in_an_order_that_the_seed_fixes():
     def calls(seed):
-        found = []
-        measure.measure({name: lambda name=name: found.append(name) for name in "abc"}, 6, 2, seed)
-        return ["".join(found[i : i + 3]) for i in range(0, 24, 3)]
+        called = []
+        measure({name: lambda name=name: called.append(name) for name in "abc"}, 6, 2, seed)
+        return ["".join(called[i : i + 3]) for i in range(0, 24, 3)]
 
     assert all(sorted(sweep) == [*"abc"] for sweep in calls(0)) and len(set(calls(0))) > 1
     assert calls(0) == calls(0) != calls(1)
 
 
-def test_what_raises_is_reported_in_one_line_and_the_others_go_on():
+def test_a_callable_that_raises_is_reported_in_one_line_and_the_others_are_timed():
     def broken():
         raise RuntimeError("no\nkernel")
 
-    timings, failed = measure.measure({"good": lambda: None, "bad": broken}, 4)
+    timings, failed = measure({"good": lambda: None, "bad": broken}, 4)
     assert failed == {"bad": "RuntimeError: no"} and len(timings["good"].wall) == 4
 
 
-def test_an_engine_that_fails_is_a_row_with_its_reason(networks, tmp_path, monkeypatch):
+def test_a_backend_that_fails_is_a_row_with_its_reason(networks, tmp_path, monkeypatch):
     def refuse(model):
         raise ValueError("out of\nluck")
 
     monkeypatch.setattr("lth_scale.shipping.speed.backends.to_csr", refuse)
-    flags = ["--backends", "csr", "--output_dir", str(tmp_path)]
-    speed.time_targets(speed.COMMAND.parse([str(networks[0]), *QUICK, *flags]))
-    assert (
-        "| csr | — | — | — | — | failed: ValueError: out of |"
-        in (tmp_path / "speed.md").read_text()
-    )
+    page = check(networks[0], *UNTRACKED, "--backends", "csr", "--output_dir", tmp_path)[2]
+    assert "| csr | — | — | — | — | failed: ValueError: out of |" in page
 
 
 def test_a_backend_of_a_third_party_is_timed(networks, tmp_path, monkeypatch):
@@ -309,22 +275,21 @@ def test_a_backend_of_a_third_party_is_timed(networks, tmp_path, monkeypatch):
 
     monkeypatch.setattr(BACKENDS, "_entries", dict(BACKENDS))
     register_backend("mine", Backend("fp32", build, lambda setup: ""))
-    flags = ["--backends", "mine", "--output_dir", str(tmp_path)]
-    speed.time_targets(speed.COMMAND.parse([str(networks[0]), *QUICK, *flags]))
-    rows = json.loads((tmp_path / "speed.json").read_text())["cells"][0]["rows"]
+    result = check(networks[0], *UNTRACKED, "--backends", "mine", "--output_dir", tmp_path)[1]
+    rows = result["cells"][0]["rows"]
     assert list(rows) == [EAGER, "mine"] and rows["mine"]["difference"] == 0
 
 
 @pytest.mark.parametrize(
-    ("package", "names", "said"),
+    ("package", "names", "extra"),
     [
         ("onnxscript", ["onnxruntime-fp32", "openvino-fp32"], "lth_scale["),
         ("onnxruntime", ["onnxruntime-int8"], "lth_scale[onnx]"),
         ("openvino", ["openvino-fp32", "openvino-int8"], "lth_scale[openvino]"),
     ],
 )
-def test_a_package_that_is_missing_is_named_with_its_extra(
-    package, names, said, networks, tmp_path, monkeypatch
+def test_a_missing_package_is_named_with_its_extra(
+    package, names, extra, networks, tmp_path, monkeypatch
 ):
     real = importlib.import_module
 
@@ -336,38 +301,34 @@ def test_a_package_that_is_missing_is_named_with_its_extra(
     monkeypatch.setattr(importlib, "import_module", imported)
     runs, rows = timing.build(names, Setup(load_source(str(networks[0])).model, [], 1, tmp_path))
     assert not runs and all(row["status"] == "skipped" for row in rows.values())
-    assert all(package in row["why"] and said in row["why"] for row in rows.values())
+    assert all(package in row["why"] and extra in row["why"] for row in rows.values())
 
 
-def test_without_a_compiler_compiled_engines_are_skipped(networks, tmp_path, monkeypatch):
+def test_compiled_backends_are_skipped_without_a_compiler(networks, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/no/compiler")
-    _, rows = timing.build(
-        ["dense-compiled"], Setup(load_source(str(networks[0])).model, [], 1, tmp_path)
-    )
-    assert (
-        rows["dense-compiled"]["status"] == "skipped"
-        and "/no/compiler" in rows["dense-compiled"]["why"]
-    )
+    setup = Setup(load_source(str(networks[0])).model, [], 1, tmp_path)
+    row = timing.build(["dense-compiled"], setup)[1]["dense-compiled"]
+    assert row["status"] == "skipped" and "/no/compiler" in row["why"]
 
 
 def test_threads_and_affinity_are_restored():
     released, affinity, count = threading.Event(), os.sched_getaffinity(0), torch.get_num_threads()
     inside = []
-    with pytest.raises(KeyError), measure.pinned(1):
-        young = threading.Thread(target=released.wait)
-        young.start()
-        inside = [os.sched_getaffinity(task) for task in (0, young.native_id)]
+    with pytest.raises(KeyError), pinned(1):
+        thread = threading.Thread(target=released.wait)
+        thread.start()
+        inside = [os.sched_getaffinity(task) for task in (0, thread.native_id)]
         assert torch.get_num_threads() == 1
         raise KeyError
     assert [len(cores) for cores in inside] == [1, 1]
-    assert os.sched_getaffinity(0) == affinity == os.sched_getaffinity(young.native_id)
+    assert os.sched_getaffinity(0) == affinity == os.sched_getaffinity(thread.native_id)
     assert torch.get_num_threads() == count
     released.set()
-    young.join()
+    thread.join()
 
 
 @pytest.mark.parametrize(
-    ("points", "found"),
+    ("points", "crossing"),
     [
         ({50.0: 0.5, 70.0: 0.9, 90.0: 1.1}, 80),
         ({50.0: 1.2, 90.0: 1.5}, None),
@@ -377,41 +338,28 @@ def test_threads_and_affinity_are_restored():
         ({50.0: 0.5, 70.0: 1.5, 90.0: 0.5}, None),
     ],
 )
-def test_break_even_is_where_the_speed_up_comes_to_stay_above_1(points, found):
-    even = report.break_even(
-        {sparsity: (median, median, median) for sparsity, median in points.items()}
-    )
-    assert even == (found if found is None else pytest.approx(found))
+def test_break_even_is_the_sparsity_above_which_the_speed_up_stays_above_1(points, crossing):
+    curve = {sparsity: (median, median, median) for sparsity, median in points.items()}
+    assert report.break_even(curve) == (crossing and pytest.approx(crossing))
 
 
 def test_notes_change_with_the_machine(tmp_path, monkeypatch):
-    cell = {
-        "target": "a",
-        "sparsity": 0.5,
-        "batch_size": 1,
-        "sequence_length": 8,
-        "threads": 1,
-        "best": {},
-        "rows": {},
-        "device": "cpu",
-    }
-    here = report.machine()
-    said = []
-    for has in (["avx512f", "amx_tile"], ["avx2"]):
-        monkeypatch.setattr(report, "machine", lambda has=has: {**here, "instructions": has})
+    cell = {"target": "a", "sparsity": 0.5, "batch_size": 1, "sequence_length": 8, "threads": 1}
+    cell |= {"best": {}, "rows": {}, "device": "cpu"}
+    here, notes = report.machine(), []
+    for instructions in (["avx512f", "amx_tile"], ["avx2"]):
+        machine = {**here, "instructions": instructions}
+        monkeypatch.setattr(report, "machine", lambda machine=machine: machine)
         report.write(tmp_path, [cell], [], {})
-        said.append(json.loads((tmp_path / "speed.json").read_text())["elsewhere"])
-    assert (
-        "This CPU has AMX" in said[0][0]
-        and "moves up" in said[1][0]
-        and "has no AVX-512" in said[1][1]
-    )
+        notes.append(json.loads((tmp_path / "speed.json").read_text())["elsewhere"])
+    assert "This CPU has AMX" in notes[0][0]
+    assert "moves up" in notes[1][0] and "has no AVX-512" in notes[1][1]
 
 
-def test_help_names_every_flag_and_no_torch_is_needed_to_refuse(command):
-    said = command("lth_scale.speed", "--help").stdout
+def test_help_names_every_flag_and_bad_input_needs_no_torch(command):
+    text = command("lth_scale.speed", "--help").stdout
     for name in speed.Speed.__dataclass_fields__.keys() - {"targets"}:
-        assert f"--{name}" in said
-    assert all(name in said for name in BACKENDS)
-    started = command("lth_scale.speed", "/no/such/run")
-    assert started.returncode == 2 and started.stderr.count("\n") == 1
+        assert f"--{name}" in text
+    assert all(name in text for name in BACKENDS)
+    refused = command("lth_scale.speed", "/no/such/run")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""tasks/data.py: files as people write them, and what lies in the cache is what they hold now."""
+"""tasks/rows.py, tasks/data.py: JSON of every form, and a cache that follows their content."""
 
 import gzip
 import json
@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pytest
 from conftest import write_jsonl
 from datasets import Dataset
@@ -62,7 +63,7 @@ def read(path: Path, content: bytes | str, columns=COLUMNS, labels=(0, 1)) -> li
         "more",
     ],
 )
-def test_rows_are_the_same_however_a_file_of_json_was_written(content, tmp_path):
+def test_every_way_to_write_json_gives_the_same_rows(content, tmp_path):
     assert read(tmp_path / "train.jsonl", content) == GOOD
     assert read(tmp_path / "train.jsonl.xz", lzma.compress(content.encode())) == GOOD
 
@@ -118,11 +119,11 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("what", WRONG)
-def test_what_is_no_file_of_rows_is_named_with_its_line(what, tmp_path):
-    content, said = WRONG[what]
+@pytest.mark.parametrize("case", WRONG)
+def test_an_invalid_file_is_refused_with_the_line(case, tmp_path):
+    content, message = WRONG[case]
     with pytest.raises(
-        BadInput, match=f"^--dataset_path {tmp_path}/train.jsonl: {said}"
+        BadInput, match=f"^--dataset_path {tmp_path}/train.jsonl: {message}"
     ) as problem:
         read(tmp_path / "train.jsonl", content)
     assert (
@@ -150,7 +151,7 @@ def test_what_is_no_file_of_rows_is_named_with_its_line(what, tmp_path):
         "1e0",
     ],
 )
-def test_a_label_is_one_of_the_classes_or_named_with_its_line(value, tmp_path):
+def test_an_invalid_label_is_refused_with_the_line(value, tmp_path):
     with pytest.raises(
         BadInput, match=r"train.jsonl: line 2: .*label.*(an integer|out of range 0 … 1)"
     ):
@@ -160,7 +161,7 @@ def test_a_label_is_one_of_the_classes_or_named_with_its_line(value, tmp_path):
 @pytest.mark.parametrize(
     "value", ["NaN", "Infinity", "-0.1", "5.01", "1e400", "true", '"2.5"', "null", "9" * 400]
 )
-def test_a_score_is_within_its_scale_or_named_with_its_line(value, tmp_path):
+def test_an_invalid_score_is_refused_with_the_line(value, tmp_path):
     columns, scale = {"label": "float32"}, (0.0, 5.0)
     assert read(tmp_path / "a", '{"label": 5}\n{"label": 0.0}\n{"label": 4.2}', columns, scale)
     with pytest.raises(BadInput, match=r"a: line 2: .*label.*(a number|out of range 0.0 … 5.0)"):
@@ -168,7 +169,7 @@ def test_a_score_is_within_its_scale_or_named_with_its_line(value, tmp_path):
 
 
 @pytest.mark.parametrize("label", [-1, 2, None])
-def test_a_label_of_the_hub_that_is_none_is_named_with_its_row(label):
+def test_an_invalid_label_of_the_hub_is_refused_with_the_row(label):
     rows = Dataset.from_dict({"label": [0, 1, label, 0]})
     with pytest.raises(
         BadInput,
@@ -180,27 +181,23 @@ def test_a_label_of_the_hub_that_is_none_is_named_with_its_row(label):
         data.check_labels("stsb", Dataset.from_dict({"label": [float("nan")]}), (0.0, 5.0))
 
 
-def test_labels_from_the_hub_are_checked_as_far_as_they_are_used(small, monkeypatch):
+def test_only_the_rows_used_of_the_hub_are_checked(small, monkeypatch):
     rows = Dataset.from_dict({"sentence": ["a", "b", "c"], "label": [0, 1, -1], "idx": [0, 1, 2]})
     monkeypatch.setattr(data, "load_hub", lambda *name: {"train": rows, "validation": rows})
     args = parse(small(dataset_path=None))
-    found = data.load_splits(
+    splits = data.load_splits(
         replace(args, max_train_samples=2, max_eval_samples=1), COLUMNS, (0, 1)
     )
-    assert found["train"][:] == {"sentence": ["a", "b"], "label": [0, 1]}
+    assert splits["train"][:] == {"sentence": ["a", "b"], "label": [0, 1]}
     with pytest.raises(
         BadInput, match="dataset nyu-mll/glue: validation: label -1 of row 3 is out of range 0 … 1"
     ):
         data.load_splits(replace(args, max_train_samples=2, max_eval_samples=None), COLUMNS, (0, 1))
 
 
-def test_whole_numbers_are_scores_too(tmp_path):
+def test_integers_are_valid_scores(tmp_path):
     path = write_jsonl(tmp_path / "train.jsonl", [{"label": 5}, {"label": 2.5}, {"label": 0}])
-    assert data.load_local(path, {"label": "float32"}, (0.0, 5.0), None)["label"][:] == [
-        5.0,
-        2.5,
-        0.0,
-    ]
+    assert data.load_local(path, {"label": "float32"}, (0.0, 5.0))["label"][:] == [5.0, 2.5, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -211,19 +208,19 @@ def test_whole_numbers_are_scores_too(tmp_path):
         ("\\ud83d\\ude00", "\U0001f600"),
     ],
 )
-def test_half_an_emoji_becomes_one_replacement_character(text, wanted, tmp_path):
+def test_an_unpaired_surrogate_becomes_one_replacement_character(text, wanted, tmp_path):
     path = tmp_path / "train.jsonl"
     assert read(path, f'{{"sentence": "{text}", "label": 1}}') == [{"sentence": wanted, "label": 1}]
-    assert data.load_local(path, COLUMNS, (0, 1), None)[0]["sentence"] == wanted
+    assert data.load_local(path, COLUMNS, (0, 1))[0]["sentence"] == wanted
 
 
-def test_a_file_of_another_name_is_named(tmp_path):
+def test_a_missing_file_is_reported_with_similar_names(tmp_path):
     write_jsonl(tmp_path / "train.json", GOOD)
     with pytest.raises(BadInput, match=r"train.jsonl is missing \(found train.json\); "):
         data.local_file(tmp_path, "train")
 
 
-def test_long_lines_and_long_arrays_take_time_in_proportion(tmp_path):
+def test_long_lines_and_long_arrays_take_linear_time(tmp_path):
     began = time.process_time()
     (row,) = read(tmp_path / "a", json.dumps({"sentence": "word " * 2 * 10**6, "label": 1}))
     rows = read(tmp_path / "b", json.dumps(GOOD * 10**4, indent=1))
@@ -264,7 +261,9 @@ CONTENT = st.one_of(
     st.lists(ROW | JSON, max_size=4).map(lambda rows: json.dumps(rows, indent=1).encode()),
     st.binary(max_size=40),
     st.tuples(st.lists(ROW, max_size=3), st.integers(0, 99), st.binary(max_size=2)).map(
-        lambda made: (text := json.dumps(made[0]).encode())[: made[1]] + made[2] + text[made[1] :]
+        lambda parts: (
+            (text := json.dumps(parts[0]).encode())[: parts[1]] + parts[2] + text[parts[1] :]
+        )
     ),
 )
 SQUAD = {"context": "string", "question": "string", "answers": "answers", "label": "int64"}
@@ -275,12 +274,12 @@ SQUAD = {"context": "string", "question": "string", "answers": "answers", "label
 @example(b"[")
 @example(b'[{"a": 1},')
 @example(b"\xef\xbb\xbf")
-def test_whatever_a_file_holds_it_is_rows_or_named_with_its_line(tmp_path_factory, content):
+def test_any_content_is_read_or_refused_with_the_line(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     try:
         for row in read(path, content, SQUAD, (0, 3)):
             assert row.keys() == SQUAD.keys() and row["label"] in range(4)
-            json.dumps(row, ensure_ascii=False).encode()  # no half of a pair is left
+            json.dumps(row, ensure_ascii=False).encode()  # no unpaired surrogate is left
             for text, start in zip(
                 row["answers"]["text"], row["answers"]["answer_start"], strict=True
             ):
@@ -291,25 +290,21 @@ def test_whatever_a_file_holds_it_is_rows_or_named_with_its_line(tmp_path_factor
         )
 
 
-def test_rows_are_cached_by_content_not_by_place_size_or_time(tmp_path):
+def test_rows_are_cached_by_content_not_by_path_size_or_time(tmp_path):
     here, there = (
         write_jsonl(tmp_path / name / "train.jsonl", [{"sentence": "good", "label": 1}])
         for name in ("here", "there")
     )
-    rows = data.load_local(here, COLUMNS, (0, 1), None)
+    rows = data.load_local(here, COLUMNS, (0, 1))
     os.utime(there, (1, 1))
-    assert data.load_local(there, COLUMNS, (0, 1), None).cache_files == rows.cache_files
+    assert data.load_local(there, COLUMNS, (0, 1)).cache_files == rows.cache_files
     status = here.stat()
     write_jsonl(here, [{"sentence": "evil", "label": 0}])
     os.utime(here, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert data.load_local(here, COLUMNS, (0, 1), None)[0] == {"sentence": "evil", "label": 0}
+    assert data.load_local(here, COLUMNS, (0, 1))[0] == {"sentence": "evil", "label": 0}
 
 
-def test_tokens_are_cached_by_all_that_a_tokenizer_does_wherever_it_lies(
-    tiny_bert, tmp_path, small
-):
-    from lth_scale.config.resolution import parse
-
+def test_tokens_are_cached_by_what_the_tokenizer_does_not_by_its_path(tiny_bert, tmp_path, small):
     def loaded(name):
         return loading.load_tokenizer(parse(small(model_name_or_path=tmp_path / name)))
 
@@ -335,13 +330,64 @@ def test_tokens_are_cached_by_all_that_a_tokenizer_does_wherever_it_lies(
         )
     )
     rows = data.load_local(
-        write_jsonl(tmp_path / "a.jsonl", [{"sentence": "The Cat", "label": 1}]),
-        COLUMNS,
-        (0, 1),
-        None,
+        write_jsonl(tmp_path / "a.jsonl", [{"sentence": "The Cat", "label": 1}]), COLUMNS, (0, 1)
     )
     one, moved, cased = (loaded(name) for name in ("uncased", "moved", "cased"))
     assert one.get_vocab() == cased.get_vocab()
     first = encoded(one)
     assert encoded(moved).cache_files == first.cache_files == encoded(one).cache_files
     assert encoded(cased)["input_ids"][0] != first["input_ids"][0]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def lengths(batch: dict, tokenizer) -> dict:
+    return {"length": [len(text) for text in batch["sentence"]]}
+
+
+def load(directory: Path, tokenizer) -> tuple[list, list]:
+    """Rows and their encoding."""
+    rows = data.load_local(directory / "train.jsonl", COLUMNS, (0, 1))
+    return rows[:], data.encode(rows, lengths, tokenizer)[:]
+
+
+@pytest.mark.parametrize("pattern", ["*.arrow", "cache-*.arrow"])
+@pytest.mark.parametrize(
+    "left", [0, 0.5, -8, None], ids=["empty", "half", "all but the end", "other bytes"]
+)
+def test_a_damaged_entry_is_rebuilt_and_kept(left, pattern, cache, sst2_data, tokenizer, caplog):
+    whole = load(sst2_data, tokenizer)
+    damaged = {}
+    for path in cache.rglob(pattern):
+        content = path.read_bytes()
+        keep = len(content) + left if left and left < 0 else int(len(content) * (left or 0))
+        damaged[path] = os.urandom(len(content)) if left is None else content[:keep]
+        path.write_bytes(damaged[path])
+    for _ in range(2):
+        assert load(sst2_data, tokenizer) == whole
+    assert damaged and all(path.read_bytes() == content for path, content in damaged.items())
+    assert "is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "occupy",
+    [
+        lambda path: path.write_text(""),
+        lambda path: path.symlink_to("gone/away"),
+        lambda path: path.symlink_to(path),
+        os.mkfifo,
+    ],
+    ids=["a file", "a link to nothing", "a link to itself", "a pipe"],
+)
+def test_a_cache_that_is_not_writable_is_refused_in_one_line(occupy, cache, sst2_data, tokenizer):
+    occupy(cache)
+    with pytest.raises(
+        BadInput, match=rf"HF_DATASETS_CACHE {cache}: cannot be used \(.*\); set it to"
+    ) as error:
+        load(sst2_data, tokenizer)
+    assert "\n" not in str(error.value)

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
-from lth_scale.shipping.export.architectures import read_config
+from lth_scale.shipping.export.loading import read_config
 from lth_scale.tasks import registry
 from lth_scale.tasks.loading import load_tokenizer
 from lth_scale.training.batches import select_rows
@@ -39,7 +39,7 @@ def outcome(flags: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture
 def odd_model(tiny_bert, tmp_path):
-    """A copy of the tiny model with these fields in its config."""
+    """Copy the tiny model and set these fields in its config."""
 
     def make(**odd):
         shutil.copytree(tiny_bert, tmp_path / "model")
@@ -51,25 +51,28 @@ def odd_model(tiny_bert, tmp_path):
 
 
 @pytest.mark.parametrize("odd", ODD, ids=str)
-def test_a_config_that_asks_for_other_outputs_changes_no_score(odd, odd_model, small):
-    plain, found = outcome(small()), outcome(small(model_name_or_path=odd_model(**odd)))
-    assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+def test_config_fields_about_outputs_change_no_score(odd, odd_model, small):
+    plain, edited = outcome(small()), outcome(small(model_name_or_path=odd_model(**odd)))
+    assert all(torch.equal(a, b) for a, b in zip(plain, edited, strict=True))
 
 
 @pytest.mark.parametrize("odd", [ODD[-1]], ids=str)
-def test_nor_does_it_in_masked_language_modelling(odd, odd_model, small, text_data):
+def test_config_fields_about_outputs_change_no_score_of_mlm(odd, odd_model, small, text_data):
     flags = {"task": "mlm", "dataset_path": text_data}
-    plain, found = (
+    plain, edited = (
         outcome(small(**flags)),
         outcome(small(**flags, model_name_or_path=odd_model(**odd))),
     )
-    assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, edited, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["regression", "multi_label_classification", "no such thing"])
-def test_the_task_decides_what_kind_of_problem_it_is(kind, odd_model, small):
-    plain, found = outcome(small()), outcome(small(model_name_or_path=odd_model(problem_type=kind)))
-    assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+def test_the_task_determines_the_problem_type(kind, odd_model, small):
+    plain, edited = (
+        outcome(small()),
+        outcome(small(model_name_or_path=odd_model(problem_type=kind))),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(plain, edited, strict=True))
 
 
 MANY = [
@@ -85,7 +88,7 @@ MANY = [
 
 
 @pytest.mark.parametrize("odd", MANY, ids=lambda odd: str(odd)[:40])
-def test_a_config_that_counts_too_many_is_refused_before_one_is_made(
+def test_an_impossible_count_is_refused_before_the_config_is_made(
     odd, odd_model, small, monkeypatch
 ):
     directory = odd_model(**odd)
@@ -102,7 +105,7 @@ def test_a_config_that_counts_too_many_is_refused_before_one_is_made(
 
 
 @pytest.mark.parametrize("odd", [{"num_labels": 1}, {"num_labels": 3, "id2label": None}], ids=str)
-def test_counts_that_a_network_may_have_are_taken(odd, odd_model, small):
+def test_possible_counts_are_accepted(odd, odd_model, small):
     load_tokenizer(parse(small(model_name_or_path=odd_model(**odd))))
 
 
@@ -115,7 +118,7 @@ DECODERS = {
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_config_of_what_is_not_trained_so_is_refused(name, odd_model, small):
+def test_a_decoder_or_quantized_network_is_refused(name, odd_model, small):
     directory = odd_model(**{name: DECODERS[name]})
     with pytest.raises(
         BadInput, match=rf"config\.json has {name} .*; (set it to false|use the network before)"
@@ -123,7 +126,7 @@ def test_a_config_of_what_is_not_trained_so_is_refused(name, odd_model, small):
         load_tokenizer(parse(small(model_name_or_path=directory)))
 
 
-def test_weights_under_a_name_of_the_configs_own_are_refused(odd_model, small):
+def test_a_config_with_its_own_name_of_the_weights_is_refused(odd_model, small):
     directory = odd_model(transformers_weights="other.safetensors")
     with pytest.raises(BadInput, match="has transformers_weights"):
         load_tokenizer(parse(small(model_name_or_path=directory)))

@@ -1,4 +1,4 @@
-"""tasks/mlm.py: packing, masking, and a head that sees only what it must predict."""
+"""tasks/mlm.py: packing, masking, and a head that is applied to masked positions only."""
 
 import copy
 
@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
 from lth_scale.tasks import mlm, registry
-from lth_scale.tasks.mlm import choose_positions, chosen_loss
-from lth_scale.tasks.mlm_blocks import pack
+from lth_scale.tasks.mlm import choose_positions, chosen_loss, pack
 
 SIZES = dict(
     vocab_size=90, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
@@ -35,7 +34,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_the_loss_and_its_gradient_are_those_of_the_whole_head(family):
+def test_loss_and_gradient_equal_those_of_the_full_head(family):
     torch.manual_seed(0)
     model = hf.AutoModelForMaskedLM.from_config(MODELS[family]).eval()
     ids = torch.randint(5, 90, (3, 20))
@@ -46,15 +45,15 @@ def test_the_loss_and_its_gradient_are_those_of_the_whole_head(family):
     expected = torch.autograd.grad(whole, list(model.base_model.parameters()), allow_unused=True)
     choose_positions(model)
     loss, chosen = chosen_loss(model, batch)
-    found = torch.autograd.grad(loss, list(model.base_model.parameters()), allow_unused=True)
+    gradients = torch.autograd.grad(loss, list(model.base_model.parameters()), allow_unused=True)
     assert chosen.shape == (int((labels != -100).sum()), 90)
     assert torch.allclose(loss, whole, rtol=1e-5)
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(gradients, expected, strict=True):
         assert (ours is None) == (theirs is None)
         assert ours is None or torch.allclose(ours, theirs, atol=1e-6)
 
 
-def test_a_model_is_whole_again_after_the_loss():
+def test_the_model_is_restored_after_the_loss():
     model = hf.AutoModelForMaskedLM.from_config(MODELS["bert"]).eval()
     ids = torch.randint(5, 90, (2, 10))
     before = model(input_ids=ids).logits
@@ -64,7 +63,7 @@ def test_a_model_is_whole_again_after_the_loss():
 
 
 class Engine(nn.Module):
-    """Wraps a model and answers for its attributes, as DeepSpeed's engine and FSDP do."""
+    """Wraps a model and forwards its attributes, as DeepSpeed's engine and FSDP do."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -80,7 +79,7 @@ class Engine(nn.Module):
         return self.module(**inputs)
 
 
-def test_a_copy_and_a_wrapped_model_work_by_themselves():
+def test_copies_and_wrapped_models_are_independent():
     model = hf.AutoModelForMaskedLM.from_config(MODELS["bert"]).eval()
     choose_positions(model)
     teacher, engine = copy.deepcopy(model), Engine(Engine(model))
@@ -110,7 +109,7 @@ def test_blocks_are_the_text_in_order_between_special_tokens(tokenizer):
         ]
 
 
-def test_validation_masks_are_the_same_each_time_and_15_percent(small, text_data):
+def test_validation_masks_are_fixed_and_cover_15_percent(small, text_data):
     args = parse(small(task="mlm", dataset_path=text_data))
     first, second = (registry.load_task(args) for _ in range(2))
     assert first.validation["labels"] == second.validation["labels"]
@@ -121,7 +120,7 @@ def test_validation_masks_are_the_same_each_time_and_15_percent(small, text_data
     }
 
 
-def test_the_score_is_masked_accuracy_and_mean_loss_over_tokens(small, text_data):
+def test_the_score_is_accuracy_and_mean_loss_over_masked_tokens(small, text_data):
     task = registry.load_task(parse(small(task="mlm", dataset_path=text_data)))
     logits = torch.tensor([[5.0, 0.0], [0.0, 5.0], [5.0, 0.0]])
     batch = {"labels": torch.tensor([[0, -100, 1], [1, -100, -100]])}

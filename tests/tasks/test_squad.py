@@ -1,4 +1,4 @@
-"""tasks/squad.py: windows, labels, and answers cut out of the context as it stands."""
+"""tasks/squad.py: windows, labels, and answers that are copied from the context."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
 from lth_scale.tasks import registry, squad
 from lth_scale.tasks.rows import read_rows
-from lth_scale.tasks.squad_windows import INPUTS, cut_windows, max_context
+from lth_scale.tasks.squad import INPUTS, cut_windows, max_context
 from lth_scale.tasks.task import Task
 
 QUESTION = "what did the cat see ?"
@@ -93,7 +93,7 @@ def load(small, tmp_path):
 
 
 def evaluated(task: Task, order=None, size: int = 4) -> dict[str, float]:
-    """The score of logits that point at the labels, the windows taken in some order."""
+    """The score of logits that point at the labels, with the windows in this order."""
     order = list(range(len(task.validation))) if order is None else order
     batches = [
         task.eval_collate([task.validation[i] for i in order[n : n + size]])
@@ -114,13 +114,13 @@ def test_it_loads_its_columns_and_trains(load):
         and logits.dtype == torch.float32
         and torch.isfinite(logits).all()
     )
-    found = task.rows(logits, batch)
-    assert found.shape == (3, 5) and found.dtype == numpy.float64
-    assert list(task.score(found)) == ["f1", "exact_match", "loss"]
-    assert task.score(found)["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    results = task.rows(logits, batch)
+    assert results.shape == (3, 5) and results.dtype == numpy.float64
+    assert list(task.score(results)) == ["f1", "exact_match", "loss"]
+    assert task.score(results)["loss"] == pytest.approx(loss.item(), rel=1e-6)
 
 
-def test_limits_count_questions_and_the_stride_is_part_of_the_cache(load):
+def test_limits_count_questions_and_the_stride_is_part_of_the_cache_key(load):
     rows = [example(LONG, "good dog")] * 3
     one, two = load(rows, max_train_samples=1, max_eval_samples=2), load(rows, doc_stride=4)
     assert 2 * len(one.train) == len(one.validation)
@@ -149,7 +149,7 @@ def test_windows_start_doc_stride_tokens_apart_and_cover_the_context(kind, reque
     assert max(map(max, columns["ends"])) == len(LONG)
 
 
-def test_a_stride_above_what_fits_leaves_no_gap(tokenizer):
+def test_a_stride_longer_than_a_window_leaves_no_gap(tokenizer):
     columns, _ = make(tokenizer, [example(LONG, "good dog")], stride=500)
     ends = [end for row in columns["ends"] for end in row if end >= 0]
     assert ends == [
@@ -161,7 +161,7 @@ def test_a_stride_above_what_fits_leaves_no_gap(tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "byte_level"])
-def test_every_answer_comes_back_wherever_it_lies(kind, request):
+def test_every_answer_is_recovered_wherever_it_is(kind, request):
     tokenizer = request.getfixturevalue(kind)
     words, whole_windows = LONG.split(), set()
     for i in range(0, len(words) - 1):
@@ -194,7 +194,7 @@ def test_every_answer_comes_back_wherever_it_lies(kind, request):
     ],
 )
 @pytest.mark.parametrize("where", [0, 150, None], ids=["start", "middle", "end"])
-def test_the_text_is_the_contexts_own(kind, text, where, request):
+def test_the_answer_is_copied_from_the_context(kind, text, where, request):
     before = "" if where == 0 else LONG[:where] + " "
     context = before + text + ("" if where is None else " " + LONG)
     rows = [example(context, text, start=len(before))]
@@ -219,11 +219,11 @@ def official_max_context(counts: list[int], step: int) -> list[int]:
 @pytest.mark.parametrize(
     ("counts", "step"), [([5], 5), ([20, 20, 20, 7], 8), ([10, 10, 3], 10), ([9, 9, 9, 9], 1)]
 )
-def test_a_start_counts_in_the_window_with_the_most_context(counts, step):
+def test_the_best_window_is_the_one_with_the_most_context(counts, step):
     assert max_context(counts, step).tolist() == official_max_context(counts, step)
 
 
-def test_a_start_without_the_most_context_gives_no_answer(tokenizer):
+def test_an_answer_does_not_start_outside_its_best_window(tokenizer):
     columns, batch = make(tokenizer, [example(LONG, "good dog")])
     begins, ends = torch.tensor(columns["begins"][1]), torch.tensor(columns["ends"][1])
     token = int(((begins < 0) & (ends >= 0)).nonzero()[0])
@@ -238,7 +238,7 @@ def test_a_start_without_the_most_context_gives_no_answer(tokenizer):
     [(0, 0), (2, 10), (12, 11), (10, 3)],
     ids=["CLS", "question", "backwards", "ends in question"],
 )
-def test_what_is_no_span_of_the_context_is_the_empty_answer(start, stop, tokenizer, monkeypatch):
+def test_an_invalid_span_gives_the_empty_answer(start, stop, tokenizer, monkeypatch):
     monkeypatch.setattr(squad, "N_BEST", 1)
     _, batch = make(tokenizer, [example("the cat sat on the mat .", "mat")])
     rows = squad.best_spans(pointing(batch, start, stop), batch)
@@ -313,7 +313,7 @@ def test_the_score_is_a_fraction_and_the_first_of_tied_windows_wins(load):
     assert task.score(table) == {"f1": 0.0, "exact_match": 0.0, "loss": 2.0}
 
 
-def test_padding_changes_no_loss_and_keeps_divergences_finite(load):
+def test_padding_does_not_change_the_loss_and_divergences_are_finite(load):
     task = load([example(LONG, "good dog"), example("a cat .", "cat")])
     task.model.eval()
     short = task.validation[len(task.validation) - 1]
@@ -328,9 +328,7 @@ def test_padding_changes_no_loss_and_keeps_divergences_finite(load):
     assert torch.isfinite(divergence).all() and (logs.exp()[1, :, logits.shape[2] :] == 0).all()
 
 
-def test_windows_are_counted_from_the_beginning_whatever_side_the_tokenizer_cuts(
-    load, tiny_bert, tmp_path
-):
+def test_the_tokenizers_sides_do_not_change_the_windows(load, tiny_bert, tmp_path):
     shutil.copytree(tiny_bert, tmp_path / "left")
     path = tmp_path / "left/tokenizer_config.json"
     sides = {"truncation_side": "left", "padding_side": "left"}
@@ -348,7 +346,7 @@ def test_windows_are_counted_from_the_beginning_whatever_side_the_tokenizer_cuts
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_window_without_the_answer_points_at_cls_where_it_is():
+def test_the_label_of_a_window_without_the_answer_is_its_cls():
     words = {
         word: i
         for i, word in enumerate(
@@ -382,7 +380,7 @@ def test_a_window_without_the_answer_points_at_cls_where_it_is():
     assert answer(LONG, squad.best_spans(pointing(batch), batch)) == "good dog"
 
 
-def test_rows_may_all_be_padded_to_one_length(load, tokenizer):
+def test_rows_can_be_padded_to_max_length(load, tokenizer):
     task = load([example("the cat sat .", "cat"), example("the dog ran far .", "ran far")])
     rows = [task.validation[i] for i in (0, 1)]
     collators = (
@@ -407,7 +405,7 @@ def test_rows_may_all_be_padded_to_one_length(load, tokenizer):
     [["a", "b", "c"], ["a", "a", "a"], ["", "", ""], [7, 7, 8], [None] * 3, [["x"]] * 3, None],
     ids=["unique", "one", "empty", "integers", "null", "lists", "no column"],
 )
-def test_every_row_counts_once_whatever_its_id(ids, load):
+def test_every_row_counts_once_with_any_id(ids, load):
     rows = [
         example(LONG, "good dog"),
         example("the dog ran far .", "ran far"),
@@ -422,7 +420,7 @@ def test_every_row_counts_once_whatever_its_id(ids, load):
     assert task.score(table)["f1"] == pytest.approx(2 / 3)
 
 
-def test_of_several_answers_the_first_is_learned_and_the_best_is_scored(load):
+def test_the_first_answer_is_learned_and_the_best_one_is_scored(load):
     context = "the cat sat on a mat and saw the sea"
     answers = {
         "text": ["the cat", "mat", "sea"],
@@ -435,7 +433,7 @@ def test_of_several_answers_the_first_is_learned_and_the_best_is_scored(load):
     assert task.score(table) == {"f1": 1.0, "exact_match": 1.0, "loss": 0.5}
 
 
-def test_offsets_stay_where_half_an_emoji_was(load):
+def test_an_unpaired_surrogate_does_not_shift_offsets(load):
     context = "the \ud83d cat \U0001f408 sat \ude00\ud83d far away"
     row = {
         "context": context,
@@ -449,7 +447,7 @@ def test_offsets_stay_where_half_an_emoji_was(load):
         )  # as in UTF-16, which counts the cat twice
 
 
-def test_a_context_of_many_windows_takes_time_in_proportion():
+def test_many_windows_take_linear_time():
     began = time.process_time()
     assert max_context([300] * 10**4, 100)[[0, 199, 200, 10**6]].tolist() == [0, 0, 1, 9999]
     assert time.process_time() - began < 5
@@ -477,7 +475,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("change", "named"), BAD, ids=[named for _, named in BAD])
-def test_bad_rows_are_named_by_line(change, named, tmp_path):
+def test_invalid_rows_are_refused_with_the_line(change, named, tmp_path):
     path = write_jsonl(tmp_path / "train.jsonl", [GOOD, {**GOOD, **change}])
     with pytest.raises(BadInput, match=f"line 2: .*{named}"):
         list(read_rows(path, squad.COLUMNS))

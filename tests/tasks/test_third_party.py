@@ -1,4 +1,4 @@
-"""tasks/registry.py: a third party's task runs through a search like the paper's own."""
+"""tasks/registry.py: a third party's task is searched like the paper's own."""
 
 import json
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ KIND = TaskKind(
 
 @dataclass
 class Tagging:
-    """Tags each token by the parity of its id. No class of the package is a base of it."""
+    """Tags each token with the parity of its id. Inherits from no class of the package."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -97,7 +97,7 @@ def tagging(monkeypatch):
     return "tagging"
 
 
-def test_a_registered_task_is_searched(tagging, tiny_bert, sst2_data, tmp_path):
+def test_a_registered_task_can_be_searched(tagging, tiny_bert, sst2_data, tmp_path):
     given = {
         "task": tagging,
         "model_name_or_path": str(tiny_bert),
@@ -121,7 +121,7 @@ def test_a_name_is_registered_once(tagging):
         register_task(tagging, KIND)
 
 
-def test_its_bad_rows_are_named_like_those_of_any_task(tagging, tiny_bert, tmp_path):
+def test_invalid_rows_of_a_registered_task_are_refused_with_the_line(tagging, tiny_bert, tmp_path):
     for split in KIND.splits:
         (tmp_path / f"{split}.jsonl").write_text('{"text": "a"}\n')
     args = resolve(

@@ -1,4 +1,4 @@
-"""tasks/tokenizer_*.py, inputs.py: the cache key of ids, and what model and tokenizer agree on."""
+"""tasks/tokenizer.py, tasks/inputs.py: digests of tokenizers, and what fits model and tokenizer."""
 
 import copy
 import json
@@ -15,12 +15,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
-from lth_scale.tasks import glue, mlm, probes, registry, squad
+from lth_scale.tasks import glue, inputs, mlm, registry, squad
 from lth_scale.tasks.inputs import Inputs, agree_on_inputs
-from lth_scale.tasks.mlm_blocks import pack
+from lth_scale.tasks.loading import explain_load_error
+from lth_scale.tasks.mlm import pack
 from lth_scale.tasks.task import Task
-from lth_scale.tasks.tokenizer_checks import explain_load_error
-from lth_scale.tasks.tokenizer_digest import tokenizer_digest
+from lth_scale.tasks.tokenizer import tokenizer_digest
 
 SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
@@ -68,11 +68,8 @@ def of_words(
 
 
 def piece(name: str, kind: int) -> dict:
-    return (
-        {"Sequence": {"id": name[1], "type_id": kind}}
-        if name[0] == "$"
-        else {"SpecialToken": {"id": name, "type_id": kind}}
-    )
+    is_text = name[0] == "$"
+    return {"Sequence" if is_text else "SpecialToken": {"id": name.lstrip("$"), "type_id": kind}}
 
 
 def swap(mapping: dict, one: str, other: str) -> None:
@@ -102,30 +99,21 @@ CHANGES: dict[str, Callable[[dict], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_another_tokenizer_json_has_another_key(change, tokenizer):
+def test_every_change_of_tokenizer_json_changes_the_digest(change, tokenizer):
     state = state_of(tokenizer)
     before = tokenizer_digest(rebuilt(state))
     CHANGES[change](state)
     assert tokenizer_digest(rebuilt(state)) != before
 
 
-def test_the_order_of_merges_is_part_of_the_key():
+def test_the_order_of_merges_changes_the_digest():
     model = {
         "type": "BPE",
         "vocab": {c: i for i, c in enumerate(["a", "b", "c", "ab", "bc"])},
         "merges": [["a", "b"], ["b", "c"]],
     }
-    state = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": None,
-        "model": model,
-    }
+    parts = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    state = {"version": "1.0", "added_tokens": [], **dict.fromkeys(parts), "model": model}
     other = copy.deepcopy(state)
     other["model"]["merges"].reverse()
     one, two = (
@@ -147,7 +135,7 @@ def test_the_order_of_merges_is_part_of_the_key():
     ],
     ids=str,
 )
-def test_what_is_no_part_of_tokenizer_json_but_changes_ids_has_another_key(attribute, tokenizer):
+def test_attributes_that_change_ids_change_the_digest(attribute, tokenizer):
     state = state_of(tokenizer)
     assert tokenizer_digest(rebuilt(state)) != tokenizer_digest(rebuilt(state, **attribute))
 
@@ -164,7 +152,7 @@ def test_what_is_no_part_of_tokenizer_json_but_changes_ids_has_another_key(attri
     ],
     ids=["unused", "truncated", "padded", "padding_side", "model_max_length", "name"],
 )
-def test_the_key_is_the_same_after_use_and_wherever_it_is_saved(use, tokenizer, tmp_path):
+def test_use_and_saving_do_not_change_the_digest(use, tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "one")
     first = AutoTokenizer.from_pretrained(tmp_path / "one")
     before = tokenizer_digest(first)
@@ -214,7 +202,7 @@ SLOW = {"japanese": japanese, "esm": esm, "phobert": phobert}
 
 
 @pytest.mark.parametrize("kind", SLOW)
-def test_a_tokenizer_in_python_is_keyed_on_its_files_and_options(kind, tmp_path):
+def test_the_digest_of_a_python_tokenizer_covers_its_files(kind, tmp_path):
     first = SLOW[kind](tmp_path / "one")
     assert not first.is_fast
     before = tokenizer_digest(first)
@@ -229,7 +217,7 @@ def test_a_tokenizer_in_python_is_keyed_on_its_files_and_options(kind, tmp_path)
     assert tokenizer_digest(first) != before
 
 
-def test_an_option_of_a_tokenizer_in_python_is_part_of_its_key(tmp_path):
+def test_the_digest_of_a_python_tokenizer_covers_its_options(tmp_path):
     folded, kept = (japanese(tmp_path / str(fold), do_lower_case=fold) for fold in (True, False))
     assert folded("A")["input_ids"] != kept("A")["input_ids"] and tokenizer_digest(
         folded
@@ -260,7 +248,7 @@ def bert(tokenizer: PreTrainedTokenizerBase, **more) -> hf.BertConfig:
 
 
 @pytest.mark.parametrize(("kind", "task"), [("japanese", "sst2"), ("esm", "mlm")])
-def test_a_search_with_a_tokenizer_in_python_runs_and_is_saved(
+def test_a_search_with_a_python_tokenizer_runs_and_saves_it(
     kind, task, checkpoint, search, text_data, sst2_data, tmp_path
 ):
     tokenizer = SLOW[kind](tmp_path / "tokenizer")
@@ -277,7 +265,7 @@ def test_a_search_with_a_tokenizer_in_python_runs_and_is_saved(
 
 
 @pytest.mark.parametrize("kind", SLOW)
-def test_squad_refuses_a_tokenizer_without_offsets_by_its_class(kind, checkpoint, small, tmp_path):
+def test_squad_refuses_a_tokenizer_without_offsets(kind, checkpoint, small, tmp_path):
     tokenizer = SLOW[kind](tmp_path / "tokenizer")
     directory = checkpoint(bert(tokenizer), tokenizer)
     with pytest.raises(
@@ -307,7 +295,7 @@ def test_blocks_have_the_special_tokens_where_a_text_has_them(kind):
         tokenizer.convert_tokens_to_ids(part)
         for part in (AROUND[kind][:at], AROUND[kind][at + 1 :])
     )
-    assert probes.special_tokens_around(tokenizer) == (before, after)
+    assert inputs.special_tokens_around(tokenizer) == (before, after)
     blocks = pack({"text": texts}, tokenizer, 12)["input_ids"]
     inside = [block[len(before) : 12 - len(after)] for block in blocks]
     assert all(len(block) == 12 for block in blocks) and len(blocks) > 3
@@ -322,7 +310,7 @@ def test_blocks_have_the_special_tokens_where_a_text_has_them(kind):
 @pytest.mark.parametrize(
     ("template", "lost"), [(["$A"], True), (["$A", "[SEP]"], True), (["[CLS]", "$A"], False)]
 )
-def test_lost_special_tokens_are_said_in_one_line(template, lost, checkpoint, small, caplog):
+def test_warns_about_missing_special_tokens_once(template, lost, checkpoint, small, caplog):
     tokenizer = of_words(template)
     registry.load_task(parse(small(model_name_or_path=checkpoint(bert(tokenizer), tokenizer))))
     assert (
@@ -331,7 +319,7 @@ def test_lost_special_tokens_are_said_in_one_line(template, lost, checkpoint, sm
 
 
 @pytest.mark.parametrize(
-    ("template", "kind", "said"),
+    ("template", "kind", "warned"),
     [
         (None, hf.GPT2Config, True),
         (["[CLS]", "$A", "[SEP]"], hf.GPT2Config, False),
@@ -339,8 +327,8 @@ def test_lost_special_tokens_are_said_in_one_line(template, lost, checkpoint, sm
     ],
 )
 @pytest.mark.parametrize("texts", [1, 2])
-def test_texts_that_run_into_each_other_are_said_in_one_line(
-    template, kind, said, texts, checkpoint, small, caplog
+def test_warns_about_texts_without_a_separator_once(
+    template, kind, warned, texts, checkpoint, small, caplog
 ):
     tokenizer = of_words(template, cls_token=template and "[CLS]")
     config = (
@@ -352,37 +340,38 @@ def test_texts_that_run_into_each_other_are_said_in_one_line(
     args = parse(small(model_name_or_path=directory, max_seq_length=16))
     model = hf.AutoModel.from_pretrained(directory)
     agree_on_inputs(args, model, tokenizer, texts)
-    lines = [
-        each.message for each in caplog.records if "no token between two texts" in each.message
-    ]
-    assert len(lines) == (said and texts == 2)
+    lines = [record for record in caplog.records if "no token between two texts" in record.message]
+    assert len(lines) == (warned and texts == 2)
+
+
+def set_field(directory: Path, name: str, value: object) -> Path:
+    """Change a field of tokenizer_config.json."""
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    return directory
 
 
 @pytest.mark.parametrize("most", [0, -1, 3, "512", True, [8]], ids=str)
-def test_a_tokenizer_that_leaves_no_room_for_a_text_is_refused(most, tokenizer, checkpoint, small):
-    directory = checkpoint(bert(tokenizer), tokenizer)
-    path = directory / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": most}))
+def test_an_impossible_model_max_length_is_refused(most, tokenizer, checkpoint, small):
+    directory = set_field(checkpoint(bert(tokenizer), tokenizer), "model_max_length", most)
     with pytest.raises(BadInput, match=r"tokenizer_config\.json has model_max_length .*remove it"):
         registry.load_task(parse(small(model_name_or_path=directory)))
 
 
-def test_a_whole_number_that_json_writes_with_a_point_is_a_length(tokenizer, checkpoint, small):
-    directory = checkpoint(bert(tokenizer), tokenizer)
-    path = directory / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 9.0}))
+def test_a_model_max_length_may_be_a_whole_float(tokenizer, checkpoint, small):
+    directory = set_field(checkpoint(bert(tokenizer), tokenizer), "model_max_length", 9.0)
     task = registry.load_task(parse(small(model_name_or_path=directory)))
     assert max(map(len, task.train["input_ids"])) == 9
 
 
 @pytest.mark.parametrize(("value", "left_to_others"), [(float("nan"), True), (1e6, False)])
-def test_a_network_of_no_usable_scores_is_not_called_neutral_but_for_nan(
+def test_padding_is_not_neutral_if_no_output_is_usable_except_for_nan(
     value, left_to_others, tokenizer
 ):
     model = hf.BertForSequenceClassification(bert(tokenizer))
     torch.nn.init.constant_(model.classifier.bias, value)
     row = tokenizer("the cat", return_tensors="pt")
-    assert probes.is_neutral(model, tokenizer, row, 16, "right") == left_to_others
+    assert inputs.is_neutral(model, tokenizer, row, 16, "right") == left_to_others
 
 
 @pytest.mark.parametrize(
@@ -395,7 +384,7 @@ def test_a_network_of_no_usable_scores_is_not_called_neutral_but_for_nan(
         ({"zyx": 50}, 1000, None),
     ],
 )
-def test_an_id_beyond_the_embeddings_is_found_before_training(ids, rows, named, checkpoint, small):
+def test_an_id_without_an_embedding_is_refused(ids, rows, named, checkpoint, small):
     tokenizer = of_words(["[CLS]", "$A", "[SEP]"], ids)
     args = parse(small(model_name_or_path=checkpoint(bert(tokenizer, vocab_size=rows), tokenizer)))
     if named is None:
@@ -408,7 +397,7 @@ def test_an_id_beyond_the_embeddings_is_found_before_training(ids, rows, named, 
             registry.load_task(args)
 
 
-def test_an_added_token_beyond_the_embeddings_is_found(tokenizer, checkpoint, small):
+def test_an_added_token_without_an_embedding_is_refused(tokenizer, checkpoint, small):
     more = copy.deepcopy(tokenizer)
     more.add_tokens(["<new>"], special_tokens=True)
     directory = checkpoint(bert(tokenizer), more)
@@ -464,7 +453,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_padding_is_where_the_head_does_not_read_and_scores_do_not_depend_on_the_batch(
+def test_padding_is_on_the_side_where_scores_do_not_depend_on_the_batch(
     kind, tokenizer, small, tmp_path
 ):
     config, sizes, side, always = READERS[kind]
@@ -475,9 +464,9 @@ def test_padding_is_where_the_head_does_not_read_and_scores_do_not_depend_on_the
     left = copy.deepcopy(tokenizer)
     left.padding_side = "left" if side == "right" else "right"
     left.save_pretrained(tmp_path / "model")
-    inputs: dict = {}
-    task = loaded(small(model_name_or_path=tmp_path / "model"), inputs)
-    assert task.tokenizer.padding_side == side and (inputs["padding"] == "max_length") == always
+    agreed: dict = {}
+    task = loaded(small(model_name_or_path=tmp_path / "model"), agreed)
+    assert task.tokenizer.padding_side == side and (agreed["padding"] == "max_length") == always
     rows = [task.validation[i] for i in range(8)]
     assert len({len(row["input_ids"]) for row in rows}) > 2
     task.model.eval()
@@ -489,13 +478,13 @@ def test_padding_is_where_the_head_does_not_read_and_scores_do_not_depend_on_the
     )
 
 
-def loaded(flags: list[str], inputs: dict) -> Task:
-    """The task, and into `inputs` what was agreed."""
+def loaded(flags: list[str], agreed: dict) -> Task:
+    """Load the task, and copy what `agree_on_inputs` returns into `agreed`."""
 
     def agree(*values, **options):
-        found = agree_on_inputs(*values, **options)
-        inputs.update(vars(found))
-        return found
+        result = agree_on_inputs(*values, **options)
+        agreed.update(vars(result))
+        return result
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (glue, squad, mlm):
@@ -513,12 +502,10 @@ def test_a_saved_network_pads_on_the_side_that_was_used(tokenizer, checkpoint, s
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_text_is_cut_on_the_tokenizers_own_side_and_keeps_its_special_tokens(
+def test_truncation_uses_the_tokenizers_side_and_keeps_special_tokens(
     side, tokenizer, checkpoint, small
 ):
-    directory = checkpoint(bert(tokenizer), tokenizer)
-    path = directory / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "truncation_side": side}))
+    directory = set_field(checkpoint(bert(tokenizer), tokenizer), "truncation_side", side)
     task = registry.load_task(parse(small(model_name_or_path=directory, max_seq_length=8)))
     whole = tokenizer(sentence(7), add_special_tokens=False)["input_ids"]
     kept = whole[:6] if side == "right" else whole[-6:]
@@ -527,12 +514,10 @@ def test_a_text_is_cut_on_the_tokenizers_own_side_and_keeps_its_special_tokens(
 
 
 @pytest.mark.parametrize("names", [["input_ids"], ["input_ids", "token_type_ids"]], ids=str)
-def test_padding_is_masked_even_where_the_tokenizer_gives_no_mask(
+def test_padding_is_masked_even_if_the_tokenizer_returns_no_mask(
     names, tokenizer, checkpoint, small
 ):
-    directory = checkpoint(bert(tokenizer), tokenizer)
-    path = directory / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_input_names": names}))
+    directory = set_field(checkpoint(bert(tokenizer), tokenizer), "model_input_names", names)
     task = registry.load_task(parse(small(model_name_or_path=directory)))
     batch = task.eval_collate([task.validation[i] for i in range(8)])
     assert torch.equal(
@@ -541,17 +526,17 @@ def test_padding_is_masked_even_where_the_tokenizer_gives_no_mask(
 
 
 @pytest.mark.parametrize(
-    ("config", "pad", "said"),
+    ("config", "pad", "warned"),
     [({}, 0, False), ({"pad_token_id": 7}, 7, True), ({"pad_token_id": None}, None, False)],
     ids=["the same", "another", "none"],
 )
-def test_another_pad_id_than_the_tokenizers_is_said(
-    config, pad, said, tokenizer, checkpoint, small, caplog
+def test_warns_about_another_pad_id_than_the_tokenizers(
+    config, pad, warned, tokenizer, checkpoint, small, caplog
 ):
     directory = checkpoint(bert(tokenizer, **config), tokenizer)
     task = registry.load_task(parse(small(model_name_or_path=directory)))
     assert task.model.config.pad_token_id == pad
-    assert ("take 7 as the id of padding, and its tokenizer pads with 0" in caplog.text) == said
+    assert ("take 7 as the id of padding, and its tokenizer pads with 0" in caplog.text) == warned
 
 
 LENGTHS = {
@@ -588,7 +573,7 @@ def agreed(model: hf.PreTrainedModel, tokenizer: PreTrainedTokenizerBase, small,
 
 
 @pytest.mark.parametrize("kind", LENGTHS)
-def test_the_length_is_what_the_model_has_positions_for(kind, tokenizer, small, caplog):
+def test_the_length_is_the_models_number_of_positions(kind, tokenizer, small, caplog):
     config, sizes, expected = LENGTHS[kind]
     model = hf.AutoModelForSequenceClassification.from_config(
         config(vocab_size=len(tokenizer), **sizes)
@@ -602,36 +587,30 @@ def test_the_length_is_what_the_model_has_positions_for(kind, tokenizer, small, 
 
 
 @pytest.mark.parametrize("pad", [None, 7])
-def test_a_head_that_looks_for_the_last_token_is_told_what_is_padding(pad, tokenizer, small):
+def test_a_head_that_reads_the_last_token_gets_the_pad_id(pad, tokenizer, small):
     sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 2, "eos_token_id": 2}
     config = hf.GPT2Config(vocab_size=len(tokenizer), **sizes, pad_token_id=pad)
-    model, left = (
-        hf.AutoModelForSequenceClassification.from_config(config),
-        copy.deepcopy(tokenizer),
-    )
+    model = hf.AutoModelForSequenceClassification.from_config(config)
+    left = copy.deepcopy(tokenizer)
     left.padding_side = "left"
     assert agree_on_inputs(parse(small()), model, left).padding == "longest"
     assert model.config.pad_token_id == tokenizer.pad_token_id and left.padding_side == "right"
 
 
-def test_a_table_that_no_name_tells_of_is_found_by_running_the_model(tokenizer, small):
+def test_an_unnamed_position_table_is_found_by_running_the_model(tokenizer, small):
     model = hf.AutoModelForSequenceClassification.from_config(bert(tokenizer))
     model.bert.embeddings.position_embeddings = torch.nn.Sequential(torch.nn.Embedding(33, 16))
     assert agreed(model, tokenizer, small).length == 33
 
 
-def test_the_tokenizers_own_limit_counts_too(tokenizer, small):
+def test_the_tokenizers_limit_applies_too(tokenizer, small):
     short = copy.deepcopy(tokenizer)
     short.model_max_length = 20
-    assert (
-        agreed(
-            hf.AutoModelForSequenceClassification.from_config(bert(tokenizer)), short, small
-        ).length
-        == 20
-    )
+    model = hf.AutoModelForSequenceClassification.from_config(bert(tokenizer))
+    assert agreed(model, short, small).length == 20
 
 
-def test_a_model_that_does_not_run_on_tokens_is_refused_by_name(tokenizer, small):
+def test_a_model_that_fails_on_tokens_is_refused(tokenizer, small):
     model = hf.AutoModelForSequenceClassification.from_config(bert(tokenizer))
     model.bert.embeddings.token_type_embeddings = torch.nn.Embedding(2, 7)
     with pytest.raises(
@@ -668,18 +647,18 @@ def test_a_model_that_does_not_run_on_tokens_is_refused_by_name(tokenizer, small
         ),
     ],
 )
-def test_a_missing_package_is_named(problem, package, tmp_path, monkeypatch):
+def test_a_missing_package_is_reported(problem, package, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (tmp_path / "spm.model").write_bytes(b"")
-    said = explain_load_error(problem, tmp_path)
+    explanation = explain_load_error(problem, tmp_path)
     assert (
-        said.removeprefix("its tokenizer ")
+        explanation.removeprefix("its tokenizer ")
         == f"needs the package {package}, which is not installed; pip install {package}"
     )
 
 
 @pytest.mark.parametrize("name", ["sentencepiece-bert", "tiktoken", "trust_remote_code"])
-def test_the_name_of_a_directory_says_nothing_of_what_is_missing(name):
+def test_the_name_of_a_directory_is_not_read_as_a_package(name):
     assert (
         explain_load_error(
             OSError(f"/models/{name}/config.json is missing"), Path("/models") / name
@@ -688,28 +667,21 @@ def test_the_name_of_a_directory_says_nothing_of_what_is_missing(name):
     )
 
 
-def test_a_model_without_a_limit_is_not_run_on_more_than_it_takes_seconds_for(
-    tokenizer, small, monkeypatch
-):
-    config = hf.BloomConfig(
-        vocab_size=len(tokenizer), hidden_size=16, n_layer=2, n_head=2, pad_token_id=0
-    )
-    model, run, long = (
-        hf.AutoModelForSequenceClassification.from_config(config),
-        [],
-        copy.deepcopy(tokenizer),
-    )
+def test_a_model_without_a_limit_is_run_on_short_inputs_only(tokenizer, small, monkeypatch):
+    sizes = dict(hidden_size=16, n_layer=2, n_head=2, pad_token_id=0)
+    config = hf.BloomConfig(vocab_size=len(tokenizer), **sizes)
+    model = hf.AutoModelForSequenceClassification.from_config(config)
+    long, lengths = copy.deepcopy(tokenizer), []
     long.model_max_length = int(1e30)
     model.register_forward_pre_hook(
-        lambda module, args, kwargs: run.append(kwargs["input_ids"].numel()), with_kwargs=True
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
-    monkeypatch.setattr(probes, "LONGEST_RUN", 50)
-    assert agreed(model, long, small, max_seq_length=100_000).length == 100_000 and max(run) <= 64
+    monkeypatch.setattr(inputs, "LONGEST_RUN", 50)
+    assert agreed(model, long, small, max_seq_length=100_000).length == 100_000
+    assert max(lengths) <= 64
 
 
-def test_emoji_that_are_left_for_want_of_a_package_are_said(
-    checkpoint, small, tmp_path, caplog, monkeypatch
-):
+def test_warns_if_emoji_are_not_converted(checkpoint, small, tmp_path, caplog, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "emoji", None)
     (tmp_path / "vocab.txt").write_text(
         "".join(f"{piece} 9\n" for piece in ["th@@", "e", "c@@", "a@@", "t"])
@@ -734,7 +706,7 @@ def test_emoji_that_are_left_for_want_of_a_package_are_said(
         ),
     ],
 )
-def test_code_of_a_models_own_that_is_not_run_is_said(
+def test_warns_about_custom_code_that_is_not_run(
     file, auto, more, kind, tiny_bert, small, tmp_path, caplog
 ):
     shutil.copytree(tiny_bert, tmp_path / "model")
@@ -748,9 +720,7 @@ def test_code_of_a_models_own_that_is_not_run_is_said(
     assert f"(auto_map) is not run; it is loaded as transformers' {kind}" in caplog.text
 
 
-def test_two_tokenizers_of_one_content_share_the_cache_and_another_does_not(
-    tiny_bert, small, tmp_path
-):
+def test_equal_tokenizers_share_the_cache_and_others_do_not(tiny_bert, small, tmp_path):
     for name in ("one", "two", "three"):
         shutil.copytree(tiny_bert, tmp_path / name)
     path = tmp_path / "three/tokenizer.json"

@@ -44,7 +44,7 @@ def checkpoint(tokenizer, tmp_path):
         special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 2, "eos_token_id": 3}
         model = auto.from_config(kind(vocab_size=len(tokenizer), **special, **sizes, **config))
         with torch.no_grad():
-            for weight in model.parameters():  # biases and LayerNorms too are not as one draws them
+            for weight in model.parameters():  # no bias or LayerNorm keeps its initial value
                 weight.add_(0.1 * torch.randn_like(weight))
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
@@ -57,7 +57,7 @@ def edit(directory: Path, change, **config) -> Path:
     """Change the tensors of a checkpoint (a function of the dictionary), and its config."""
     path = directory / "model.safetensors"
     save_file(
-        {name: each.contiguous() for name, each in change(load_file(path)).items()},
+        {name: tensor.contiguous() for name, tensor in change(load_file(path)).items()},
         path,
         {"format": "pt"},
     )
@@ -67,11 +67,11 @@ def edit(directory: Path, change, **config) -> Path:
 
 
 def renamed(old: str, new: str):
-    return lambda weights: {name.replace(old, new): each for name, each in weights.items()}
+    return lambda weights: {name.replace(old, new): tensor for name, tensor in weights.items()}
 
 
 def load(directory: Path, task: str = "sst2", *flags: str, seed: int = 7, **options):
-    """The `Loaded` of a task."""
+    """The `LoadedModel` of a task."""
     given = ["--task", task, "--model_name_or_path", str(directory), "--seed", str(seed), *flags]
     args = parse(given)
     tokenizer = load_tokenizer(args)
@@ -80,13 +80,15 @@ def load(directory: Path, task: str = "sst2", *flags: str, seed: int = 7, **opti
 
 def encoder(model) -> dict[str, torch.Tensor]:
     return {
-        name: each for name, each in model.base_model.state_dict().items() if "pooler" not in name
+        name: tensor
+        for name, tensor in model.base_model.state_dict().items()
+        if "pooler" not in name
     }
 
 
 def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
     return ours.keys() == theirs.keys() and all(
-        torch.equal(each, theirs[name]) for name, each in ours.items()
+        torch.equal(tensor, theirs[name]) for name, tensor in ours.items()
     )
 
 
@@ -104,60 +106,64 @@ def in_shards(directory: Path) -> None:
 
 
 SPELLINGS = {
-    "DistributedDataParallel": lambda w: {f"module.{name}": each for name, each in w.items()},
-    "torch.compile": lambda w: {f"_orig_mod.{name}": each for name, each in w.items()},
-    "both": lambda w: {f"module._orig_mod.{name}": each for name, each in w.items()},
-    "the other way round": lambda w: {f"_orig_mod.module.{name}": each for name, each in w.items()},
-    "torch.compile of the encoder": lambda w: {
-        name.replace("bert.", "bert._orig_mod."): each for name, each in w.items()
+    "DistributedDataParallel": lambda w: {f"module.{name}": tensor for name, tensor in w.items()},
+    "torch.compile": lambda w: {f"_orig_mod.{name}": tensor for name, tensor in w.items()},
+    "both": lambda w: {f"module._orig_mod.{name}": tensor for name, tensor in w.items()},
+    "both, in the other order": lambda w: {
+        f"_orig_mod.module.{name}": tensor for name, tensor in w.items()
     },
-    "Lightning twice": lambda w: {f"model.model.{name}": each for name, each in w.items()},
-    "Lightning": lambda w: {f"model.{name}": each for name, each in w.items()},
+    "torch.compile of the encoder": lambda w: {
+        name.replace("bert.", "bert._orig_mod."): tensor for name, tensor in w.items()
+    },
+    "Lightning twice": lambda w: {f"model.model.{name}": tensor for name, tensor in w.items()},
+    "Lightning": lambda w: {f"model.{name}": tensor for name, tensor in w.items()},
     "an encoder alone": lambda w: {
-        n.removeprefix("bert."): each for n, each in w.items() if n.startswith("bert.")
+        n.removeprefix("bert."): tensor for n, tensor in w.items() if n.startswith("bert.")
     },
     "TensorFlow": lambda w: {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
             "LayerNorm.bias", "LayerNorm.beta"
-        ): each
-        for name, each in w.items()
+        ): tensor
+        for name, tensor in w.items()
     },
 }
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_an_encoder_under_other_names_is_the_same_encoder_with_the_same_head(spelling, checkpoint):
+def test_weights_under_other_names_give_the_same_model(spelling, checkpoint):
     plain = load(checkpoint("bert"))
-    found = load(edit(checkpoint("bert"), SPELLINGS[spelling]))
-    assert same(encoder(found.model), encoder(plain.model)) and found.fresh == plain.fresh
-    assert same(found.model.state_dict(), plain.model.state_dict())
+    loaded = load(edit(checkpoint("bert"), SPELLINGS[spelling]))
+    assert same(encoder(loaded.model), encoder(plain.model)) and loaded.fresh == plain.fresh
+    assert same(loaded.model.state_dict(), plain.model.state_dict())
 
 
 CONSTANTS = {
-    "a mask in Booleans": ("h.0.attn.bias", torch.ones(1, 1, 40, 40, dtype=torch.bool)),
-    "a mask in bytes": ("h.1.attn.bias", torch.ones(1, 1, 40, 40, dtype=torch.uint8)),
-    "what masked scores are": ("h.0.attn.masked_bias", torch.tensor(-1e4)),
+    "a Boolean mask": ("h.0.attn.bias", torch.ones(1, 1, 40, 40, dtype=torch.bool)),
+    "a mask of bytes": ("h.1.attn.bias", torch.ones(1, 1, 40, 40, dtype=torch.uint8)),
+    "the score of masked positions": ("h.0.attn.masked_bias", torch.tensor(-1e4)),
     "frequencies": ("h.1.attn.rotary_emb.inv_freq", torch.ones(4)),
 }
 
 
-@pytest.mark.parametrize("what", CONSTANTS)
-def test_constants_that_older_versions_stored_in_the_layers_are_no_weights(what, checkpoint):
+@pytest.mark.parametrize("case", CONSTANTS)
+def test_constants_that_older_versions_stored_are_ignored(case, checkpoint):
     directory = checkpoint("gpt2", hf.AutoModel)
     plain = load(directory)
-    found = load(edit(directory, lambda weights: weights | dict([CONSTANTS[what]])))
-    assert same(found.model.state_dict(), plain.model.state_dict())
+    loaded = load(edit(directory, lambda weights: weights | dict([CONSTANTS[case]])))
+    assert same(loaded.model.state_dict(), plain.model.state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_numbers_of_other_sizes_are_fp32_of_the_same_value(dtype, checkpoint):
+def test_other_dtypes_are_converted_to_fp32(dtype, checkpoint):
     directory = edit(
-        checkpoint("roberta"), lambda w: {name: each.to(dtype) for name, each in w.items()}
+        checkpoint("roberta"), lambda w: {name: tensor.to(dtype) for name, tensor in w.items()}
     )
     weights = load_file(directory / "model.safetensors")
-    found = load(directory).model
-    for name, each in found.base_model.state_dict().items():
-        assert each.dtype == torch.float32 and torch.equal(each, weights[f"roberta.{name}"].float())
+    loaded = load(directory).model
+    for name, tensor in loaded.base_model.state_dict().items():
+        assert tensor.dtype == torch.float32 and torch.equal(
+            tensor, weights[f"roberta.{name}"].float()
+        )
 
 
 TIED = {
@@ -179,26 +185,28 @@ def only_the_heads_name(family: str):
             for name in weights
             if name.endswith(("d_embeddings.weight", "k_embeddings.weight", "wte.weight"))
         )
-        return {TIED[family] if name == shared else name: each for name, each in weights.items()}
+        return {
+            TIED[family] if name == shared else name: tensor for name, tensor in weights.items()
+        }
 
     return change
 
 
 @pytest.mark.parametrize("family", TIED)
-def test_a_tied_tensor_stored_under_its_heads_name_is_the_embeddings(family, checkpoint):
+def test_a_tied_tensor_may_be_stored_under_the_name_of_the_head(family, checkpoint):
     tasks, auto = ["mrpc", "squad", "mlm"], hf.AutoModelForMaskedLM
     if family == "gpt2":
         tasks, auto = tasks[:2], hf.AutoModelForCausalLM
     plain = {task: load(checkpoint(family, auto), task) for task in tasks}
     directory = edit(checkpoint(family, auto), only_the_heads_name(family))
     for task in tasks:
-        found = load(directory, task)
-        assert same(found.model.state_dict(), plain[task].model.state_dict()), task
-        assert found.fresh == plain[task].fresh
+        loaded = load(directory, task)
+        assert same(loaded.model.state_dict(), plain[task].model.state_dict()), task
+        assert loaded.fresh == plain[task].fresh
 
 
 @pytest.mark.parametrize("task", ["rte", "mlm"])
-def test_it_is_missing_where_the_config_does_not_tie_it(task, checkpoint):
+def test_a_tied_tensor_is_missing_if_the_config_does_not_tie_it(task, checkpoint):
     directory = edit(
         checkpoint("roberta"), only_the_heads_name("roberta"), tie_word_embeddings=False
     )
@@ -209,7 +217,7 @@ def test_it_is_missing_where_the_config_does_not_tie_it(task, checkpoint):
 
 
 def without(text: str):
-    return lambda weights: {name: each for name, each in weights.items() if text not in name}
+    return lambda weights: {name: tensor for name, tensor in weights.items() if text not in name}
 
 
 def with_value(part: str, value: float):
@@ -222,7 +230,9 @@ def with_value(part: str, value: float):
 
 
 def added(**more: torch.Tensor):
-    return lambda weights: weights | {name.replace("__", "."): each for name, each in more.items()}
+    return lambda weights: (
+        weights | {name.replace("__", "."): tensor for name, tensor in more.items()}
+    )
 
 
 REFUSED = {
@@ -247,7 +257,7 @@ REFUSED = {
         {},
         r"lacks bert\.pooler\.dense\.bias",
     ),
-    "a prefix of one's own": (
+    "another prefix": (
         renamed("bert.", "teacher.bert."),
         {},
         r"lacks bert\.\S+ and 36 more weights .it has",
@@ -267,12 +277,12 @@ REFUSED = {
         {},
         r"adapter\.weight in its layers",
     ),
-    "a norm behind the last layer": (
+    "a norm after the last layer": (
         added(bert__encoder__norm__weight=torch.ones(16)),
         {},
         r"has bert\.encoder\.norm",
     ),
-    "what another kind has there": (
+    "a tensor of another architecture": (
         added(encoder__norm_after__bias=torch.ones(16)),
         {},
         r"has encoder\.norm_after",
@@ -292,8 +302,8 @@ REFUSED = {
         {"type_vocab_size": 3},
         r"token_type_embeddings\.weight of shape \(2, 16\)",
     ),
-    "two of one weight": (
-        lambda w: w | {name.removeprefix("bert."): each + 1 for name, each in w.items()},
+    "a weight under two names": (
+        lambda w: w | {name.removeprefix("bert."): tensor + 1 for name, tensor in w.items()},
         {},
         r"has both bert\.\S+ and",
     ),
@@ -307,7 +317,7 @@ REFUSED = {
         {},
         r"2 of [\d,]+ values of \S+word_embeddings",
     ),
-    "what is infinite in fp32": (
+    "infinite in fp32": (
         lambda w: (
             w
             | {
@@ -329,9 +339,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_is_no_whole_checkpoint_is_refused_by_name(what, tiny_bert, tmp_path):
-    change, config, message = REFUSED[what]
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_incomplete_or_invalid_checkpoint_is_refused(case, tiny_bert, tmp_path):
+    change, config, message = REFUSED[case]
     shutil.copytree(tiny_bert, tmp_path / "model")
     directory = edit(tmp_path / "model", change, **config)
     with pytest.raises(BadInput, match=rf"^--model_name_or_path \S+: .*{message}") as refusal:
@@ -339,7 +349,7 @@ def test_what_is_no_whole_checkpoint_is_refused_by_name(what, tiny_bert, tmp_pat
     assert "\n" not in str(refusal.value) and "; " in str(refusal.value)
 
 
-def test_shards_are_read_and_refused_where_they_do_not_fit_their_index(checkpoint):
+def test_shards_are_read_and_refused_if_they_contradict_their_index(checkpoint):
     plain = load(checkpoint("bert"))
     directory = checkpoint("bert")
     in_shards(directory)
@@ -359,7 +369,7 @@ def test_shards_are_read_and_refused_where_they_do_not_fit_their_index(checkpoin
 
 
 @pytest.mark.parametrize("family", ["deberta", "deberta-v2"])
-def test_debertas_mlm_head_is_taken_under_the_name_of_its_releases(family, checkpoint):
+def test_debertas_mlm_head_is_found_under_the_names_of_its_releases(family, checkpoint):
     released = checkpoint(family, legacy=False, name="released")
     assert any(
         name.startswith("lm_predictions.lm_head.")
@@ -367,11 +377,11 @@ def test_debertas_mlm_head_is_taken_under_the_name_of_its_releases(family, check
     )
     theirs = hf.AutoModelForMaskedLM.from_pretrained(released).eval()
     for change in (lambda w: w, SPELLINGS["DistributedDataParallel"]):
-        found = load(edit(released, change, legacy=True), "mlm")
+        loaded = load(edit(released, change, legacy=True), "mlm")
         ids = torch.randint(5, 99, (3, 9), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            torch.testing.assert_close(found.model.eval()(ids).logits, theirs(ids).logits)
-        assert not found.fresh and "the head (cls) is the checkpoint's" in found.remark
+            torch.testing.assert_close(loaded.model.eval()(ids).logits, theirs(ids).logits)
+        assert not loaded.fresh and "the head (cls) is the checkpoint's" in loaded.remark
     with pytest.raises(BadInput, match=r"lacks cls\.predictions\.bias .*--fresh_head"):
         load(edit(released, without("lm_head.bias")), "mlm")
 
@@ -396,9 +406,9 @@ HEADLESS = {
 }
 
 
-@pytest.mark.parametrize("what", HEADLESS)
-def test_mlm_needs_the_checkpoints_own_head_or_fresh_head(what, checkpoint):
-    family, auto, message = HEADLESS[what]
+@pytest.mark.parametrize("case", HEADLESS)
+def test_mlm_needs_the_checkpoints_own_head_or_fresh_head(case, checkpoint):
+    family, auto, message = HEADLESS[case]
     directory = checkpoint(family, auto)
     with pytest.raises(BadInput, match=rf"lacks {message}.*--fresh_head"):
         load(directory, "mlm")
@@ -412,18 +422,16 @@ def test_mlm_needs_the_checkpoints_own_head_or_fresh_head(what, checkpoint):
     ("family", "head"),
     [("bert", "cls.predictions"), ("roberta", "lm_head"), ("albert", "predictions")],
 )
-def test_a_tied_bias_of_the_mlm_head_counts_under_either_name_and_is_missed_under_none(
-    family, head, checkpoint
-):
+def test_a_tied_bias_of_the_mlm_head_may_have_either_name(family, head, checkpoint):
     old, new = f"{head}.bias", f"{head}.decoder.bias"
     plain = load(checkpoint(family), "mlm").model
-    found = load(edit(checkpoint(family), renamed(old, new)), "mlm").model
-    assert same(found.state_dict(), plain.state_dict()) and found.get_parameter(old).any()
+    loaded = load(edit(checkpoint(family), renamed(old, new)), "mlm").model
+    assert same(loaded.state_dict(), plain.state_dict()) and loaded.get_parameter(old).any()
     with pytest.raises(BadInput, match=rf"lacks {old}.*--fresh_head"):
         load(edit(checkpoint(family), without(old)), "mlm")
 
 
-def test_a_fresh_mlm_head_is_said_in_every_output(checkpoint, search, text_data, capfd):
+def test_every_output_mentions_a_fresh_mlm_head(checkpoint, search, text_data, capfd):
     out = search(
         task="mlm",
         dataset_path=text_data,
@@ -445,21 +453,14 @@ def test_a_fresh_mlm_head_is_said_in_every_output(checkpoint, search, text_data,
     assert "a fresh MLM head" in summary.report(RunDirectory(out, args))
 
 
-TUNED = {
-    "bert": {},
-    "roberta": {},
-    "distilbert": {},
-    "electra": {},
-    "mpnet": {},
-    "deberta-v2": {},
-    "modernbert": {},
-    "gpt2": {},
-    "albert": {},
-}
+TUNED = (
+    *("bert", "roberta", "distilbert", "electra", "mpnet"),
+    *("deberta-v2", "modernbert", "gpt2", "albert"),
+)
 
 
 def tuned_elsewhere(checkpoint, family: str, auto=CLASSIFIER):
-    """Directories with one and the same base model under three heads."""
+    """Directories with the same base model and three different heads."""
     first = checkpoint(family, auto, name="first")
     base = load_file(first / "model.safetensors")
     prefix = auto.from_pretrained(first).base_model_prefix
@@ -472,39 +473,36 @@ def tuned_elsewhere(checkpoint, family: str, auto=CLASSIFIER):
         other = checkpoint(family, auto, seed=count, name=f"other{count}", **options)
         yield edit(
             other,
-            lambda w: {n: base[n] if n.startswith(f"{prefix}.") else each for n, each in w.items()},
+            lambda w: {
+                n: base[n] if n.startswith(f"{prefix}.") else tensor for n, tensor in w.items()
+            },
         )
 
 
 @pytest.mark.parametrize("family", TUNED)
-def test_the_head_is_drawn_from_the_seed_whatever_the_checkpoint_was_fine_tuned_for(
-    family, checkpoint
-):
+def test_the_head_depends_on_the_seed_only_not_on_the_checkpoints_head(family, checkpoint):
     directories = [*tuned_elsewhere(checkpoint, family)]
-    found = [
+    loaded = [
         load(directory, labels=("no", "yes"), problem_type="single_label_classification")
         for directory in directories
     ]
-    assert all(same(found[0].model.state_dict(), each.model.state_dict()) for each in found[1:])
-    prefix = f"{found[0].model.base_model_prefix}."
-    assert {n for n, _ in found[0].model.named_parameters() if not n.startswith(prefix)} == found[
+    assert all(same(loaded[0].model.state_dict(), one.model.state_dict()) for one in loaded[1:])
+    prefix = f"{loaded[0].model.base_model_prefix}."
+    assert {n for n, _ in loaded[0].model.named_parameters() if not n.startswith(prefix)} == loaded[
         0
     ].fresh
     headless = edit(
-        directories[0], lambda w: {n: each for n, each in w.items() if n.startswith(prefix)}
+        directories[0], lambda w: {n: tensor for n, tensor in w.items() if n.startswith(prefix)}
     )
     assert same(
-        load(headless, labels=("no", "yes")).model.state_dict(), found[0].model.state_dict()
+        load(headless, labels=("no", "yes")).model.state_dict(), loaded[0].model.state_dict()
     )
-    for each in found:
-        assert each.model.config.id2label == {0: "no", 1: "yes"} and each.model.config.label2id == {
-            "no": 0,
-            "yes": 1,
-        }
-        assert each.model.config.problem_type == "single_label_classification"
+    for config in (one.model.config for one in loaded):
+        assert config.id2label == {0: "no", 1: "yes"} and config.label2id == {"no": 0, "yes": 1}
+        assert config.problem_type == "single_label_classification"
 
 
-def test_so_is_that_of_question_answering(checkpoint):
+def test_the_head_of_question_answering_depends_on_the_seed_only(checkpoint):
     directory = checkpoint("bert", hf.AutoModelForQuestionAnswering)
     theirs = load_file(directory / "model.safetensors")["qa_outputs.weight"]
     first, second = load(directory, "squad"), load(directory, "squad", seed=8)
@@ -512,7 +510,7 @@ def test_so_is_that_of_question_answering(checkpoint):
         first.fresh == {"qa_outputs.weight", "qa_outputs.bias"}
         and "own is not used" in first.remark
     )
-    weights = [each.model.qa_outputs.weight for each in (first, second)]
+    weights = [loaded.model.qa_outputs.weight for loaded in (first, second)]
     assert (
         not torch.equal(weights[0], theirs)
         and not torch.equal(*weights)
@@ -521,7 +519,7 @@ def test_so_is_that_of_question_answering(checkpoint):
     assert torch.equal(load(directory, "squad", "--keep_head").model.qa_outputs.weight, theirs)
 
 
-def test_a_pooler_that_the_checkpoint_brought_stays_and_one_that_it_lacks_is_fresh(checkpoint):
+def test_a_pooler_is_loaded_from_the_checkpoint_or_fresh(checkpoint):
     brought, lacking = load(checkpoint("bert", hf.AutoModel)), load(checkpoint("bert", name="mlm"))
     assert brought.fresh == {"classifier.weight", "classifier.bias"}
     assert lacking.fresh == brought.fresh | {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
@@ -550,29 +548,26 @@ def test_the_saved_config_is_the_tasks_own(task, checkpoint, tmp_path):
 
 
 def flip(directory: Path) -> Path:
-    """Name the labels of a checkpoint the other way round."""
+    """Swap the names of a checkpoint's labels."""
     return edit(directory, lambda w: w, id2label={"0": "POSITIVE", "1": "NEGATIVE"})
 
 
 def answers(out: Path, task: str, rows: list[dict]) -> list:
-    """What `pipeline()` makes of the last network of a search."""
+    """What `pipeline()` returns with the last network of a search."""
     last = sorted(out.glob("rounds/*/model"))[-1]
     return hf.pipeline(task, str(last), device="cpu")(rows)
 
 
-def test_pipeline_answers_in_the_words_of_the_task_and_in_its_order(checkpoint, search, sst2_data):
+def test_pipeline_returns_the_labels_of_the_task(checkpoint, search, sst2_data):
     directory = flip(checkpoint("bert", CLASSIFIER))
     out = search(
         model_name_or_path=directory, target_sparsity=0.1, max_steps=20, learning_rate=0.02
     )
     rows = [json.loads(line) for line in (sst2_data / "validation.jsonl").read_text().splitlines()]
-    said = [
-        each["label"]
-        for each in answers(out, "text-classification", [row["sentence"] for row in rows])
-    ]
+    answered = answers(out, "text-classification", [row["sentence"] for row in rows])
     right = [
-        label == ("negative", "positive")[row["label"]]
-        for label, row in zip(said, rows, strict=True)
+        answer["label"] == ("negative", "positive")[row["label"]]
+        for answer, row in zip(answered, rows, strict=True)
     ]
     accuracy = json.loads((out / "results.json").read_text())[-1]["eval"]["accuracy"]
     assert sum(right) / len(right) == pytest.approx(accuracy) and accuracy != 0.5
@@ -590,7 +585,7 @@ def write_pairs(
     return folder
 
 
-def test_so_it_does_for_three_classes_and_for_a_score(checkpoint, search, tmp_path):
+def test_pipeline_works_for_three_classes_and_for_a_score(checkpoint, search, tmp_path):
     pair = {"text": sentence(1), "text_pair": sentence(2)}
     mnli = write_pairs(
         tmp_path / "mnli", ("premise", "hypothesis"), [0, 1, 2], ("train", "validation_matched")
@@ -598,23 +593,25 @@ def test_so_it_does_for_three_classes_and_for_a_score(checkpoint, search, tmp_pa
     order = {"0": "CONTRADICTION", "1": "NEUTRAL", "2": "ENTAILMENT"}
     directory = edit(checkpoint("roberta", CLASSIFIER, num_labels=3), lambda w: w, id2label=order)
     shared = {"target_sparsity": 0.1, "max_steps": 1, "model_name_or_path": directory}
-    found = answers(
+    [answer] = answers(
         search(task="mnli", dataset_path=mnli, output_dir=tmp_path / "a", **shared),
         "text-classification",
         [pair],
     )
-    assert found[0]["label"] in ("entailment", "neutral", "contradiction")
+    assert answer["label"] in ("entailment", "neutral", "contradiction")
     stsb = write_pairs(tmp_path / "stsb", ("sentence1", "sentence2"), [0.0, 2.5, 5.0])
     out = search(task="stsb", dataset_path=stsb, output_dir=tmp_path / "b", **shared)
-    (found,) = answers(out, "text-classification", [pair])
+    [answer] = answers(out, "text-classification", [pair])
     last = sorted(out.glob("rounds/*/model"))[-1]
     encoded = hf.AutoTokenizer.from_pretrained(last)(*pair.values(), return_tensors="pt")
     with torch.no_grad():
         score = CLASSIFIER.from_pretrained(last).eval()(**encoded).logits.item()
-    assert found["label"] == "similarity" and found["score"] == pytest.approx(score, abs=1e-5)
+    assert answer["label"] == "similarity" and answer["score"] == pytest.approx(score, abs=1e-5)
 
 
-def test_and_for_masked_tokens_and_questions(tokenizer, checkpoint, search, text_data, tmp_path):
+def test_pipeline_works_for_masked_tokens_and_squad_networks_are_saved(
+    tokenizer, checkpoint, search, text_data, tmp_path
+):
     directory = edit(
         checkpoint("bert"), lambda w: w, id2label={"0": "spam"}, problem_type="regression"
     )
@@ -625,8 +622,8 @@ def test_and_for_masked_tokens_and_questions(tokenizer, checkpoint, search, text
         target_sparsity=0.1,
         max_steps=1,
     )
-    found = answers(out, "fill-mask", [f"the cat sat on {tokenizer.mask_token} mat"])
-    assert len(found) == 5 and all(each["sequence"].endswith("mat") for each in found)
+    filled = answers(out, "fill-mask", [f"the cat sat on {tokenizer.mask_token} mat"])
+    assert len(filled) == 5 and all(answer["sequence"].endswith("mat") for answer in filled)
     rows = [
         {
             "id": str(i),
@@ -650,11 +647,11 @@ def test_and_for_masked_tokens_and_questions(tokenizer, checkpoint, search, text
     assert hf.AutoConfig.from_pretrained(last).architectures == ["BertForQuestionAnswering"]
 
 
-def test_keep_head_keeps_the_checkpoints_head_and_says_so(checkpoint, search, capfd):
+def test_keep_head_uses_the_checkpoints_head_and_reports_it(checkpoint, search, capfd):
     directory = checkpoint("roberta", CLASSIFIER, id2label={0: "Negative", 1: "POSITIVE"})
     out = search(model_name_or_path=directory, keep_head=True, target_sparsity=0.1, max_steps=1)
     theirs, theta = load_file(directory / "model.safetensors"), load_file(out / "theta.safetensors")
-    assert all(torch.equal(each, theirs[name]) for name, each in theta.items())
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in theta.items())
     printed = capfd.readouterr()
     assert (
         "the head (classifier) is the checkpoint's" in printed.err
@@ -666,12 +663,12 @@ def test_keep_head_keeps_the_checkpoints_head_and_says_so(checkpoint, search, ca
 @pytest.mark.parametrize(
     "names", [{0: "0", 1: "1"}, {0: "LABEL_0", 1: "LABEL_1"}, {0: "Negative", 1: "POSITIVE"}]
 )
-def test_labels_without_names_of_their_own_are_in_the_tasks_order(names, checkpoint, small):
+def test_labels_without_names_have_the_tasks_order(names, checkpoint, small):
     flags = small(model_name_or_path=checkpoint("bert", CLASSIFIER, id2label=names), keep_head=True)
     assert registry.load_task(parse(flags)).model.config.id2label == {0: "negative", 1: "positive"}
 
 
-def test_a_pointer_of_git_lfs_is_named_as_what_it_is(tiny_bert, tmp_path):
+def test_a_git_lfs_pointer_is_refused(tiny_bert, tmp_path):
     shutil.copytree(tiny_bert, tmp_path / "model")
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     (tmp_path / "model/model.safetensors").write_text(pointer)
@@ -682,7 +679,7 @@ def test_a_pointer_of_git_lfs_is_named_as_what_it_is(tiny_bert, tmp_path):
 
 
 UNFIT = {
-    "their numbers swapped": (
+    "swapped numbers": (
         {"id2label": {0: "LABEL_1", 1: "LABEL_0"}},
         "labels are LABEL_1, LABEL_0, and those of",
     ),
@@ -705,15 +702,15 @@ UNFIT = {
 }
 
 
-@pytest.mark.parametrize("what", UNFIT)
-def test_keep_head_is_refused_where_the_head_does_not_fit(what, checkpoint, small, sst2_data):
-    config, message = UNFIT[what]
+@pytest.mark.parametrize("case", UNFIT)
+def test_keep_head_is_refused_if_the_head_does_not_fit(case, checkpoint, small, sst2_data):
+    config, message = UNFIT[case]
     flags = small(model_name_or_path=checkpoint("bert", CLASSIFIER, **config), keep_head=True)
     with pytest.raises(BadInput, match=rf"{message}.*omit --keep_head"):
         registry.load_task(parse(flags))
 
 
-def test_keep_head_is_refused_where_there_is_none(checkpoint):
+def test_keep_head_is_refused_without_a_head(checkpoint):
     with pytest.raises(
         BadInput,
         match=r"lacks bert\.pooler\.dense\.weight and 3 more weights of the head that --keep_head",
@@ -725,15 +722,15 @@ def test_keep_head_is_refused_where_there_is_none(checkpoint):
 
 @pytest.fixture
 def heads(monkeypatch) -> list[torch.Tensor]:
-    """The classifier's weight at each start of a stage."""
-    found, start = [], Run.start
+    """The classifier's weight at the start of every stage."""
+    weights_seen, start = [], Run.start
 
     def watched(self, stage, weights, *args, **more):
-        found.append(weights["classifier.weight"])
+        weights_seen.append(weights["classifier.weight"])
         start(self, stage, weights, *args, **more)
 
     monkeypatch.setattr(Run, "start", watched)
-    return found
+    return weights_seen
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -749,7 +746,7 @@ def test_each_seed_of_a_transfer_has_its_own_fresh_head_or_the_kept_one(
 
 
 def begun_before(out: Path) -> None:
-    """Have a run's arguments.json say what one of a version without these flags said."""
+    """Remove from a run's arguments.json the flags that version 0.1.0 did not have."""
     path = out / "arguments.json"
     before = json.loads(path.read_text())
     del before["keep_head"], before["fresh_head"]
@@ -757,9 +754,7 @@ def begun_before(out: Path) -> None:
 
 
 @pytest.mark.parametrize("old", [True, False])
-def test_a_run_that_began_with_the_checkpoints_head_goes_on_with_it_and_says_so(
-    old, checkpoint, search, capfd
-):
+def test_a_run_begun_with_the_checkpoints_head_continues_with_it(old, checkpoint, search, capfd):
     given = {
         "model_name_or_path": checkpoint("bert", CLASSIFIER),
         "max_steps": 2,
@@ -783,7 +778,7 @@ def test_a_run_that_began_with_the_checkpoints_head_goes_on_with_it_and_says_so(
     )
 
 
-def test_so_do_the_further_seeds_of_a_transfer(checkpoint, transfer, heads):
+def test_further_seeds_of_an_old_transfer_use_the_checkpoints_head(checkpoint, transfer, heads):
     directory = checkpoint("bert", CLASSIFIER)
     begun_before(transfer(1, model_name_or_path=directory, max_steps=0))
     theirs = load_file(directory / "model.safetensors")["classifier.weight"]

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, lines in a log file, both with the time left; the final table."""
+"""Progress bars on a terminal and lines in a log file, with the time left; the final table."""
 
 import os
 import pty
@@ -17,22 +17,9 @@ from lth_scale.tracking.console import ProgressBars, Timer, format_duration
 from lth_scale.tracking.stages import Stage
 
 TINY = [
-    "--task",
-    "mlm",
-    "--preset",
-    "demo",
-    "--max_steps",
-    "2",
-    "--max_train_samples",
-    "64",
-    "--max_eval_samples",
-    "16",
-    "--target_sparsity",
-    "0.1",
-    "--control",
-    "none",
-    "--report_to",
-    "none",
+    *("--task", "mlm", "--preset", "demo", "--max_steps", "2", "--max_train_samples", "64"),
+    *("--max_eval_samples", "16", "--target_sparsity", "0.1", "--control", "none"),
+    *("--report_to", "none"),
 ]
 LINE = re.compile(
     r"round 0\d · \d+ %: step [12] of 2"
@@ -64,7 +51,7 @@ def test_the_time_left_counts_the_steps_and_evaluations_of_all_rounds_to_come():
         assert timer.remaining() == pytest.approx((stage, stage + 2 * (10 * 2 + 30)))
 
 
-def test_no_time_is_estimated_before_a_step_was_timed():
+def test_no_time_is_estimated_before_a_step_is_timed():
     timer = Timer(stages=2)
     timer.start(100)
     assert timer.remaining() is None
@@ -84,7 +71,7 @@ def test_steps_done_before_a_stop_do_not_make_the_rest_look_fast():
 
 
 def test_later_rounds_are_as_long_as_the_last_one():
-    """Which is shorter than round 0 with a rewind point, or with --early_bird."""
+    """Round 0 is longer with a rewind point or with --early_bird."""
     timer = Timer(stages=3)
     now = drive(timer, 0.0, first=1, total=100, step=1, evaluation=0)
     timer.end(90, drive(timer, now, first=11, total=100, step=1, evaluation=0))
@@ -119,13 +106,8 @@ def test_a_log_file_has_ten_lines_a_round_or_six_an_hour(seconds, least, most, m
 
 
 def test_times_are_hours_minutes_and_seconds():
-    assert [format_duration(each) for each in (0.4, 59.6, 750, 6000, 360_000)] == [
-        "0:00",
-        "1:00",
-        "12:30",
-        "1:40:00",
-        "100:00:00",
-    ]
+    texts = {0.4: "0:00", 59.6: "1:00", 750: "12:30", 6000: "1:40:00", 360_000: "100:00:00"}
+    assert {seconds: format_duration(seconds) for seconds in texts} == texts
 
 
 def test_two_ranks_write_one_log_without_control_characters(tmp_path):
@@ -138,29 +120,12 @@ def test_two_ranks_write_one_log_without_control_characters(tmp_path):
         "cli.main()\n"
     )
     launch = [
-        Path(sys.executable).with_name("accelerate"),
-        "launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
+        *("launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no"),
     ]
+    flags = [*TINY, "--max_seq_length", "1000", "--output_dir", tmp_path / "out"]
     done = subprocess.run(
-        [
-            *launch,
-            script,
-            "imp",
-            *TINY,
-            "--max_seq_length",
-            "1000",
-            "--output_dir",
-            str(tmp_path / "out"),
-        ],
+        [Path(sys.executable).with_name("accelerate"), *launch, script, "imp", *flags],
         capture_output=True,
         text=True,
         timeout=400,
@@ -230,15 +195,9 @@ def test_the_table_is_markdown_whatever_the_width_of_its_cells(monkeypatch):
     """Nothing is cut or wrapped, even in a terminal of 40 columns, and the columns are aligned."""
     monkeypatch.setenv("COLUMNS", "40")
     scores = {"accuracy": 0.84, "accuracy_mismatched": 0.85, "f1": 0.9, "loss": 123456.789}
-    row = {
-        "sparsity": 0.7,
-        "pruned": 237_823_590,
-        "prunable": 339_738_624,
-        "threshold": 1.5e-2,
-        "eval": scores,
-    }
+    row = {"sparsity": 0.7, "pruned": 237_823_590, "prunable": 339_738_624, "threshold": 1.5e-2}
     lines = summary.results_table(
-        [row | {"round": k, "seconds": 10.0**k} for k in range(6)]
+        [{**row, "eval": scores, "round": k, "seconds": 10.0**k} for k in range(6)]
     ).splitlines()
     assert len(lines) == 8 and len({len(line) for line in lines}) == 1
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]

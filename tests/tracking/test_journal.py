@@ -1,4 +1,4 @@
-"""The journal, its sender and the delivery: records of a search in a real store, no training."""
+"""The journal and its delivery: the records of a search in a real store, without training."""
 
 import json
 import os
@@ -17,12 +17,12 @@ from lth_scale.config import directories
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
 from lth_scale.science import summary
-from lth_scale.tracking.mlflow import sender, stores
-from lth_scale.tracking.mlflow.checks import check
+from lth_scale.tracking.mlflow import sender, settings
+from lth_scale.tracking.mlflow.connection import connect
 from lth_scale.tracking.mlflow.flush import flush
 from lth_scale.tracking.stages import Stage
 
-LOSSES = 3
+STEPS = 3  # of each round
 SEARCH = "sst2 · seed 42 · embedded"
 
 
@@ -34,35 +34,45 @@ def empty(tmp_path_factory):
     return path
 
 
+def messages(capfd) -> list[str]:
+    """The lines about MLflow on stderr since the last call."""
+    return [line for line in capfd.readouterr().err.splitlines() if line.startswith("MLflow:")]
+
+
+def find_runs(store: str):
+    """The client of a store, the experiment's id and the runs there."""
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("lth_scale").experiment_id
+    return client, experiment, client.search_runs([experiment])
+
+
 class Tracked:
-    """The records of a search with no training, in a directory `out` beside a store of its own."""
+    """The records of a search without training, in a directory `out` beside a store of its own."""
 
     def __init__(self, out: Path):
         self.out, self.file = out, out.parent / "mlflow.db"
-        flags = ["--task", "sst2", "--preset", "demo", "--output_dir", str(out)]
-        self.args = parse(flags)
+        self.args = parse(["--task", "sst2", "--preset", "demo", "--output_dir", str(out)])
 
     @property
     def store(self) -> str:
-        return stores.tracking_uri(self.out)
+        return settings.tracking_uri(self.out)
 
     def begin(self):
         """Start or continue the search; return its tracker."""
-        from lth_scale.tracking.mlflow.tracker import MlflowTracker
+        from lth_scale.tracking.mlflow.tracker import MlflowTracker  # sets MLflow's variables
 
-        check(self.out)
+        settings.check_run(self.out)
         return MlflowTracker(self.args, self.out)
 
     def train(self, tracker, *rounds: int) -> None:
         """Train these rounds, finish, and send."""
         for k in rounds:
-            tracker.start(Stage.round(k), k / 10, LOSSES)
-            for step in range(1, LOSSES + 1):
+            tracker.start(Stage.round(k), k / 10, STEPS)
+            for step in range(1, STEPS + 1):
                 tracker.step(step, 1 / step)
                 tracker.usage(step, {"system/host/cpu": 1.0})
-            tracker.end(
-                Stage.round(k), {"round": k, "sparsity": k / 10, "eval": {"accuracy": k / 3}}
-            )
+            row = {"round": k, "sparsity": k / 10, "eval": {"accuracy": k / 3}}
+            tracker.end(Stage.round(k), row)
         tracker.finish({"a.png": b"a"}, "table")
         flush(self.out)
 
@@ -72,8 +82,7 @@ class Tracked:
 
     def check(self, *rounds: int) -> None:
         """Each round and step is there once, below one parent with the curve and the picture."""
-        client = MlflowClient(self.store)
-        runs = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
+        client, _, runs = find_runs(self.store)
         (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
         assert sorted(run.info.run_name for run in runs) == [
             *(f"round {k:02d} · {10 * k} %" for k in rounds),
@@ -89,17 +98,11 @@ class Tracked:
                 assert steps["eval/accuracy"] == [*rounds]
             else:
                 assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-                assert steps["loss"] == steps["system/host/cpu"] == [*range(1, LOSSES + 1)]
-        kept = (
-            stores.database(self.store).parent
-            / "mlartifacts"
-            / parent.info.run_id
-            / "artifacts/figures/a.png"
-        )
-        assert kept.read_bytes() == b"a"
-        assert [file.path for file in client.list_artifacts(parent.info.run_id, "figures")] == [
-            "figures/a.png"
-        ]
+                assert steps["loss"] == steps["system/host/cpu"] == [*range(1, STEPS + 1)]
+        artifacts = settings.database(self.store).parent / "mlartifacts" / parent.info.run_id
+        assert (artifacts / "artifacts/figures/a.png").read_bytes() == b"a"
+        files = client.list_artifacts(parent.info.run_id, "figures")
+        assert [file.path for file in files] == ["figures/a.png"]
 
 
 @pytest.fixture
@@ -109,10 +112,10 @@ def tracked(tmp_path, empty, monkeypatch):
     monkeypatch.setattr(sender, "PAUSE", 0.02)
 
     def make(name: str = "runs") -> Tracked:
-        made = Tracked(tmp_path / name / "run")
-        made.out.mkdir(parents=True)
-        shutil.copy(empty, made.file)
-        return made
+        search = Tracked(tmp_path / name / "run")
+        search.out.mkdir(parents=True)
+        shutil.copy(empty, search.file)
+        return search
 
     yield make
     sender.SENDERS.clear()
@@ -128,25 +131,19 @@ def test_a_store_at_any_path_gets_records_and_artifacts_and_nothing_else(
     search = tracked(name)
     search.go(0, 1)
     search.check(0, 1)
-    assert "MLflow:" not in capfd.readouterr().err
+    assert not messages(capfd)
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    assert {path.name for path in search.file.parent.iterdir()} == {
-        "run",
-        "mlflow.db",
-        ".mlflow.db.lock",
-        "mlartifacts",
-    }
-    assert stores.database(search.store) == search.file
+    names = {path.name for path in search.file.parent.iterdir()}
+    assert names == {"run", "mlflow.db", ".mlflow.db.lock", "mlartifacts"}
+    assert settings.database(search.store) == search.file
 
 
 def delete_child(client, experiment, runs):
-    client.delete_run(
-        next(run.info.run_id for run in runs if run.info.run_name.startswith("round 00"))
-    )
+    delete_all(client, experiment, [run for run in runs if "round 00" in run.info.run_name])
 
 
 def delete_parent(client, experiment, runs):
-    client.delete_run(next(run.info.run_id for run in runs if run.info.run_name == SEARCH))
+    delete_all(client, experiment, [run for run in runs if run.info.run_name == SEARCH])
 
 
 def delete_all(client, experiment, runs):
@@ -155,8 +152,8 @@ def delete_all(client, experiment, runs):
 
 
 def purge(client, experiment, runs):
+    delete_all(client, experiment, runs)
     for run in runs:
-        client.delete_run(run.info.run_id)
         client._tracking_client.store._hard_delete_run(run.info.run_id)
 
 
@@ -171,12 +168,10 @@ DELETIONS = [delete_child, delete_parent, delete_all, purge, delete_experiment]
 def test_deleted_runs_are_sent_again_when_the_command_continues(delete, tracked, capfd):
     search = tracked()
     search.go(0, 1)
-    client = MlflowClient(search.store)
-    experiment = client.get_experiment_by_name("lth_scale").experiment_id
-    delete(client, experiment, client.search_runs([experiment]))
+    delete(*find_runs(search.store))
     search.go(2)
     search.check(0, 1, 2)
-    assert "MLflow:" not in capfd.readouterr().err
+    assert not messages(capfd)
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -195,8 +190,7 @@ def test_a_deleted_database_is_filled_again_from_the_journal(finished, tracked, 
 def test_runs_stay_in_a_renamed_experiment(tracked):
     search = tracked()
     search.go(0)
-    client = MlflowClient(search.store)
-    experiment = client.get_experiment_by_name("lth_scale").experiment_id
+    client, experiment, _ = find_runs(search.store)
     client.rename_experiment(experiment, "tickets of 2020")
     search.go(1)
     assert len(client.search_runs([experiment])) == 3
@@ -233,7 +227,7 @@ def test_invalid_progress_is_quarantined_and_nothing_is_sent_twice(content, trac
         }[content]()
     search.go(1)
     search.check(0, 1)
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("MLflow:")]
+    (line,) = messages(capfd)
     assert str(kept) in line and (search.out / "elsewhere").read_bytes() == b"precious"
     assert not isinstance(content, bytes) or kept.read_bytes() == content
 
@@ -283,11 +277,8 @@ def test_a_journal_of_another_program_is_refused_and_not_changed(content, tracke
     makers[content]() if isinstance(content, str) else path.write_bytes(content)
     with pytest.raises(BadInput, match=r"mlflow\.jsonl: .*move it away") as refused:
         search.go(0)
-    assert (
-        "\n" not in str(refused.value)
-        and other.read_bytes() == b""
-        and not (search.out / "nowhere").exists()
-    )
+    assert "\n" not in str(refused.value) and other.read_bytes() == b""
+    assert not (search.out / "nowhere").exists()
     assert isinstance(content, str) or path.read_bytes() == content
 
 
@@ -304,13 +295,8 @@ def test_damaged_and_rejected_lines_are_skipped_and_all_others_are_sent(tracked,
     search.go(0)
     path = search.out / "mlflow.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    refused = {
-        "event": "usage",
-        "time": 1,
-        "stage": "round 00",
-        "step": 9,
-        "metrics": {"b@d!": 1.0},
-    }
+    point = {"time": 1, "stage": "round 00", "step": 9}
+    refused = {"event": "usage", **point, "metrics": {"b@d!": 1.0}}
     lines[4:4] = [
         b"[1]\n",
         b"7\n",
@@ -324,13 +310,9 @@ def test_damaged_and_rejected_lines_are_skipped_and_all_others_are_sent(tracked,
     shutil.copy(empty, search.file)
     search.go(1)
     search.check(0, 1)
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("MLflow:")]
-    assert (
-        len(said) == 2
-        and "damaged" in said[0]
-        and "b@d!" in said[1]
-        and all("is skipped" in line for line in said)
-    )
+    first, second = messages(capfd)
+    assert "is skipped" in first and "damaged" in first
+    assert "is skipped" in second and "b@d!" in second
     assert path.read_bytes().startswith(b"".join(lines))
 
 
@@ -344,16 +326,9 @@ def test_a_replay_asks_once_per_metric_and_sends_a_thousand_points_per_request(
         {"event": "start", "time": 1, "key": "ab", "stage": "round 00", "name": "b", "tags": tags},
     ]
     for step in range(3000):
-        records.append({"event": "loss", "time": 1, "stage": "round 00", "step": step, "loss": 1.0})
-        records.append(
-            {
-                "event": "usage",
-                "time": 1,
-                "stage": "round 00",
-                "step": step,
-                "metrics": {"cpu": 1.0},
-            }
-        )
+        point = {"time": 1, "stage": "round 00", "step": step}
+        records.append({"event": "loss", **point, "loss": 1.0})
+        records.append({"event": "usage", **point, "metrics": {"cpu": 1.0}})
     path = search.out / "mlflow.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     calls = {"get_metric_history": 0, "log_batch": 0}
@@ -407,8 +382,6 @@ def test_the_database_of_another_program_is_refused_and_not_changed(tracked):
         with pytest.raises(BadInput, match="of another program"):
             search.go(0)
         with pytest.raises(ValueError, match="of another program"):
-            from lth_scale.tracking.mlflow.connection import connect
-
             connect(search.store)
         assert search.file.read_bytes() == before
 
@@ -438,15 +411,13 @@ def test_the_store_is_inside_a_directory_whose_parent_is_read_only_and_stays_the
     with monkeypatch.context() as patched:
         patched.setattr(directories, "check_writable", closed)
         search.go(0)
-        (line,) = [
-            line for line in capfd.readouterr().err.splitlines() if line.startswith("MLflow:")
-        ]
+        (line,) = messages(capfd)
         assert str(search.out / "mlflow.db") in line
     search = Tracked(search.out)
     search.go(1)
     search.check(0, 1)
-    assert search.store == stores.address(search.out / "mlflow.db") and not search.file.exists()
-    assert "MLflow:" not in capfd.readouterr().err
+    assert search.store == settings.address(search.out / "mlflow.db") and not search.file.exists()
+    assert not messages(capfd)
 
 
 class Wrong(BaseHTTPRequestHandler):
@@ -492,13 +463,8 @@ def test_a_permanent_failure_is_reported_once_with_a_remedy_and_not_waited_for(
     search.go(0)
     flush(search.out)  # the same command again
     assert time.monotonic() - began < sender.PATIENCE / 2
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("MLflow:")]
-    assert (
-        len(said) == 2
-        and said[0] == said[1]
-        and REMEDIES[address] in said[0]
-        and "pl4nted" not in said[0]
-    )
+    first, second = messages(capfd)
+    assert first == second and REMEDIES[address] in first and "pl4nted" not in first
     monkeypatch.setenv("MLFLOW_TRACKING_URI", home)
     flush(search.out)
     search.check(0)
@@ -511,7 +477,7 @@ def test_a_database_of_another_version_of_mlflow_is_not_waited_for(tracked, capf
     before = time.monotonic()
     search.go(0)
     assert time.monotonic() - before < sender.PATIENCE / 2
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("MLflow:")]
+    (line,) = messages(capfd)
     assert f"mlflow db upgrade {search.store}" in line
 
 
@@ -525,12 +491,10 @@ def test_runs_deleted_during_the_command_are_sent_again(delete, tracked, empty, 
         search.file.unlink()
         shutil.copy(empty, search.file)
     else:
-        client = MlflowClient(search.store)
-        experiment = client.get_experiment_by_name("lth_scale").experiment_id
-        delete(client, experiment, client.search_runs([experiment]))
+        delete(*find_runs(search.store))
     search.train(tracker, 0)
     search.check(0)
-    assert "MLflow:" not in capfd.readouterr().err
+    assert not messages(capfd)
 
 
 def test_a_read_only_database_is_reported_once_without_a_traceback(tracked, monkeypatch, capfd):
@@ -539,8 +503,8 @@ def test_a_read_only_database_is_reported_once_without_a_traceback(tracked, monk
         "MLFLOW_TRACKING_URI", f"sqlite+pysqlite:///file:{search.file}?mode=ro&uri=true"
     )
     search.go(0)
-    said = capfd.readouterr().err.splitlines()
-    assert len(said) == 1 and "writable for this user" in said[0]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "writable for this user" in line
 
 
 def test_the_command_that_serves_the_store_can_be_pasted_into_a_shell(tracked):

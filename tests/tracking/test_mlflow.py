@@ -3,11 +3,8 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from urllib.request import urlopen
 
 import pytest
 import torch
@@ -17,12 +14,24 @@ from lth_scale import Ticket
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
 from lth_scale.tracking.mlflow import sender
-from lth_scale.tracking.mlflow.checks import SCHEMES
+from lth_scale.tracking.mlflow.journal import read
+from lth_scale.tracking.mlflow.models import describe_ticket
 from lth_scale.tracking.mlflow.sender import JournalSender
-from lth_scale.tracking.mlflow.tickets import describe_ticket
+from lth_scale.tracking.mlflow.settings import SCHEMES
 from lth_scale.tracking.stages import Stage
 
 VARYING = ("seconds", "peak_memory")
+
+
+def find_runs(store):
+    """The client of a store, and the runs of its experiment."""
+    client = MlflowClient(store)
+    return client, client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
+
+
+def steps(client, run, metric):
+    """The steps at which a run has a metric."""
+    return [point.step for point in client.get_metric_history(run.info.run_id, metric)]
 
 
 @pytest.fixture
@@ -30,8 +39,7 @@ def runs(search, tmp_path, monkeypatch):
     """A tracked search with a control: (client, parent, children by name, output directory)."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     out = search(report_to="mlflow", control="random_mask", logging_steps=1)
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    found = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
+    client, found = find_runs(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
     children = {run.info.run_name: run for run in found if run is not parent}
     return client, parent, children, out
@@ -39,16 +47,10 @@ def runs(search, tmp_path, monkeypatch):
 
 def test_a_parent_holds_the_arguments_the_curves_and_the_pictures(runs):
     client, parent, _, out = runs
-    assert (
-        parent.data.params["learning_rate"] == "0.01" and parent.data.params["schedule"] == "linear"
-    )
+    assert {"learning_rate": "0.01", "schedule": "linear"}.items() <= parent.data.params.items()
     assert {"task": "sst2", "control": "none", "seed": "42"}.items() <= parent.data.tags.items()
-    curve = client.get_metric_history(parent.info.run_id, "eval/accuracy")
-    assert [point.step for point in curve] == [0, 1, 2, 3]
-    assert [
-        point.step
-        for point in client.get_metric_history(parent.info.run_id, "random_mask/accuracy")
-    ] == [2, 3]
+    assert steps(client, parent, "eval/accuracy") == [0, 1, 2, 3]
+    assert steps(client, parent, "random_mask/accuracy") == [2, 3]
     pictures = client.list_artifacts(parent.info.run_id, "figures")
     assert [picture.path for picture in pictures] == [
         "figures/score_against_sparsity.png",
@@ -75,20 +77,17 @@ def test_each_round_is_a_child_with_its_metrics_and_its_loss(runs):
     child = children["round 02 · 20 %"]
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (child.data.tags["round"], child.data.tags["control"]) == ("2", "none")
-    assert (
-        child.data.metrics["pruned"] == row["pruned"]
-        and child.data.metrics["threshold"] == row["threshold"]
-    )
-    assert child.data.metrics["eval/accuracy"] == row["eval"]["accuracy"]
-    losses = client.get_metric_history(child.info.run_id, "loss")
-    assert [point.step for point in losses] == [1, 2, 3, 4]
+    expected = {name: row[name] for name in ("pruned", "threshold")}
+    expected["eval/accuracy"] = row["eval"]["accuracy"]
+    assert expected.items() <= child.data.metrics.items()
+    assert steps(client, child, "loss") == [1, 2, 3, 4]
 
 
 def test_continuing_reopens_the_runs_and_repeats_no_step(search, tmp_path, monkeypatch):
-    from lth_scale.training import evaluation
+    from lth_scale.training import loop
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    evaluate, calls = evaluation.evaluate, []
+    evaluate, calls = loop.evaluate, []
 
     def stop_in_round_two(net, *more):
         calls.append(net)
@@ -96,17 +95,16 @@ def test_continuing_reopens_the_runs_and_repeats_no_step(search, tmp_path, monke
             raise KeyboardInterrupt
         return evaluate(net, *more)
 
-    monkeypatch.setattr(evaluation, "evaluate", stop_in_round_two)
+    monkeypatch.setattr(loop, "evaluate", stop_in_round_two)
     with pytest.raises(KeyboardInterrupt):
         search(report_to="mlflow", logging_steps=1)
     search(report_to="mlflow", logging_steps=1)
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    found = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
+    client, found = find_runs(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert len(found) == 1 + 4
     for run in found:
         for name in ("loss", "eval/accuracy"):
-            steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
-            assert len(steps) == len(set(steps)), (run.info.run_name, name)
+            logged = steps(client, run, name)
+            assert len(logged) == len({*logged}), (run.info.run_name, name)
 
 
 def test_report_to_none_writes_no_store(search, tmp_path):
@@ -129,20 +127,15 @@ def test_each_seed_of_a_transfer_is_a_run_that_names_its_ticket(
         away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
         transfer(1, **flags)
     transfer(1, 2, **flags)  # the first seed's records wait, the second's are new
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
+    _, runs = find_runs(f"sqlite:///{tmp_path / 'mlflow.db'}")
     parents = {
         run.data.tags["seed"]: run for run in runs if "mlflow.parentRunId" not in run.data.tags
     }
     assert set(parents) == {"1", "2"}
     for seed, run in parents.items():
-        assert (
-            run.info.run_name
-            == f"sst2 · seed {seed} · 10.01 % · reinit · from found-01 · tiny_bert0"
-        )
-        assert run.info.status == "FINISHED" and run.data.tags["curve"].startswith(
-            "reinit · sst2 · tiny_bert0 "
-        )
+        parts = (f"sst2 · seed {seed} · 10.01 % · reinit", "from found-01", "tiny_bert0")
+        assert run.info.run_name == " · ".join(parts) and run.info.status == "FINISHED"
+        assert run.data.tags["curve"].startswith("reinit · sst2 · tiny_bert0 ")
         assert "| seed | sparsity |" in run.data.tags["mlflow.note.content"]
         assert run.data.tags["control"] == "reinit" and "eval/accuracy" in run.data.metrics
         (child,) = [
@@ -162,9 +155,8 @@ def test_processes_that_create_a_store_together_share_one_experiment(tmp_path):
 
 
 def contents(store, out):
-    """Return what a store holds of the search in `out`, but for times, sorted by run name."""
-    client = MlflowClient(store)
-    runs = client.search_runs([client.get_experiment_by_name("lth_scale").experiment_id])
+    """What a store holds of the search in `out`, except times, sorted by run name."""
+    client, runs = find_runs(store)
     (parent,) = [run for run in runs if run.data.params.get("output_dir") == str(out)]
     found = []
     for run in runs:
@@ -184,8 +176,7 @@ def contents(store, out):
         params = {name: value for name, value in run.data.params.items() if name != "output_dir"}
         metrics = {
             name: [
-                (point.step, None if name.startswith("system/") else point.value)
-                for point in points[name]
+                (point.step, name.startswith("system/") or point.value) for point in points[name]
             ]
             for name in names
         }
@@ -201,68 +192,16 @@ def contents(store, out):
     return sorted(found, key=lambda run: run[0])
 
 
-class Server:
-    """`mlflow server` on a port of its own, which can be down, stopped or killed."""
-
-    def __init__(self, directory):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.directory, self.process = directory, None
-        self.url, self.with_password = (
-            f"http://{user}127.0.0.1:{self.port}" for user in ("", "me:pl4nted@")
-        )
-
-    def start(self):
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--workers",
-            "1",
-            "--port",
-            str(self.port),
-            "--backend-store-uri",
-            f"sqlite:///{self.directory}/server.db",
-        ]
-        settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_TRACKING_URI": ""}
-        with open(self.directory / "log", "a") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=self.directory,
-                env={**os.environ, **settings},
-                stdout=log,
-                stderr=log,
-                process_group=0,
-            )
-        until = time.monotonic() + 90
-        while time.monotonic() < until:
-            try:
-                return urlopen(f"{self.url}/health", timeout=5).read()
-            except OSError:
-                time.sleep(0.1)
-        raise TimeoutError((self.directory / "log").read_text())
-
-    def signal(self, number):
-        os.killpg(self.process.pid, number)
-        if number == signal.SIGKILL:
-            self.process.wait()
-            self.process = None
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server"))
-    yield server
-    if server.process:
-        server.signal(signal.SIGKILL)
+def server(mlflow_server, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("server")
+    return mlflow_server(directory, f"sqlite:///{directory}/server.db")
 
 
 @pytest.fixture
 def impatient(monkeypatch, server):
-    """Searches track to the server and give it up at once."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.with_password)
+    """Flags of searches that report to the server and wait for it only briefly."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url.replace("//", "//me:pl4nted@"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setattr(sender, "PATIENCE", 1.0)
     return {"report_to": "mlflow", "target_sparsity": 0.2, "logging_steps": 1}
@@ -274,14 +213,10 @@ def test_a_server_that_is_down_gets_everything_once_it_is_up_and_the_command_is_
     if server.process:
         server.signal(signal.SIGKILL)
     out = search(**impatient)
-    said = capfd.readouterr()
-    lines = [line for line in said.err.splitlines() if line.startswith("MLflow:")]
-    assert (
-        len(lines) == 2
-        and str(out / "mlflow.jsonl") in lines[0]
-        and f"{server.url} accepts no records" in lines[0]
-    )
-    assert "records are waiting in" in lines[1] and "run the same command again" in lines[1]
+    printed = capfd.readouterr()
+    down, waiting = [line for line in printed.err.splitlines() if line.startswith("MLflow:")]
+    assert str(out / "mlflow.jsonl") in down and f"{server.url} accepts no records" in down
+    assert "records are waiting in" in waiting and "run the same command again" in waiting
     assert (out / "ticket.safetensors").is_file() and not (out / "mlflow.json").exists()
     server.start()
     monkeypatch.setattr(sender, "PATIENCE", 20.0)
@@ -289,20 +224,18 @@ def test_a_server_that_is_down_gets_everything_once_it_is_up_and_the_command_is_
     undisturbed = search(**impatient, output_dir=tmp_path / "undisturbed")
     found = contents(server.url, out)
     assert found == contents(server.url, undisturbed) and len(found) == 1 + 3
-    kept = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
-    assert (
-        b"pl4nted"
-        not in kept + said.err.encode() + said.out.encode() + capfd.readouterr().err.encode()
-    )
+    written = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert b"pl4nted" not in written
+    assert "pl4nted" not in printed.err + printed.out + capfd.readouterr().err
 
 
 @pytest.mark.parametrize("ending", ["answers late", "is killed"])
 def test_a_server_that_hangs_does_not_hold_up_training_and_gets_each_record_once(
     ending, search, server, impatient, tmp_path, monkeypatch
 ):
-    from lth_scale.training import evaluation
+    from lth_scale.training import loop
 
-    evaluate, calls = evaluation.evaluate, []
+    evaluate, calls = loop.evaluate, []
 
     def hang_in_round_one(net, *more):
         calls.append(net)
@@ -314,7 +247,7 @@ def test_a_server_that_hangs_does_not_hold_up_training_and_gets_each_record_once
         server.start()
     undisturbed = search(**impatient, output_dir=tmp_path / "undisturbed", max_steps=5)
     monkeypatch.setattr(sender, "PAUSE", 0.05)
-    monkeypatch.setattr(evaluation, "evaluate", hang_in_round_one)
+    monkeypatch.setattr(loop, "evaluate", hang_in_round_one)
     # Long enough for a request to time out and be sent again.
     monkeypatch.setattr(sender, "PATIENCE", 4.0)
     out = search(**impatient, max_steps=5)
@@ -492,7 +425,7 @@ def test_what_a_full_disk_rejects_is_written_with_the_next_record(tmp_path, monk
     ):
         monkeypatch.setattr(os, "write", some)
         journal_sender.append({"a": 1})
-    assert [line.record for line in journal_sender.read(0)] == [
+    assert [line.record for line in read(tmp_path / "mlflow.jsonl")] == [
         {"a": 1}
     ] * 3 and journal_sender.buffer == b""
 

@@ -6,11 +6,8 @@
 import os
 import shutil
 import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 import yaml
@@ -113,39 +110,11 @@ def study(tmp_path_factory, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def server(study):
+def server(study, mlflow_server):
     """The URL of `mlflow server` for the study's store, started as a command suggests."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--workers",
-        "1",
-        "--port",
-        str(port),
-        "--backend-store-uri",
-        f"sqlite:///{study}/jobs/mlflow.db",
-    ]
-    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_TRACKING_URI": ""}
-    with open(study / "server.log", "w") as log:
-        process = subprocess.Popen(
-            command, cwd=study, env={**os.environ, **settings}, stdout=log, stderr=log
-        )
-    try:
-        for _ in range(600):
-            try:
-                urlopen(f"http://127.0.0.1:{port}/health", timeout=5).read()
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
+    server = mlflow_server(study, f"sqlite:///{study}/jobs/mlflow.db")
+    server.start()
+    return server.url
 
 
 @pytest.fixture(scope="module")

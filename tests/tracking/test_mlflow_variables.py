@@ -1,4 +1,4 @@
-"""MLflow's variables: experiment and tags, of new runs and of those that continue."""
+"""MLflow's environment variables: the experiment and tags of new and of resumed runs."""
 
 import json
 
@@ -6,7 +6,8 @@ import pytest
 from mlflow import MlflowClient
 
 from lth_scale.config.errors import BadInput
-from lth_scale.tracking.mlflow import connection, failures, reports, variables
+from lth_scale.tracking.mlflow import connection, sender, settings
+from lth_scale.tracking.mlflow.runs import log_report
 
 
 @pytest.fixture(autouse=True)
@@ -60,32 +61,21 @@ def test_other_commands_refuse_them_too(flags, monkeypatch):
 
 
 def test_tags_have_no_secrets(monkeypatch):
-    given = {
-        "release.candidate": "RC1",
-        "n": 3,
-        "on": True,
-        "a b/c:d": "ü",
-        "url": "http://me:pl4nted@host/x",
-    }
-    monkeypatch.setenv("MLFLOW_TAGS", json.dumps(given))
-    assert variables.tags() == {
-        "release.candidate": "RC1",
-        "n": "3",
-        "on": "True",
-        "a b/c:d": "ü",
-        "url": "http://host/x",
-    }
+    text = {"release.candidate": "RC1", "a b/c:d": "ü"}
+    values = {**text, "n": 3, "on": True, "url": "http://me:pl4nted@host/x"}
+    monkeypatch.setenv("MLFLOW_TAGS", json.dumps(values))
+    assert settings.tags() == {**text, "n": "3", "on": "True", "url": "http://host/x"}
 
 
 def test_long_names_are_refused_and_a_run_id_is_reported_as_ignored(monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_RUN_ID", "0123")
-    variables.check()
+    settings.check_variables()
     assert [*caplog.messages] == [
         "MLFLOW_RUN_ID is ignored: each command creates its own MLflow runs"
     ]
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "n" * 501)
     with pytest.raises(BadInput, match=r"^MLFLOW_EXPERIMENT_NAME n+… .501 characters.: longer"):
-        variables.check()
+        settings.check_variables()
 
 
 def runs_of(client, name):
@@ -136,22 +126,22 @@ def test_a_search_follows_the_variables_and_continues_in_its_experiment(
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
     picture = tmp_path / "a #1.txt"
     picture.write_text("x")
-    reports.log_report(store, "study", [picture])
+    log_report(store, "study", [picture])
     (report,) = [run for run in runs_of(client, name) if run.data.tags.get("report")]
     assert report.data.tags["team"] == "nlp"
 
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "999")
     with pytest.raises(Exception, match="999") as problem:
         connection.connect(store)
-    assert "correct or unset MLFLOW_EXPERIMENT_ID" in failures.remedy(problem.value, store)
+    assert "correct or unset MLFLOW_EXPERIMENT_ID" in sender.remedy(problem.value, store)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "of the team")
     with pytest.raises(Exception, match="must be a valid integer") as problem:
         connection.connect(store)
-    assert "integer; correct or unset MLFLOW_EXPERIMENT_ID" in failures.remedy(problem.value, store)
+    assert "integer; correct or unset MLFLOW_EXPERIMENT_ID" in sender.remedy(problem.value, store)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "999")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
     with pytest.raises(
         ValueError, match="MLFLOW_EXPERIMENT_ID 999 is not the id of the experiment"
     ) as problem:
         connection.connect(store)
-    assert "correct or unset MLFLOW_EXPERIMENT_ID" in failures.remedy(problem.value, store)
+    assert "correct or unset MLFLOW_EXPERIMENT_ID" in sender.remedy(problem.value, store)

@@ -1,4 +1,4 @@
-"""A run continues with the content it began with; what was not recorded is never different."""
+"""A run continues only with the content it started with; missing facts never differ."""
 
 import json
 import os
@@ -16,15 +16,14 @@ from lth_scale import Ticket, load_exported
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import parse
-from lth_scale.pruning.schedules import Formula
+from lth_scale.pruning.registries import Schedule
 from lth_scale.science import compatibility
-from lth_scale.science.jobs import Job
-from lth_scale.science.plans import Plan
+from lth_scale.science.plans import Job, Plan
 from lth_scale.tracking import provenance
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.training.dense_round import check_dense
+from lth_scale.training.starting_point import check_dense
 
-# Model, data, and a search that died in round 1 of 2.
+# A model, data, and a search that was killed in round 1 of 2.
 OLD = Path(__file__).with_name("begun_by_0.1.0.tar.xz")
 # The same with a checkpoint and MLflow's journal, a finished search, and its compact export.
 RECENT = Path(__file__).with_name("begun_by_0.2.0.tar.xz")
@@ -45,6 +44,16 @@ def begun(search, own, tmp_path):
     for path in (out / "complete", out / "rounds/03/complete"):
         path.unlink()
     return lambda **more: search(**own | more)
+
+
+def saved(out: Path, name: str = "arguments"):
+    """The content of a JSON file of a run."""
+    return json.loads((out / f"{name}.json").read_text())
+
+
+def column(out: Path, name: str) -> list:
+    """A column of results.json."""
+    return [row[name] for row in saved(out, "results")]
 
 
 def rewrite(path: Path, old: str, new: str) -> None:
@@ -127,12 +136,12 @@ def test_the_launchers_precision_is_recorded_as_a_flag_and_must_not_change(
     begun, monkeypatch, tmp_path
 ):
     out = begun()
-    assert json.loads((out / "arguments.json").read_text())["precision"] == "no"
+    assert saved(out)["precision"] == "no"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(BadInput, match=r"--bf16 was False, is True"):
         begun()
     other = begun(output_dir=tmp_path / "other", max_steps=0)
-    written = json.loads((other / "arguments.json").read_text())
+    written = saved(other)
     assert written["bf16"] is True and written["precision"] == "bf16"
     # θ₀ has no precision.
     assert Ticket.load(other / "ticket.safetensors").arguments["bf16"] is False
@@ -158,7 +167,7 @@ def test_another_compile_backend_or_ladder_is_refused_and_nothing_is_written(
         patch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
         with pytest.raises(BadInput, match=r"compile was no, is \{'backend': 'eager'"):
             begun()
-    monkeypatch.setattr(Formula, "sparsities", lambda *how: [0.0, 0.1, 0.25, 0.3])
+    monkeypatch.setattr(Schedule, "sparsities", lambda *how: [0.0, 0.1, 0.25, 0.3])
     with pytest.raises(BadInput, match=r"the sparsity of round 2 was 0\.2, is 0\.25"):
         begun()
     assert {path: path.read_bytes() for path in before} == before
@@ -203,7 +212,7 @@ def test_a_run_of_version_0_1_0_continues(search, tmp_path, monkeypatch, capfd):
     out = search(**flags, target_sparsity=0.2)
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("not compared")]
     assert len(said) == 1 and "version 0.1.0" in said[0] and "digests, precision" in said[0]
-    assert [row["pruned"] for row in json.loads((out / "results.json").read_text())] == [0, 58, 115]
+    assert column(out, "pruned") == [0, 58, 115]
     assert before == {path: path.read_bytes() for path in before} and len(before) == 4
     bases = {Ticket.load(path).base_sha256 for path in out.rglob("ticket.safetensors")}
     assert bases == {""}  # as in its first tickets
@@ -219,29 +228,27 @@ def test_runs_that_take_their_dense_network_or_ticket_from_version_0_1_0(
     flags = dict(model_name_or_path="model", dataset_path="data", max_seq_length=16)
     out = search(**flags, output_dir="run", save_steps=0, target_sparsity=0.2)
     Ticket.load(out / "ticket.safetensors").apply(AutoModel.from_pretrained("model"))
-    written = json.loads((out / "arguments.json").read_text())
+    written = saved(out)
     assert "ignore" not in written
     kept = Path(shutil.copytree(out, "kept"))
     (kept / "rounds/00/model").mkdir(exist_ok=True)
     # As --keep_theta left it.
     shutil.copytree("kept/rounds/02/model", "kept/rounds/00/model", dirs_exist_ok=True)
     again = search(**flags, output_dir="again", dense="kept", save_steps=0, target_sparsity=0.3)
-    assert [row["prunable"] for row in json.loads((again / "results.json").read_text())] == [
-        576
-    ] * 4
+    assert column(again, "prunable") == [576] * 4
     moved = transfer(**flags, ticket=out, output_dir="moved")
     # A new run does not prune a fresh pooler.
-    assert json.loads((moved / "results.json").read_text())[0]["prunable"] == 512
+    assert column(moved, "prunable")[0] == 512
     # As a transfer of version 0.1.0 began.
     for file in ("complete", "seeds/42/complete", "results.json"):
         (moved / file).unlink()
     Ticket.load(out / "ticket.safetensors").save(moved / "seeds/42/ticket.safetensors")
-    begun = json.loads((moved / "arguments.json").read_text())
+    begun = saved(moved)
     (moved / "arguments.json").write_text(
         json.dumps({k: v for k, v in begun.items() if k != "ignore"})
     )
     transfer(**flags, ticket=out, output_dir="moved")
-    assert json.loads((moved / "results.json").read_text())[0]["prunable"] == 576
+    assert column(moved, "prunable")[0] == 576
 
 
 def test_runs_tickets_and_exports_of_version_0_2_0_still_work(
@@ -271,9 +278,9 @@ def test_runs_tickets_and_exports_of_version_0_2_0_still_work(
         assert torch.equal(exported[name], weight), name
 
 
-def test_a_flag_that_a_run_did_not_record_is_not_different(search, small, own):
+def test_a_flag_that_a_run_did_not_record_does_not_differ(search, small, own):
     out = search(**own)
-    written = json.loads((out / "arguments.json").read_text())
+    written = saved(out)
     (out / "arguments.json").write_text(
         json.dumps({k: v for k, v in written.items() if k not in ("score", "distill")})
     )
@@ -316,7 +323,7 @@ def test_the_same_content_under_another_path_continues(search, small, own, tmp_p
         RunDirectory.open(
             parse(small(model_name_or_path="./model", dataset_path="data2", output_dir=out))
         )
-    written = json.loads((out / "arguments.json").read_text())
+    written = saved(out)
     del written["digests"]["data"]
     (out / "arguments.json").write_text(json.dumps(written))
     # Digests are known on one side only.
@@ -331,7 +338,7 @@ def test_relative_and_absolute_paths_of_the_same_file_are_the_same(
 ):
     monkeypatch.chdir(tmp_path)
     out = search(**own)
-    written = json.loads((out / "arguments.json").read_text())
+    written = saved(out)
     for name in ("model_name_or_path", "dataset_path"):
         assert written[name] == str(own[name])
     old = {**written, "model_name_or_path": "model", "dataset_path": "./data"}
@@ -433,7 +440,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=str)
-def test_damaged_facts_are_named(damage, small, own, tmp_path):
+def test_damaged_facts_are_refused(damage, small, own, tmp_path):
     args = parse(small(**own))
     (tmp_path / "out").mkdir()
     written = args.as_dict() | {"digests": provenance.digests(args)} | damage

@@ -1,4 +1,4 @@
-"""The run directory: what is on disk is whole, and what is there is known."""
+"""The run directory: files are replaced atomically, and another run is refused."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from lth_scale.config import files
 from lth_scale.config.errors import BadInput
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    """A real kill -9 in the middle of rewriting a file leaves the old content or the new."""
+def test_a_file_is_replaced_atomically(tmp_path):
+    """A process killed with SIGKILL while it writes a file leaves the old content or the new."""
     path = tmp_path / "value.json"
     script = (
         "import sys; from pathlib import Path; from lth_scale.config import files\n"
@@ -52,7 +52,6 @@ def test_equal_tensors_are_equal_bytes(tmp_path):
 
 
 def test_a_search_may_continue_with_another_log_but_not_with_another_rate(search, small):
-    from lth_scale.config.errors import BadInput
     from lth_scale.config.resolution import parse
     from lth_scale.tracking.run_directory import RunDirectory
 
@@ -74,7 +73,7 @@ def test_a_directory_is_refused_while_another_process_runs_there(search, tmp_pat
     from lth_scale.tracking import run_directory
 
     hold = (
-        "import sys; from lth_scale.config.locks import Path, acquire\n"
+        "import sys; from lth_scale.config.directories import Path, acquire\n"
         "acquire(Path(sys.argv[1])); print('held'); input()"
     )
     pipes = dict(

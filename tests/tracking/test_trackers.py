@@ -1,4 +1,4 @@
-"""Trackers that others register, and the stages that listeners hear of."""
+"""Registered trackers and the events that they get; the names of stages."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Recorder:
 
 @pytest.fixture
 def recorders(monkeypatch):
-    """Register `--report_to recorder`; the listeners that it creates."""
+    """Register `--report_to recorder`; return the list of listeners that it creates."""
     listeners = []
 
     def create(*how):
@@ -56,7 +56,7 @@ def test_a_registered_tracker_gets_the_events_of_a_search(search, recorders):
     assert recorder.events == [*stages[0], *stages[1], "finish"] and recorder.directory == out
 
 
-def test_each_seed_of_a_transfer_is_reported_by_a_listener_of_its_own(transfer, recorders):
+def test_each_seed_of_a_transfer_has_its_own_listener(transfer, recorders):
     out = transfer(1, 2, **FLAGS)
     assert [recorder.directory for recorder in recorders] == [out / "seeds/01", out / "seeds/02"]
     assert [recorder.events[0] for recorder in recorders] == ["start seed 01", "start seed 02"]

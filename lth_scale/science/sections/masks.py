@@ -1,19 +1,17 @@
-"""What the masks look like: sparsity by layer, and the overlap of two tasks' tickets."""
+"""Properties of the masks: sparsity by layer, and the overlap of two tasks' tickets."""
 
 import logging
 import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations, product
+from itertools import combinations, permutations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from lth_scale.config.markdown import Section, Table
 from lth_scale.science import figures
-from lth_scale.science.results import CLOSE, StudyResults
-from lth_scale.science.sections.grids import add_grid
-from lth_scale.science.texts import percent
+from lth_scale.science.results import CLOSE, StudyResults, percent
 from lth_scale.tasks.registry import TASKS
 
 if TYPE_CHECKING:
@@ -38,34 +36,30 @@ def masks(study: StudyResults) -> list[Section]:
     facts = study.mask_facts or mask_facts(study)
     sparsity = facts["sparsity"]
     layers = {task: [*by_seed.values()] for task, by_seed in facts["layers"].items()}
-    shared = {
-        frozenset(pair.split()): [*by_seed.values()] for pair, by_seed in facts["shared"].items()
-    }
-    sections = [by_layer(study, sparsity, layers)]
+    sections = [_by_layer(study, sparsity, layers)]
     if len(layers) > 1:
-        sections.append(overlap(study, sparsity, [*layers], shared))
+        sections.append(_overlap(study, sparsity, [*layers], facts["shared"]))
     return sections
 
 
 def mask_facts(study: StudyResults) -> dict[str, Any]:
-    """What the report says about masks, as JSON: `sparsity`, `layers` and `shared`.
+    """What the report needs of the masks, as JSON.
 
-    layers: sparsity of each matrix by task and seed. shared: overlap by pair of tasks
-    (`mlm sst2`) and seed; tickets of base models with other weights have none.
+    sparsity: of the compared masks. layers: sparsity of each matrix by task and seed. shared:
+    overlap by pair of tasks (`mlm sst2`) and seed, except of tickets with different base weights.
     """
-    sparsity = mask_sparsity(study)
+    sparsity = _mask_sparsity(study)
     planned = {search.task for search in study.searches if search.target >= sparsity - CLOSE}
     layers: dict[str, dict[str, dict[str, float]]] = {task: {} for task in TASKS if task in planned}
     shared: dict[str, dict[str, float]] = defaultdict(dict)
-    for seed, tickets in tickets_by_seed(study, sparsity):
+    for seed, tickets in _tickets_by_seed(study, sparsity):
         for task, ticket in tickets.items():
             layers[task][str(seed)] = ticket.layer_sparsity()
         for a, b in combinations(tickets, 2):
             if tickets[a].is_of_other_weights(tickets[b].base_sha256):
                 log.warning(
-                    "the tickets of %s and %s belong to other weights: their overlap is left out",
-                    a,
-                    b,
+                    f"the tickets of {a} and {b} have base models with different weights: their "
+                    "overlap is omitted"
                 )
                 continue
             share = tickets[a].overlap(tickets[b])["all"]
@@ -74,20 +68,16 @@ def mask_facts(study: StudyResults) -> dict[str, Any]:
     return {"sparsity": sparsity, "layers": layers, "shared": shared}
 
 
-def mask_sparsity(study: StudyResults) -> float:
-    """The sparsity that masks are compared at.
-
-    It is the sparsity of the transfers, or the one that most tasks plan; the one closest to 70 %
-    if there are several.
-    """
+def _mask_sparsity(study: StudyResults) -> float:
+    """The sparsity of the transfers, or else of most tasks; of several the closest to 70 %."""
     own = [sparsity for task in study.tasks for sparsity in study.sparsities(task)]
     return min(study.transfer_sparsities() or own, key=lambda s: (-own.count(s), abs(s - 0.7)))
 
 
-def tickets_by_seed(
+def _tickets_by_seed(
     study: StudyResults, sparsity: float
 ) -> "Iterator[tuple[int, dict[str, Ticket]]]":
-    """Each seed with its tickets at a sparsity, by task; one seed at a time is in memory."""
+    """Each seed with its tickets by task; one seed at a time is in memory."""
     from lth_scale.pruning.ticket import Ticket  # imports torch
 
     present = [
@@ -100,7 +90,7 @@ def tickets_by_seed(
         yield seed, {task: Ticket.load(path) for other, task, path in present if other == seed}
 
 
-def by_layer(study: StudyResults, sparsity: float, layers: Layers) -> Section:
+def _by_layer(study: StudyResults, sparsity: float, layers: Layers) -> Section:
     """A heat map per task of layers × kinds of matrices, and a table of means by kind."""
     names = dict.fromkeys(name for tickets in layers.values() for one in tickets for name in one)
     positions = {name: _position(name) for name in names}
@@ -110,11 +100,11 @@ def by_layer(study: StudyResults, sparsity: float, layers: Layers) -> Section:
         own = {name: p for name, p in positions.items() if not tickets or name in tickets[0]}
         cells = {p: _mean([ticket[name] for ticket in tickets]) for name, p in own.items()}
         panels[f"{task} (n = {len(tickets)})"] = figures.Grid(depths, kinds, cells)
-        by_kind = [
-            [ticket[name] for ticket in tickets for name in own if own[name][1] == kind]
-            for kind in kinds
+        by_kind = ([name for name in own if own[name][1] == kind] for kind in kinds)
+        means = [
+            _mean([ticket[name] for ticket in tickets for name in names])[1] if names else "—"
+            for names in by_kind
         ]
-        means = ["—" if tickets and not values else _mean(values)[1] for values in by_kind]
         rows.append([task, str(len(tickets)), *means])
     absent = ", ".join(task for task, tickets in layers.items() if not tickets)
     text = LAYERS + (f" Missing tickets: {absent}." if absent else "")
@@ -133,34 +123,29 @@ def _position(name: str) -> tuple[str, str]:
 
 
 def _mean(fractions: Sequence[float]) -> tuple[float, str]:
-    """The mean in percent, as a number and as text."""
     mean = 100 * fmean(fractions) if fractions else math.nan
     return mean, "missing" if math.isnan(mean) else f"{mean:.1f}"
 
 
-def overlap(
+def _overlap(
     study: StudyResults,
     sparsity: float,
     tasks: Sequence[str],
-    shared: Mapping[frozenset[str], Sequence[float]],
+    shared: Mapping[str, Mapping[str, float]],
 ) -> Section:
-    """The share of kept weights that each pair of tasks' tickets have in common."""
     chance = percent(1 - sparsity)
     text = (
-        "Kept weights of one task's ticket that the other's keeps too, in percent, mean over "
-        f"pairs of one seed. Two random masks of this sparsity share {chance}. "
-        "Hatched: missing, or a task with itself."
+        "Share of the weights kept by one task's ticket that the other's keeps too, in percent, "
+        "mean over pairs of tickets of the same seed. Two random masks of this sparsity share "
+        f"{chance}. Hatched: missing, or a task with itself."
     )
-    section = Section(f"Overlap of tickets at {percent(sparsity)}", [text])
-    pairs = ((a, b) for a, b in product(tasks, tasks) if a != b)
-    cells = {(a, b): _mean(shared.get(frozenset((a, b)), [])) for a, b in pairs}
-    add_grid(
-        section,
-        figures.Grid(tasks, tasks, cells),
-        "Shared kept weights, percent",
-        "overlap.png",
-        study.title(f"Overlap of tickets, chance {chance}"),
-        label="shared (%)",
-        span=(100 * (1 - sparsity), 100.0),
+    by_pair = {frozenset(pair.split()): [*by_seed.values()] for pair, by_seed in shared.items()}
+    cells = {pair: _mean(by_pair.get(frozenset(pair), [])) for pair in permutations(tasks, 2)}
+    grid = figures.Grid(tasks, tasks, cells)
+    heading, title = "Overlap of kept weights, percent", f"Overlap of tickets, chance {chance}"
+    png = figures.heat_maps(
+        {"": grid}, study.title(title), "shared (%)", (100 * (1 - sparsity), 100.0)
     )
-    return section
+    pictures = {"overlap.png": (heading, png)}
+    title = f"Overlap of tickets at {percent(sparsity)}"
+    return Section(title, [text], [grid.table(heading)], pictures)

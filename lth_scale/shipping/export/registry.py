@@ -15,25 +15,24 @@ if TYPE_CHECKING:
 class Format(Protocol):
     """How a network is checked, written and loaded in one format."""
 
-    def check(self, model: "nn.Module") -> None:
+    def check(self, model: "nn.Module", /) -> None:
         """Raise BadInput if the model cannot be exported, or not on this machine."""
 
     def write(
         self, model: "PreTrainedModel", path: Path, dtype: str, example: "dict[str, Tensor]"
     ) -> dict[str, Any]:
-        """Write the weights to `path`; config.json is in its directory already.
+        """Write the weights to `path`, beside config.json. Raises BadInput if `dtype` overflows.
 
-        example: int64 inputs of shape (batch, sequence). Returns further entries of export.json,
-        which `load` gets back. Raises BadInput if `dtype` cannot hold a value.
+        example: int64 inputs of shape (batch, sequence). Returns further entries of export.json.
         """
 
     def load(
         self, path: Path, config: "PreTrainedConfig", manifest: Mapping[str, Any], dense: bool
     ) -> "nn.Module":
-        """Load the weights at `path` into a network in eval mode.
+        """Load a network in eval mode: in dense fp32 with `dense`, else the one that runs fastest.
 
-        manifest: export.json. With `dense`, return the dense fp32 network instead of the one that
-        runs fastest. Raises ValueError for damaged weights, BadInput if the format cannot run here.
+        manifest: export.json. Raises ValueError for damaged weights, BadInput if the format cannot
+        run here.
         """
 
 
@@ -42,9 +41,9 @@ class FormatSpec:
     """A value of --format.
 
     about: its line in `--help`. make: returns its `Format`. dtypes: of the values on disk, the
-    default first. file: holds the weights. variants: further files of the same network, by name;
-    their outputs are compared with the source too. is_source: it can be exported to other formats.
-    half: it also computes in its dtype, otherwise in fp32. packages: required, from extra `onnx`.
+    default first. file: holds the weights. variants: further files of the same network, by name,
+    which are compared too. is_source: it can be exported to other formats. half: it computes in its
+    dtype instead of fp32. packages: required, from the extra `onnx`.
     """
 
     about: str
@@ -65,45 +64,38 @@ FORMATS: Registry[FormatSpec] = Registry("format")
 register_format = FORMATS.register
 
 
-def _add(name: str, about: str, implementation: str, **facts: Any) -> None:
-    make = lazy(f"lth_scale.shipping.export.formats.{implementation}")
-    FORMATS.register(name, FormatSpec(about, make, **facts))
+def _add(name: str, about: str, make: str, dtypes: str, file: str = "", **options: Any) -> None:
+    file = file or f"{name}.safetensors"
+    factory = lazy(f"lth_scale.shipping.export.formats.{make}")
+    register_format(name, FormatSpec(about, factory, tuple(dtypes.split()), file, **options))
 
 
 _add(
     "dense",
     "exact zeros; any from_pretrained loads it",
     "tensors:SafetensorsFormat",
-    dtypes=("float32",),
-    file="model.safetensors",
+    "float32",
+    "model.safetensors",
 )
 _add(
     "compact",
     "one bit a weight, and the values: the smallest file",
-    "compact:compact_format",
-    dtypes=("float32", "float16"),
-    file="compact.safetensors",
+    "compact:make",
+    "float32 float16",
 )
-_add(
-    "csr",
-    "torch's sparse CSR tensors, which need no other package",
-    "csr:csr_format",
-    dtypes=("float32",),
-    file="csr.safetensors",
-)
+_add("csr", "torch's sparse CSR tensors, which need no other package", "csr:make", "float32")
 _add(
     "native",
     "packed for the CPU kernel of lth_scale: see docs/speed.md",
-    "native:native_format",
-    dtypes=("float32", "int8"),
-    file="native.safetensors",
+    "native:make",
+    "float32 int8",
 )
 _add(
     "2:4",
     "sparse tensor cores, for tickets of --pattern 2:4",
-    "semi_structured:semi_structured_format",
-    dtypes=("bfloat16", "float16"),
-    file="model.safetensors",
+    "semi_structured:make",
+    "bfloat16 float16",
+    "model.safetensors",
     is_source=False,
     half=True,
 )
@@ -111,8 +103,8 @@ _add(
     "onnx",
     "for ONNX Runtime; writes model.int8.onnx (dynamic int8) too",
     "onnx:OnnxFormat",
-    dtypes=("float32",),
-    file="model.onnx",
+    "float32",
+    "model.onnx",
     variants={"int8": "model.int8.onnx"},
     is_source=False,
     packages=("onnx", "onnxscript", "onnxruntime"),

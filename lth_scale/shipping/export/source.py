@@ -1,6 +1,7 @@
-"""What an export is made from: a dense network whose pruned weights are exactly zero."""
+"""What is exported or timed: a dense network with zeros as its mask, and inputs to run it on."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,32 +9,38 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput
-from lth_scale.config.local_paths import is_local
+from lth_scale.config.flags import is_local
 from lth_scale.config.texts import first_line
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.pruning.ticket import Ticket
-from lth_scale.shipping.export.architectures import accepts, class_of, read_config
-from lth_scale.shipping.export.loading import load_dense
-from lth_scale.shipping.export.locations import MANIFEST, NetworkLocation, locate
+from lth_scale.shipping.export.loading import class_of, load_dense, pooler_is_optional, read_config
+from lth_scale.shipping.export.locations import MANIFEST, locate
 from lth_scale.tasks import weights
-from lth_scale.tasks.checkpoint import CheckpointSource, LoadedCheckpoint
-from lth_scale.tasks.loading import check_checkpoint, check_tokenizer_class, model_path, quiet
-from lth_scale.tasks.offline import go_offline_unless_reachable
-from lth_scale.tasks.tokenizer_checks import check_ids, explain_load_error
+from lth_scale.tasks.checkpoint_checks import check_checkpoint, check_tokenizer_class
+from lth_scale.tasks.data import local_file
+from lth_scale.tasks.inputs import longest_input
+from lth_scale.tasks.libraries import go_offline_unless_reachable, quiet
+from lth_scale.tasks.loading import explain_load_error, model_path
+from lth_scale.tasks.locations import embedded_path
+from lth_scale.tasks.rows import read_rows
+from lth_scale.tasks.tokenizer import check_ids
+from lth_scale.tasks.weights import CheckpointSource
 
 TOKENIZER_FILES = ("tokenizer*.json", "vocab.*", "*.model", "merges.txt")
+BATCH = 8  # sentences in the padded batch
+LONGEST = 512  # tokens of the single sequence, if the model takes as many
 
 
 @dataclass
 class ExportSource:
     """A network to export or to time.
 
-    model: fp32, in eval mode, pruned weights exactly 0. tokenizer: None if there is none that can
-    pad. run: arguments.json of the search, or {}. pruned: of `prunable` weights.
+    model: fp32, in eval mode, pruned weights exactly 0. tokenizer: None without one that can pad.
+    run: arguments.json of the search, or {}. pruned: of `prunable` weights.
     """
 
     path: Path
@@ -52,13 +59,13 @@ class ExportSource:
 def load_source(path: str) -> ExportSource:
     """Load the network of a search (its last round), a round, a checkpoint or an export.
 
-    Raises BadInput if there is none, if it is damaged or not in safetensors, or has no prunable
-    weights.
+    Raises BadInput if it is missing, damaged, not in safetensors, or has no prunable weights.
     """
     location = locate(path)
     name = str(location.model)
+    folder = model_path(Training(task="mlm", model_name_or_path=name))
     is_export = (location.model / MANIFEST).is_file()
-    model = load_dense(location.model) if is_export else load_checkpoint(name)
+    model = load_dense(location.model) if is_export else _load_checkpoint(name, folder)
     matrices = prunable(model)
     if not matrices:
         raise BadInput(
@@ -67,44 +74,43 @@ def load_source(path: str) -> ExportSource:
     with torch.no_grad():
         for weight in matrices.values():
             weight.add_(0.0)  # −0.0, which multiplication by a mask leaves, becomes 0
-    pruned = sum(int((weight == 0).sum()) for weight in matrices.values())
+    masks = {key: weight != 0 for key, weight in matrices.items()}
     if location.ticket:
         ticket = Ticket.load(location.ticket)
-        masks = ticket.masks_for(model)
-        check_zeros(matrices, masks, location)
-        pruned = sum(int((~mask).sum()) for mask in masks.values())
-        matrices = {name: weight for name, weight in matrices.items() if name in ticket.masks}
-    size = sum(weight.numel() for weight in matrices.values())
-    return ExportSource(Path(path), model, load_tokenizer(name, model), location.run, pruned, size)
+        for key, mask in ticket.masks_for(model).items():
+            if matrices[key][~mask].any():
+                raise BadInput(
+                    f"{name}: {key} is not zero where {location.ticket} prunes it; "
+                    "use the network and the ticket of one run"
+                )
+        masks = {key: ticket.masks[key] for key in matrices if key in ticket.masks}
+    pruned = sum(int((~mask).sum()) for mask in masks.values())
+    size = sum(mask.numel() for mask in masks.values())
+    tokenizer = _load_tokenizer(name, folder, model)
+    return ExportSource(Path(path), model, tokenizer, location.run, pruned, size)
 
 
-def check_zeros(
-    matrices: Mapping[str, Tensor], masks: Mapping[str, Tensor], location: NetworkLocation
-) -> None:
-    """Raise BadInput if a weight that the ticket prunes is not zero."""
-    for name, mask in masks.items():
-        if matrices[name][~mask].any():
-            raise BadInput(
-                f"{location.model}: {name} is not zero where {location.ticket} prunes it; "
-                "use the network and the ticket of one run"
-            )
-
-
-def load_checkpoint(name: str) -> PreTrainedModel:
+def _load_checkpoint(name: str, path: str) -> PreTrainedModel:
     """Load a directory of `save_pretrained` or a Hub name. Raises BadInput if it is damaged."""
-    args = Training(task="mlm", model_name_or_path=name)
     if not is_local(name):
         go_offline_unless_reachable(name, "model")
     try:
         with quiet():
-            config = read_config(model_path(args))
-            check_checkpoint(model_path(args), None, config)
-            checkpoint = read_checkpoint(args, config)
+            config = read_config(path)
+            check_checkpoint(path, None, config)
+            encoder: Any = transformers.MODEL_MAPPING.get(type(config), None)
+            config.architectures = config.architectures or [encoder.__name__]
+            cls = class_of(config)
+            source = CheckpointSource(name, path, None, {"config": config})
+            checkpoint = source.read(cls)
+            lacks_pooler = all(key.startswith("pooler.") for key in checkpoint.missing or "-")
+            if lacks_pooler and pooler_is_optional(cls):
+                checkpoint = source.read(cls, add_pooling_layer=False)
             weights.check_shapes(name, checkpoint)
     except BadInput:
         raise
     except Exception as problem:  # from_pretrained raises nearly every kind
-        if why := explain_load_error(problem, Path(model_path(args))):
+        if why := explain_load_error(problem, Path(path)):
             raise BadInput(f"{name}: {why}") from problem
         network = "" if is_local(name) else "check the network, or "
         raise BadInput(
@@ -120,26 +126,10 @@ def load_checkpoint(name: str) -> PreTrainedModel:
     return checkpoint.model.eval()
 
 
-def read_checkpoint(args: Training, config: PreTrainedConfig) -> LoadedCheckpoint:
-    """Return the network of a checkpoint, without a pooler if the checkpoint has none."""
-    encoder: Any = transformers.MODEL_MAPPING.get(type(config), None)
-    config.architectures = config.architectures or [encoder.__name__]
-    cls = class_of(config)
-    source = CheckpointSource(
-        args.model_name_or_path, model_path(args), None, {"config": config}, frozenset()
-    )
-    checkpoint = source.read(cls)
-    lacks_pooler = all(key.startswith("pooler.") for key in checkpoint.missing or "-")
-    if lacks_pooler and accepts(cls, "add_pooling_layer"):
-        return source.read(cls, add_pooling_layer=False)
-    return checkpoint
-
-
-def load_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+def _load_tokenizer(name: str, path: str, model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer beside a checkpoint, or None without one that can pad. Raises BadInput."""
-    path = model_path(Training(task="mlm", model_name_or_path=name))
-    saved = [file for pattern in TOKENIZER_FILES for file in Path(path).glob(pattern)]
-    if is_local(name) and not saved:
+    saved = (file for pattern in TOKENIZER_FILES for file in Path(path).glob(pattern))
+    if is_local(name) and not any(saved):
         return None
     try:
         with quiet():
@@ -153,3 +143,68 @@ def load_tokenizer(name: str, model: PreTrainedModel) -> PreTrainedTokenizerBase
     check_ids(name, model, tokenizer)
     usable = tokenizer.pad_token_id is not None and len(tokenizer) > len(tokenizer.all_special_ids)
     return tokenizer if usable else None
+
+
+def real_inputs(source: ExportSource) -> tuple[list[dict[str, Tensor]], str]:
+    """Return a padded batch of 8 sentences, a single long sequence, and a line that describes them.
+
+    Without a tokenizer they are random ids of a fixed seed. int64, (8, n) and (1, up to 512), named
+    as the model takes them.
+    """
+    model, tokenizer = source.model, source.tokenizer
+    limit = longest(model, tokenizer)
+    if tokenizer:
+        texts, origin = sentences(), "English sentences of SST-2"
+        by_length = sorted(texts, key=len)[:: len(texts) // BATCH][:BATCH]
+        words = " ".join(texts).split()[:limit]  # of at least one token each
+        options: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt"}
+        batches = [
+            dict(tokenizer(rows, max_length=limit, **options))
+            for rows in (by_length, [" ".join(words)])
+        ]
+    else:
+        batches, origin = _random_ids(model, limit), "random ids, as there is no tokenizer"
+    shapes = " and ".join("×".join(map(str, batch["input_ids"].shape)) for batch in batches)
+    accepted = inspect.signature(model.forward).parameters
+    inputs = [{name: batch[name] for name in batch if name in accepted} for batch in batches]
+    return inputs, f"{origin}, {shapes}"
+
+
+def _random_ids(model: PreTrainedModel, limit: int) -> list[dict[str, Tensor]]:
+    """Return a batch of rising lengths up to half the limit, and a sequence of `limit` tokens."""
+    pad = getattr(model.config, "pad_token_id", None) or 0
+    size, generator = vocabulary_size(model), torch.Generator().manual_seed(0)
+
+    def draw(lengths: Sequence[int]) -> dict[str, Tensor]:
+        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+        ids = torch.randint(size - 1, mask.shape, generator=generator)
+        ids += ids >= pad  # never the padding's own id
+        return {"input_ids": ids.where(mask.bool(), torch.tensor(pad)), "attention_mask": mask}
+
+    rising = [max(1, limit * (i + 1) // (2 * BATCH)) for i in range(BATCH)]
+    return [draw(rising), draw([limit])]
+
+
+def sentences() -> list[str]:
+    """Return the sentences of the embedded SST-2 validation data."""
+    path = local_file(embedded_path("sst2"), "validation")
+    return [row["sentence"] for row in read_rows(path, {"sentence": "string"})]
+
+
+def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Return the most tokens of a sequence that the model has positions for, at most 512."""
+    token = 0 if getattr(model.config, "pad_token_id", None) else 1  # not the padding
+    limit = tokenizer.model_max_length if tokenizer else LONGEST
+    return longest_input(
+        model.config.name_or_path or "",
+        model,
+        lambda length: {"input_ids": torch.full((1, length), token)},
+        LONGEST,
+        limit,
+    )
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Return the number of ids that the model has embeddings for."""
+    embeddings: Any = model.get_input_embeddings()
+    return embeddings.num_embeddings

@@ -1,8 +1,7 @@
-"""Writing an export, reading it back, and comparing it with the network it was made from."""
+"""Writing an export, loading it again, and comparing it with the network it was made from."""
 
 import copy
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,12 @@ from transformers import PreTrainedModel
 from lth_scale.config.errors import Stopped
 from lth_scale.config.redaction import without_secrets
 from lth_scale.config.texts import printable
-from lth_scale.pruning.digests import digest
-from lth_scale.shipping.export.architectures import unique_state
-from lth_scale.shipping.export.inputs import real_inputs
-from lth_scale.shipping.export.loading import load_network
+from lth_scale.pruning.prunable_set import digest
+from lth_scale.shipping.export.loading import load_network, unique_state
 from lth_scale.shipping.export.locations import FORMAT, write_manifest
 from lth_scale.shipping.export.registry import FORMATS
-from lth_scale.shipping.export.source import ExportSource
-from lth_scale.tracking.versions import versions
+from lth_scale.shipping.export.source import ExportSource, real_inputs
+from lth_scale.tracking.machine import versions
 
 TOLERANCE = 1e-4  # of an fp32 export, relative to the largest output
 
@@ -45,17 +42,22 @@ def describe(source: ExportSource, kind: str, dtype: str) -> dict[str, Any]:
 
 
 def write_export(directory: Path, source: ExportSource, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Write an export, read it back and compare. Returns the content of export.json.
+    """Write an export, load it again and compare. Returns export.json.
 
     manifest: from `describe`. Raises BadInput if the dtype cannot hold a value, and Stopped if an
     fp32 export does not give the outputs of its source, or a variant NaN or infinity.
     """
     kind, dtype = manifest["kind"], manifest["dtype"]
     spec = FORMATS[kind]
-    save_settings(directory, source, manifest["architecture"], spec.compute_dtype(dtype))
+    config = copy.deepcopy(source.model.config)
+    config.architectures = [manifest["architecture"]]
+    config.dtype = spec.compute_dtype(dtype)
+    config.save_pretrained(directory)
+    if source.tokenizer:  # saved before it is used, which would add its padding to the file
+        source.tokenizer.save_pretrained(directory)
     batches, description = real_inputs(source)
-    facts = spec.make().write(source.model, directory / spec.file, dtype, batches[0])
-    manifest = {**manifest, **facts}
+    path = directory / spec.file
+    manifest = manifest | spec.make().write(source.model, path, dtype, batches[0])
     write_manifest(directory, manifest | {"difference": {}})
     measured = difference(source.model, load_network(directory), batches)
     if not measured["relative"] < (TOLERANCE if dtype == "float32" else math.inf):
@@ -75,38 +77,27 @@ def write_export(directory: Path, source: ExportSource, manifest: dict[str, Any]
     return write_manifest(directory, manifest)
 
 
-def save_settings(
-    directory: Path, source: ExportSource, architecture: str, compute_dtype: str
-) -> None:
-    """Save config.json and the tokenizer, before its use: it would keep the padding."""
-    config = copy.deepcopy(source.model.config)
-    config.architectures, config.dtype = [architecture], compute_dtype
-    config.save_pretrained(directory)
-    if source.tokenizer:
-        source.tokenizer.save_pretrained(directory)
-
-
 def difference(
     source: PreTrainedModel, other: Any, batches: Sequence[dict[str, Tensor]]
 ) -> dict[str, float]:
     """Return the largest difference of any floating-point output over all batches.
 
-    other: a model of transformers, or a module with its inputs, outputs and `device`.
-    Returns `absolute`, and `relative` to the largest magnitude of the same output (logits,
-    start_logits, …). Both are NaN if an output is.
+    other: a model of transformers, or a module with its inputs, outputs and `device`. Returns
+    `absolute`, and `relative` to the largest magnitude of the same output, both NaN if an output
+    is.
     """
-    differences = defaultdict[str, list[Tensor]](list)
-    magnitudes = defaultdict[str, list[Tensor]](list)
+    zero = torch.zeros(())
+    differences, magnitudes = dict[str, Tensor](), dict[str, Tensor]()
     with torch.inference_mode():
         for batch in batches:
             expected = source(**batch)
             actual = other(**{name: tensor.to(other.device) for name, tensor in batch.items()})
             for name, value in expected.items():
                 if isinstance(value, Tensor) and value.is_floating_point():
-                    differences[name].append((actual[name].float().cpu() - value).abs().max())
-                    magnitudes[name].append(value.abs().max())
-    # Unlike max() of Python, that of a tensor keeps NaN.
-    absolute = torch.stack([torch.stack(values).max() for values in differences.values()])
-    largest = torch.stack([torch.stack(values).max() for values in magnitudes.values()])
+                    apart = (actual[name].float().cpu() - value).abs().max()
+                    # Unlike max() of Python, that of a tensor keeps NaN.
+                    differences[name] = apart.maximum(differences.get(name, zero))
+                    magnitudes[name] = value.abs().max().maximum(magnitudes.get(name, zero))
+    absolute, largest = (torch.stack([*x.values()]) for x in (differences, magnitudes))
     relative = absolute / largest.clamp_min(1e-30)
     return {"absolute": float(absolute.max()), "relative": float(relative.max())}

@@ -1,23 +1,23 @@
 """Building and loading the sparse CPU kernel.
 
-The C++ is compiled once a machine, on first use (a C++ compiler with OpenMP; x86-64 with AVX2, and
-AVX-512 with VNNI if the processor has it). Weights are fp32, or int8 with a scale for each output
-channel and activations of uint8 with a scale and a zero point for each token. Only kept weights are
-stored and multiplied; if an activation is infinite or NaN, a pruned weight still gives 0 · ∞ = NaN,
-as in the dense product.
+The C++ is compiled once a machine, on first use (by a compiler with OpenMP, for x86-64 with AVX2,
+or AVX-512 with VNNI). Weights are fp32, or int8 with a scale for each output channel and uint8
+activations with a scale and a zero point for each token. Only kept weights are stored and
+multiplied; a pruned weight times an activation that is infinite or NaN is NaN, as in the dense
+product.
 """
 
 import functools
 import hashlib
 import platform
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.library import register_fake
 
-from lth_scale.config import caches, directories, locks
+from lth_scale.config import directories, startup
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import first_line
 from lth_scale.distributed import compat
@@ -33,7 +33,7 @@ def unavailable() -> str:
     if platform.machine() not in ("x86_64", "AMD64"):
         return f"the native kernels need x86-64 with AVX2, and this is {platform.machine()}"
     try:
-        _build()
+        _load()
     except Exception as problem:  # a compiler fails in many ways
         return f"the native kernels could not be compiled ({first_line(problem)})"
     if not torch.ops.lth_scale.use(""):
@@ -47,30 +47,23 @@ def require() -> None:
         raise BadInput(f"--format native: {why}; use --format csr or dense")
 
 
-def instruction_set(name: str = "") -> str:
-    """Select `avx512` or `avx2`, or only return the one in use. Raises ValueError."""
-    require()
-    return torch.ops.lth_scale.use(name)
-
-
-def _build() -> None:
+def _load() -> None:
     """Load the library of these sources and this torch, compiling it first if it is not cached."""
-    caches.ensure_writable("TORCH_EXTENSIONS_DIR")
-    directory = Path(__file__).parent
-    sources = b"".join((directory / name).read_bytes() for name in SOURCES)
-    version = hashlib.sha256(sources + repr((FLAGS, torch.__version__)).encode()).hexdigest()
+    startup.ensure_writable("TORCH_EXTENSIONS_DIR")
+    sources = [Path(__file__).with_name(name) for name in SOURCES]
+    content = b"".join(path.read_bytes() for path in sources)
+    version = hashlib.sha256(content + repr((FLAGS, torch.__version__)).encode()).hexdigest()
     name = f"lth_scale_native_{version[:12]}"
     cache = compat.extension_directory(name)
-    with locks.exclusive(cache):  # one process at a time
+    with directories.exclusive(cache):  # one process at a time
         if (cache / f"{name}.so").is_file():
             torch.ops.load_library(cache / f"{name}.so")
         else:
-            _compile(name, directory / SOURCES[0], cache)
-    _register_fake_kernels()
+            _compile(name, sources[0], cache)
+    _register_shapes()
 
 
 def _compile(name: str, source: Path, cache: Path) -> None:
-    """Compile and load the library. Raises OSError if there is no compiler."""
     from torch.utils import cpp_extension
 
     compiler = cpp_extension.get_cxx_compiler()
@@ -82,29 +75,13 @@ def _compile(name: str, source: Path, cache: Path) -> None:
         )
 
 
-def _register_fake_kernels() -> None:
+def _register_shapes() -> None:
     """Tell torch.compile the shapes that the operators return."""
-    shapes: dict[str, Callable[..., Tensor]] = {
-        "enter": _enter,
-        "leave": _leave,
-        "layer": _layer,
-        "linear": _linear,
-    }
-    for name, fake in shapes.items():
-        torch.library.register_fake(f"lth_scale::{name}", fake)
 
+    def enter(x: Tensor) -> Tensor:
+        return x.new_empty(x.shape[0], (x.shape[1] + TILE - 1) // TILE, x.shape[2], TILE)
 
-def _enter(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], (x.shape[1] + TILE - 1) // TILE, x.shape[2], TILE)
-
-
-def _leave(x: Tensor, length: int) -> Tensor:
-    return x.new_empty(x.shape[0], length, x.shape[2])
-
-
-def _layer(x: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _linear(x: Tensor, packed: Tensor, rows: int, bias: Tensor | None) -> Tensor:
-    return x.new_empty(*x.shape[:-1], rows)
+    register_fake("lth_scale::enter", enter)
+    register_fake("lth_scale::leave", lambda x, n: x.new_empty(x.shape[0], n, x.shape[2]))
+    register_fake("lth_scale::layer", lambda x, *_: torch.empty_like(x))
+    register_fake("lth_scale::linear", lambda x, _, rows, bias: x.new_empty(*x.shape[:-1], rows))

@@ -1,7 +1,6 @@
-"""The accuracy of each backend, by the metric of the network's task."""
+"""The inputs of a network, and its accuracy in each backend by the metric of its task."""
 
 import tempfile
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,61 +11,65 @@ from torch import Tensor, nn
 from lth_scale.config.arguments import Arguments
 from lth_scale.config.errors import BadInput
 from lth_scale.config.resolution import resolve
-from lth_scale.shipping.export.onnx_graph import Forward
-from lth_scale.shipping.export.source import ExportSource
-from lth_scale.shipping.speed.inputs import input_names, select_inputs, text_inputs
-from lth_scale.shipping.speed.measure import Row, reason
+from lth_scale.shipping.export.formats.onnx import Forward
+from lth_scale.shipping.export.source import ExportSource, longest, sentences, vocabulary_size
 from lth_scale.tasks import registry
-from lth_scale.tasks.loading import quiet
-from lth_scale.tasks.mlm import CHOSEN
-from lth_scale.tasks.registry import TASKS
-from lth_scale.tasks.task import Task
-from lth_scale.tracking.console import print_line
+from lth_scale.tasks.inputs import has_segments
+from lth_scale.tasks.libraries import quiet
+from lth_scale.tasks.mlm import CHOSEN, pack
+from lth_scale.tasks.task import Batch, Task
 
-EVAL_BATCH, CALIBRATION = 32, 64  # examples
+EVAL_BATCH, CALIBRATION = 32, 64  # examples to score at a time, and to calibrate on
+DATA_FLAGS = ("dataset_path", "max_seq_length", "doc_stride")  # those of the network's own run
 
 
-class BackendModel(nn.Module):
-    """A backend as the model of a task's `loss`: its outputs have the names of the model's."""
+def text_inputs(source: ExportSource, batch: int, length: int) -> Batch:
+    """Return inputs of shape (batch, length), int64: sentences of SST-2 without padding.
 
-    def __init__(self, backend: Forward, outputs: list[str], inputs: list[str]):
-        super().__init__()
-        self.backend, self.outputs, self.inputs = backend, outputs, inputs
-        setattr(self, CHOSEN, None)
+    Without a tokenizer they are random ids of a fixed seed. Raises BadInput if `length` is too long
+    for the model.
+    """
+    limit = longest(source.model, source.tokenizer)
+    if length > limit:
+        raise BadInput(
+            f"--sequence_length {length}: {source.path} takes {limit} tokens at most; "
+            "use a shorter sequence"
+        )
+    if source.tokenizer:
+        blocks = pack({"text": sentences()}, source.tokenizer, length)["input_ids"]
+        ids = torch.tensor([blocks[i % len(blocks)] for i in range(batch)])
+    else:
+        seeded = torch.Generator().manual_seed(0)
+        ids = torch.randint(vocabulary_size(source.model), (batch, length), generator=seeded)
+    return select_inputs({"input_ids": ids}, source)
 
-    def forward(self, **batch: Tensor) -> SimpleNamespace:
-        """Return the outputs in fp32 on the CPU.
 
-        Of MLM's logits, only those at the chosen positions: (1, chosen, vocabulary).
-        """
-        outputs = self.backend(select_inputs(batch, self.inputs))
-        named: dict[str, Any] = {
-            name: output.cpu().float() for name, output in zip(self.outputs, outputs, strict=True)
-        }
-        if (chosen := getattr(self, CHOSEN)) is not None:
-            named["logits"] = named["logits"][chosen].unsqueeze(0)
-        return SimpleNamespace(loss=None, **named)
+def select_inputs(batch: Batch, source: ExportSource) -> Batch:
+    """Return what the network takes; a missing attention mask is all ones, token types zeros."""
+    ids = batch["input_ids"]
+    defaults = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    defaults |= {"token_type_ids": torch.zeros_like(ids)} if has_segments(source.model) else {}
+    return {name: batch.get(name, default) for name, default in defaults.items()}
 
 
 def load_task(source: ExportSource, flags: dict[str, Any]) -> tuple[Task | None, str]:
-    """Return the task to score a network on, or None and a line that says why there is none.
+    """Return the task to score a network on, or None and why there is none, in one line.
 
-    flags: task, dataset_path and max_eval_samples, as far as they were set; the others are those of
-    the network's run. Raises BadInput if flags that were set cannot be followed.
+    flags: task, dataset_path and max_eval_samples, if set; the others are those of the network's
+    run. Raises BadInput if the task of the flags cannot be loaded.
     """
-    name = flags.get("task") or source.run.get("task")
+    own = source.run.get("task")
+    name = flags.get("task") or own
     remedy = "set --task and --dataset_path to measure its accuracy"
-    if not name and "dataset_path" in flags:
-        raise BadInput(
-            f"--dataset_path {flags['dataset_path']}: the task of {source.path} is unknown; "
-            "set --task"
-        )
     if not name:
+        if path := flags.get("dataset_path"):
+            raise BadInput(
+                f"--dataset_path {path}: the task of {source.path} is unknown; set --task"
+            )
         return None, f"{source.path}: its task is unknown; {remedy}"
-    of_run = ("dataset_path", "max_seq_length", "doc_stride")
-    inherited = of_run if name == source.run.get("task") else ()
-    values = {key: source.run[key] for key in inherited if source.run.get(key) is not None}
-    values |= {**flags, "task": name, "max_train_samples": CALIBRATION}
+    inherited = {key: source.run.get(key) for key in DATA_FLAGS if name == own}
+    values = {key: value for key, value in inherited.items() if value is not None}
+    values |= flags | {"task": name, "max_train_samples": CALIBRATION}
     try:
         return _load_task(source, values), ""
     except BadInput as problem:
@@ -80,7 +83,7 @@ def _load_task(source: ExportSource, values: dict[str, Any]) -> Task:
     if source.tokenizer is None:
         raise BadInput(f"{flag}: {source.path} has no tokenizer; save one beside the model")
     architecture = type(source.model).__name__
-    head = TASKS[values["task"]].auto_class.removeprefix("AutoModel")
+    head = registry.TASKS[values["task"]].auto_class.removeprefix("AutoModel")
     if not architecture.endswith(head):
         raise BadInput(
             f"{flag}: {source.path} is a {architecture}; use a network trained on it, a …{head}"
@@ -96,37 +99,37 @@ def _load_task(source: ExportSource, values: dict[str, Any]) -> Task:
     return task
 
 
-def calibration_inputs(source: ExportSource, task: Task) -> list[dict[str, Tensor]]:
-    """Return the first training examples of the task, one a batch."""
-    return [select_inputs(task.eval_collate([row]), input_names(source)) for row in task.train]
+class BackendModel(nn.Module):
+    """A backend as the model of a task's `loss`, with the names of the network's outputs."""
 
+    def __init__(self, backend: Forward, source: ExportSource):
+        super().__init__()
+        self.backend, self.source = backend, source
+        outputs = source.model(**text_inputs(source, 1, 8)).items()
+        self.outputs = [name for name, value in outputs if isinstance(value, Tensor)]
+        setattr(self, CHOSEN, None)
 
-def score(
-    source: ExportSource, task: Task | None, backends: Mapping[str, Forward]
-) -> dict[str, Row]:
-    """Return by backend `accuracy`, the task's metrics, or `accuracy_failed`, the reason."""
-    rows: dict[str, Row] = {}
-    if task is None:
-        return rows
-    for name, backend in backends.items():
-        print_line(f"{source.path}: scoring {name}")
-        try:
-            rows[name] = {"accuracy": _evaluate(source, task, backend)}
-        except Exception as problem:
-            rows[name] = {"accuracy_failed": reason(problem)}
-    return rows
+    def forward(self, **batch: Tensor) -> SimpleNamespace:
+        """Return the outputs, fp32 on the CPU; of MLM's logits (1, chosen, vocabulary) only."""
+        outputs = self.backend(select_inputs(batch, self.source))
+        named = {
+            name: output.cpu().float() for name, output in zip(self.outputs, outputs, strict=True)
+        }
+        if (chosen := getattr(self, CHOSEN)) is not None:
+            named["logits"] = named["logits"][chosen].unsqueeze(0)
+        return SimpleNamespace(loss=None, **named)
 
 
 @torch.no_grad()
-def _evaluate(source: ExportSource, task: Task, backend: Forward) -> dict[str, float]:
-    outputs = source.model(**text_inputs(source, 1, 8)).items()
-    names = [name for name, value in outputs if isinstance(value, Tensor)]
-    model = BackendModel(backend, names, input_names(source))
+def score(source: ExportSource, task: Task, backend: Forward) -> dict[str, float]:
+    """Return the metrics of a backend on the task's validation data."""
+    model = BackendModel(backend, source)
     order, rows = [*range(len(task.validation))], []
     if task.grouped:
         lengths = [len(ids) for ids in task.validation["input_ids"]]
         order.sort(key=lambda i: -lengths[i])
-    for start in range(0, len(order), EVAL_BATCH):
-        batch = task.eval_collate([task.validation[i] for i in order[start : start + EVAL_BATCH]])
+    while order:
+        batch = task.eval_collate([task.validation[i] for i in order[:EVAL_BATCH]])
         rows.append(task.rows(task.loss(model, batch)[1], batch))
+        del order[:EVAL_BATCH]
     return {name: float(value) for name, value in task.score(numpy.concatenate(rows)).items()}

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from lth_scale.config.registry import Registry, lazy
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from lth_scale.shipping.export.onnx_graph import Forward
+    from lth_scale.shipping.export.formats.onnx import Forward
 
 
 @dataclass(frozen=True)
@@ -19,34 +19,27 @@ class Setup:
     """What a backend is built from.
 
     model: fp32, in eval mode, on the CPU; backends copy it. examples: inputs (int64, (n, length),
-    on the CPU) to trace and calibrate with. folder: for files that backends share. device: cpu or
-    cuda.
+    on the CPU) to trace and calibrate with. folder: for files that backends share.
     """
 
     model: "PreTrainedModel"
     examples: "list[dict[str, Tensor]]"
     threads: int
     folder: Path
-    device: str = "cpu"
-
-
-class Build(Protocol):
-    """How a backend is built: a setup → a function of inputs that returns the outputs in order."""
-
-    def __call__(self, setup: Setup, /) -> "Forward": ...
+    device: str = "cpu"  # or cuda
 
 
 @dataclass(frozen=True)
 class Backend:
     """A value of --backends: a way to run a network whose pruned weights are zero.
 
-    unavailable: a setup → why it cannot run there, in one line, or ""; may raise BadInput instead.
-    precision: fp32, bf16, fp16 or int8. sparse: it skips zeros, and is compared with the best of
-    the others.
+    build: returns a function of inputs by name, whose results are the outputs in order.
+    unavailable: returns why it cannot run, in one line, or ""; may raise BadInput instead. sparse:
+    it skips zeros, and is compared with the best of the others.
     """
 
-    precision: str
-    build: Build
+    precision: str  # fp32, bf16, fp16 or int8
+    build: "Callable[[Setup], Forward]"
     unavailable: Callable[[Setup], str]
     devices: tuple[str, ...] = ("cpu",)
     sparse: bool = False
@@ -58,10 +51,9 @@ register_backend = BACKENDS.register
 
 
 def _add(name: str, precision: str, build: str, why_not: str, *options: Any, **facts: Any) -> None:
-    build_lazily, unavailable = (
-        lazy(f"lth_scale.shipping.speed.backends:{function}") for function in (build, why_not)
-    )
-    entry = Backend(precision, lambda setup: build_lazily(setup, *options), unavailable, **facts)
+    module = "lth_scale.shipping.speed.backends"
+    make, unavailable = lazy(f"{module}:{build}"), lazy(f"{module}:{why_not}")
+    entry = Backend(precision, lambda setup: make(setup, *options), unavailable, **facts)
     register_backend(name, entry)
 
 

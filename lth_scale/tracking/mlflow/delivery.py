@@ -11,27 +11,31 @@ from pathlib import Path
 from lth_scale.config.texts import reason
 from lth_scale.distributed import compat
 from lth_scale.tracking.console import print_line
-from lth_scale.tracking.mlflow import journal, variables
+from lth_scale.tracking.mlflow import journal, settings
 from lth_scale.tracking.mlflow.connection import connect
-from lth_scale.tracking.mlflow.failures import PermanentFailure, is_transient, remedy
 from lth_scale.tracking.mlflow.journal import POINTS, JournalLine, is_event
 from lth_scale.tracking.mlflow.runs import RunWriter
-from lth_scale.tracking.mlflow.sender import JournalSender, start
+from lth_scale.tracking.mlflow.sender import (
+    JournalSender,
+    PermanentFailure,
+    is_transient,
+    remedy,
+    start,
+)
 
 DAMAGED = "damaged"  # in place of the event of a line that cannot be read
 SKIPPED = "left out"  # in mlflow.json, in place of the id of a run that MLflow rejected
 
 
 class MlflowDelivery:
-    """Delivers one journal to one store. Called by the thread of its sender only."""
+    """Delivers one journal to one store. Called only by the thread of its sender."""
 
     sender: JournalSender
     writer: RunWriter
 
     def __init__(self, store: str):
         self.store, self.is_connected = store, False
-        self._reported_experiment = False
-        self._reported_events: set[str] = set()
+        self._reported: set[str] = set()  # events of which a line was skipped, and `experiment`
 
     def __call__(self, sender: JournalSender, lines: list[JournalLine]) -> Iterator[int]:
         """Send lines in order, and yield the offset up to which all are sent.
@@ -41,7 +45,7 @@ class MlflowDelivery:
         self.sender = sender
         if not self.is_connected and self._connect():
             return
-        for key, group in groupby(lines, batch_key):
+        for key, group in groupby(lines, _batch_key):
             batch = list(group)
             if key == DAMAGED:
                 self._skip(batch[0], ValueError("the line is damaged"))
@@ -84,12 +88,12 @@ class MlflowDelivery:
         event = line.record["event"] if is_event(line.record) else DAMAGED
         if event == "start":
             self.sender.progress.runs[line.record["stage"]] = SKIPPED
-        if event not in self._reported_events:
+        if event not in self._reported:
             print_line(
                 f"MLflow: the record at byte {line.start} of {self.sender.path} is skipped, as "
                 f"are others like it: {reason(error)}"
             )
-        self._reported_events.add(event)
+        self._reported.add(event)
 
     def _expect_replay(self, lines: list[JournalLine]) -> None:
         """After a failure: some of these lines may have been stored."""
@@ -97,7 +101,7 @@ class MlflowDelivery:
         self.writer.forget()
 
     def _classified(self, error: Exception) -> Exception:
-        """Return a transient error as it is, and others as PermanentFailure with the remedy."""
+        """Return a transient error unchanged, and others as PermanentFailure with the remedy."""
         if is_transient(error):
             return error
         why = reason(error).rstrip(".")
@@ -109,21 +113,31 @@ class MlflowDelivery:
         try:
             client, experiment = connect(self.store)
             self.writer = RunWriter(client, self.sender.progress)
-            self.is_connected = True
-            return self._rewind(experiment)
+            is_rewound = self._rewind(experiment)
         except Exception as error:
-            self.is_connected = False
             raise self._classified(error) from error
+        self.is_connected = True
+        return is_rewound
 
     def _rewind(self, experiment: str) -> bool:
         """Compare the store's runs with the progress, and go back to the first deleted one.
 
-        A child needs its parent's id, so a deleted parent takes all runs with it.
+        A child needs its parent's id, so all runs are sent again if the parent was deleted.
         """
-        progress, starts, sent = self.sender.progress, self._starts(), self.sender.progress.sent
-        # The experiment may have been renamed since.
-        experiments = {experiment, progress.experiment or experiment}
-        runs = self.writer.find(f"LIKE '{self._key()}/%'", experiments) if sent else []
+        creating = [
+            line
+            for line in journal.events(self.sender.path)
+            if line.record["event"] in ("parent", "start")
+        ]
+        # The last line that creates a run counts.
+        starts = {line.record.get("stage", "parent"): line.start for line in creating}
+        progress, sent = self.sender.progress, self.sender.progress.sent
+        runs = []
+        if sent:
+            # The experiment may have been renamed since.
+            experiments = {experiment, progress.experiment or experiment}
+            key = next((line.record["key"] for line in creating), "")
+            runs = self.writer.find(f"LIKE '{key}/%'", experiments)
         homes = {SKIPPED: experiment, **{run.info.run_id: run.info.experiment_id for run in runs}}
         progress.experiment = homes.get(progress.runs.get("parent", SKIPPED), experiment)
         self._report_experiment(experiment)
@@ -140,26 +154,14 @@ class MlflowDelivery:
     def _report_experiment(self, requested: str) -> None:
         """Print once that runs stay in the experiment in which they started."""
         current = self.sender.progress.experiment
-        if current == requested or self._reported_experiment or not variables.has_experiment():
+        if current == requested or "experiment" in self._reported or not any(settings.experiment()):
             return
         name = self.writer.client.get_experiment(current).name
         print_line(
             f"MLflow: the runs of {self.sender.path} started in the experiment {name!r} and "
             "continue there"
         )
-        self._reported_experiment = True
-
-    def _starts(self) -> dict[str, int]:
-        """Return the offset of the last line that creates the parent's run and each stage's."""
-        return {
-            line.record.get("stage", "parent"): line.start
-            for line in journal.events(self.sender.path)
-            if line.record["event"] in ("parent", "start")
-        }
-
-    def _key(self) -> str:
-        records = (line.record for line in journal.events(self.sender.path))
-        return next((record["key"] for record in records if record["event"] == "parent"), "")
+        self._reported.add("experiment")
 
 
 def start_sending(path: Path, store: str) -> JournalSender:
@@ -169,7 +171,7 @@ def start_sending(path: Path, store: str) -> JournalSender:
     return start(path, store, MlflowDelivery(store))
 
 
-def batch_key(line: JournalLine) -> str | int:
+def _batch_key(line: JournalLine) -> str | int:
     """Return a key that consecutive points of one run share, and every other line has alone."""
     if not is_event(line.record):
         return DAMAGED

@@ -1,15 +1,12 @@
-"""Delivery of what is still waiting when a command ends."""
+"""Delivery of the waiting records when a command ends. Imports MLflow only to send some."""
 
 import os
 from pathlib import Path
 
 from lth_scale.config.registry import lazy
 from lth_scale.tracking.console import print_line
-from lth_scale.tracking.mlflow import sender, stores
-from lth_scale.tracking.mlflow.journal import journals
+from lth_scale.tracking.mlflow import journal, sender, settings
 from lth_scale.tracking.mlflow.sender import SENDERS
-
-start_sending = lazy("lth_scale.tracking.mlflow.delivery:start_sending")  # imports mlflow
 
 
 def flush(output_dir: Path) -> None:
@@ -19,15 +16,14 @@ def flush(output_dir: Path) -> None:
     """
     if os.environ.get("RANK", "0") != "0":
         return
-    store = stores.tracking_uri(output_dir)
-    for path in journals(output_dir):
-        if path in SENDERS:
-            continue
-        if sender.load_progress(path, store).sent < path.stat().st_size:
-            start_sending(path, store)
+    store = settings.tracking_uri(output_dir)
+    for path in journal.journals(output_dir):
+        size = path.stat().st_size
+        if path not in SENDERS and sender.load_progress(path, store).sent < size:
+            lazy("lth_scale.tracking.mlflow.delivery:start_sending")(path, store)
     sender.wait(SENDERS.values())
     waiting = {
-        path: sum(1 for _ in other.read(other.progress.sent))
+        path: sum(1 for _ in journal.read(path, other.progress.sent))
         for path, other in SENDERS.items()
         if not other.is_blocked
     }
@@ -35,6 +31,6 @@ def flush(output_dir: Path) -> None:
     if total := sum(waiting.values()):
         paths = ", ".join(str(path) for path, count in waiting.items() if count)
         print_line(
-            f"MLflow: {total} records are waiting in {paths}; run the same command again to "
-            "send them"
+            f"MLflow: {total} records are waiting in {paths}; run the same command again to send "
+            "them"
         )

@@ -1,24 +1,26 @@
-"""The journal of a run's records for MLflow: `mlflow.jsonl`, one JSON object a line.
+"""The journal of a run's records for MLflow, and its progress: `mlflow.jsonl` and `mlflow.json`.
 
-The file may be damaged, or belong to another program: lines that cannot be read are skipped, and
-files that lth_scale did not write are never changed.
+The journal has one JSON object a line. It may be damaged, or belong to another program: lines that
+cannot be read are skipped, and files that lth_scale did not write are never changed.
 """
 
 import json
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+from lth_scale.config import files
 
 NAME = "mlflow.jsonl"
 FIRST_BYTES = b'{"event": "parent", '
 NUMBER = (int, float)
 Record = dict[str, Any]
-Types = type | tuple[type, ...]
 # The fields that each event has at least.
-EVENTS: dict[str, dict[str, Types]] = {
+EVENTS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "parent": {"key": str, "name": str, "tags": dict, "params": dict},
     "reopen": {},
     "start": {"key": str, "stage": str, "name": str, "tags": dict},
@@ -27,12 +29,12 @@ EVENTS: dict[str, dict[str, Types]] = {
     "end": {"stage": str, "step": int, "metrics": dict, "curve": dict},
     "finish": {"key": str, "pictures": dict, "table": str},
 }
-POINTS = ("loss", "usage")  # events that hold nothing but points
+POINTS = ("loss", "usage")  # events that hold nothing but points of metrics
 
 
 @dataclass(frozen=True)
 class JournalLine:
-    """A record and its byte range in the journal. The record is empty if the line is unreadable."""
+    """A record, empty if the line is unreadable, and its byte range in the journal."""
 
     start: int
     end: int
@@ -40,7 +42,7 @@ class JournalLine:
 
 
 def read(path: Path, start: int = 0) -> Iterator[JournalLine]:
-    """Yield the lines from a byte offset on, without an unterminated last one."""
+    """Yield the lines from a byte offset on, except an unterminated last one."""
     with open(path, "rb") as file:
         file.seek(start)
         for text in file:
@@ -64,11 +66,12 @@ def events(path: Path) -> Iterator[JournalLine]:
 def is_event(record: Record) -> bool:
     """True for a record that a tracker writes: a known event with its fields."""
     fields = EVENTS.get(str(record.get("event")))
-    if fields is None or not isinstance(record.get("time"), int):
-        return False
-    if not str(record.get("key", "0")).isalnum():
-        return False
-    return all(isinstance(record.get(name), types) for name, types in fields.items())
+    return (
+        fields is not None
+        and isinstance(record.get("time"), int)
+        and str(record.get("key", "0")).isalnum()
+        and all(isinstance(record.get(name), types) for name, types in fields.items())
+    )
 
 
 def valid_length(path: Path) -> int:
@@ -112,6 +115,48 @@ def check(path: Path) -> None:
 
 
 def journals(output_dir: Path) -> list[Path]:
-    """List the journals below an output directory: one of a search, one per seed of a transfer."""
+    """List the journals of an output directory: one of a search, or one per seed of a transfer."""
     paths = [output_dir / NAME, *sorted(output_dir.glob(f"seeds/*/{NAME}"))]
     return [path for path in paths if os.path.lexists(path)]
+
+
+@dataclass
+class Progress:
+    """The progress of a journal's delivery to one store.
+
+    sent: the byte offset up to which records are known to be delivered.
+    experiment: the id of the experiment; empty if unknown. runs: run ids by stage, and `parent`.
+    """
+
+    store: str
+    sent: int = 0
+    experiment: str = ""
+    runs: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Progress | None":
+        """Read mlflow.json; None if it is missing, damaged or was not written by lth_scale."""
+        try:
+            fields = json.loads(path.read_text()) if stat.S_ISREG(os.lstat(path).st_mode) else {}
+        except (OSError, ValueError, RecursionError):
+            return None
+        if not isinstance(fields, dict) or "store" not in fields:
+            return None
+        sent = fields.pop("sent", -1)
+        if type(sent) is not int or not all(isinstance(value, str) for value in fields.values()):
+            return None
+        return cls(fields.pop("store"), sent, fields.pop("experiment", ""), fields)
+
+    def write(self, path: Path) -> None:
+        """Write mlflow.json."""
+        experiment = {"experiment": self.experiment} if self.experiment else {}
+        files.write_json(path, {"store": self.store, "sent": self.sent, **experiment, **self.runs})
+
+
+def quarantine(path: Path) -> Path | None:
+    """Rename a file that `Progress.read` rejects and return its new name; None if it is valid."""
+    if not os.path.lexists(path) or Progress.read(path):
+        return None
+    names = (path.with_name(f"{path.name}.{number}") for number in count(1))
+    unused = next(name for name in names if not os.path.lexists(name))
+    return path.rename(unused)

@@ -1,22 +1,57 @@
-"""Tickets as logged and registered models."""
+"""Tickets as logged and registered models. Does not import torch or MLflow."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-
-from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
+from typing import TYPE_CHECKING, Any
 
 from lth_scale.config.markdown import literal
-from lth_scale.tracking.mlflow.connection import all_pages
-from lth_scale.tracking.mlflow.registration import Registration
-from lth_scale.tracking.mlflow.tickets import describe_ticket
+from lth_scale.config.resolution import header_of
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+KEYS = (
+    *("task", "base_model", "base_revision", "sparsity", "pruned", "prunable"),
+    *("theta_sha256", "content_sha256", "base_sha256"),
+)
 TYPE = "lottery ticket"
 
 
+@dataclass(frozen=True)
+class Registration:
+    """The ticket of a task that matches under a rule, to be registered under that alias.
+
+    base: the base model. text: the verdict in words. ticket: None if no ticket matches.
+    """
+
+    task: str
+    base: str
+    rule: str
+    text: str
+    ticket: Path | None
+    seed: int
+
+
+def describe_ticket(path: Path, seed: int) -> dict[str, str]:
+    """Return a ticket's metadata, seed and file as the parameters of a logged model."""
+    fields = {"base_sha256": "", **header_of(str(path))}
+    return {**{name: fields[name] for name in KEYS}, "seed": str(seed), "file": str(path.resolve())}
+
+
+def all_pages(search: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Return the results of a client's search from all pages."""
+    page = search(*arguments)
+    results = list(page)
+    while page.token:
+        page = search(*arguments, page_token=page.token)
+        results += page
+    return results
+
+
 def logged_model(
-    client: MlflowClient, experiment: str, ticket: Mapping[str, str], run: str | None = None
+    client: "MlflowClient", experiment: str, ticket: Mapping[str, str], run: str | None = None
 ) -> str:
     """Return the id of the logged model of a ticket, which is created if needed.
 
@@ -38,52 +73,43 @@ def logged_model(
     return models[0].model_id
 
 
-def register(client: MlflowClient, experiment: str, study: str, entry: Registration) -> None:
+def register(client: "MlflowClient", experiment: str, study: str, entry: Registration) -> None:
     """Move the alias `matches-RULE` of the model `BASE-TASK-ticket` to the ticket that matches.
 
-    The verdict becomes a tag of its version. Without a ticket the alias is deleted.
+    The verdict becomes a tag of its version, and the description of each version lists its
+    verdicts. Without a ticket the alias is deleted.
     """
     # Model names and filters do not accept quotes, slashes and colons.
     name = re.sub(r"""['"/:]""", "-", Path(entry.base).name) + f"-{entry.task}-ticket"
     alias = f"matches-{entry.rule}"
     models = client.search_registered_models(f"name = '{name}'")
     versions = client.search_model_versions(f"name = '{name}'")
-    for old in versions:
-        client.delete_model_version_tag(name, old.version, alias)
-        describe_version(client, name, old.version)
-    if not entry.ticket:
-        if models and alias in models[0].aliases:
-            client.delete_registered_model_alias(name, alias)
-        return
-    if not models:
-        tags = {"task": entry.task, "base_model": entry.base}
-        client.create_registered_model(name, tags)
-    ticket = describe_ticket(entry.ticket, entry.seed)
-    version = model_version(client, name, versions, logged_model(client, experiment, ticket))
-    for key, value in {alias: entry.text, "study": study, "seed": ticket["seed"]}.items():
-        client.set_model_version_tag(name, version, key, value)
-    client.set_registered_model_alias(name, alias, version)
-    describe_version(client, name, version)
-
-
-def model_version(
-    client: MlflowClient, name: str, versions: list[ModelVersion], model_id: str
-) -> str:
-    """Return the version of a registered model that is a logged model; created if needed."""
-    model = client.get_logged_model(model_id)
-    for version in versions:
-        if version.source == model.artifact_location:
-            return version.version
-    run = model.source_run_id
-    # Without a run, MLflow would look for the model's id in another store.
-    return client.create_model_version(
-        name, model.artifact_location, run, model_id=model_id if run else None
-    ).version
-
-
-def describe_version(client: MlflowClient, name: str, version: str) -> None:
-    """List in a version's description the rules under which it matches, with the numbers."""
-    tags = sorted(client.get_model_version(name, version).tags.items())
-    lines = [literal(f"{key}: {value}") for key, value in tags if key.startswith("matches-")]
-    description = "\n\n".join(lines) or "matches under no rule of the last report"
-    client.update_model_version(name, version, description)
+    numbers = {version.version for version in versions}
+    for number in numbers:
+        client.delete_model_version_tag(name, number, alias)
+    if entry.ticket:
+        if not models:
+            tags = {"task": entry.task, "base_model": entry.base}
+            client.create_registered_model(name, tags)
+        ticket = describe_ticket(entry.ticket, entry.seed)
+        model = client.get_logged_model(logged_model(client, experiment, ticket))
+        source, run = model.artifact_location, model.source_run_id
+        same = [version for version in versions if version.source == source]
+        if not same:
+            # Without a run, MLflow would look for the model's id in another store.
+            model_id = model.model_id if run else None
+            same = [client.create_model_version(name, source, run, model_id=model_id)]
+        number = same[0].version
+        numbers.add(number)
+        for key, value in {alias: entry.text, "study": study, "seed": ticket["seed"]}.items():
+            client.set_model_version_tag(name, number, key, value)
+        client.set_registered_model_alias(name, alias, number)
+    elif models and alias in models[0].aliases:
+        client.delete_registered_model_alias(name, alias)
+    for number in numbers:
+        tags = client.get_model_version(name, number).tags
+        lines = [
+            literal(f"{key}: {tags[key]}") for key in sorted(tags) if key.startswith("matches-")
+        ]
+        description = "\n\n".join(lines) or "matches under no rule of the last report"
+        client.update_model_version(name, number, description)

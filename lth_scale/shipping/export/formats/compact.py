@@ -4,17 +4,12 @@ import numpy
 import torch
 from torch import Tensor
 
-from lth_scale.shipping.export.formats.tensors import (
-    BITS,
-    Parts,
-    SafetensorsFormat,
-    nonzero_bits,
-    take_parts,
-)
+from lth_scale.shipping.export.formats import tensors
+from lth_scale.shipping.export.formats.tensors import BITS, Parts, SafetensorsFormat
 
 
-def compact_format() -> SafetensorsFormat:
-    """Describe the format: packed on disk, dense in memory."""
+def make() -> SafetensorsFormat:
+    """Return the format: packed on disk, dense in memory."""
     return SafetensorsFormat(lambda weight, dtype: pack_compact(weight), unpack_compact)
 
 
@@ -23,14 +18,14 @@ def pack_compact(weight: Tensor) -> Parts:
 
     Returns bits, uint8 (⌈n/8⌉,), little-endian, and values: the kept weights, row by row.
     """
-    mask = nonzero_bits(weight.contiguous())
+    mask = tensors.nonzero_bits(weight.contiguous())
     bits = numpy.packbits(mask.numpy().reshape(-1), bitorder="little")
     return {"bits": torch.from_numpy(bits), "values": weight[mask]}
 
 
 def unpack_compact(parts: Parts, shape: torch.Size) -> Tensor:
     """Return the dense matrix. Raises ValueError if bits, values and shape do not agree."""
-    bits, values = take_parts(parts, "bits", "values")
+    bits, values = tensors.take_parts(parts, "bits", "values")
     count = shape.numel()
     if bits.dtype != torch.uint8 or bits.shape != ((count + 7) // 8,):
         raise ValueError(f"its bits do not fit the shape {tuple(shape)}")

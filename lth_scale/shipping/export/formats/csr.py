@@ -8,21 +8,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lth_scale.distributed.encoder import base_model
+from lth_scale.distributed.pieces import base_model
 from lth_scale.pruning.prunable_set import prunable
-from lth_scale.shipping.export.formats.tensors import (
-    Parts,
-    SafetensorsFormat,
-    check_linear,
-    nonzero_bits,
-    take_parts,
-)
+from lth_scale.shipping.export.formats import tensors
+from lth_scale.shipping.export.formats.tensors import Parts, SafetensorsFormat, check_linear
 
 DTYPES = (torch.int32, torch.int32, torch.float32)  # of crow, col and values
 
 
-def csr_format() -> SafetensorsFormat:
-    """Describe the format: packed on disk, `CsrLinear` in memory."""
+def make() -> SafetensorsFormat:
+    """Return the format: packed on disk, `CsrLinear` in memory."""
     return SafetensorsFormat(
         lambda weight, dtype: pack_csr(weight),
         unpack_csr,
@@ -33,14 +28,14 @@ def csr_format() -> SafetensorsFormat:
 
 def pack_csr(weight: Tensor) -> Parts:
     """Pack a matrix as crow, int32 (rows + 1,); col, int32; and values, row by row."""
-    mask = nonzero_bits(weight.contiguous())
+    mask = tensors.nonzero_bits(weight.contiguous())
     crow = nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))
     return {"crow": crow.int(), "col": mask.nonzero()[:, 1].int(), "values": weight[mask]}
 
 
 def unpack_csr(parts: Parts, shape: torch.Size) -> Tensor:
     """Return the dense matrix. Raises ValueError if indices do not fit the shape or increase."""
-    crow, col, values = take_parts(parts, "crow", "col", "values")
+    crow, col, values = tensors.take_parts(parts, "crow", "col", "values")
     if (crow.dtype, col.dtype, values.dtype) != DTYPES or col.shape != values.shape:
         raise ValueError("its indices and values do not agree")
     if crow.shape != (shape[0] + 1,) or col.dim() != 1 or crow[0] != 0 or crow[-1] != len(col):
@@ -63,11 +58,9 @@ class CsrLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
         crow, col, values = pack_csr(linear.weight.detach()).values()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        with warnings.catch_warnings(action="ignore"):  # the support of CSR is in beta
             weight = torch.sparse_csr_tensor(
                 crow, col, values, linear.weight.shape, check_invariants=False
             )
@@ -75,9 +68,9 @@ class CsrLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply csr @ x.T: `F.linear(x, csr)` fails in inference mode and is slower."""
-        y = (self.weight @ x.reshape(-1, self.in_features).T).T
-        y = y if self.bias is None else y + self.bias
-        return y.reshape(*x.shape[:-1], self.out_features)
+        rows, columns = self.weight.shape
+        y = (self.weight @ x.reshape(-1, columns).T).T
+        return (y if self.bias is None else y + self.bias).reshape(*x.shape[:-1], rows)
 
 
 def to_csr(model: PreTrainedModel) -> PreTrainedModel:

@@ -15,21 +15,19 @@ from lth_scale.tracking import console
 CSR_SPARSITY = 0.85  # from which a product with a CSR matrix is faster than a dense one
 
 
-def native_format() -> SafetensorsFormat:
-    """Describe the format: packed on disk; in memory too, if the kernel can run."""
-    return SafetensorsFormat(pack_linear, unpack_linear, install_or_fall_back, check_native)
+def make() -> SafetensorsFormat:
+    """Return the format: packed on disk; in memory too, if the kernel can run."""
+    return SafetensorsFormat(pack_linear, unpack_linear, _install_or_fall_back, _check)
 
 
-def check_native(model: nn.Module) -> None:
-    """Raise BadInput if a matrix is not of `nn.Linear`, or the kernel cannot run here."""
+def _check(model: nn.Module) -> None:
     check_linear(model, "native")
     kernels.require()
 
 
-def install_or_fall_back(model: PreTrainedModel, packed: Mapping[str, Parts]) -> PreTrainedModel:
+def _install_or_fall_back(model: PreTrainedModel, packed: Mapping[str, Parts]) -> PreTrainedModel:
     """Use the kernel; if it cannot run, log why and use CSR or dense products by the sparsity."""
-    why = kernels.unavailable()
-    if not why:
+    if not (why := kernels.unavailable()):
         return modules.install(model, packed)
     weights = prunable(model).values()
     zeros = sum(int((weight == 0).sum()) for weight in weights)

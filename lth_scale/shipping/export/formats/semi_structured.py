@@ -7,15 +7,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lth_scale.config.errors import BadInput
-from lth_scale.distributed.encoder import base_model
+from lth_scale.distributed.pieces import base_model
 from lth_scale.pruning.prunable_set import prunable
 from lth_scale.shipping.export.formats.tensors import SafetensorsFormat, check_linear
 
 
-def semi_structured_format() -> SafetensorsFormat:
-    """Describe the format: dense in half precision on disk, compressed on the GPU."""
+def make() -> SafetensorsFormat:
+    """Return the format: dense in half precision on disk, compressed on the GPU."""
     return SafetensorsFormat(
-        optimize=lambda model, packed: to_semi_structured(model, model.dtype), check_model=check_2_4
+        optimize=lambda model, packed: to_semi_structured(model, model.dtype), check=check_2_4
     )
 
 

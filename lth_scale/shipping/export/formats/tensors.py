@@ -1,6 +1,6 @@
 """Networks as one file of safetensors, in which prunable matrices may be packed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from lth_scale.config import files
 from lth_scale.config.errors import BadInput
 from lth_scale.pruning.prunable_set import not_linear, prunable
-from lth_scale.shipping.export.architectures import accepts, class_of, unique_state
-from lth_scale.tasks.loading import quiet
+from lth_scale.shipping.export.loading import class_of, pooler_is_optional, unique_state
+from lth_scale.tasks.libraries import quiet
 
 Parts = dict[str, Tensor]
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
@@ -26,18 +26,13 @@ class SafetensorsFormat:
 
     pack: (weight, dtype) → the tensors stored for it; None stores the weight itself. unpack:
     (parts, shape) → the dense weight. optimize: (dense model, parts by the names of `prunable`)
-    → the network that runs fastest. check_model: raises BadInput for a model of another structure.
+    → the network that runs fastest. check: raises BadInput for a model of another structure.
     """
 
     pack: Callable[[Tensor, str], Parts] | None = None
     unpack: Callable[[Parts, torch.Size], Tensor] | None = None
     optimize: Callable[[PreTrainedModel, Mapping[str, Parts]], PreTrainedModel] | None = None
-    check_model: Callable[[nn.Module], None] | None = None
-
-    def check(self, model: nn.Module) -> None:
-        """Raise BadInput if the model cannot be exported, or not on this machine."""
-        if self.check_model:
-            self.check_model(model)
+    check: Callable[[nn.Module], None] = lambda model: None
 
     def write(
         self, model: PreTrainedModel, path: Path, dtype: str, example: Parts
@@ -53,8 +48,8 @@ class SafetensorsFormat:
                     f"--dtype {dtype}: values of {name} are out of its range; use another dtype"
                 )
             if self.pack and name in names:
-                parts = self.pack(values, dtype)
-                tensors |= {f"{name}.{part}": data for part, data in parts.items()}
+                packed = self.pack(values, dtype)
+                tensors |= {f"{name}.{part}": packed[part] for part in packed}
             else:
                 tensors[name] = values
         files.write_tensors(path, tensors, {"format": "pt"})
@@ -63,19 +58,34 @@ class SafetensorsFormat:
     def load(
         self, path: Path, config: PreTrainedConfig, manifest: Mapping[str, Any], dense: bool
     ) -> PreTrainedModel:
-        """Load the network. Raises ValueError unless the file fits the config."""
-        skeleton, options = make_skeleton(path, config)
-        state, packed = read_tensors(path, skeleton, self.unpack)
+        """Load the network. Raises ValueError, before reading a tensor, unless the file fits."""
+        with safe_open(path, framework="pt") as file:
+            stored = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            skeleton, options = _skeleton(config, stored)
+            shapes = {name: tensor.shape for name, tensor in unique_state(skeleton).items()}
+            short = prunable_names(skeleton) if self.unpack else {}
+            plain = shapes.keys() - short
+            if wrong := [name for name in plain if stored.get(name) != list(shapes[name])]:
+                raise ValueError(f"{min(wrong)} is missing, or not of the shape in config.json")
+            parts_of = {name: name.rpartition(".") for name in stored.keys() - plain}
+            if wrong := [name for name, (weight, _, _) in parts_of.items() if weight not in short]:
+                raise ValueError(f"{min(wrong)} is not part of the network")
+            state = {name: file.get_tensor(name) for name in plain}
+            packed: dict[str, Parts] = {name: {} for name in short.values()}
+            for name, (weight, _, part) in parts_of.items():
+                packed[short[weight]][part] = file.get_tensor(name)
+        if self.unpack:
+            for name, key in short.items():
+                try:
+                    state[name] = self.unpack(packed[key], shapes[name])
+                except ValueError as problem:
+                    raise ValueError(f"{name}: {problem}") from None
+                if state[name].shape != shapes[name]:
+                    raise ValueError(f"{name} is not of the shape in config.json")
+        options |= {"config": config, "dtype": config.dtype, "output_loading_info": True}
+        cls: Any = type(skeleton)
         with quiet():
-            cls: Any = type(skeleton)
-            model, info = cls.from_pretrained(
-                None,
-                config=config,
-                state_dict=state,
-                dtype=config.dtype,
-                output_loading_info=True,
-                **options,
-            )
+            model, info = cls.from_pretrained(None, state_dict=state, **options)
         assert not info["missing_keys"], info
         model.eval()
         if dense or not self.optimize:
@@ -85,66 +95,22 @@ class SafetensorsFormat:
 
 def prunable_names(model: nn.Module) -> dict[str, str]:
     """Return the prunable weights: name in the state dict → name in `prunable`."""
-    short = {id(weight): name for name, weight in prunable(model).items()}
-    return {
-        name: short[id(weight)] for name, weight in model.named_parameters() if id(weight) in short
-    }
+    short = {weight: name for name, weight in prunable(model).items()}
+    return {name: short[weight] for name, weight in model.named_parameters() if weight in short}
 
 
-def make_skeleton(path: Path, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Return the network on the meta device and the options of its constructor; allocates nothing.
-
-    A pooler of which `path` has no tensors is left out.
-    """
+def _skeleton(
+    config: PreTrainedConfig, names: Collection[str]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return the network on the meta device, without a pooler if it is not stored, and options."""
     cls = class_of(config)
-    with safe_open(path, framework="pt") as file:
-        names = file.keys()
     if not 0 < config.num_hidden_layers <= len(names):
         raise ValueError(f"config.json asks for {config.num_hidden_layers} layers")
     has_pooler = any(name.startswith("pooler.") for name in names)
-    without_pooler = accepts(cls, "add_pooling_layer") and not has_pooler
+    without_pooler = pooler_is_optional(cls) and not has_pooler
     options = {"add_pooling_layer": False} if without_pooler else {}
     with torch.device("meta"), quiet():
         return cls(config, **options), options
-
-
-def read_tensors(
-    path: Path, skeleton: PreTrainedModel, unpack: Callable[[Parts, torch.Size], Tensor] | None
-) -> tuple[Parts, dict[str, Parts]]:
-    """Return the dense state dict, and the parts of packed matrices by their names in `prunable`.
-
-    Raises ValueError, before any tensor is read, unless names and shapes are the skeleton's.
-    """
-    shapes = {name: tensor.shape for name, tensor in unique_state(skeleton).items()}
-    short = prunable_names(skeleton) if unpack else {}
-    plain = shapes.keys() - short
-    with safe_open(path, framework="pt") as file:
-        stored = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        if wrong := [name for name in plain if stored.get(name) != list(shapes[name])]:
-            raise ValueError(f"{min(wrong)} is missing, or its shape is not that of config.json")
-        parts_of = {name: name.rpartition(".") for name in stored.keys() - plain}
-        if wrong := [name for name, (weight, _, _) in parts_of.items() if weight not in short]:
-            raise ValueError(f"{min(wrong)} is not part of the network")
-        state = {name: file.get_tensor(name) for name in plain}
-        packed: dict[str, Parts] = {name: {} for name in short.values()}
-        for name, (weight, _, part) in parts_of.items():
-            packed[short[weight]][part] = file.get_tensor(name)
-    if unpack:
-        for name in short:
-            state[name] = _unpacked(name, unpack, packed[short[name]], shapes[name])
-    return state, packed
-
-
-def _unpacked(
-    name: str, unpack: Callable[[Parts, torch.Size], Tensor], parts: Parts, shape: torch.Size
-) -> Tensor:
-    try:
-        weight = unpack(parts, shape)
-    except ValueError as problem:
-        raise ValueError(f"{name}: {problem}") from None
-    if weight.shape != shape:
-        raise ValueError(f"the shape of {name} is not that of config.json")
-    return weight
 
 
 def nonzero_bits(weight: Tensor) -> Tensor:

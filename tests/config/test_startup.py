@@ -1,4 +1,4 @@
-"""Caches that cannot be written are replaced, with one line of warning, or named in an error."""
+"""Caches that cannot be written are replaced with a warning, or named in an error."""
 
 import os
 import pwd
@@ -9,28 +9,28 @@ from pathlib import Path
 
 import pytest
 
-from lth_scale.config import caches, errors, startup
+from lth_scale.config import errors, startup
 
-EVERY = (*caches.DATA, *caches.COMPILERS, "MPLCONFIGDIR", "TORCH_EXTENSIONS_DIR")
+EVERY = (*startup.DATA, *startup.COMPILERS, "MPLCONFIGDIR", "TORCH_EXTENSIONS_DIR")
 VARIABLES = (*EVERY, "HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR")
 
 
 @pytest.fixture
 def ensure_writable(tmp_path, monkeypatch):
-    """`caches.ensure_writable` as in a new process, with HOME and TMPDIR below `tmp_path`."""
+    """`startup.ensure_writable` as in a new process, with HOME and TMPDIR below `tmp_path`."""
     for name in VARIABLES:
-        monkeypatch.setenv(name, "")  # so that what is set is unset afterwards
+        monkeypatch.setenv(name, "")  # restored after the test
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("LOGNAME", "somebody")
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "file").write_text("mine")
-    return caches.ensure_writable.__wrapped__
+    return startup.ensure_writable.__wrapped__
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_cache_in_whose_place_a_file_lies_is_replaced_in_a_line_that_names_it(
+def test_a_cache_whose_path_is_a_file_is_replaced_with_a_warning_that_names_it(
     name, ensure_writable, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setenv(name, str(tmp_path / "file"))
@@ -47,16 +47,16 @@ def test_a_cache_in_whose_place_a_file_lies_is_replaced_in_a_line_that_names_it(
     ("name", "place"),
     [("HF_HOME", "file"), ("XDG_CACHE_HOME", "file/below"), ("HOME", "/proc/nothing")],
 )
-def test_what_other_variables_lead_to_is_replaced_in_one_line_too(
+def test_caches_below_an_unwritable_directory_are_replaced_with_one_warning(
     name, place, ensure_writable, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setenv(name, str(tmp_path / place))
-    ensure_writable(*caches.DATA)
+    ensure_writable(*startup.DATA)
     (line,) = caplog.messages
-    assert all(each in line and "lth_scale-" in os.environ[each] for each in caches.DATA)
+    assert all(each in line and "lth_scale-" in os.environ[each] for each in startup.DATA)
 
 
-def test_caches_that_can_be_written_are_let_be_and_nothing_is_made(
+def test_writable_caches_are_kept_and_nothing_is_created(
     ensure_writable, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "sp ace's ü/datasets"))
@@ -66,7 +66,7 @@ def test_caches_that_can_be_written_are_let_be_and_nothing_is_made(
 
 
 @pytest.mark.parametrize("place", ["file", "nothing/here", "file/below"])
-def test_a_temporary_directory_that_cannot_be_used_is_said(
+def test_an_unusable_temporary_directory_is_named_in_a_warning(
     place, ensure_writable, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setenv("TMPDIR", str(tmp_path / place))
@@ -75,11 +75,13 @@ def test_a_temporary_directory_that_cannot_be_used_is_said(
     assert f"TMPDIR {tmp_path}/{place}" in line and os.environ["TMPDIR"] == str(tmp_path / "tmp")
 
 
-def test_a_spare_directory_of_somebody_else_is_not_used(ensure_writable, tmp_path, monkeypatch):
+def test_a_fallback_directory_that_others_can_write_is_refused(
+    ensure_writable, tmp_path, monkeypatch
+):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
     (tmp_path / f"tmp/lth_scale-{os.getuid()}").mkdir(mode=0o777)
     (tmp_path / f"tmp/lth_scale-{os.getuid()}").chmod(0o777)
-    monkeypatch.setattr(caches, "ensure_writable", ensure_writable)
+    monkeypatch.setattr(startup, "ensure_writable", ensure_writable)
     with (
         pytest.raises(errors.BadInput, match=r"^TMPDIR: .* is not this user's alone; set it to"),
         startup.first_imports(),
@@ -87,15 +89,15 @@ def test_a_spare_directory_of_somebody_else_is_not_used(ensure_writable, tmp_pat
         pass
 
 
-def test_a_link_in_the_place_of_the_spare_directory_is_not_followed(
+def test_a_link_named_as_the_fallback_directory_is_not_followed(
     ensure_writable, tmp_path, monkeypatch
 ):
     (tmp_path / f"tmp/lth_scale-{os.getuid()}").symlink_to(tmp_path)
     with pytest.raises(PermissionError):
-        caches.fallback()
+        startup.fallback()
 
 
-def test_a_user_without_a_home_makes_no_directory_called_tilde(
+def test_without_a_home_no_directory_named_tilde_is_created(
     ensure_writable, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.delenv("HOME")
@@ -111,7 +113,7 @@ def test_a_user_without_a_home_makes_no_directory_called_tilde(
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_an_error_of_the_hubs_cache_names_it(wrapped, tmp_path, monkeypatch):
+def test_an_error_from_the_cache_of_the_hub_names_its_variable(wrapped, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -121,11 +123,11 @@ def test_an_error_of_the_hubs_cache_names_it(wrapped, tmp_path, monkeypatch):
         outer = OSError("Check cache directory permissions")
         outer.__cause__ = problem
         problem = outer
-    said = caches.hub_cache_problem(problem)
+    said = startup.hub_cache_problem(problem)
     assert said.startswith(
         f"HF_HUB_CACHE {tmp_path}/hub: cannot be written (Permission denied); set it"
     )
-    assert caches.hub_cache_problem(PermissionError(13, "Permission denied", "/elsewhere")) == ""
+    assert startup.hub_cache_problem(PermissionError(13, "Permission denied", "/elsewhere")) == ""
 
 
 NOBODY = """
@@ -137,8 +139,8 @@ runpy.run_module("lth_scale.imp", run_name="__main__")
 """
 
 
-def test_a_search_of_a_user_whom_nobody_knows_is_done(small, tmp_path):
-    """As in a container with any user id: no HOME, no passwd entry; and a file where a cache is."""
+def test_a_search_runs_for_a_user_id_without_a_passwd_entry(small, tmp_path):
+    """As in a container with any user id: no HOME, no passwd entry, a file in place of a cache."""
     keep = {
         name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME")
     }
