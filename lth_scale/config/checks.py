@@ -192,8 +192,7 @@ def check_paths(args: Training) -> None:
         )
     if data not in (None, EMBEDDED) and not Path(str(data)).is_dir():
         raise BadInput(
-            f"--dataset_path {data}: no such directory; specify one that contains train.jsonl and "
-            "so on"
+            f"--dataset_path {data}: no such directory; use one that contains train.jsonl and so on"
         )
     for name in ("ticket", "theta"):
         if (path := getattr(args, name, None)) is not None:
@@ -210,13 +209,13 @@ def _check_file(name: str, path: str) -> None:
     except OSError as problem:
         is_absent = problem.errno in (errno.ENOENT, errno.ENOTDIR) or Path(path).is_dir()
         why = "no such file" if is_absent else problem.strerror
-        raise BadInput(f"--{name} {path}: {why}; specify a {name}.safetensors") from None
+        raise BadInput(f"--{name} {path}: {why}; use a {name}.safetensors") from None
 
 
 def _check_run(name: str, run: str) -> None:
     if not Path(run, "complete").is_file():
         raise BadInput(
-            f"--{name} {run}: not a finished run; specify the --output_dir of a finished one"
+            f"--{name} {run}: not a finished run; use the --output_dir of a finished one"
         )
     try:
         run_files.check_whole(Path(run))
@@ -234,7 +233,7 @@ def _check_model(model: str) -> None:
     if not (Path(model) / "config.json").is_file():
         raise BadInput(
             f"--model_name_or_path {model}: no model found (config.json is missing); "
-            "specify a directory saved by save_pretrained, a Hub name, or --preset demo"
+            "use a directory saved by save_pretrained, a Hub name, or --preset demo"
         )
     try:
         files.check_model(Path(model))

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from lth_scale.config.errors import BadInput
+
 CONTENT = re.compile(r"process \d+ on .+\n(mark ([0-9a-f]{32})\n)?")  # of a `.lock`
 
 
@@ -107,6 +109,15 @@ def make_directory(path: Path) -> None:
     """Create a directory and its missing parents, writable by the user only, whatever the umask."""
     for missing in reversed([parent for parent in (path, *path.parents) if not parent.exists()]):
         missing.mkdir(0o755, exist_ok=True)
+
+
+@contextmanager
+def must_be_writable(name: str, remedy: str = "use another directory") -> Iterator[None]:
+    """Raise BadInput instead of OSError inside. name: the flag and its value, or the path."""
+    try:
+        yield
+    except OSError as problem:
+        raise BadInput(f"{name}: cannot be written ({problem.strerror}); {remedy}") from None
 
 
 def check_writable(directory: Path) -> None:

@@ -126,7 +126,7 @@ def _interrupted(message: str) -> Stopped:
 def check_source(name: str, revision: str | None) -> None:
     """Raise BadInput if this cannot be a repository or a revision of one."""
     if not re.fullmatch(HUB_NAME, name, re.ASCII) or ".." in name:
-        raise BadInput(f"{name}: not a repository on the Hub; specify user/name")
+        raise BadInput(f"{name}: not a repository on the Hub; use user/name")
     if revision is None:
         return
     if not re.fullmatch(r"\w[\w./-]*", revision, re.ASCII) or ".." in revision:

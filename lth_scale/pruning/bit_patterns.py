@@ -79,6 +79,7 @@ def order_statistics(
 
 
 def count_below(bits: Tensor, bound: int) -> int:
+    """How many patterns are below `bound`."""
     if bits.device.type == "cpu":
         return int(numpy.count_nonzero(bits.numpy() < bound))
     return int((bits < bound).sum())
@@ -93,6 +94,7 @@ def between(bits: Tensor, low: int, high: int) -> Tensor:
 
 
 def keep_above(keep: Tensor, bits: Tensor, cut: int) -> None:
+    """Set the bool tensor `keep` to where the patterns are above `cut`."""
     if bits.device.type == "cpu":
         numpy.greater(bits.numpy(), cut, out=keep.numpy())
     else:

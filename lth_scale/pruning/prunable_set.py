@@ -29,6 +29,7 @@ class Weight(NamedTuple):
 
     @property
     def class_name(self) -> str:
+        """The class of the module that holds the weight."""
         return type(self.module).__name__
 
 
@@ -102,6 +103,7 @@ def _conv1d() -> type[nn.Module]:
 
 
 def is_ignored(name: str, ignore: Iterable[str]) -> bool:
+    """True if a regex of --ignore occurs in the name."""
     return any(re.search(regex, name) for regex in ignore)
 
 

@@ -18,6 +18,7 @@ SIGN = 1 << 31
 
 
 def prune_weights(step: PruningStep) -> float:
+    """Prune single weights; return the threshold, a score."""
     magnitudes = {name: step.score.to_magnitude(value) for name, value in step.values.items()}
     return _cut(step, magnitudes, step.sparsity)
 

@@ -84,6 +84,7 @@ def drawn(draw: Callable[P, bytes]) -> Callable[P, bytes]:
 
 
 def png(figure: "Figure") -> bytes:
+    """The figure as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()

@@ -1,19 +1,14 @@
 """What `python -m lth_scale.report` does: write the report of a study and log it."""
 
-import os
-from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
 from lth_scale.config import directories
 from lth_scale.config.command import construct
-from lth_scale.config.errors import BadInput
 from lth_scale.config.flags import Range, flag, report_to_flag
-from lth_scale.config.redaction import without_secrets
-from lth_scale.config.texts import printable, quoted, reason
+from lth_scale.config.texts import quoted
 from lth_scale.tracking.mlflow import settings
-from lth_scale.tracking.mlflow.models import Registration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +33,9 @@ def resolve(values: dict[str, Any], flags: type[ReportFlags]) -> ReportFlags:
     args = construct(values, flags)
     if args.report_to == "mlflow":
         settings.check_variables()
-    try:
-        if args.save:
+    if args.save:
+        with directories.must_be_writable(f"--save {args.save}", "use another file"):
             directories.check_writable(Path(args.save).parent)
-    except OSError as problem:
-        raise BadInput(
-            f"--save {args.save}: cannot be written ({problem.strerror}); use another file"
-        ) from None
     return args
 
 
@@ -58,30 +49,14 @@ def run(args: ReportFlags) -> None:
     output = Path(args.output_dir or directory / "report")
     if args.save:
         saved.save(directory, Path(args.save))
-    try:
+    with directories.must_be_writable(f"--output_dir {output}"):
         written = report.write_report(study, output, args.delta)
-    except OSError as problem:
-        raise BadInput(
-            f"--output_dir {output}: cannot be written ({problem.strerror}); use another directory"
-        ) from None
     planned, finished = len(study.conditions), int(study.conditions.value.count())
     print(f"report   {quoted(output / 'report.html')}\n         {quoted(output / 'report.md')}")
     print(f"runs     {planned} planned, {finished} finished, {planned - finished} missing")
     if args.report_to == "mlflow":
-        _log(directory, study.name, written, matching_tickets(study, args.delta))
+        from lth_scale.tracking.mlflow.runs import try_to_log_report  # imports mlflow
 
-
-def _log(
-    directory: Path, name: str, written: Sequence[Path], registrations: Sequence[Registration]
-) -> None:
-    """Log a report to MLflow. Prints why if that fails: the report is already written."""
-    from lth_scale.tracking.mlflow import runs  # imports mlflow
-    from lth_scale.tracking.mlflow.settings import address
-
-    local = address(directory.resolve() / "jobs" / "mlflow.db")
-    store = os.environ.get("MLFLOW_TRACKING_URI") or local
-    try:
-        runs.log_report(store, name, written, registrations=registrations)
-        print(f"MLflow   logged to {printable(without_secrets(store))}")
-    except Exception as problem:  # MLflow raises many kinds
-        print(printable(f"MLflow   not logged to {without_secrets(store)}: {reason(problem)}"))
+        local = settings.address(directory.resolve() / "jobs" / "mlflow.db")
+        tickets = matching_tickets(study, args.delta)
+        try_to_log_report(local, study.name, written, registrations=tickets)

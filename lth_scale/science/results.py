@@ -22,7 +22,7 @@ from lth_scale.science.study_record import (
     read_json,
 )
 from lth_scale.tasks.registry import TASKS
-from lth_scale.tracking.stages import Row, describe_starved
+from lth_scale.tracking.stages import Row, starved_rows
 
 UNSCALED = ("loss", "perplexity")  # all other metrics are fractions, reported in percentage points
 OWN, OTHER = "tickets on their own task", "tickets on other tasks"
@@ -180,11 +180,9 @@ def study_results(
         columns=[*COLUMNS],
     ).astype({"sparsity": float, "value": float, "primary": bool})
     starved = [
-        (job, f"{key} {row[key]}", description)
+        (job, f"{key} {number}", description)
         for job, results in rows.items()
-        for row in results
-        for key in ("seed", "round")
-        if key in row and (description := describe_starved(row))
+        for key, number, description in starved_rows(results)
     ]
     about = (record.name, record.note, record.model, record.tasks)
     return StudyResults(*about, finished, table, searches, mask_facts, starved)

@@ -93,12 +93,8 @@ class Runner:
 
     def _open(self, job: Job, suffix: str) -> IO[str]:
         path = self.path(job, suffix)
-        try:
+        with directories.must_be_writable(str(path), "move it away"):
             return os.fdopen(directories.open_own(path, os.O_WRONLY | os.O_APPEND), "a")
-        except OSError as problem:
-            raise BadInput(
-                f"{path}: cannot be written ({problem.strerror}); move it away"
-            ) from None
 
     def _start(self, job: Job, lock: int) -> None:
         """Run a job and print the outcome.

@@ -95,13 +95,8 @@ def run(args: StudyFlags, command: Callable[[Job], list[str]]) -> None:
     if args.dry_run:
         print(runner.costs())
         return
-    try:
+    with directories.must_be_writable(f"--output_dir {directory}"):
         directories.check_writable(directory)
-    except OSError as problem:
-        raise BadInput(
-            f"--output_dir {directory}: cannot be written ({problem.strerror}); use another "
-            "directory"
-        ) from None
     runner.check_files()
     if any(job.args.report_to == "mlflow" for job in runner.jobs):
         settings.check_variables()

@@ -126,12 +126,14 @@ class PlainLoader(yaml.SafeLoader):
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuse aliases."""
         if self.check_event(yaml.AliasEvent):
             alias = self.peek_event().anchor
             raise BadInput(f"*{alias}: aliases are not supported; write out the value")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Refuse merged and duplicate keys."""
         first: dict[str, int] = {}
         for key, _ in node.value:
             if key.tag == f"{TAG}merge":

@@ -13,7 +13,7 @@ from lth_scale.config.markdown import Table, literal, markdown_table
 from lth_scale.config.texts import printable, quoted
 from lth_scale.tracking.mlflow.journal import Progress
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import Row, describe_starved
+from lth_scale.tracking.stages import Row, starved_rows
 
 DELTA = 0.01  # tolerated loss: one percentage point
 Rows = Sequence[Row]  # of results.json
@@ -69,10 +69,8 @@ def _control_table(rows: Rows, controls: Rows, control: str) -> str:
 def _warnings(rows: Rows, prefix: str = "") -> list[str]:
     """A list of the networks with a matrix that keeps fewer weights than it has outputs."""
     lines = [
-        f"- {prefix}{key} {row[key]:02d}: {literal(description)}"
-        for row in rows
-        for key in ("seed", "round")
-        if key in row and (description := describe_starved(row))
+        f"- {prefix}{key} {number:02d}: {literal(description)}"
+        for key, number, description in starved_rows(rows)
     ]
     return ["Nearly empty matrices:", "\n".join(lines)] if lines else []
 
@@ -120,7 +118,7 @@ def check_comparable(args: Transfer) -> None:
     if task != args.task:
         raise BadInput(
             f"--compare_with {other}: a transfer to {task}, but this one is to {args.task}; "
-            f"specify a transfer to {args.task}"
+            f"use a transfer to {args.task}"
         )
 
 

@@ -69,13 +69,8 @@ def push(
     check_name(repo)
     root = location.model.absolute().parents[2]
     record = root / "hub.json"
-    try:
+    with directories.must_be_writable(str(run), "the upload is prepared there: push a copy of it"):
         directories.check_writable(root)
-    except OSError as problem:
-        raise BadInput(
-            f"{run}: cannot be written ({problem.strerror}), and the upload is prepared there; "
-            "push a copy of it"
-        ) from None
     if os.path.lexists(record) and not _last_push(record):
         raise BadInput(f"{record}: exists and was not written by a push; move it away")
     with first_imports():

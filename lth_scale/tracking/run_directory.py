@@ -64,13 +64,10 @@ class RunDirectory:
         try:
             run_files.check_whole(directory)
         except ValueError as error:
-            why = f"{error}; restore it from a copy, or use another directory"
+            why = f"{error}; restore a copy of it, or use another directory"
             raise self._refusal(why) from None
-        try:
+        with directories.must_be_writable(f"--output_dir {directory}"):
             directories.check_writable(directory)
-        except OSError as error:
-            why = f"cannot be written ({error.strerror}); use another directory"
-            raise self._refusal(why) from None
 
     def saved_arguments(self) -> Facts:
         """Return arguments.json of when the run began, or {} before. Raises BadInput if damaged."""
@@ -82,7 +79,7 @@ class RunDirectory:
             return {}
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise self._refusal(
-                "arguments.json is damaged; restore it from a copy, or use another directory"
+                "arguments.json is damaged; restore a copy of it, or use another directory"
             ) from error
 
     def check_facts(self, facts: Facts) -> None:

@@ -1,5 +1,6 @@
 """Stages: the trainings that a run records one by one, and their rows in metrics.json."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +50,14 @@ class Stage:
     def table(self) -> str:
         """The file in the run's directory that lists all stages of this kind."""
         return "controls.json" if self.is_control else "results.json"
+
+
+def starved_rows(rows: Iterable[Row]) -> Iterator[tuple[str, int, str]]:
+    """The key (`round` or `seed`), its number and `describe_starved` of each row that has it."""
+    for row in rows:
+        key = "seed" if "seed" in row else "round"
+        if key in row and (description := describe_starved(row)):
+            yield key, row[key], description
 
 
 def describe_starved(row: Row) -> str:

@@ -141,7 +141,7 @@ def load_encoder(path: str, net: Network) -> Weights:
         theta = load_file(path)
     except (OSError, SafetensorError) as problem:
         raise BadInput(
-            f"--theta {path}: cannot be read ({problem}); specify a theta.safetensors"
+            f"--theta {path}: cannot be read ({problem}); use a theta.safetensors"
         ) from problem
     weights = {
         name: theta[name]
@@ -211,7 +211,7 @@ def check_dense(args: Arguments, step: int, facts: dict[str, Any]) -> None:
         theta = theta_file_of_search(directory, step)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise BadInput(
-            f"--dense {directory}: not a search, or damaged; specify the --output_dir of a "
+            f"--dense {directory}: not a search, or damaged; use the --output_dir of a "
             "finished lth_scale.imp"
         ) from problem
     facts = {"digests": provenance.digests(replace(args, dense=None)), **facts}

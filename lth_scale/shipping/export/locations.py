@@ -47,7 +47,7 @@ def locate(path: str) -> NetworkLocation:
         files.check_model(location.model)
     except OSError as problem:
         raise BadInput(
-            f"{problem.filename}: {problem.strerror}; replace it with a file, or specify {WANTED}"
+            f"{problem.filename}: {problem.strerror}; replace it with a file, or use {WANTED}"
         ) from None
     return location
 
@@ -65,7 +65,7 @@ def _find(path: str) -> NetworkLocation:
                 return _of_stage(stage)
         raise BadInput(
             f"{path}: a transfer keeps its network only with --keep_network; run it again with "
-            "that flag, or specify the --output_dir of a search (lth_scale.imp)"
+            "that flag, or use the --output_dir of a search (lth_scale.imp)"
         )
     if (directory / "ticket.safetensors").is_file():
         return _of_stage(directory)
@@ -73,7 +73,7 @@ def _find(path: str) -> NetworkLocation:
         return NetworkLocation(directory)
     exists = directory.exists()
     problem = "no model there (config.json is missing)" if exists else "no such directory"
-    raise BadInput(f"{path}: {problem}; specify {WANTED}")
+    raise BadInput(f"{path}: {problem}; use {WANTED}")
 
 
 def _stages(run: Path, kind: str) -> list[Path]:
@@ -91,7 +91,7 @@ def _is_complete(stage: Path) -> bool:
 def _of_stage(stage: Path) -> NetworkLocation:
     if not _is_complete(stage):
         raise BadInput(
-            f"{stage}: has no network of a complete round: a search keeps only its last; specify "
+            f"{stage}: has no network of a complete round: a search keeps only its last; use "
             "the search, or train this ticket with lth_scale.transfer --ticket … --keep_network"
         )
     kind, run, arguments = stage.absolute().parent.name, stage.absolute().parents[1], {}
@@ -100,9 +100,7 @@ def _of_stage(stage: Path) -> NetworkLocation:
             run_files.check_whole(run)
             arguments = files.read_json(run / "arguments.json")
         except ValueError as problem:
-            raise BadInput(
-                f"{run}: {problem}; restore it from a copy, or use another run"
-            ) from None
+            raise BadInput(f"{run}: {problem}; restore a copy of it, or use another run") from None
     return NetworkLocation(stage / "model", stage / "ticket.safetensors", arguments)
 
 
@@ -161,15 +159,10 @@ def is_card(name: str) -> bool:
 
 def is_taken(directory: Path) -> bool:
     """Return False for an empty or missing directory. Raises BadInput if it is not writable."""
-    try:
+    with directories.must_be_writable(f"--output_dir {directory}"):
         directory.exists()  # raises if the name is too long
         directories.check_writable(directory.parent)
         empty = directory.is_dir() and not directory.is_symlink() and not any(directory.iterdir())
-    except OSError as problem:
-        raise BadInput(
-            f"--output_dir {directory}: cannot be written ({problem.strerror}); "
-            "use another directory"
-        ) from None
     return os.path.lexists(directory) and not empty
 
 

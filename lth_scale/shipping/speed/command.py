@@ -1,13 +1,11 @@
 """What `python -m lth_scale.speed` does: time networks in every backend on this machine."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 from lth_scale.config.errors import BadInput
-from lth_scale.config.redaction import without_secrets
 from lth_scale.config.startup import first_imports
-from lth_scale.config.texts import printable, quoted, reason
+from lth_scale.config.texts import printable, quoted
 from lth_scale.shipping.speed.flags import FILES, Speed, check_output
 
 
@@ -53,19 +51,11 @@ def time_targets(args: Speed) -> Path:
     del flags["targets"]
     report.write(args.directory, cells, notes, flags)
     if args.report_to == "mlflow":
-        _log(args.directory, report.metrics(cells))
+        from lth_scale.tracking.mlflow.runs import try_to_log_report  # imports mlflow
+        from lth_scale.tracking.mlflow.settings import local_store
+
+        output = args.directory
+        paths = [path for name in FILES if (path := output / name).is_file()]
+        store = local_store(output)
+        try_to_log_report(store, output.name, paths, "speed", report.metrics(cells))
     return args.directory
-
-
-def _log(output: Path, metrics: dict[str, float]) -> None:
-    """Log a report to MLflow. Prints why if that fails: the report is already written."""
-    from lth_scale.tracking.mlflow import runs  # imports mlflow
-    from lth_scale.tracking.mlflow.settings import local_store
-
-    store = os.environ.get("MLFLOW_TRACKING_URI") or local_store(output)
-    paths = [path for name in FILES if (path := output / name).is_file()]
-    try:
-        runs.log_report(store, output.name, paths, "speed", metrics)
-        print(f"MLflow   logged to {without_secrets(store)}")
-    except Exception as problem:  # MLflow raises many kinds
-        print(f"MLflow   not logged to {without_secrets(store)}: {reason(problem)}")

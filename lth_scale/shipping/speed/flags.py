@@ -94,11 +94,6 @@ def resolve(values: dict[str, Any], flags: type[Speed]) -> Speed:
 
 def check_output(directory: Path) -> None:
     """Raise BadInput unless the report can be written to `directory`."""
-    try:
+    with directories.must_be_writable(f"--output_dir {directory}"):
         directories.check_writable(directory)
         manifest.check_listed(directory, FILES, ("speed.md", b"# Speed check\n\n## Machine\n"))
-    except OSError as problem:
-        raise BadInput(
-            f"--output_dir {directory}: cannot be written ({problem.strerror}); "
-            "use another directory"
-        ) from None

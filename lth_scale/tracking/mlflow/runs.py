@@ -1,11 +1,13 @@
 """The MLflow runs of searches, transfers and reports."""
 
 import base64
+import os
 import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import (
@@ -21,6 +23,7 @@ from mlflow.entities import (
 
 from lth_scale.config.markdown import clean
 from lth_scale.config.redaction import without_secrets
+from lth_scale.config.texts import printable, reason
 from lth_scale.tracking.mlflow import settings
 from lth_scale.tracking.mlflow.connection import NOTE, connect, link
 from lth_scale.tracking.mlflow.journal import POINTS, JournalLine, Progress, Record
@@ -189,6 +192,21 @@ def _points(
 def _log_metrics(client: MlflowClient, run: str, points: Sequence[Metric]) -> None:
     for start in range(0, len(points), MOST_POINTS):
         client.log_batch(run, metrics=points[start : start + MOST_POINTS])
+
+
+def try_to_log_report(
+    local: str, name: str, paths: Sequence[Path], *about: Any, **more: Any
+) -> None:
+    """Call `log_report` with MLFLOW_TRACKING_URI or the store `local`, and print how it went.
+
+    Nothing is raised: the report is already written.
+    """
+    store = os.environ.get("MLFLOW_TRACKING_URI") or local
+    try:
+        log_report(store, name, paths, *about, **more)
+        print(printable(f"MLflow   logged to {without_secrets(store)}"))
+    except Exception as problem:  # MLflow raises many kinds
+        print(printable(f"MLflow   not logged to {without_secrets(store)}: {reason(problem)}"))
 
 
 def log_report(

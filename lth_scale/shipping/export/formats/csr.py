@@ -60,7 +60,8 @@ class CsrLinear(nn.Module):
         super().__init__()
         self.bias = linear.bias
         crow, col, values = pack_csr(linear.weight.detach()).values()
-        with warnings.catch_warnings(action="ignore"):  # the support of CSR is in beta
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             weight = torch.sparse_csr_tensor(
                 crow, col, values, linear.weight.shape, check_invariants=False
             )
