@@ -127,7 +127,10 @@ def hierarchical_interval(
     for i in range(RESAMPLES):
         rows, drawn = generator.integers(n, size=n), generator.integers(seeds, size=seeds)
         means[i] = numpy.mean(
-            [metric(sub[s, rows], labels[rows]) - metric(full[s, rows], labels[rows]) for s in drawn]
+            [
+                metric(sub[s, rows], labels[rows]) - metric(full[s, rows], labels[rows])
+                for s in drawn
+            ]
         )
     low, high = numpy.quantile(means, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)

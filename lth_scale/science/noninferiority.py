@@ -96,11 +96,7 @@ def noninferiority_p(
 
 
 def verdict(
-    sub: Scores,
-    full: Scores,
-    delta: float | None,
-    paired: bool = False,
-    alpha: float = ALPHA,
+    sub: Scores, full: Scores, delta: float | None, paired: bool = False, alpha: float = ALPHA
 ) -> Verdict:
     """Test whether a subnetwork is no worse than the full network by `delta` or more.
 
