@@ -125,13 +125,13 @@ def hierarchical_interval(
     generator = numpy.random.default_rng(0)
     means = numpy.empty(RESAMPLES)
     for i in range(RESAMPLES):
-        rows, drawn = generator.integers(n, size=n), generator.integers(seeds, size=seeds)
-        means[i] = numpy.mean(
-            [
-                metric(sub[s, rows], labels[rows]) - metric(full[s, rows], labels[rows])
-                for s in drawn
-            ]
+        rows = generator.integers(n, size=n)
+        drawn = generator.integers(seeds, size=seeds).tolist()
+        differences = (
+            metric(sub[seed, rows], labels[rows]) - metric(full[seed, rows], labels[rows])
+            for seed in drawn
         )
+        means[i] = sum(differences) / seeds
     low, high = numpy.quantile(means, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
 

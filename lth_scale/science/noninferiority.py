@@ -37,16 +37,16 @@ class Verdict:
 
     answer: Answer
     reason: str
-    difference: float
-    interval: tuple[float, float]
-    interval_95: tuple[float, float]
-    p: float
-    p_worse: float
     n: int
     delta: float | None
     paired: bool
     alpha: float
-    more_seeds: int | None
+    difference: float
+    interval: tuple[float, float] = (math.nan, math.nan)
+    interval_95: tuple[float, float] = (math.nan, math.nan)
+    p: float = math.nan
+    p_worse: float = math.nan
+    more_seeds: int | None = None
     holm: float = math.nan
     holm_worse: float = math.nan
 
@@ -111,16 +111,14 @@ def verdict(
     _check(ours + theirs, delta, alpha)
     n = min(len(ours), len(theirs))
     unknown = Verdict(
-        "undecided",
-        _obstacle(ours, theirs, delta, paired),
-        numpy.mean(ours) - numpy.mean(theirs) if n else math.nan,
-        *((math.nan, math.nan),) * 2,
-        *(math.nan,) * 2,
-        n,
-        delta,
-        paired,
-        alpha,
-        max(0, FEWEST_SEEDS - n) or None,
+        answer="undecided",
+        reason=_obstacle(ours, theirs, delta, paired),
+        n=n,
+        delta=delta,
+        paired=paired,
+        alpha=alpha,
+        difference=float(numpy.mean(ours) - numpy.mean(theirs)) if n else math.nan,
+        more_seeds=max(0, FEWEST_SEEDS - n) or None,
     )
     if n < FEWEST_SEEDS or _is_constant(ours, theirs, paired):
         return unknown
