@@ -126,7 +126,7 @@ def hierarchical_interval(
     means = numpy.empty(RESAMPLES)
     for i in range(RESAMPLES):
         rows = generator.integers(n, size=n)
-        drawn = generator.integers(seeds, size=seeds).tolist()
+        drawn: numpy.ndarray = generator.integers(seeds, size=(seeds,))
         differences = (
             metric(sub[seed, rows], labels[rows]) - metric(full[seed, rows], labels[rows])
             for seed in drawn
