@@ -1302,7 +1302,7 @@ RUNS = [
             "transfer",
             f"--theta: {what}",
             "--theta …/out/theta.safetensors",
-            "specify",
+            "use",
             lay=damage("search", "theta.safetensors", content),
             argv="--theta …/out/theta.safetensors --output_dir …/new",
             without=("target_sparsity",),

@@ -17,7 +17,7 @@ from lth_scale.config.command import OneLineParser
 from lth_scale.config.defaults import DEFAULTS
 from lth_scale.config.errors import BadInput, Stopped
 from lth_scale.config.flags import Group, flags_of, value_type
-from lth_scale.config.registry import REGISTRIES, Registry
+from lth_scale.config.registry import REGISTRIES
 
 KINDS = {"imp": Arguments, "transfer": Transfer}
 
@@ -77,14 +77,12 @@ def test_the_facts_of_flags_are_those_of_earlier_versions():
 
 def test_a_registered_name_becomes_a_choice(monkeypatch):
     registry = REGISTRIES["schedule"]
-    ours = Registry("schedule")
-    for name, entry in {**registry, "ours": registry["linear"]}.items():
-        ours.register(name, entry)
-    monkeypatch.setitem(REGISTRIES, "schedule", ours)
+    before = dict(registry)
+    monkeypatch.setattr(registry, "_entries", {**before, "ours": before["linear"]})
     assert "ours" in cli.command("imp").parser().format_help()
     args = resolution.parse(["--task", "sst2", "--preset", "demo", "--schedule", "ours"])
     assert args.schedule == "ours"
-    monkeypatch.setitem(REGISTRIES, "schedule", registry)
+    monkeypatch.setattr(registry, "_entries", before)
     with pytest.raises(BadInput, match="--schedule: invalid choice: 'ours'"):
         resolution.parse(["--task", "sst2", "--preset", "demo", "--schedule", "ours"])
 

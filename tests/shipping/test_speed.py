@@ -32,7 +32,7 @@ UNTRACKED = [*QUICK, "--report_to", "none"]
 
 def check(*argv):
     """Run the speed check; return its directory, speed.json and speed.md."""
-    output = speed.time_targets(speed.COMMAND.parse([*map(str, argv)]))
+    output = speed.time_targets(speed.COMMAND.parse([*map(str, argv)])[1])
     return (
         output,
         json.loads((output / "speed.json").read_text()),
