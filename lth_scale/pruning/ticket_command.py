@@ -13,9 +13,9 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.flags import flag
 from lth_scale.config.startup import first_imports
 from lth_scale.config.texts import as_words, printable, quoted
+from lth_scale.pruning.similarity import Shared, by_layer_and_kind
 
 if TYPE_CHECKING:
-    from lth_scale.pruning.similarity import Shared
     from lth_scale.pruning.ticket import Ticket
 
 log = logging.getLogger("lth_scale")
@@ -34,7 +34,9 @@ class TicketFlags:
         metavar="TICKET",
     )
     overlap: str | None = flag(
-        "print how alike the masks are: share kept, similarity and chance", metavar="OTHER"
+        "print how alike the masks are: share of kept weights that OTHER keeps too, |A∩B| ÷ |A∪B|, "
+        "and its chance level",
+        metavar="OTHER",
     )
     union: str | None = flag("keep what either keeps; requires --output", metavar="OTHER")
     intersect: str | None = flag("keep what both keep; requires --output", metavar="OTHER")
@@ -107,13 +109,11 @@ def _combine(args: TicketFlags, operation: str, paths: list[Path], tickets: "lis
         raise BadInput(f"{name}: {problem}") from None
 
 
-def describe_shared(counts: "dict[str, Shared]") -> str:
+def describe_shared(counts: dict[str, Shared]) -> str:
     """How alike two masks are by matrix, by layer, by kind of matrix and in all, for a terminal.
 
     counts: as `Ticket.shared` returns them.
     """
-    from lth_scale.pruning.similarity import by_layer_and_kind
-
     matrices = {name: shared for name, shared in counts.items() if name != "all"}
     layers, kinds = by_layer_and_kind(matrices)
     rows = {**matrices, **{f"layer {n}": shared for n, shared in layers.items()}, **kinds}
