@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # The module that defines each public name.
 NAMES = {
     "Ticket": "pruning.ticket",
+    "chance_similarity": "pruning.similarity",
     "digest": "pruning.prunable_set",
     "base_digest": "pruning.prunable_set",
     "prune": "pruning.threshold",

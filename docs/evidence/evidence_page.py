@@ -33,6 +33,7 @@ from lth_scale.config.markdown import LABEL, Section, Table, literal, markdown_t
 from lth_scale.config.texts import quoted
 from lth_scale.science.report import build_sections
 from lth_scale.science.results import DAMAGE, StudyResults, score_text, study_results
+from lth_scale.science.saved import MASKS
 from lth_scale.science.sections.verdicts import matching_ranges
 from lth_scale.science.study_record import parse_record
 from lth_scale.tasks.registry import TASKS
@@ -77,8 +78,7 @@ def combine(path: Path, parts: Sequence[dict[str, Any]]) -> StudyResults:
     finished = {job: any(job in part["finished"] for part in parts) for job in rows}
     facts = [part["masks"] for part in parts]
     merged = {
-        key: dict(chain.from_iterable(one[key].items() for one in facts))
-        for key in ("layers", "shared")
+        key: dict(chain.from_iterable(one.get(key, {}).items() for one in facts)) for key in MASKS
     }
     record = parse_record(plan)
     return study_results(record, rows, finished, path.parent, facts[0] | merged)

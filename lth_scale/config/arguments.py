@@ -6,6 +6,7 @@ Does not import torch, so that `--help` and bad input take well under a second.
 import functools
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from lth_scale.config.flags import (
     Group,
     Range,
     absolute_model,
+    check_names,
     comparison_flag,
     data_flag,
     flags_of,
@@ -30,6 +32,7 @@ from lth_scale.config.flags import (
     training_flag,
     value_type,
 )
+from lth_scale.config.registry import REGISTRIES
 
 QUICK_LOOK = "a quick look: few examples, a small encoder, no finding"
 OTHER_ALLOWED = (
@@ -42,7 +45,10 @@ _ABOVE_0 = math.ulp(0)
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The flags that a search and a transfer share. Every field is a flag of the same name."""
+    """The flags that a search and a transfer share. Every field is a flag of the same name.
+
+    Raises BadInput for an earlier name of an entry that was renamed, such as a score.
+    """
 
     task: str = data_flag("task to train on", MISSING, registry="task", grid=True)
     preset: str | None = data_flag(
@@ -170,6 +176,9 @@ class Training:
         cosmetic=True,
     )
     hub_private_repo: bool = hub_flag("make a new repository private", False, cosmetic=True)
+
+    def __post_init__(self) -> None:
+        check_names(self)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields and their values, with lists for tuples, as JSON has them."""
@@ -324,6 +333,23 @@ def flags_with(fact: Literal["cosmetic", "method", "grid", "path", "several"]) -
         for spec, declared in flags_of(kind)
         if (value_type(spec)[1] if fact == "several" else getattr(declared, fact))
     )
+
+
+@functools.cache
+def _registries() -> dict[str, str]:
+    """The kind of the registry of each flag of a search or a transfer that has one."""
+    both = (flag for kind in (Arguments, Transfer) for flag in flags_of(kind))
+    return {spec.name: declared.registry for spec, declared in both if declared.registry}
+
+
+def with_current_names(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved flags, among other facts, with the current names of what was renamed since."""
+    values = {**saved}
+    for flag, kind in _registries().items():
+        renamed, value = REGISTRIES[kind].renamed, values.get(flag)
+        if isinstance(value, str) and value in renamed:
+            values[flag] = renamed[value].name
+    return values
 
 
 def same_value(name: str, one: Any, other: Any) -> bool:

@@ -6,11 +6,13 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from lth_scale.config.errors import BadInput, is_main_process
 from lth_scale.config.flags import Flag, Group, check_ranges, default_text, flags_of, value_type
+from lth_scale.config.registry import REGISTRIES
 from lth_scale.config.startup import COMPILERS, DATA
 from lth_scale.config.texts import as_words
 
@@ -217,12 +219,20 @@ def _add_flag(to: argparse._ActionsContainer, spec: Field[Any], flag: Flag) -> N
     if kind is bool:
         options["action"] = "store_true"
     else:
-        options |= {"type": kind, "choices": choices or None, "nargs": "+" if several else None}
+        parse = partial(_current_name, flag.registry) if flag.registry else kind
+        options |= {"type": parse, "choices": choices or None, "nargs": "+" if several else None}
         options |= {"metavar": _value_name(spec, flag)} if is_long or not choices else {}
     if flag.positional:
         to.add_argument(spec.name, **options)
     else:
         to.add_argument(f"--{spec.name}", required=spec.default is MISSING, **options)
+
+
+def _current_name(registry: str, name: str) -> str:
+    """The name itself. Raises ArgumentTypeError if it is an earlier name of an entry."""
+    if refusal := REGISTRIES[registry].refusal(name):
+        raise argparse.ArgumentTypeError(f"{name} {refusal}")
+    return name
 
 
 def _value_name(spec: Field[Any], flag: Flag) -> str:

@@ -127,6 +127,17 @@ def check_ranges(args: Any) -> None:
                 raise BadInput(f"--{spec.name} {number}: out of range; use {declared.range}")
 
 
+def check_names(args: Any) -> None:
+    """Raise BadInput if a value of a dataclass of flags is an earlier name of what it names."""
+    for spec, declared in flags_of(type(args)):
+        if not declared.registry:
+            continue
+        value = getattr(args, spec.name)
+        for name in value if isinstance(value, tuple) else (value,):
+            if refusal := REGISTRIES[declared.registry].refusal(name):
+                raise BadInput(f"--{spec.name} {name}: {refusal}")
+
+
 def is_local(name: str) -> bool:
     """True for the embedded model and for an existing path."""
     return name == EMBEDDED or Path(name).exists()

@@ -2,30 +2,50 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from lth_scale.config.errors import BadInput
 
 Entry = TypeVar("Entry")
 
 
+class Renamed(NamedTuple):
+    """The name that an entry has now, and why it has another one."""
+
+    name: str
+    why: str
+
+
 class Registry(Mapping[str, Entry]):
     """Entries by name, in the order of registration.
 
-    kind: what messages call an entry, and the key of the registry in `REGISTRIES`.
+    kind: what messages call an entry, and the key of the registry in `REGISTRIES`. renamed: earlier
+    names, which new commands may not use and which saved flags may have.
     """
 
     def __init__(self, kind: str):
         self.kind = kind
+        self.renamed: dict[str, Renamed] = {}
         self._entries: dict[str, Entry] = {}
         REGISTRIES[kind] = self
 
     def register(self, name: str, entry: Entry) -> Entry:
         """Add an entry and return it. Raises ValueError if the name is taken."""
-        if name in self._entries:
+        if name in self._entries or name in self.renamed:
             raise ValueError(f"the {self.kind} {name!r} is registered already")
         self._entries[name] = entry
         return entry
+
+    def rename(self, old: str, name: str, why: str) -> None:
+        """Refuse the name `old` of the entry `name` from now on; saved flags may still have it."""
+        self.renamed[old] = Renamed(name, why)
+
+    def refusal(self, name: str) -> str:
+        """Why an earlier name is refused, and the current one; empty for every other name."""
+        if name not in self.renamed:
+            return ""
+        current, why = self.renamed[name]
+        return f"is called {current} now, because {why}; use {current}"
 
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]

@@ -24,8 +24,9 @@ def none(subnetwork: Subnetwork, seed: int) -> Subnetwork:
 def random_mask(subnetwork: Subnetwork, seed: int) -> Subnetwork:
     """m_RP: the same number of weights pruned uniformly at random over all matrices.
 
-    Equivalent to the official code, which magnitude-prunes a freshly initialised BERT (oneshot.py
-    --weight rand). Masks of the same seed are nested.
+    The official code magnitude-prunes a freshly initialised BERT instead (oneshot.py --weight
+    rand). That is the same only where all matrices are initialised at one scale, as BERT's are;
+    elsewhere it prunes more of the matrices that start smaller. Masks of the same seed are nested.
     """
     generator = torch.Generator().manual_seed(seed)
     return replace(subnetwork, masks=_random(subnetwork.masks, generator))

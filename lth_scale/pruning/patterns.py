@@ -38,8 +38,9 @@ class Score:
 # |w| at the end of a round (the paper)
 MAGNITUDE = Score(importance=lambda weights: weights.abs())
 # −Σ rate · ∂L/∂w · w over a round, on the masked weights: positive where w moves away from zero.
-# Sanh, Wolf & Rush 2020 (arXiv:2005.07683), equation 3
-MOVEMENT = Score(
+# The first-order Taylor expansion of the loss of pruning w (Molchanov et al. 2019,
+# arXiv:1906.10771), signed and accumulated over training
+ACCUMULATED_TAYLOR = Score(
     importance=lambda totals: totals,
     to_magnitude=lazy("lth_scale.pruning.structured:to_magnitude"),
     from_magnitude=lazy("lth_scale.pruning.structured:from_magnitude"),

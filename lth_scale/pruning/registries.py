@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from lth_scale.config.errors import BadInput
 from lth_scale.config.registry import Registry, lazy, parse_with
 from lth_scale.pruning.patterns import (
+    ACCUMULATED_TAYLOR,
     MAGNITUDE,
-    MOVEMENT,
     Pattern,
     Score,
     blocks,
@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 SCORES: Registry[Score] = Registry("score")
 register_score = SCORES.register
 register_score("magnitude", MAGNITUDE)
-register_score("movement", MOVEMENT)
+register_score("accumulated_taylor", ACCUMULATED_TAYLOR)
+SCORES.rename(
+    "movement",
+    "accumulated_taylor",
+    "it is a first-order Taylor score accumulated over training, not movement pruning: it learns "
+    "no scores, has no straight-through estimator, and nothing that is pruned comes back",
+)
 
 # A name is the syntax that `--pattern` takes; its entry returns None for any other text.
 PATTERNS: Registry[Callable[[str], Pattern | None]] = Registry("pattern")

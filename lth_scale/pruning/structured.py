@@ -13,7 +13,7 @@ from lth_scale.pruning import threshold
 from lth_scale.pruning.patterns import PruningStep
 
 Weights = Mapping[str, Tensor]
-LARGEST = 2.0**126  # larger movement scores are clamped
+LARGEST = 2.0**126  # larger accumulated scores are clamped
 SIGN = 1 << 31
 
 
@@ -27,8 +27,9 @@ def prune_groups(step: PruningStep, kept: int, of: int) -> float:
     """Keep `kept` of each `of` consecutive weights in a row; return the threshold, a score.
 
     At most of − kept weights of a group are pruned until every group has lost that many: the mask
-    is the pattern exactly at sparsity 1 − kept/of, and below it every group keeps at least `kept`
-    (as in Zhou et al. 2021, arXiv:2102.04010, by magnitude).
+    is the pattern exactly at sparsity 1 − kept/of, and below it every group keeps at least `kept`.
+    By magnitude, the full pattern is that of NVIDIA's ASP (Mishra et al. 2021, arXiv:2104.08378),
+    without its permutation of channels.
     """
     magnitudes = {
         name: step.score.to_magnitude(step.score.importance(value.detach().float()))
@@ -72,8 +73,8 @@ def _protect(step: PruningStep, magnitudes: Weights, kept: int, of: int) -> Weig
 def prune_blocks(step: PruningStep, rows: int, columns: int) -> float:
     """Prune `round(sparsity × blocks)` whole blocks of the lowest score; return the threshold.
 
-    A block's score is the sum of its weights' importance (as in Narang et al. 2017,
-    arXiv:1711.02782).
+    A block's score is the sum of its weights' importance, so that every weight counts. This is our
+    choice: Narang et al. 2017 (arXiv:1711.02782), whose blocks these are, take the maximum.
     """
     magnitudes, blocks = {}, {}
     for name, mask in step.keep.items():

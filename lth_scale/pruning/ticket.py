@@ -16,6 +16,7 @@ from lth_scale.config import hub_access
 from lth_scale.config.errors import BadInput
 from lth_scale.pruning import ticket_file
 from lth_scale.pruning.prunable_set import POOLER, is_ignored, not_linear, prunable
+from lth_scale.pruning.similarity import Shared, count, total
 
 
 @dataclass
@@ -149,8 +150,25 @@ class Ticket:
     def overlap(self, other: "Ticket", allow_other_weights: bool = False) -> dict[str, float]:
         """Fraction of this ticket's kept weights that `other` keeps too, by matrix and for `all`.
 
-        Counted over the matrices that both have; NaN if nothing is kept. Raises ValueError for
-        tickets of different networks, or of other base weights without `allow_other_weights`.
+        NaN if this ticket keeps nothing. Raises as `shared`.
+        """
+        counts = self.shared(other, allow_other_weights)
+        return {name: shared.share for name, shared in counts.items()}
+
+    def similarity(self, other: "Ticket", allow_other_weights: bool = False) -> dict[str, float]:
+        """|A∩B| ÷ |A∪B| of the weights that the two tickets keep, by matrix and for `all`.
+
+        The field's measure (Jaccard), the same in both directions. `chance_similarity` is its value
+        for random masks. NaN if neither keeps a weight. Raises as `shared`.
+        """
+        counts = self.shared(other, allow_other_weights)
+        return {name: shared.similarity for name, shared in counts.items()}
+
+    def shared(self, other: "Ticket", allow_other_weights: bool = False) -> dict[str, Shared]:
+        """How many weights the tickets keep, alone and both, by matrix and for `all`.
+
+        Counted over the matrices that both have. Raises ValueError for tickets of different
+        networks, or of other base weights without `allow_other_weights`.
         """
         shapes = {name: mask.shape for name, mask in other.masks.items()}
         common = [name for name, mask in self.masks.items() if shapes.get(name) == mask.shape]
@@ -160,10 +178,8 @@ class Ticket:
                 "share no matrix; use tickets of one network"
             )
         self._check_same_base(other, allow_other_weights)
-        shared = {name: int((self.masks[name] & other.masks[name]).sum()) for name in common}
-        kept = {name: int(self.masks[name].sum()) for name in common}
-        shared["all"], kept["all"] = sum(shared.values()), sum(kept.values())
-        return {name: shared[name] / kept[name] if kept[name] else float("nan") for name in shared}
+        shared = {name: count(self.masks[name], other.masks[name]) for name in common}
+        return shared | {"all": total(shared.values())}
 
     def union(self, other: "Ticket", allow_other_weights: bool = False) -> "Ticket":
         """The ticket that keeps what either keeps, with the provenance of this one.

@@ -13,6 +13,7 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.flags import flag
 from lth_scale.config.startup import first_imports
 from lth_scale.config.texts import as_words, printable, quoted
+from lth_scale.pruning.similarity import Shared, by_layer_and_kind
 
 if TYPE_CHECKING:
     from lth_scale.pruning.ticket import Ticket
@@ -33,7 +34,9 @@ class TicketFlags:
         metavar="TICKET",
     )
     overlap: str | None = flag(
-        "print the fraction of kept weights that OTHER keeps too", metavar="OTHER"
+        "print how alike the masks are: share of kept weights that OTHER keeps too, |A∩B| ÷ |A∪B|, "
+        "and its chance level",
+        metavar="OTHER",
     )
     union: str | None = flag("keep what either keeps; requires --output", metavar="OTHER")
     intersect: str | None = flag("keep what both keep; requires --output", metavar="OTHER")
@@ -72,8 +75,7 @@ def run(args: TicketFlags) -> None:
     tickets = [Ticket.load(path) for path in paths]
     result: Any = _combine(args, operation, paths, tickets) if operation else tickets[0]
     if operation == "overlap":
-        width = max(map(len, result))
-        text = "\n".join(f"{name:<{width}}  {share:7.2%}" for name, share in result.items())
+        text = describe_shared(result)
     else:
         text = describe(result, args.output or paths[0])
     if args.output:
@@ -100,10 +102,27 @@ def _combine(args: TicketFlags, operation: str, paths: list[Path], tickets: "lis
             log.warning("%s: has no base_sha256, so bases are not compared", path)
     if args.allow_other_weights and ticket.is_of_other_weights(other.base_sha256):
         log.warning("%s: belongs to other weights (--allow_other_weights)", name)
+    combine = ticket.shared if operation == "overlap" else getattr(ticket, operation)
     try:
-        return getattr(ticket, operation)(other, args.allow_other_weights)
+        return combine(other, args.allow_other_weights)
     except BadInput as problem:
         raise BadInput(f"{name}: {problem}") from None
+
+
+def describe_shared(counts: dict[str, Shared]) -> str:
+    """How alike two masks are by matrix, by layer, by kind of matrix and in all, for a terminal.
+
+    counts: as `Ticket.shared` returns them.
+    """
+    matrices = {name: shared for name, shared in counts.items() if name != "all"}
+    layers, kinds = by_layer_and_kind(matrices)
+    rows = {**matrices, **{f"layer {n}": shared for n, shared in layers.items()}, **kinds}
+    width = max(map(len, rows))
+    lines = [
+        f"{name:<{width}}  {shared.share:10.2%}  {shared.similarity:10.2%}  {shared.chance:7.2%}"
+        for name, shared in [*rows.items(), ("all", counts["all"])]
+    ]
+    return "\n".join([f"{'':<{width}}  {'share kept':>10}  similarity   chance", *lines])
 
 
 def describe(ticket: "Ticket", path: str | Path) -> str:

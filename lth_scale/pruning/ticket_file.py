@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lth_scale.config import files
+from lth_scale.config.arguments import with_current_names
 from lth_scale.config.checks import check_regexes
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief
@@ -114,7 +115,8 @@ def _decode(metadata: dict[str, str], file: Any) -> tuple[dict[str, Tensor], dic
     if metadata.get("content_sha256", sha := _checksum(metadata, packed)) != sha:
         raise ValueError("it was altered: its content_sha256 differs")
     provenance = {name: metadata[name] for name in PROVENANCE}
-    fields = {"threshold": threshold, "arguments": arguments, "base_sha256": base, **provenance}
+    fields = {"threshold": threshold, "arguments": with_current_names(arguments)}
+    fields |= {"base_sha256": base, **provenance}
     return masks, fields
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale.config import files
-from lth_scale.config.arguments import Training, flags_with
+from lth_scale.config.arguments import Training, flags_with, with_current_names
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted
 from lth_scale.science.plans import Plan, difference
@@ -45,7 +45,7 @@ def _flags_before(directory: Path) -> dict[str, Flags]:
         record = files.read_json(path)
         if not record["jobs"] and not record.keys() >= {"name", "cells"}:
             raise KeyError("name")
-        return {job["id"]: redacted(job["flags"]) for job in record["jobs"]}
+        return {job["id"]: with_current_names(redacted(job["flags"])) for job in record["jobs"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise BadInput(
             f"--output_dir {directory}: study.json is damaged, so the flags of its jobs are "

@@ -216,7 +216,8 @@ def _count_trainings(study: StudySpec) -> int:
         per_seed += len(content.rewind) * (1 + len(rewound))
     total = len(content.seeds) * per_seed
     if grid := content.transfer:
-        per_target = 1 + len(grid.sources) * (1 + len(grid.controls))
+        tickets = len(grid.sparsity) * len(grid.sources)
+        per_target = 1 + tickets * (1 + len(grid.controls))
         total += len(grid.targets) * len(grid.seeds) * per_target + len(grid.sources)
     return total
 
@@ -240,7 +241,7 @@ def _add_searches(plan: Plan, study: StudySpec) -> None:
             plan.add_search(study, task, seed, rewound, **flags)
     if grid := content.transfer:
         for task in grid.sources:
-            plan.add_search(study, task, grid.source_seed, [grid.sparsity])
+            plan.add_search(study, task, grid.source_seed, grid.sparsity)
 
 
 def _add_grid(plan: Plan, study: StudySpec) -> None:
@@ -267,8 +268,9 @@ def _add_transfers(plan: Plan, study: StudySpec) -> None:
         return
     for target, seed in product(grid.targets, grid.seeds):
         plan.add_dense(study, target, seed)
-        for control, source in product(["none", *grid.controls], grid.sources):
+        grids = product(grid.sparsity, ["none", *grid.controls], grid.sources)
+        for sparsity, control, source in grids:
             search = plan.jobs.get(_search_id(target, seed)) if source == target else None
-            own = search is not None and search.flags["target_sparsity"] >= grid.sparsity
-            condition = Condition(target, seed, grid.sparsity, control, source)
+            own = search is not None and search.flags["target_sparsity"] >= sparsity
+            condition = Condition(target, seed, sparsity, control, source)
             plan.add_subnetwork(study, condition, seed if own else grid.source_seed)

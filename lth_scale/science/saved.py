@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale.config import files
-from lth_scale.config.arguments import flags_with
+from lth_scale.config.arguments import flags_with, with_current_names
 from lth_scale.config.errors import BadInput
 from lth_scale.science.plans import difference
 from lth_scale.science.results import DAMAGE, load_results, read_jobs
@@ -17,6 +17,7 @@ from lth_scale.tracking.machine import git_commit, machine, versions
 # What is saved of a row of results, and of a job.
 ROW_KEYS = ("round", "seed", "sparsity", "steps", "eval", "seconds", "peak_memory", "starved")
 JOB_KEYS = ("id", "kind", "directory", "flags")
+MASKS = ("layers", "shared", "common")  # by task or pair of tasks, and seed
 PACKAGES = ("lth_scale", "torch", "transformers", "accelerate")
 
 Saved = dict[str, Any]  # the contents of a saved file
@@ -63,9 +64,7 @@ def _merge(old: Saved, new: Saved) -> Saved:
     origin = {job: old if job in longer else new for job in new["rows"]}
     masks, made = new["masks"], new["made"]
     if same and len(same) == len(started) and masks["sparsity"] == old["masks"]["sparsity"]:
-        masks = masks | {
-            key: _merge_seeds(old["masks"][key], masks[key]) for key in ("layers", "shared")
-        }
+        masks = masks | {key: _merge_seeds(old["masks"].get(key, {}), masks[key]) for key in MASKS}
     if longer:
         ran_here = any(rows for job, rows in new["rows"].items() if job not in longer)
         made = merge_provenance(old["made"], made) if ran_here else old["made"]
@@ -81,7 +80,9 @@ def _merge(old: Saved, new: Saved) -> Saved:
 def _is_same(old: Saved, new: Saved, job: str) -> bool:
     """True if a job has the same flags in both; a search may have another target."""
     before, now = (
-        {entry["id"]: entry["flags"] for entry in saved["plan"]["jobs"]}.get(job)
+        {entry["id"]: with_current_names(entry["flags"]) for entry in saved["plan"]["jobs"]}.get(
+            job
+        )
         for saved in (old, new)
     )
     if before is None or now is None:

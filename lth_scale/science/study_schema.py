@@ -39,7 +39,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "transfer": ({"sources": ["mlm"], "targets": ["sst2"], "sparsity": 0.7, "source_seed": 1},),
     **dict.fromkeys(SPARSITIES, ([0.5, 0.7], {"mlm": [0.7], "sst2": [0.6]})),
     **dict.fromkeys(("sources", "targets"), (["mlm", "sst2"],)),
-    "sparsity": (0.7,),
+    "sparsity": (0.7, [0.5, 0.7]),
     "source_seed": (1,),
 }
 
@@ -55,6 +55,10 @@ def _check_float(value: object) -> object:
     if isinstance(value, int):
         raise PydanticCustomError("float_type", "Input should be a fraction")
     return value
+
+
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
 
 
 NotEmpty = Field(min_length=1)
@@ -76,12 +80,13 @@ class _Part(BaseModel):
 class TransferGrid(_Part):
     """Tickets of `sources`, searched with `source_seed`, and controls, trained on `targets`.
 
-    seeds: of the trainings (default: the study's). source_seed: by default the first of them.
+    sparsity: one or several. seeds: of the trainings (default: the study's). source_seed: by
+    default the first of them.
     """
 
     sources: Names
     targets: Names
-    sparsity: Fraction
+    sparsity: Annotated[list[Fraction], BeforeValidator(_as_list), NotEmpty, Distinct]
     seeds: Seeds = []
     source_seed: int = -1
     controls: Names = []

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from lth_scale.config import files
-from lth_scale.config.arguments import Arguments, Transfer, flags_with
+from lth_scale.config.arguments import Arguments, Transfer, flags_with, with_current_names
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.redaction import without_secrets
 from lth_scale.config.resolution import HUB_NAME, resolve
@@ -132,7 +132,7 @@ class PublishedRun:
 
     def __init__(self, stage: Path):
         root = stage.absolute().parent.parent
-        saved = files.read_json(root / "arguments.json")
+        saved = with_current_names(files.read_json(root / "arguments.json"))
         kind = Transfer if "seeds" in saved else Arguments
         known = saved.keys() & {spec.name for spec in fields(kind)}  # not all in older versions
         values: dict[str, Any] = {

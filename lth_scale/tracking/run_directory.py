@@ -11,7 +11,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from lth_scale.config import directories, files, manifest, run_files
-from lth_scale.config.arguments import Arguments, Training, Transfer, flags_with, same_value
+from lth_scale.config.arguments import (
+    Arguments,
+    Training,
+    Transfer,
+    flags_with,
+    same_value,
+    with_current_names,
+)
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted
 from lth_scale.config.resolution import launched_precision
@@ -72,7 +79,7 @@ class RunDirectory:
     def saved_arguments(self) -> Facts:
         """Return arguments.json of when the run began, or {} before. Raises BadInput if damaged."""
         try:
-            saved = {**files.read_json(self.directory / "arguments.json")}
+            saved = with_current_names(files.read_json(self.directory / "arguments.json"))
             provenance.check_types(saved)
             return saved
         except FileNotFoundError:

@@ -33,6 +33,7 @@ from lth_scale.training.starting_point import (
 )
 
 CONTROL_ROUNDS = 2
+ACCUMULATED = "moved/"  # begins the names of accumulated scores in checkpoints of every version
 TICKET, WEIGHTS, NETWORK = "ticket.safetensors", "weights.safetensors", "model/model.safetensors"
 
 
@@ -42,7 +43,8 @@ class Search(Run):
 
     ladder: the sparsity of each round. rewind_step: i of θᵢ; theta_steps: the steps of round 0 at
     which θᵢ is kept, in order. accumulated: of this rank's pieces, the totals that a score such as
-    movement sums up in training. early_bird: watches the mask of the round under --early_bird.
+    accumulated_taylor sums up in training. early_bird: watches the mask of the round under
+    --early_bird.
     """
 
     args: Arguments
@@ -143,13 +145,13 @@ class Search(Run):
 
     def state(self) -> dict[str, Tensor]:
         """Return the accumulated scores and the state of the early bird, of this rank's pieces."""
-        accumulated = {f"moved/{name}": value for name, value in self.accumulated.items()}
+        accumulated = {f"{ACCUMULATED}{name}": value for name, value in self.accumulated.items()}
         return accumulated | (self.early_bird.state() if self.early_bird else {})
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Load what `state` returned."""
         for name, value in self.accumulated.items():
-            value.copy_(state[f"moved/{name}"])
+            value.copy_(state[f"{ACCUMULATED}{name}"])
         if "distances" in state:
             self.early_bird = EarlyBird(self.net.masks, self.net.engine.ranks, state)
 

@@ -56,7 +56,11 @@ def test_a_saved_study_gives_the_tables_and_figures_of_the_study(tmp_path):
         {name: png for section in each for name, (_, png) in section.pictures.items()}
         for each in (itself, kept)
     ]
-    assert pictures[0].keys() == pictures[1].keys() >= {"scores.png", "layers.png", "overlap.png"}
+    assert (
+        pictures[0].keys()
+        == pictures[1].keys()
+        >= {*("scores.png", "layers.png", "similarity.png", "overlap.png")}
+    )
     assert pictures[0]["layers.png"] == pictures[1]["layers.png"]
 
 
@@ -100,6 +104,18 @@ def test_a_machine_without_jobs_is_not_named(tmp_path, monkeypatch):
     assert json.loads(file.read_text())["made"]["machine"] == "a CPU"
     saved.save(part(tmp_path / "c", (3,)), file)
     assert json.loads(file.read_text())["made"]["machine"] == "a CPU and a GPU"
+
+
+def test_jobs_saved_under_the_earlier_name_of_their_score_are_kept(tmp_path):
+    file = tmp_path / "small.json"
+    for name, seeds, score in (("a", (1, 2), "movement"), ("b", (3,), "accumulated_taylor")):
+        run = part(tmp_path / name, seeds)
+        plan = json.loads((run / "study.json").read_text())
+        for job in plan["jobs"]:
+            job["flags"]["score"] = score
+        (run / "study.json").write_text(json.dumps(plan))
+        saved.save(run, file)
+    assert all(json.loads(file.read_text())["rows"].values())
 
 
 def test_saved_jobs_with_other_flags_are_dropped(tmp_path):

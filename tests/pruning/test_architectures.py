@@ -34,7 +34,7 @@ GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40}
 
 
 @pytest.mark.parametrize(
-    "flags", [{}, {"scope": "layerwise"}, {"score": "movement"}, {"control": "one_shot"}]
+    "flags", [{}, {"scope": "layerwise"}, {"score": "accumulated_taylor"}, {"control": "one_shot"}]
 )
 def test_a_search_prunes_the_conv1d_of_gpt2(flags, saved, search):
     model = saved(hf.GPT2ForSequenceClassification, hf.GPT2Config, **GPT2)

@@ -1,4 +1,4 @@
-"""Patterns and scores: N:M and block masks, and movement, by hand and by their definition."""
+"""Patterns and scores: N:M and block masks, and Taylor scores, by hand and by their definition."""
 
 import pytest
 import torch
@@ -96,14 +96,14 @@ def test_blocks_are_pruned_whole_with_exact_counts_and_nested_masks(scope, patte
         )
 
 
-def test_under_movement_blocks_and_groups_lose_the_weights_that_moved_most_towards_zero():
+def test_under_accumulated_taylor_blocks_and_groups_lose_the_weights_that_moved_most_towards_zero():
     moved = {"w": torch.tensor([[1.0, -5.0, 2.0, -1.0], [-3.0, 1.0, 0.5, 0.4]])}
     keep = keep_all(moved)
-    cut = prune(moved, keep, 0.5, "block:2x1", score=SCORES["movement"])
+    cut = prune(moved, keep, 0.5, "block:2x1", score=SCORES["accumulated_taylor"])
     assert keep["w"].tolist() == [[False, False, True, True]] * 2  # sums -2, -4, 2.5 and -0.6
     assert cut == pytest.approx(-2.0, rel=1e-6)
     keep = keep_all(moved)
-    prune(moved, keep, 0.5, "2:4", score=SCORES["movement"])
+    prune(moved, keep, 0.5, "2:4", score=SCORES["accumulated_taylor"])
     assert keep["w"].tolist() == [[True, False, True, False], [False, True, True, False]]
 
 
@@ -150,7 +150,7 @@ def test_a_search_under_a_pattern_starts_only_from_a_ticket_of_that_pattern(sear
     assert Ticket.load(more / "ticket.safetensors").sparsity == pytest.approx(0.6, abs=1e-3)
 
 
-def test_movement_is_minus_rate_times_gradient_times_weight_summed_over_steps():
+def test_accumulated_taylor_is_minus_rate_times_gradient_times_weight_summed_over_steps():
     weight = torch.nn.Parameter(torch.tensor([[2.0, -1.0, 3.0, 0.0]]))
     pieces = {"w": replicated(weight, torch.optim.SGD([weight]))}
     moved = {"w": torch.zeros(4)}
@@ -177,7 +177,9 @@ def test_nan_and_infinite_scores_become_nan_and_a_threshold_of_zero_stays_zero()
     assert structured.from_magnitude(0.0) == 0.0
 
 
-def test_a_search_by_movement_prunes_the_weights_that_moved_most_towards_zero(search, monkeypatch):
+def test_a_search_by_accumulated_taylor_prunes_the_weights_that_moved_most_towards_zero(
+    search, monkeypatch
+):
     seen = []
     accumulate = structured.accumulate
 
@@ -186,7 +188,7 @@ def test_a_search_by_movement_prunes_the_weights_that_moved_most_towards_zero(se
         seen.append({name: score.clone() for name, score in totals.items()})
 
     monkeypatch.setattr(structured, "accumulate", watch)
-    out = search(score="movement", target_sparsity=0.3, prune_rate=0.15)
+    out = search(score="accumulated_taylor", target_sparsity=0.3, prune_rate=0.15)
     for k in (1, 2):
         before, after = (
             Ticket.load(out / f"rounds/0{j}/ticket.safetensors").masks for j in (k - 1, k)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lth_scale import Ticket
+from lth_scale.config.arguments import Arguments, with_current_names
 from lth_scale.config.errors import BadInput
 from lth_scale.config.registry import REGISTRIES
-from lth_scale.config.resolution import parse
+from lth_scale.config.resolution import parse, resolve
 from lth_scale.pruning import registries, threshold
 from lth_scale.pruning.patterns import Score
 
@@ -130,6 +131,23 @@ def test_a_pattern_prunes_and_constrains_the_flags(third_party, search, small):
 def test_a_name_is_registered_once(third_party):
     with pytest.raises(ValueError, match="'halving' is registered already"):
         registries.register_schedule("halving", Halving())
+
+
+def test_an_earlier_name_is_refused_with_the_current_one_and_the_reason(small):
+    why = r"is called accumulated_taylor now, because it is .*not movement pruning.*; use acc"
+    with pytest.raises(BadInput, match=f"--score: movement {why}"):
+        parse(small(score="movement"))
+    values = {"task": "sst2", "preset": "demo", "score": "movement"}
+    for build in (resolve, lambda values: Arguments(**values)):
+        with pytest.raises(BadInput, match=f"--score movement: {why}"):
+            build(values)
+    with pytest.raises(ValueError, match="'movement' is registered already"):
+        registries.register_score("movement", registries.SCORES["magnitude"])
+
+
+def test_saved_flags_get_the_current_names():
+    saved = {"score": "movement", "task": "sst2", "ignore": ["movement"], "control": ["odd"]}
+    assert with_current_names(saved) == saved | {"score": "accumulated_taylor"}
 
 
 def test_linear_prunes_the_rate_of_the_original_weights_each_round():

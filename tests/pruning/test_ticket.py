@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from zoo import ARCHITECTURES
 
-from lth_scale import Ticket
+from lth_scale import Ticket, chance_similarity
 from lth_scale.config.arguments import Training
 from lth_scale.config.texts import printable
 from lth_scale.pruning.prunable_set import base_digest, digest, prunable
@@ -312,6 +312,12 @@ def test_an_invalid_base_digest_is_refused(sha, tmp_path):
         Ticket.load(tmp_path / "t.safetensors")
 
 
+def test_a_ticket_found_under_an_earlier_name_has_the_current_one(tmp_path):
+    Ticket(ticket_for(tiny()).masks, arguments={"score": "movement"}).save(tmp_path / "t")
+    assert "movement" in contents(tmp_path / "t")[0]["arguments"]
+    assert Ticket.load(tmp_path / "t").arguments == {"score": "accumulated_taylor"}
+
+
 @pytest.mark.parametrize("operation", ["overlap", "union", "intersect"])
 def test_tickets_of_two_bases_are_compared_and_combined_only_if_allowed(
     operation, tmp_path, monkeypatch, caplog
@@ -404,7 +410,16 @@ def test_the_command_combines_tickets_and_never_overwrites(saved, tmp_path, comm
     again = command("lth_scale.ticket", str(path), "--union", str(other), "--output", str(combined))
     assert again.returncode == 2 and again.stderr.startswith("error: --output")
     shared = command("lth_scale.ticket", str(path), "--overlap", str(other))
-    assert shared.stdout.splitlines()[-1].split()[0] == "all"
+    lines = [line.rsplit(maxsplit=3) for line in shared.stdout.splitlines()[1:]]
+    assert shared.stdout.split()[:4] == ["share", "kept", "similarity", "chance"]
+    assert [line[0] for line in lines][-10:] == [
+        *("layer 0", "layer 1", "query", "key", "value"),
+        *("attention output", "intermediate", "output", "pooler", "all"),
+    ]
+    ours, theirs = Ticket.load(path), Ticket.load(other)
+    chance = chance_similarity(ours.sparsity, theirs.sparsity)
+    levels = (ours.overlap(theirs)["all"], ours.similarity(theirs)["all"], chance)
+    assert lines[-1][1:] == [f"{level:.2%}" for level in levels]
 
 
 HEADS = {

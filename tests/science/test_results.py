@@ -13,6 +13,7 @@ from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import figures, paper, report, results, saved
 from lth_scale.science.sections import scores, transfer
 from lth_scale.science.sections.masks import mask_facts
+from lth_scale.science.sections.masks import masks as masks_sections
 
 TASKS = ["sst2", "mrpc", "wnli", "mlm"]
 FULL = {"sst2": 0.92, "mrpc": 0.85, "wnli": 0.55, "mlm": 0.63}
@@ -305,6 +306,22 @@ def test_transfer_cells_are_differences_of_means_and_dark_as_in_the_paper(writte
     assert counts["θ₀ pruned"]["ours"] == "0"
 
 
+def test_transfers_at_several_sparsities_are_each_called_by_their_own(tmp_path):
+    plan = Plan(tmp_path, tasks=["sst2", "mrpc"], seeds=(1, 2))
+    for task, source in (("sst2", "mrpc"), ("mrpc", "sst2")):
+        for seed in plan.seeds:
+            plan.search(task, seed)
+        for sparsity in (0.6, 0.7):
+            plan.transfer(task, sparsity, source=source)
+    sections = report.build_sections(results.load_results(plan.write()), 1.0)
+    at_60, at_70 = (section for section in sections if section.title.startswith("Transfer at"))
+    assert at_60.title == "Transfer at 60 %"
+    assert at_70.title == "Transfer at 70 % (the paper's Figure 2)"
+    assert "both at 60 %" in at_60.text[0] and "70" not in "".join(at_60.text)
+    assert [*at_60.pictures] == ["transfer_60.png"]
+    assert [*at_70.pictures] == ["transfer_70.png", "transfer_paper.png"]
+
+
 def test_dark_cells_of_figure_2_agree_with_the_papers_counts():
     figure = paper.figure2()
     tasks = list(figure["mlm"]["value"])
@@ -364,7 +381,7 @@ def test_sparsity_by_layer_and_overlap_of_masks(written):
     ]
     layer = {row["task"]: row for row in found["Mean over the layers, percent pruned"]}
     assert (
-        layer["sst2"]["Q"] == f"{100 * sum(expected) / 3 / 2:.1f}"
+        layer["sst2"]["query"] == f"{100 * sum(expected) / 3 / 2:.1f}"
     )  # the other layer's prunes nothing
     assert layer["wnli"]["n"] == "2"
     both = []
@@ -374,6 +391,40 @@ def test_sparsity_by_layer_and_overlap_of_masks(written):
     (row,) = (row for row in found["Overlap of kept weights, percent"] if row[""] == "sst2")
     assert row["mrpc"] == f"{100 * float(sum(both)) / 3:.1f}" and row["sst2"] == "—"
     assert "Two random masks of this sparsity share 30 %" in written[0]
+
+
+def test_similarity_of_masks_beside_chance_in_all_by_kind_and_by_layer(written):
+    found = tables(written[0])
+    both, queries = [], []
+    for seed in (1, 2, 3):
+        a, b = masks("sst2", seed, 0.7), masks("mrpc", seed, 0.7)
+        both.append(sum((a[n] & b[n]).sum() for n in a) / sum((a[n] | b[n]).sum() for n in a))
+        own = [n for n in a if n.endswith("self.query.weight")]
+        parts = sum((a[n] & b[n]).sum() for n in own) / sum((a[n] | b[n]).sum() for n in own)
+        queries.append(float(parts))
+    rows = {row[""]: row for row in found["Similarity of masks, percent"]}
+    assert rows["sst2"]["mrpc"] == rows["mrpc"]["sst2"] == f"{100 * float(sum(both)) / 3:.1f}"
+    assert rows["sst2"]["sst2"] == "—"
+    assert "Two random masks of this sparsity have 17.65 %" in written[0]  # 0.09 ÷ 0.51
+    by_kind = found["Similarity by kind of matrix, percent (by chance)"]
+    pair = next(row for row in by_kind if row["tickets"] == "sst2, mrpc")
+    assert pair["n"] == "3" and pair["query"].startswith(f"{100 * sum(queries) / 3:.1f} (")
+    assert [*pair] == ["tickets", "n", "query", "key", "attention output", "intermediate", "pooler"]
+    layers = found["Similarity by layer, percent (by chance)"][0]
+    assert [*layers] == ["tickets", "n", "0", "1"] and layers["0"] != layers["1"]
+
+
+def test_a_study_saved_before_similarities_were_recorded_shows_the_overlap_alone(study):
+    found = results.load_results(study)
+    facts = json.loads(json.dumps(mask_facts(found)))
+    kept = facts.pop("common")
+    titles = [section.title for section in masks_sections(replace(found, mask_facts=facts))]
+    assert titles == ["Sparsity by layer at 70 %", "Overlap of tickets at 70 %"]
+    (overlap,) = masks_sections(replace(found, mask_facts=facts))[1:]
+    assert overlap.text[-1].startswith("The similarity of some pairs is missing")
+    whole = masks_sections(replace(found, mask_facts={**facts, "common": kept}))
+    assert [section.tables for section in whole] == [s.tables for s in masks_sections(found)]
+    assert len(whole[-1].text) == 1
 
 
 def test_masks_include_a_source_without_trainings_and_a_ticket_without_a_pooler(tmp_path):
@@ -389,8 +440,8 @@ def test_masks_include_a_source_without_trainings_and_a_ticket_without_a_pooler(
     layer = {row["task"]: row for row in found["Mean over the layers, percent pruned"]}
     assert (
         layer["mlm"]["n"] == "1"
-        and layer["mlm"]["pooler.dense"] == "—"
-        and layer["sst2"]["pooler.dense"] != "—"
+        and layer["mlm"]["pooler"] == "—"
+        and layer["sst2"]["pooler"] != "—"
     )
     assert [list(row) for row in found["Overlap of kept weights, percent"]] == [
         ["", "sst2", "mlm"]
@@ -465,7 +516,7 @@ def test_the_note_is_in_the_title_of_every_figure(study, tmp_path, monkeypatch):
     ours = [
         next(x for x in a if isinstance(x, str) and ("\n" in x or "paper" in x)) for a in titles
     ]
-    assert len(ours) == 6 and all(
+    assert len(ours) == 7 and all(
         "a quick look" in title for title in ours if "the paper's" not in title
     )
 

@@ -197,6 +197,36 @@ def test_transfers_share_the_dense_network_and_one_shot_pruning(write):
     assert plan.conditions[Condition("mlm", 2)] == "dense-mlm-seed2"
 
 
+def test_transfers_at_several_sparsities_share_their_searches_and_dense_networks(write):
+    flags = GRID["flags"]
+    one, other, both = (
+        planned(write(flags=flags, transfer={**TRANSFER, "seeds": [1, 2], "sparsity": sparsity}))
+        for sparsity in (0.3, 0.2, [0.2, 0.3])
+    )
+    assert {*both.jobs} == {*one.jobs} | {*other.jobs}  # the ids of one sparsity, unchanged
+    assert {*both.conditions} == {*one.conditions} | {*other.conditions}
+    assert both.jobs["search-mlm-seed1"].flags["target_sparsity"] == 0.3
+    assert both.conditions[Condition("mlm", 1, 0.2, source="mlm")] == "search-mlm-seed1"
+    ticket = both.jobs["transfer-mlm-seed1-from-sst2-seed1-0.20-none"].flags["ticket"]
+    assert ticket == "jobs/search-sst2-seed1/rounds/02/ticket.safetensors"
+    alone = planned(write(flags=flags, transfer={**TRANSFER, "seeds": [1, 2], "sparsity": [0.3]}))
+    assert alone.to_dict() == one.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "why"),
+    [
+        ([], r"\[\]: invalid value; for example: 0.7 or \[0.5, 0.7\]"),
+        ([0.5, 0.5], "0.5 is given twice"),
+        ([0.5, 1], r"\[0.5, 1\]: invalid value"),
+        (["much"], "invalid value"),
+    ],
+)
+def test_sparsities_of_transfers_are_distinct_fractions(sparsity, why, write):
+    with pytest.raises(BadInput, match=f"transfer: sparsity: .*{why}"):
+        planned(write(flags=GRID["flags"], transfer={**TRANSFER, "sparsity": sparsity}))
+
+
 def test_searches_and_one_shot_pruning_use_the_scope_of_the_study(write):
     flags = {**GRID["flags"], "scope": "layerwise"}
     plan = planned(
@@ -297,6 +327,22 @@ def test_command_line_flags_override_the_file_and_the_task_is_substituted(write,
         "bf16": True,
         "optim": "sgd",
     }
+
+
+def test_a_study_begun_under_the_earlier_name_of_its_score_continues(write, tmp_path):
+    plan = planned(write(**SMALL), score="accumulated_taylor")
+    record = plan.to_dict()
+    for job in record["jobs"]:
+        job["flags"] = {**job["flags"], "score": "movement"}
+        (tmp_path / job["directory"]).mkdir(parents=True)
+    (tmp_path / "study.json").write_text(json.dumps(record))
+    searches = {name: job for name, job in plan.jobs.items() if job.kind == "imp"}
+    plan = plans.Plan(plan.studies, searches)
+    compatibility.check_flags(plan, tmp_path)
+    with pytest.raises(BadInput, match="--score accumulated_taylor and magnitude"):
+        compatibility.check_flags(planned(write(**SMALL), score="magnitude"), tmp_path)
+    with pytest.raises(BadInput, match="search-sst2-seed1: --score: movement is called accumul"):
+        planned(write(**SMALL), score="movement")
 
 
 def test_a_ticket_is_not_trained_in_other_weights_than_those_of_its_search(

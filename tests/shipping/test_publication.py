@@ -1,11 +1,12 @@
 """A push publishes local paths as their last names."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from lth_scale.config.arguments import flags_with
-from lth_scale.shipping.publication import Publication, bare
+from lth_scale.shipping.publication import Publication, PublishedRun, bare
 
 
 @pytest.mark.parametrize(
@@ -100,3 +101,11 @@ def test_values_and_texts_have_last_names_in_place_of_paths(tmp_path):
     assert public.value({"special_tokens_map_file": "/home/bob/map.json"}) == {
         "special_tokens_map_file": "map.json"
     }
+
+
+def test_a_run_begun_under_an_earlier_name_is_published_under_the_current_one(search):
+    out = search(score="accumulated_taylor", max_steps=1, schedule="one_shot", target_sparsity=0.1)
+    arguments = json.loads((out / "arguments.json").read_text())
+    (out / "arguments.json").write_text(json.dumps({**arguments, "score": "movement"}))
+    run = PublishedRun(out / "rounds/01")
+    assert "--score accumulated_taylor" in run.command and "movement" not in run.command

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import torch
 from accelerate.state import AcceleratorState
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
+from lth_scale import Ticket
 from lth_scale.config import manifest as listing
-from lth_scale.config.errors import Stopped
+from lth_scale.config.errors import BadInput, Stopped
 from lth_scale.config.resolution import parse
 from lth_scale.tasks import registry
 from lth_scale.training import batches, checkpoints, loop, networks, preparation
@@ -85,7 +88,7 @@ COMMANDS = {
     "amsgrad": dict(optim_args="amsgrad=true,eps=1e-3"),
     "a rewind point": dict(rewind_step="3", keep_theta="0.2"),
     "no rewinding": dict(rewind="none", weight_decay=0.1),
-    "movement": dict(score="movement"),
+    "accumulated_taylor": dict(score="accumulated_taylor"),
     "early bird": dict(early_bird=True, max_steps=40, save_steps=3, target_sparsity=0.2),
     "distillation": dict(distill=True),
     "bf16 and accumulation": dict(bf16=True, gradient_accumulation_steps=2),
@@ -107,6 +110,32 @@ def test_a_search_killed_in_every_round_gives_the_same_results(name, search, at_
             assert kills < 99
     assert kills >= 2
     assert outcome(parts) == outcome(whole)
+
+
+def test_a_search_begun_under_the_earlier_name_of_its_score_resumes_under_the_current_one(
+    search, at_step, tmp_path
+):
+    flags = dict(max_steps=5, save_steps=2, target_sparsity=0.3)
+    whole = search(output_dir=tmp_path / "whole", **flags, score="accumulated_taylor")
+    at_step(9)  # of round 1
+    out = tmp_path / "parts"
+    with pytest.raises(Killed):
+        search(output_dir=out, **flags, score="accumulated_taylor")
+    at_step(1000)
+    arguments = json.loads((out / "arguments.json").read_text()) | {"score": "movement"}
+    (out / "arguments.json").write_text(json.dumps(arguments))
+    for path in out.glob("rounds/*/ticket.safetensors"):
+        ticket = Ticket.load(path)
+        replace(ticket, arguments={**ticket.arguments, "score": "movement"}).save(path)
+    names = load_file(out / "rounds/01/checkpoint-2/rank-00000.safetensors")
+    assert [name for name in names if name.startswith("extra/moved/")]
+    with pytest.raises(BadInput, match="use accumulated_taylor"):
+        search(output_dir=out, **flags, score="movement")
+    with pytest.raises(BadInput, match="--score was accumulated_taylor, is magnitude"):
+        search(output_dir=out, **flags, score="magnitude")
+    search(output_dir=out, **flags, score="accumulated_taylor")
+    parts, once = outcome(out), outcome(whole)
+    assert all(parts[name] == once[name] for name in ("ticket.safetensors", "results.json"))
 
 
 @pytest.mark.parametrize("step", range(1, 6))

@@ -1,8 +1,7 @@
-"""Properties of the masks: sparsity by layer, and the overlap of two tasks' tickets."""
+"""Properties of the masks: sparsity by layer, and how alike two tasks' tickets are."""
 
 import logging
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, permutations
@@ -10,6 +9,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from lth_scale.config.markdown import Section, Table
+from lth_scale.pruning.positions import position
+from lth_scale.pruning.similarity import Shared, by_layer_and_kind, chance_similarity
 from lth_scale.science import figures
 from lth_scale.science.results import CLOSE, StudyResults, percent
 from lth_scale.tasks.registry import TASKS
@@ -18,27 +19,24 @@ if TYPE_CHECKING:
     from lth_scale.pruning.ticket import Ticket
 
 log = logging.getLogger("lth_scale")
-# Kinds of matrices by the end of their parameters' names.
-KINDS = {
-    "attention.self.query": "Q",
-    "attention.self.key": "K",
-    "attention.self.value": "V",
-    "attention.output.dense": "attn. out",
-    "intermediate.dense": "FFN in",
-    "output.dense": "FFN out",
-}
 LAYERS = "Pruned weights in percent, mean over the seeds' tickets. Rows of the figure are layers."
+NOT_SAVED = "The similarity of some pairs is missing: the study was saved before it was recorded."
 Layers = Mapping[str, Sequence[Mapping[str, float]]]  # task → for each seed, sparsity by matrix
+# Pair of tasks → seed → `all`, or `layers` and `kinds` by name → the numbers of a `Shared`.
+Common = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 def masks(study: StudyResults) -> list[Section]:
-    """Sparsity by layer, and the overlap if there are several tasks."""
+    """Sparsity by layer, and the similarity and the overlap if there are several tasks."""
     facts = study.mask_facts or mask_facts(study)
     sparsity = facts["sparsity"]
     layers = {task: [*by_seed.values()] for task, by_seed in facts["layers"].items()}
     sections = [_by_layer(study, sparsity, layers)]
     if len(layers) > 1:
+        common = facts.get("common", {})
+        sections += [_similarity(study, sparsity, [*layers], common)] if common else []
         sections.append(_overlap(study, sparsity, [*layers], facts["shared"]))
+        sections[-1].text += [NOT_SAVED] if facts["shared"].keys() - common.keys() else []
     return sections
 
 
@@ -47,11 +45,13 @@ def mask_facts(study: StudyResults) -> dict[str, Any]:
 
     sparsity: of the compared masks. layers: sparsity of each matrix by task and seed. shared:
     overlap by pair of tasks (`mlm sst2`) and seed, except of tickets with different base weights.
+    common: how many weights each pair keeps, which studies that were saved earlier lack.
     """
     sparsity = _mask_sparsity(study)
     planned = {search.task for search in study.searches if search.target >= sparsity - CLOSE}
     layers: dict[str, dict[str, dict[str, float]]] = {task: {} for task in TASKS if task in planned}
     shared: dict[str, dict[str, float]] = defaultdict(dict)
+    common: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for seed, tickets in _tickets_by_seed(study, sparsity):
         for task, ticket in tickets.items():
             layers[task][str(seed)] = ticket.layer_sparsity()
@@ -62,10 +62,19 @@ def mask_facts(study: StudyResults) -> dict[str, Any]:
                     "overlap is omitted"
                 )
                 continue
-            share = tickets[a].overlap(tickets[b])["all"]
-            if not math.isnan(share):  # NaN for a ticket that keeps nothing
-                shared[f"{a} {b}"][str(seed)] = share
-    return {"sparsity": sparsity, "layers": layers, "shared": shared}
+            counts = tickets[a].shared(tickets[b])
+            if not math.isnan(counts["all"].share):  # NaN for a ticket that keeps nothing
+                shared[f"{a} {b}"][str(seed)] = counts["all"].share
+                common[f"{a} {b}"][str(seed)] = _grouped(counts)
+    return {"sparsity": sparsity, "layers": layers, "shared": shared, "common": common}
+
+
+def _grouped(counts: Mapping[str, Shared]) -> dict[str, Any]:
+    """The counts of two tickets as JSON; counts: as `Ticket.shared` returns them."""
+    matrices = {name: shared for name, shared in counts.items() if name != "all"}
+    groups = zip(("layers", "kinds"), by_layer_and_kind(matrices), strict=True)
+    lists = {group: {name: [*x] for name, x in members.items()} for group, members in groups}
+    return {"all": [*counts["all"]], **lists}
 
 
 def _mask_sparsity(study: StudyResults) -> float:
@@ -93,12 +102,16 @@ def _tickets_by_seed(
 def _by_layer(study: StudyResults, sparsity: float, layers: Layers) -> Section:
     """A heat map per task of layers × kinds of matrices, and a table of means by kind."""
     names = dict.fromkeys(name for tickets in layers.values() for one in tickets for name in one)
-    positions = {name: _position(name) for name in names}
+    positions = {name: position(name) for name in names}
     depths, kinds = (list(dict.fromkeys(p[i] for p in positions.values())) for i in (0, 1))
     panels, rows = {}, []
     for task, tickets in layers.items():
         own = {name: p for name, p in positions.items() if not tickets or name in tickets[0]}
-        cells = {p: _mean([ticket[name] for ticket in tickets]) for name, p in own.items()}
+        # Two encoders of a model may have the same positions.
+        found: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for name, p in own.items():
+            found[p] += [ticket[name] for ticket in tickets]
+        cells = {p: _mean(sparsities) for p, sparsities in found.items()}
         panels[f"{task} (n = {len(tickets)})"] = figures.Grid(depths, kinds, cells)
         by_kind = ([name for name in own if own[name][1] == kind] for kind in kinds)
         means = [
@@ -116,15 +129,60 @@ def _by_layer(study: StudyResults, sparsity: float, layers: Layers) -> Section:
     return section
 
 
-def _position(name: str) -> tuple[str, str]:
-    """('3', 'Q') for a matrix of layer 3; ('', its name) outside of the layers."""
-    match = re.fullmatch(r"(?:.*?\.(\d+)\.)?(.+)\.weight", name)
-    return (match[1] or "", KINDS.get(match[2], match[2])) if match else ("", name)
-
-
 def _mean(fractions: Sequence[float]) -> tuple[float, str]:
     mean = 100 * fmean(fractions) if fractions else math.nan
     return mean, "missing" if math.isnan(mean) else f"{mean:.1f}"
+
+
+def _similarity(
+    study: StudyResults, sparsity: float, tasks: Sequence[str], common: Common
+) -> Section:
+    level = chance_similarity(sparsity, sparsity)
+    text = (
+        "Weights that the tickets of two tasks both keep ÷ weights that either keeps, "
+        "|A∩B| ÷ |A∪B|, in percent, mean over pairs of tickets of the same seed. Two random masks "
+        f"of this sparsity have {percent(level)}. Hatched: missing, or a task with itself."
+    )
+    by_pair = {
+        pair: [Shared(*counts["all"]).similarity for counts in by_seed.values()]
+        for pair, by_seed in common.items()
+    }
+    grid = _by_pair(tasks, by_pair)
+    heading, title = (
+        "Similarity of masks, percent",
+        f"Similarity of tickets, chance {percent(level)}",
+    )
+    png = figures.heat_maps({"": grid}, study.title(title), "similarity (%)", (100 * level, 100.0))
+    tables = [
+        grid.table(heading),
+        _similarity_within(common, "kinds", "Similarity by kind of matrix"),
+        _similarity_within(common, "layers", "Similarity by layer"),
+    ]
+    title = f"Similarity of tickets at {percent(sparsity)}"
+    return Section(title, [text], tables, {"similarity.png": (heading, png)})
+
+
+def _similarity_within(common: Common, group: str, title: str) -> Table:
+    """A row per pair of tasks; group: `kinds` or `layers`."""
+    names = dict.fromkeys(
+        name for by_seed in common.values() for counts in by_seed.values() for name in counts[group]
+    )
+    rows = []
+    for pair, by_seed in common.items():
+        row = [pair.replace(" ", ", "), str(len(by_seed))]
+        for name in names:
+            known = [Shared(*one[group][name]) for one in by_seed.values() if name in one[group]]
+            means = (_mean([x.similarity for x in known])[1], _mean([x.chance for x in known])[1])
+            row.append("{} ({})".format(*means) if known else "—")
+        rows.append(row)
+    return Table(f"{title}, percent (by chance)", ["tickets", "n", *names], rows)
+
+
+def _by_pair(tasks: Sequence[str], values: Mapping[str, Sequence[float]]) -> figures.Grid:
+    """Means by pair of tasks; values: by pair as in `mask_facts`, in any order of the two."""
+    by_pair = {frozenset(pair.split()): numbers for pair, numbers in values.items()}
+    cells = {pair: _mean(by_pair.get(frozenset(pair), [])) for pair in permutations(tasks, 2)}
+    return figures.Grid(tasks, tasks, cells)
 
 
 def _overlap(
@@ -139,9 +197,7 @@ def _overlap(
         "mean over pairs of tickets of the same seed. Two random masks of this sparsity share "
         f"{chance}. Hatched: missing, or a task with itself."
     )
-    by_pair = {frozenset(pair.split()): [*by_seed.values()] for pair, by_seed in shared.items()}
-    cells = {pair: _mean(by_pair.get(frozenset(pair), [])) for pair in permutations(tasks, 2)}
-    grid = figures.Grid(tasks, tasks, cells)
+    grid = _by_pair(tasks, {pair: [*by_seed.values()] for pair, by_seed in shared.items()})
     heading, title = "Overlap of kept weights, percent", f"Overlap of tickets, chance {chance}"
     png = figures.heat_maps(
         {"": grid}, study.title(title), "shared (%)", (100 * (1 - sparsity), 100.0)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale.config import directories, files, run_files
+from lth_scale.config.arguments import with_current_names
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
 from lth_scale.config.manifest import Manifest
@@ -98,7 +99,7 @@ def _of_stage(stage: Path) -> NetworkLocation:
     if kind in ("rounds", "seeds") and (run / "arguments.json").is_file():
         try:
             run_files.check_whole(run)
-            arguments = files.read_json(run / "arguments.json")
+            arguments = with_current_names(files.read_json(run / "arguments.json"))
         except ValueError as problem:
             raise BadInput(f"{run}: {problem}; restore a copy of it, or use another run") from None
     return NetworkLocation(stage / "model", stage / "ticket.safetensors", arguments)
