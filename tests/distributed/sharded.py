@@ -330,7 +330,7 @@ def evaluated_examples(directory: Path, world: int) -> dict:
     from lth_scale.training import loop, networks
 
     kept: dict = {}
-    for task, data in (("sst2", "data"), ("mlm", "texts"), ("squad", "questions")):
+    for task, data in (("sst2", "data"), ("squad", "questions")):
         args = dataclasses.replace(
             arguments(directory, "adamw", world),
             task=task,
