@@ -1,7 +1,10 @@
 """predictions.safetensors: the result of each validation example, beside metrics.json."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy
@@ -133,6 +136,33 @@ def test_scores_and_blocks_of_other_tasks_are_kept(search, text_data, tmp_path):
         mean = arrays["loss"].sum() / arrays["masked"].sum()
         assert mean == pytest.approx(row["eval"]["loss"], rel=1e-5)
         assert {*row["trivial"]} == {"constant", "unigram", "chance"}
+
+
+def test_two_ranks_write_the_file_of_one_process(small, text_data, command, tmp_path):
+    """Untrained, because training over more ranks sums gradients in another order."""
+    flags = dict(task="mlm", dataset_path=text_data, max_steps=0, target_sparsity=0.1)
+    flags |= dict(per_device_eval_batch_size=3, max_train_samples=20)
+    done = command("lth_scale.imp", *small(**flags, output_dir=tmp_path / "one"))
+    assert done.returncode == 0, done.stderr
+    accelerate = [Path(sys.executable).with_name("accelerate"), "launch", "--num_processes", "2"]
+    accelerate += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+    accelerate += ["--dynamo_backend", "no", "-m", "lth_scale.imp"]
+    two = subprocess.run(
+        [*accelerate, *small(**flags, output_dir=tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+    )
+    assert two.returncode == 0, two.stderr
+    for k in range(2):
+        files_of_round = [
+            (tmp_path / run / f"rounds/0{k}/predictions.safetensors").read_bytes()
+            for run in ("one", "two")
+        ]
+        assert files_of_round[0] == files_of_round[1]
+    assert len(read(tmp_path / "two")["rounds/00"]["masked"]) > 6  # some batches for each rank
 
 
 @pytest.mark.parametrize("name", ["predictions.safetensors", "metrics.json", "complete"])
