@@ -7,10 +7,12 @@ from pathlib import Path
 from lth_scale.config.directories import HELD
 from lth_scale.config.files import check_regular, read_json
 
+PREDICTIONS = "predictions.safetensors"  # of a stage; missing in runs that kept none
 _STAGES = ("rounds/[0-9]*", "seeds/[0-9]*", "controls/*/[0-9]*")
 _TENSORS = (
     *("ticket.safetensors", "theta.safetensors", "theta-[0-9]*.safetensors"),
     *("weights.safetensors", "model.safetensors", "model-*-of-*.safetensors"),
+    PREDICTIONS,
 )
 _TABLES = ("results", "controls")  # JSON lists
 _METRICS = "sparsity pruned prunable threshold steps train_loss eval seconds"

@@ -13,7 +13,7 @@ from lth_scale.config.markdown import Table, literal, markdown_table
 from lth_scale.config.texts import printable, quoted
 from lth_scale.tracking.mlflow.journal import Progress
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import Row, starved_rows
+from lth_scale.tracking.stages import Row, has_constant_prediction, starved_rows, trivial_scores
 
 DELTA = 0.01  # tolerated loss: one percentage point
 Rows = Sequence[Row]  # of results.json
@@ -26,10 +26,16 @@ def report(record: RunDirectory) -> str:
     if isinstance(args, Transfer):
         rows = record.seed_rows()
         return "\n\n".join(
-            [*parts, results_table(rows), *_warnings(rows), *_over_seeds(record, args)]
+            [
+                *parts,
+                results_table(rows),
+                *_trivial_line(rows),
+                *_warnings(rows),
+                *_over_seeds(record, args),
+            ]
         )
     rows, controls = record.round_rows(), record.control_rows()
-    parts.append(results_table(rows))
+    parts += [results_table(rows), *_trivial_line(rows)]
     if controls:
         parts.append(_control_table(rows, controls, record.control))
     return "\n\n".join([*parts, *_warnings(rows), *_warnings(controls, f"{record.control} ")])
@@ -53,6 +59,17 @@ def results_table(rows: Rows) -> str:
     return markdown_table(Table("", header, lines), align=True)
 
 
+def _trivial_line(rows: Rows) -> list[str]:
+    """What trivial predictors score, in one line; none in runs that lack it."""
+    predictors = [
+        literal(predictor)
+        + " "
+        + ", ".join(f"{literal(metric)} {score:.4f}" for metric, score in scores.items())
+        for predictor, scores in trivial_scores(rows).items()
+    ]
+    return [f"Trivial predictors: {'; '.join(predictors)}"] if predictors else []
+
+
 def _control_table(rows: Rows, controls: Rows, control: str) -> str:
     """A control and the tickets of its sparsities, by the task's primary metric."""
     metric = next(iter(rows[0]["eval"]))
@@ -67,12 +84,21 @@ def _control_table(rows: Rows, controls: Rows, control: str) -> str:
 
 
 def _warnings(rows: Rows, prefix: str = "") -> list[str]:
-    """A list of the networks with a matrix that keeps fewer weights than it has outputs."""
+    """The networks with nearly empty matrices, and those that predict the same for all rows."""
     lines = [
         f"- {prefix}{key} {number:02d}: {literal(description)}"
         for key, number, description in starved_rows(rows)
     ]
-    return ["Nearly empty matrices:", "\n".join(lines)] if lines else []
+    parts = ["Nearly empty matrices:", "\n".join(lines)] if lines else []
+    constant = [
+        f"{prefix}{key} {row[key]:02d}"
+        for row in rows
+        for key in ("round", "seed")
+        if key in row and has_constant_prediction(row)
+    ]
+    if constant:
+        parts.append(f"One prediction for all validation rows: {', '.join(constant)}")
+    return parts
 
 
 def _over_seeds(record: RunDirectory, args: Transfer) -> list[str]:

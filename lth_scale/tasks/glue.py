@@ -1,8 +1,10 @@
 """The GLUE tasks: a sentence or a pair of sentences, and a class or a score."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -15,9 +17,15 @@ from lth_scale.config.errors import warn
 from lth_scale.tasks import data, data_warnings
 from lth_scale.tasks.inputs import agree_on_inputs
 from lth_scale.tasks.loading import check_labels, load_model, load_tokenizer
-from lth_scale.tasks.metrics import prediction_rows, prediction_scores
+from lth_scale.tasks.metrics import (
+    is_constant,
+    kept_predictions,
+    prediction_rows,
+    prediction_scores,
+)
 from lth_scale.tasks.registry import TASKS, TaskKind
-from lth_scale.tasks.task import Batch, LoadedTask, label_config
+from lth_scale.tasks.task import Batch, LoadedTask, Predictions, in_row_order, label_config
+from lth_scale.tasks.trivial import Trivial, trivial_scores
 
 SIMILARITIES = (0.0, 5.0)  # the range of the scores that STS-B's annotators could give
 CORRELATIONS = ("matthews_correlation", "pearson")
@@ -46,6 +54,28 @@ class GlueTask(LoadedTask):
                     "undefined and counts as 0"
                 )
         return prediction_scores(rows, self.kind.metrics)
+
+    def predictions(self, table: numpy.ndarray, rows: Dataset, order: numpy.ndarray) -> Predictions:
+        """`prediction` and `label` of each row: int16 classes, or float32 scores."""
+        kept = kept_predictions(in_row_order(table, order), is_regression=self._classes == 1)
+        return Predictions(kept, is_constant(kept["prediction"]))
+
+    def trivial(self) -> Trivial:
+        """The best constant and chance on the validation rows, and on each further split."""
+        scores = self._trivial_scores(self.validation)
+        for suffix, rows in self.more.items():
+            for predictor, further in self._trivial_scores(rows).items():
+                named = {f"{metric}_{suffix}": score for metric, score in further.items()}
+                scores[predictor] = {**scores[predictor], **named}
+        return scores
+
+    def _trivial_scores(self, rows: Dataset) -> dict[str, Mapping[str, float]]:
+        labels = numpy.asarray(rows["labels"][:])
+        return dict(trivial_scores(labels, self._classes, self.kind.metrics))
+
+    @property
+    def _classes(self) -> int:
+        return len(self.kind.labels)
 
 
 def load_glue(args: Training) -> GlueTask:

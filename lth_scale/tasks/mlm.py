@@ -3,6 +3,7 @@
 Source: paper_reference, mlm_details.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy
@@ -24,10 +25,11 @@ from lth_scale.tasks import data, data_warnings
 from lth_scale.tasks.inputs import agree_on_inputs, special_tokens_around
 from lth_scale.tasks.loading import load_model, load_tokenizer
 from lth_scale.tasks.locations import local_directory
-from lth_scale.tasks.metrics import prediction_rows, prediction_scores
+from lth_scale.tasks.metrics import is_constant, prediction_rows, prediction_scores
 from lth_scale.tasks.registry import TASKS
-from lth_scale.tasks.task import Batch, LoadedTask, Row, label_config
+from lth_scale.tasks.task import Batch, LoadedTask, Predictions, Row, label_config
 from lth_scale.tasks.tokenizer import tokenizer_digest
+from lth_scale.tasks.trivial import Trivial, unigram_scores
 
 EVAL_SEED = 1234  # fixes the masked positions of the validation blocks
 IGNORED = -100  # the label of a token that is not predicted
@@ -56,6 +58,35 @@ class MlmTask(LoadedTask):
     def score(self, rows: numpy.ndarray) -> dict[str, float]:
         """Masked accuracy, and the mean loss."""
         return prediction_scores(rows, TASKS["mlm"].metrics)
+
+    def predictions(self, table: numpy.ndarray, rows: Dataset, order: numpy.ndarray) -> Predictions:
+        """Of each block its summed `loss` (float32), its `masked` tokens and the `correct` ones."""
+        masked = (_label_ids(rows) != IGNORED).sum(axis=1)
+        block = numpy.repeat(order, masked[order])
+        predicted, labels, losses = table.T
+        kept = {
+            "loss": numpy.bincount(block, losses, len(rows)).astype(numpy.float32),
+            "masked": masked.astype(numpy.int32),
+            "correct": numpy.bincount(block, predicted == labels, len(rows)).astype(numpy.int32),
+        }
+        return Predictions(kept, is_constant(predicted.astype(int)))
+
+    def trivial(self) -> Trivial:
+        """The most frequent masked token, the unigram model of train, and chance."""
+        labels = _label_ids(self.validation)
+        vocabulary = max(self.model.config.vocab_size, len(self.tokenizer))
+        return unigram_scores(self._train_tokens(), labels[labels != IGNORED], vocabulary)
+
+    def _train_tokens(self) -> Iterator[numpy.ndarray]:
+        """The tokens of train that may be masked, a part at a time."""
+        for chunk in self.train.with_format("arrow")[:]["input_ids"].chunks:
+            tokens = chunk.flatten().to_numpy()
+            yield tokens[~numpy.isin(tokens, self.tokenizer.all_special_ids)]
+
+
+def _label_ids(rows: Dataset) -> numpy.ndarray:
+    """The labels of validation blocks, int (blocks, length); IGNORED where none is predicted."""
+    return numpy.asarray(rows["labels"][:])
 
 
 def load_mlm(args: Training) -> MlmTask:

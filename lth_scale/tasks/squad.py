@@ -25,8 +25,10 @@ from lth_scale.tasks import data, data_warnings
 from lth_scale.tasks.inputs import agree_on_inputs
 from lth_scale.tasks.loading import load_model, load_tokenizer
 from lth_scale.tasks.metrics import load_metric
+from lth_scale.tasks.metrics.squad.squad import exact_match, f1
 from lth_scale.tasks.registry import TASKS
-from lth_scale.tasks.task import Batch, LoadedTask, Row, label_config
+from lth_scale.tasks.task import Batch, LoadedTask, Predictions, Row, label_config
+from lth_scale.tasks.trivial import Trivial, constant_answer_scores
 
 COLUMNS = {"context": "string", "question": "string", "answers": "answers"}
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -62,18 +64,37 @@ class SquadTask(LoadedTask):
 
     def score(self, rows: numpy.ndarray) -> dict[str, float]:
         """F1 and exact match of each question's best window, and the mean loss of all windows."""
+        given, accepted = self._answers(rows)
+        percent = self.metric.compute(predictions=given, references=accepted)
+        scores = {name: percent[name] / 100 for name in TASKS["squad"].metrics}
+        return {**scores, "loss": float(rows[:, 4].mean())}
+
+    def predictions(self, table: numpy.ndarray, rows: Dataset, order: numpy.ndarray) -> Predictions:
+        """`f1` (float32) and `exact_match` (int16, 0 or 1) of each question, not of each window."""
+        given, accepted = self._answers(table)
+        pairs = [*zip(given, accepted, strict=True)]
+        kept = {
+            name: numpy.array(
+                [max(metric(text, answer) for answer in answers) for text, answers in pairs], kind
+            )
+            for name, metric, kind in (("f1", f1, "float32"), ("exact_match", exact_match, "int16"))
+        }
+        return Predictions(kept, len(given) > 1 and len({*given}) == 1)
+
+    def trivial(self) -> Trivial:
+        """The best constant answer."""
+        return constant_answer_scores([row["text"] for row in self.questions["answers"][:]])
+
+    def _answers(self, rows: numpy.ndarray) -> tuple[list[str], list[list[str]]]:
+        """The answer given to each question, in their order, and those that are accepted."""
         # A question's best window first; among ties the earlier one.
         rows = rows[numpy.lexsort((rows[:, 0], -rows[:, 3]))]
         questions = self.question_of[rows[:, 0].astype(int)]
         answered, best = numpy.unique(questions, return_index=True)
         asked = self.questions.select(answered)
         spans = zip(asked["context"], rows[best, 1:3].astype(int), strict=True)
-        percent = self.metric.compute(
-            predictions=[context[start:stop].strip() for context, (start, stop) in spans],
-            references=[answers["text"] for answers in asked["answers"]],
-        )
-        scores = {name: percent[name] / 100 for name in TASKS["squad"].metrics}
-        return {**scores, "loss": float(rows[:, 4].mean())}
+        given = [context[start:stop].strip() for context, (start, stop) in spans]
+        return given, [answers["text"] for answers in asked["answers"]]
 
 
 def load_squad(args: Training) -> SquadTask:

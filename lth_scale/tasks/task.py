@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy
 from datasets import Dataset
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lth_scale.distributed import compat
+from lth_scale.tasks.trivial import Trivial
 
 Batch = dict[str, Tensor]
 Row = dict[str, Any]  # one example: column → value
@@ -17,6 +18,8 @@ Row = dict[str, Any]  # one example: column → value
 
 class Task(Protocol):
     """A model with its head, its data, and how to score it.
+
+    A task may also be a `KeepsPredictions` and a `KnowsTrivialScores`.
 
     model: in fp32, on the CPU until training starts. fresh: names in the model of parameters that
     no checkpoint provided. remark: one line about them, or "". train, validation: encoded rows.
@@ -57,6 +60,56 @@ class Task(Protocol):
         """Metrics of the concatenated `rows` of a split; the first one stands for the task."""
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """The results of one evaluation, example by example.
+
+    arrays: by name; integers of at most 32 bits or float32, with one entry for each example along
+    the first dimension. is_constant: whether the network gave one answer to all of two or more
+    examples.
+    """
+
+    arrays: Mapping[str, numpy.ndarray]
+    is_constant: bool
+
+
+@runtime_checkable
+class KeepsPredictions(Protocol):
+    """A task whose evaluations keep the result of each example, in predictions.safetensors.
+
+    Optional: no class needs to inherit from it, and without the method nothing is kept.
+    """
+
+    def predictions(self, table: numpy.ndarray, rows: Dataset, order: numpy.ndarray) -> Predictions:
+        """The results of the examples of one split, in the order of its rows.
+
+        table: the concatenated `rows` of all batches, as `score` takes them. rows: the split, one
+        of `validation` and `more`. order: int (len(rows),), the number of the row at each position
+        of the batches: sorted by length if the task is `grouped`, otherwise 0, 1, 2, …
+        """
+
+
+@runtime_checkable
+class KnowsTrivialScores(Protocol):
+    """A task that can tell what predictors score which do not read the input. Optional."""
+
+    def trivial(self) -> Trivial:
+        """Scores on the validation data by predictor and metric, named as by `score`.
+
+        Names of further validation splits have their suffix. Called once in a run.
+        """
+
+
+def in_row_order(table: numpy.ndarray, order: numpy.ndarray) -> numpy.ndarray:
+    """Return a table with one line for each row of a split in the order of these rows.
+
+    order: as in `KeepsPredictions.predictions`.
+    """
+    restored = numpy.empty_like(table)
+    restored[order] = table
+    return restored
+
+
 @dataclass(kw_only=True)
 class LoadedModel:
     """A model with its head and its tokenizer; the fields are those of `Task`."""
@@ -74,7 +127,10 @@ class LoadedModel:
 
 @dataclass(kw_only=True)
 class LoadedTask(LoadedModel):
-    """The data of a task. Subclasses add `loss`, `rows` and `score` (see `Task`)."""
+    """The data of a task. Subclasses add `loss`, `rows` and `score` (see `Task`).
+
+    Optionally also `predictions` and `trivial` (see `KeepsPredictions`, `KnowsTrivialScores`).
+    """
 
     train: Dataset
     validation: Dataset

@@ -1,10 +1,12 @@
 """Scores of trivial predictors: what a network must beat before its score means anything."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy
 
 from lth_scale.tasks.metrics import load_metric
+from lth_scale.tasks.metrics.squad.squad import exact_match, f1, normalize
 
 DRAWS = 20  # of random predictions; their mean is the score by chance
 Trivial = Mapping[str, Mapping[str, float]]  # predictor → metric → score
@@ -31,14 +33,18 @@ def trivial_scores(labels: numpy.ndarray, classes: int, metrics: Sequence[str]) 
     return {"constant": constant, "chance": chance}
 
 
-def unigram_scores(train: numpy.ndarray, labels: numpy.ndarray, vocabulary: int) -> Trivial:
+def unigram_scores(
+    train: Iterable[numpy.ndarray], labels: numpy.ndarray, vocabulary: int
+) -> Trivial:
     """Masked-token accuracy of the most frequent token and of chance, and the unigram model's loss.
 
-    train: token ids of the training blocks; labels: the masked tokens of validation. The unigram
-    model predicts each token with its frequency in `train` (add-one smoothing); the loss is in
-    nats per token.
+    train: token ids of the training blocks, in parts; labels: the masked tokens of validation. The
+    unigram model predicts each token with its frequency in `train` (add-one smoothing); the loss is
+    in nats per token.
     """
-    counts = numpy.bincount(train.ravel(), minlength=vocabulary) + 1.0
+    counts = numpy.ones(vocabulary)
+    for tokens in train:
+        counts += numpy.bincount(tokens, minlength=vocabulary)
     logs = numpy.log(counts / counts.sum())
     constant = float((labels == numpy.bincount(labels).argmax()).mean())
     unigram = {"accuracy": float((labels == counts.argmax()).mean())}
@@ -54,14 +60,23 @@ def constant_answer_scores(answers: Sequence[Sequence[str]], candidates: int = 5
 
     answers: the accepted answers of each question. Chance is left out: it depends on the contexts.
     """
-    metric = load_metric("squad")
-    texts, counts = numpy.unique([text for each in answers for text in each], return_counts=True)
-    frequent = texts[numpy.argsort(-counts, kind="stable")[:candidates]]
-    scores = [
-        metric.compute(predictions=[str(text)] * len(answers), references=answers)
-        for text in frequent
-    ]
-    return {"constant": {name: value / 100 for name, value in _best(scores).items()}}
+    counts = Counter(text for accepted in answers for text in accepted)
+    words = {text: {*normalize(text)} for text in counts}
+
+    def scores(text: str) -> dict[str, float]:
+        # Only these can score: comparing all of them takes a minute for SQuAD.
+        alike = {other for other in words if words[other] & words[text] or not words[other]}
+        rivals = [alike.intersection(accepted) for accepted in answers]
+        return {
+            name: sum(
+                max((metric(text, answer) for answer in each), default=0.0) for each in rivals
+            )
+            / len(answers)
+            for name, metric in (("f1", f1), ("exact_match", exact_match))
+        }
+
+    frequent = sorted(counts, key=lambda text: (-counts[text], text))[:candidates]
+    return {"constant": _best([scores(text) for text in frequent])}
 
 
 def _best(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Stages: the trainings that a run records one by one, and their rows in metrics.json."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +58,30 @@ def starved_rows(rows: Iterable[Row]) -> Iterator[tuple[str, int, str]]:
         key = "seed" if "seed" in row else "round"
         if key in row and (description := describe_starved(row)):
             yield key, row[key], description
+
+
+def has_constant_prediction(row: Row) -> bool:
+    """True if the network of a row gave one prediction for all validation rows."""
+    return row.get("constant_prediction") is True
+
+
+def trivial_scores(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """The scores of trivial predictors, by predictor and metric, that the last row has.
+
+    Empty in runs that an older version finished, and if they are damaged.
+    """
+    trivial = rows[-1].get("trivial") if rows else None
+    if not isinstance(trivial, dict):
+        return {}
+    return {
+        predictor: {
+            metric: float(score)
+            for metric, score in scores.items()
+            if isinstance(score, int | float)
+        }
+        for predictor, scores in trivial.items()
+        if isinstance(scores, dict)
+    }
 
 
 def describe_starved(row: Row) -> str:

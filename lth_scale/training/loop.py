@@ -1,7 +1,8 @@
 """The training loop and evaluation, on all ranks."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import datasets
 import numpy
@@ -15,12 +16,26 @@ from transformers import get_scheduler
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import Diverged
 from lth_scale.pruning import masking
-from lth_scale.tasks.task import Batch
+from lth_scale.tasks.task import Batch, KeepsPredictions
 from lth_scale.training.batches import select_rows, token_counts
 from lth_scale.training.networks import Network
 
 TEMPERATURE = 2.0  # of distillation
 TEACHER_WEIGHT = 0.5  # of the teacher's term in the loss
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of an evaluation.
+
+    scores: by metric, the same on every rank; the loss comes last. examples: by name, the results
+    of each example; is_constant: whether all validation rows got one prediction; both on the main
+    process only, and of a task that is a `KeepsPredictions`.
+    """
+
+    scores: Mapping[str, float]
+    examples: Mapping[str, numpy.ndarray] = field(default_factory=dict)
+    is_constant: bool = False
 
 
 def train(
@@ -123,33 +138,53 @@ def learning_rates(args: Training, total: int) -> Callable[[int], float]:
     return lambda step: args.learning_rate * factor(step)
 
 
-def evaluate(net: Network, on_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
-    """Compute the task's metrics on its validation rows, the same on every rank.
+def evaluate(net: Network, on_batch: Callable[[], None] = lambda: None) -> Evaluation:
+    """Evaluate the network on the task's validation rows.
 
-    The metrics of further validation sets have a suffix (MNLI: `accuracy_mismatched`), and the loss
-    comes last. on_batch is called before each batch. Raises Diverged if the loss of a row is not
-    finite.
+    What belongs to further validation sets has a suffix (MNLI: `accuracy_mismatched`). on_batch is
+    called before each batch. Raises Diverged if the loss of a row is not finite.
     """
-    metrics = _score(net, net.task.validation, on_batch)
+    first = _evaluate_split(net, net.task.validation, on_batch)
+    scores, examples = {**first.scores}, {**first.examples}
+    loss = scores.pop("loss")
     for suffix, rows in net.task.more.items():
-        further = _score(net, rows, on_batch).items()
-        metrics |= {f"{metric}_{suffix}": value for metric, value in further if metric != "loss"}
-    metrics["loss"] = metrics.pop("loss")
-    return metrics
+        further = _evaluate_split(net, rows, on_batch)
+        metrics = (metric for metric in further.scores if metric != "loss")
+        scores |= {f"{metric}_{suffix}": further.scores[metric] for metric in metrics}
+        examples |= {f"{name}_{suffix}": array for name, array in further.examples.items()}
+    return Evaluation({**scores, "loss": loss}, examples, first.is_constant)
+
+
+def _evaluate_split(
+    net: Network, rows: datasets.Dataset, on_batch: Callable[[], None]
+) -> Evaluation:
+    task, order = net.task, numpy.arange(len(rows))
+    if task.grouped:  # the longest rows first
+        order = numpy.argsort(-numpy.array(token_counts(rows)), kind="stable")
+    table = _score_rows(net, rows, order.tolist(), on_batch)
+    if not numpy.isfinite(table[:, -1]).all():
+        raise Diverged(
+            f"the loss of a validation row is NaN or infinite after step {net.step}; completed "
+            f"rounds are kept: lower --learning_rate {net.args.learning_rate}, in another "
+            "--output_dir"
+        )
+    scores = task.score(table)
+    if not (net.accelerator.is_main_process and isinstance(task, KeepsPredictions)):
+        return Evaluation(scores)
+    kept = task.predictions(table, rows, order)
+    return Evaluation(scores, kept.arrays, kept.is_constant)
 
 
 @torch.no_grad()
-def _score(net: Network, rows: datasets.Dataset, on_batch: Callable[[], None]) -> dict[str, float]:
-    """Compute the task's metrics on some rows, whose batches the ranks share.
+def _score_rows(
+    net: Network, rows: datasets.Dataset, order: list[int], on_batch: Callable[[], None]
+) -> numpy.ndarray:
+    """Return the task's `rows` of a split in this order; the ranks share the batches.
 
     Every rank evaluates as many batches as the others, so that collectives match.
     """
     task, size = net.task, net.args.per_device_eval_batch_size
     rank, world_size = net.accelerator.process_index, net.accelerator.num_processes
-    order = list(range(len(rows)))
-    if task.grouped:  # the longest rows first
-        lengths = token_counts(rows)
-        order.sort(key=lambda row: -lengths[row])
     net.engine.model.eval()
     scored: dict[int, numpy.ndarray] = {}
     count = math.ceil(len(order) / size)
@@ -161,11 +196,4 @@ def _score(net: Network, rows: datasets.Dataset, on_batch: Callable[[], None]) -
         _, outputs = task.loss(net.engine.model, batch)
         scored[number] = task.rows(outputs, batch)
     by_number = {number: part for each in gather_object([scored]) for number, part in each.items()}
-    table = numpy.concatenate([by_number[number] for number in range(count)])
-    if not numpy.isfinite(table[:, -1]).all():
-        raise Diverged(
-            f"the loss of a validation row is NaN or infinite after step {net.step}; completed "
-            f"rounds are kept: lower --learning_rate {net.args.learning_rate}, in another "
-            "--output_dir"
-        )
-    return task.score(table)
+    return numpy.concatenate([by_number[number] for number in range(count)])

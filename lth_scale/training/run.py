@@ -4,6 +4,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,12 +18,15 @@ from lth_scale.distributed.watchdog import STOP, SignalHandler
 from lth_scale.pruning import prunable_set
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import summary
+from lth_scale.tasks.task import KnowsTrivialScores
 from lth_scale.tasks.tokenizer import forget_truncation
+from lth_scale.tasks.trivial import Trivial
 from lth_scale.tracking import console
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.stages import Row, Stage, describe_starved
 from lth_scale.tracking.trackers import TRACKERS, Listener
 from lth_scale.training import checkpoints, loop, networks
+from lth_scale.training.loop import Evaluation
 from lth_scale.training.networks import Network, Weights
 
 
@@ -39,7 +43,7 @@ class Run:
     listeners: list[Listener] = field(default_factory=list)
     stage: Stage = field(default_factory=lambda: Stage.round(0))
     start_time: float = 0.0
-    scores: dict[str, float] = field(default_factory=dict)
+    evaluation: Evaluation = field(default_factory=lambda: Evaluation({}))
     signals: SignalHandler = field(default_factory=SignalHandler)
 
     @property
@@ -56,6 +60,12 @@ class Run:
     def stage_directory(self) -> Path:
         """The directory of the stage in training."""
         return self.run_directory.path(self.stage)
+
+    @cached_property
+    def trivial(self) -> Trivial:
+        """The scores of trivial predictors, if the task knows any."""
+        task = self.net.task
+        return task.trivial() if isinstance(task, KnowsTrivialScores) else {}
 
     @property
     def ticket_file(self) -> Path:
@@ -162,7 +172,14 @@ class Run:
     def evaluate(self) -> None:
         """Score the trained network on the validation data. Raises Stopped on SIGTERM."""
         with self.signals.deferred():
-            self.scores = loop.evaluate(self.net, self.checkpoint_if_due)
+            self.evaluation = loop.evaluate(self.net, self.checkpoint_if_due)
+        if self.evaluation.is_constant:
+            warn(
+                "%s: the network gives one prediction for all validation rows, as an untrained or "
+                "dead one does; its score is that of a constant: look at it before you wait for "
+                "more",
+                self.stage.name,
+            )
 
     def complete(self) -> None:
         """Write the stage's metrics, mark it complete, and delete its checkpoints."""
@@ -180,15 +197,17 @@ class Run:
                 "threshold": ticket.threshold,
                 "steps": steps,
                 "train_loss": loss,
-                "eval": self.scores,
+                "eval": self.evaluation.scores,
                 "seconds": time.monotonic() - self.start_time,
                 "peak_memory": peak_memory(),
                 **self._starved(ticket),
+                **({"trivial": self.trivial} if self.trivial else {}),
+                **({"constant_prediction": True} if self.evaluation.is_constant else {}),
                 **({"note": self.args.note} if self.args.note else {}),
             }
             for listener in self.listeners:
                 listener.end(self.stage, row)
-            self.run_directory.complete(self.stage, row)
+            self.run_directory.complete(self.stage, row, self.evaluation.examples)
             checkpoints.remove_all(self.stage_directory)
         net.accelerator.wait_for_everyone()
 

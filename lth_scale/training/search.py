@@ -18,9 +18,11 @@ from lth_scale.pruning.prunable_set import digest, transposed
 from lth_scale.pruning.registries import CONTROLS, SCORES, Subnetwork, parse_pattern, sparsities
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import figures
+from lth_scale.tracking import predictions
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import Stage
+from lth_scale.tracking.stages import Stage, has_constant_prediction
 from lth_scale.training import loop, networks, preparation
+from lth_scale.training.loop import Evaluation
 from lth_scale.training.networks import Weights
 from lth_scale.training.run import Run
 from lth_scale.training.starting_point import (
@@ -177,7 +179,9 @@ class Search(Run):
         weights = load_file(source / NETWORK)
         self.start(Stage.round(0), weights, ticket, self.steps, self.args.seed)
         row = files.read_json(source / "metrics.json")
-        self.scores, self.net.first_step = row["eval"], self.steps - row["steps"]
+        examples = predictions.read(source)
+        self.evaluation = Evaluation(row["eval"], examples, has_constant_prediction(row))
+        self.net.first_step = self.steps - row["steps"]
         micro_steps = row["steps"] * self.args.gradient_accumulation_steps
         self.net.loss_sum += row["train_loss"] * micro_steps
         theta = theta_file_of_search(dense, self.rewind_step)

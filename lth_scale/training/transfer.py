@@ -126,7 +126,7 @@ class TransferRun(Run):
                 name: torch.lerp(weight, ends[1][name], share) for name, weight in ends[0].items()
             }
             networks.restart(self.net, weights, start.masks, 0, first)
-            path.append({"share": share, "eval": loop.evaluate(self.net)})
+            path.append({"share": share, "eval": loop.evaluate(self.net).scores})
         if self.is_main:
             scores = [next(iter(point["eval"].values())) for point in path]
             content = {"seeds": [first, second], "barrier": barrier(scores), "path": path}

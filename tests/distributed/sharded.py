@@ -323,6 +323,32 @@ def twenty_rounds(directory: Path, world: int) -> dict:
     return {"memory": memory, "model": 4 * sum(weight.numel() for weight in theta.values())}
 
 
+def evaluated_examples(directory: Path, world: int) -> dict:
+    """What an evaluation of θ₀ keeps of each example, on the main process, by task."""
+    import dataclasses
+
+    from lth_scale.training import loop, networks
+
+    kept: dict = {}
+    for task, data in (("sst2", "data"), ("squad", "questions")):
+        args = dataclasses.replace(
+            arguments(directory, "adamw", world),
+            task=task,
+            dataset_path=str(directory / data),
+            per_device_eval_batch_size=3,
+            doc_stride=8,
+        )
+        net, theta = prepared(args)
+        everything = {
+            name: torch.ones(piece.shape, dtype=torch.bool) for name, piece in net.targets.items()
+        }
+        networks.restart(net, theta, everything, 0, 1)
+        evaluation = loop.evaluate(net)
+        examples = {name: torch.tensor(array) for name, array in evaluation.examples.items()}
+        kept[task] = {"scores": dict(evaluation.scores), "examples": examples}
+    return kept
+
+
 def threshold_cases(rank: int, world: int) -> dict:
     """Masks of matrices cut anywhere, compared with a stable sort; and the traffic."""
     from hypothesis import given, settings
@@ -389,6 +415,8 @@ def run(case: str, directory: Path, world: int) -> dict:
         results = search_rounds(directory, kind, 2, 3)
     elif task == "threshold":
         results = threshold_cases(int(os.environ["RANK"]), world)
+    elif task == "examples":
+        results = evaluated_examples(directory, world)
     elif task == "memory":
         results = twenty_rounds(directory, world)
     else:

@@ -39,10 +39,11 @@ CASES = {
         *HALF,
         "zero3-begin",
         "ddp-threshold",
+        "ddp-examples",
         *(f"{kind}-memory" for kind in MEASURED),
     ],
-    1: [*(f"{kind}-no" for kind in KINDS), "ddp-end"],
-    3: [*(f"{kind}-no" for kind in KINDS), "zero2-end", "ddp-threshold"],
+    1: [*(f"{kind}-no" for kind in KINDS), "ddp-end", "ddp-examples"],
+    3: [*(f"{kind}-no" for kind in KINDS), "zero2-end", "ddp-threshold", "ddp-examples"],
 }
 TRAINED = [
     (case, world)
@@ -115,6 +116,16 @@ def results(tmp_path_factory) -> Path:
             for i in range(count)
         ]
         write_jsonl(directory / "data" / f"{split}.jsonl", rows)
+        long = " ".join(sentence(i) for i in range(8))
+        questions = [
+            {
+                "context": long[i:],
+                "question": "what did the cat see",
+                "answers": {"text": ["saw"], "answer_start": [long[i:].index("saw")]},
+            }
+            for i in range(count // 2)
+        ]
+        write_jsonl(directory / "questions" / f"{split}.jsonl", questions)
     for world in CASES:
         run_ranks(world, directory)
         if world == 2:
@@ -336,3 +347,16 @@ def test_the_units_of_fsdp_are_layers_and_never_lists_of_layers():
         )
     assert any(isinstance(layers, nn.ModuleList) for layers in funnel.encoder.blocks)
     assert layer_classes(funnel) == ["FunnelLayer"]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_what_is_kept_of_each_example_does_not_depend_on_the_number_of_ranks(world, results):
+    (alone,) = ranks_of(results, "ddp-examples", 1)
+    main, *others = ranks_of(results, "ddp-examples", world)
+    assert {*alone} == {"sst2", "squad"}
+    for task, expected in alone.items():
+        assert main[task]["scores"] == expected["scores"] and expected["examples"]
+        for name, array in expected["examples"].items():
+            assert torch.equal(main[task]["examples"][name], array), (task, name)
+        for other in others:  # the main process writes the file
+            assert other[task] == {"scores": expected["scores"], "examples": {}}

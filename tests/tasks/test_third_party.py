@@ -22,7 +22,8 @@ from lth_scale.config.resolution import resolve
 from lth_scale.tasks import data
 from lth_scale.tasks.loading import load_model, load_tokenizer
 from lth_scale.tasks.registry import TASKS, TaskKind, register_task
-from lth_scale.tasks.task import Batch, Task, label_config
+from lth_scale.tasks.task import Batch, Predictions, Task, label_config
+from lth_scale.tracking import predictions
 
 KIND = TaskKind(
     load=lambda args: load_tagging(args),
@@ -69,6 +70,20 @@ class Tagging:
         return {"correct": rows[:, 0].mean(), "loss": rows[:, 1].mean()}
 
 
+class CountingTagging(Tagging):
+    """Also keeps predictions, and knows a trivial score."""
+
+    def predictions(self, table: numpy.ndarray, rows: Dataset, order: numpy.ndarray) -> Predictions:
+        """The number of correct tags of each row, of which each token has one."""
+        lengths = numpy.array([len(ids) for ids in rows["input_ids"]])
+        row = numpy.repeat(order, lengths[order])
+        correct = numpy.bincount(row, table[:, 0], len(rows)).astype("int32")
+        return Predictions({"correct": correct, "tokens": lengths.astype("int32")}, False)
+
+    def trivial(self) -> dict[str, dict[str, float]]:
+        return {"always even": {"correct": 0.5}}
+
+
 def tag(batch: dict, tokenizer: PreTrainedTokenizerBase, length: int) -> dict:
     encoded = tokenizer(batch["sentence"], truncation=True, max_length=length)
     return {**encoded, "labels": [[id % 2 for id in ids] for ids in encoded["input_ids"]]}
@@ -84,7 +99,8 @@ def load_tagging(args) -> Task:
         data.encode(splits[split], tag, tokenizer, length=args.max_seq_length)
         for split in KIND.splits
     )
-    return Tagging(loaded.model, tokenizer, loaded.fresh, train, validation)
+    kind = CountingTagging if args.run_name == "counting" else Tagging
+    return kind(loaded.model, tokenizer, loaded.fresh, train, validation)
 
 
 @pytest.fixture
@@ -112,8 +128,32 @@ def test_a_registered_task_can_be_searched(tagging, tiny_bert, sst2_data, tmp_pa
     imp.run(args)
     rows = json.loads((tmp_path / "out/results.json").read_text())
     assert len(rows) == 3 and all([*row["eval"]] == ["correct", "loss"] for row in rows)
+    assert not [*tmp_path.glob("out/rounds/*/predictions.safetensors")]
+    assert not any("trivial" in row or "constant_prediction" in row for row in rows)
     ticket = Ticket.load(tmp_path / "out/ticket.safetensors")
     assert (ticket.task, round(ticket.sparsity, 2)) == (tagging, 0.2)
+
+
+def test_a_registered_task_may_keep_predictions_and_know_trivial_scores(
+    tagging, tiny_bert, sst2_data, tmp_path
+):
+    given = {
+        "task": tagging,
+        "run_name": "counting",
+        "model_name_or_path": str(tiny_bert),
+        "dataset_path": str(sst2_data),
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 2,
+        "target_sparsity": 0.1,
+        "per_device_eval_batch_size": 3,
+        "report_to": "none",
+    }
+    imp.run(resolve(given))
+    for row in json.loads((tmp_path / "out/results.json").read_text()):
+        arrays = predictions.read(tmp_path / f"out/rounds/0{row['round']}")
+        assert arrays["correct"].sum() / arrays["tokens"].sum() == row["eval"]["correct"]
+        assert (arrays["correct"] <= arrays["tokens"]).all()
+        assert row["trivial"] == {"always even": {"correct": 0.5}}
 
 
 def test_a_name_is_registered_once(tagging):

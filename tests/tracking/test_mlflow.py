@@ -51,6 +51,11 @@ def test_a_parent_holds_the_arguments_the_curves_and_the_pictures(runs):
     assert {"task": "sst2", "control": "none", "seed": "42"}.items() <= parent.data.tags.items()
     assert steps(client, parent, "eval/accuracy") == [0, 1, 2, 3]
     assert steps(client, parent, "random_mask/accuracy") == [2, 3]
+    trivial = json.loads((out / "results.json").read_text())[0]["trivial"]
+    for predictor in ("constant", "chance"):
+        metric = f"trivial/{predictor}/accuracy"
+        assert parent.data.metrics[metric] == trivial[predictor]["accuracy"]
+        assert steps(client, parent, metric) == [0, 1, 2, 3]  # a line beside the curve
     pictures = client.list_artifacts(parent.info.run_id, "figures")
     assert [picture.path for picture in pictures] == [
         "figures/score_against_sparsity.png",

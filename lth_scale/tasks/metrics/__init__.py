@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from lth_scale.config.errors import BadInput
 
+ROUNDING = 1e-5  # by which fp32 predictions of equal inputs may differ between batches
+
 
 def load_metric(name: str, config: str | None = None) -> Any:
     """Load an `evaluate.Metric` of this package: glue (config: metric names joined by +) or squad.
@@ -44,6 +46,20 @@ def prediction_rows(logits: Tensor, labels: Tensor) -> numpy.ndarray:
         losses = F.cross_entropy(logits, labels, reduction="none")
     columns = [predictions.double(), labels.double(), losses.double()]
     return torch.stack(columns, dim=1).cpu().numpy()
+
+
+def kept_predictions(rows: numpy.ndarray, is_regression: bool) -> dict[str, numpy.ndarray]:
+    """`prediction` and `label` of `prediction_rows`: int16 classes, or float32 of a regression."""
+    kind = numpy.float32 if is_regression else numpy.int16
+    return {name: rows[:, i].astype(kind) for i, name in enumerate(("prediction", "label"))}
+
+
+def is_constant(predictions: numpy.ndarray) -> bool:
+    """True if two or more predictions are equal: exactly if integers, else up to ROUNDING."""
+    is_float = numpy.issubdtype(predictions.dtype, numpy.floating)
+    tolerance = ROUNDING if is_float else 0
+    constant = numpy.allclose(predictions, predictions[:1], rtol=tolerance, atol=tolerance)
+    return len(predictions) > 1 and constant
 
 
 def prediction_scores(rows: numpy.ndarray, metrics: Sequence[str]) -> dict[str, float]:

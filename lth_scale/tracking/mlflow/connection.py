@@ -92,7 +92,9 @@ def _view() -> str:
         {**parts["chart"], "uuid": task, "metricKey": key, "selectedMetricKeys": [key]}
         for task, key in keys.items()
     ]
-    hidden = ("eval", *(name for name in CONTROLS if name != "none"), "Model metrics")
+    trivial = (f"trivial/{predictor}" for predictor in ("constant", "chance", "unigram"))
+    controls = (name for name in CONTROLS if name != "none")
+    hidden = ("eval", *trivial, *controls, "Model metrics")
     sections = [parts["curves"], *({"uuid": key, "name": key, "display": False} for key in hidden)]
     state = {
         "compareRunCharts": charts,

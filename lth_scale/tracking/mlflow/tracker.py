@@ -24,7 +24,7 @@ from lth_scale.tracking.mlflow import journal, settings
 from lth_scale.tracking.mlflow.connection import by_percent
 from lth_scale.tracking.mlflow.delivery import start_sending
 from lth_scale.tracking.mlflow.models import describe_ticket
-from lth_scale.tracking.stages import Row, Stage, describe_starved
+from lth_scale.tracking.stages import Row, Stage, describe_starved, trivial_scores
 from lth_scale.tracking.trackers import Listener
 
 if TYPE_CHECKING:
@@ -134,7 +134,12 @@ class MlflowTracker(Listener):
         scores = {name: float(value) for name, value in row["eval"].items()}
         point = {by_percent(self.args.task): next(iter(scores.values()))}
         evaluated = {f"eval/{name}": value for name, value in scores.items()}
-        curve = {**evaluated, "sparsity": float(row["sparsity"])}
+        trivial = {
+            f"trivial/{predictor}/{metric}": score
+            for predictor, by_metric in trivial_scores([row]).items()
+            for metric, score in by_metric.items()
+        }
+        curve = {**evaluated, **trivial, "sparsity": float(row["sparsity"])}
         if stage.is_control:
             curve = {f"{stage.control}/{name}": value for name, value in scores.items()}
         file = self.output_dir / stage.path / "ticket.safetensors"
