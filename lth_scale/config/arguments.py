@@ -303,8 +303,7 @@ class Transfer(Training):
         cosmetic=True,
     )
     delta: float | None = comparison_flag(
-        "loss that --compare_with tolerates, in the unit printed (default: 1 percentage point "
-        "where scores are percentages, none for other metrics)",
+        "loss that --compare_with tolerates, in the unit printed (default: 1 for percentages)",
         range=DELTA,
         cosmetic=True,
     )

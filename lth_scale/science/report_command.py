@@ -17,8 +17,7 @@ class ReportFlags:
 
     directory: str = flag("directory of a study", MISSING, positional=True, metavar="DIRECTORY")
     delta: float | None = flag(
-        "loss that matching tolerates, in the unit printed (default: 1 percentage point where "
-        "scores are printed in those, none for other metrics)",
+        "loss that matching tolerates, in the unit printed (default: 1 for percentages)",
         range=DELTA,
     )
     output_dir: str | None = flag(

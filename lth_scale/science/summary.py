@@ -114,8 +114,11 @@ def _verdict(record: RunDirectory, args: Transfer) -> str:
 
 
 def _planned_seeds(directory: Path) -> set[int]:
-    """The seeds that a transfer was to train."""
-    return {*files.read_json(directory / "arguments.json")["seeds"]}
+    """The seeds that a transfer was to train, or those that it has if its flags do not say."""
+    try:
+        return {*files.read_json(directory / "arguments.json")["seeds"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {*scores_by_seed(directory)}
 
 
 def scores_by_seed(directory: Path) -> dict[int, float]:

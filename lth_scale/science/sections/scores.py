@@ -29,7 +29,8 @@ CURVES = (
 )
 REWINDING = (
     "Tickets trained from θᵢ, with i as a fraction of the steps of a round; standard pruning does "
-    "not rewind."
+    "not rewind. Verdicts are to be read as under All verdicts; Holm's p is over a task's rewind "
+    "points."
 )
 NOT_PLANNED = pandas.Series(dtype=float)
 Curves = dict[str, dict[float, pandas.Series]]  # control → sparsity in percent → scores
