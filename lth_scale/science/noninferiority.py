@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 
 ALPHA = 0.05
 FEWEST_SEEDS = 3
@@ -222,7 +222,7 @@ def _further_seeds(estimate: _Estimate, delta: float, alpha: float) -> int | Non
 
     def settled(more: int) -> bool:
         error, df = estimate.precision(more)
-        return bool(abs(estimate.difference + delta) > stats.t.isf(alpha, df) * error)
+        return bool(abs(estimate.difference + delta) > -special.stdtrit(df, alpha) * error)
 
     if not settled(MOST_SEEDS):
         return None

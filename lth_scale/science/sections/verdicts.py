@@ -1,6 +1,7 @@
 """Which networks match the full network: verdicts corrected over their families."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -87,6 +88,7 @@ def judge(comparisons: Sequence[Comparison], delta: float | None) -> list[Judged
     return [*map(Judged, comparisons, verdicts)]
 
 
+@functools.lru_cache(maxsize=1024)  # several tables ask for the same family
 def by_sparsity(
     study: StudyResults,
     task: str,
@@ -94,7 +96,7 @@ def by_sparsity(
     control: str = "none",
     source: str | None = None,
     rewind: str = "0",
-) -> dict[float, Judged]:
+) -> Mapping[float, Judged]:
     """One family: a network compared with the full network at each of its sparsities."""
     rows = study.conditions
     chosen = (rows.task == task) & (rows.source == (source or task)) & (rows.sparsity > 0)
@@ -167,7 +169,7 @@ def _cells(comparison: Comparison, verdict: Verdict) -> list[str]:
     ]
 
 
-def sparsities_with(judged: dict[float, Judged], answer: Answer) -> list[float]:
+def sparsities_with(judged: Mapping[float, Judged], answer: Answer) -> list[float]:
     """The sparsities of a family that have this answer."""
     return [sparsity for sparsity, (_, verdict) in judged.items() if verdict.answer == answer]
 
@@ -202,7 +204,7 @@ def highest_matching(study: StudyResults, tasks: Sequence[str], delta: float | N
     return Table(title, header, rows)
 
 
-def _sparsities_by_answer(judged: dict[float, Judged]) -> dict[Answer, str]:
+def _sparsities_by_answer(judged: Mapping[float, Judged]) -> dict[Answer, str]:
     answers: tuple[Answer, ...] = ("matches", "worse", "undecided")
     by_answer = {answer: sparsities_with(judged, answer) for answer in answers}
     return {answer: ", ".join(map(percent, x)) or "none" for answer, x in by_answer.items()}
@@ -220,7 +222,7 @@ def matching_tickets(study: StudyResults, delta: float | None) -> list[Registrat
     ]
 
 
-def _registration(study: StudyResults, task: str, judged: dict[float, Judged]) -> Registration:
+def _registration(study: StudyResults, task: str, judged: Mapping[float, Judged]) -> Registration:
     text, seed, path = "", 0, None
     if matching := sparsities_with(judged, "matches"):
         sparsity, answers = max(matching), _sparsities_by_answer(judged)
