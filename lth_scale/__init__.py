@@ -38,6 +38,7 @@ NAMES = {
     "push": "shipping.hub",
     "pull": "shipping.pull",
     "verify": "shipping.pull",
+    "verdict": "science.noninferiority",
     "register_score": "pruning.registries",
     "register_schedule": "pruning.registries",
     "register_pattern": "pruning.registries",

@@ -36,6 +36,7 @@ NAMES = {  # as the API pages of version 0.2.0 list them → where they are now
     "base_digest": "lth_scale.pruning.prunable_set.base_digest",
     "prune": "lth_scale.pruning.threshold.prune",
     "smallest": "lth_scale.pruning.threshold.smallest",
+    "verdict": "lth_scale.science.noninferiority.verdict",
 }
 
 

@@ -1,6 +1,7 @@
 """transfer.py and subnetwork.py: m ⊙ θ on another task, seed by seed, beside its controls."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -345,16 +346,49 @@ def test_a_resumed_transfer_trains_the_missing_and_the_added_seeds(transfer, sta
     assert rows(out)[:2] == before
 
 
-def test_the_output_shows_mean_spread_and_every_rule_by_name(transfer, tmp_path, capsys):
+def spread(directory):
+    """Give the results of a transfer a spread over seeds."""
+    changed = rows(directory)
+    for row in changed:
+        row["eval"]["accuracy"] -= 0.01 * row["seed"]
+    (directory / "results.json").write_text(json.dumps(changed))
+
+
+def test_the_output_shows_mean_spread_and_the_verdict_beside_the_papers_rules(
+    transfer, tmp_path, capsys
+):
     dense = transfer(1, 2, 3, output_dir=tmp_path / "dense")
-    transfer(1, 2, 3, control="random_mask", target_sparsity=0.9, compare_with=dense)
+    spread(dense)
+    out = transfer(1, 2, 3, control="random_mask", target_sparsity=0.9, compare_with=dense)
     said = capsys.readouterr().out
-    scores = [row["eval"]["accuracy"] for row in rows(dense)]
+    scores = [row["eval"]["accuracy"] for row in rows(out)]
     assert (
         f"{sum(scores) / 3:.4f} ± {torch.tensor(scores, dtype=torch.float64).std():.4f} (n = 3)"
         in said
     )
-    assert all(rule in said for rule in ("strict", "within_sd_full", "within_sd_max", "welch"))
+    verdict = said[said.index("compared with") :]
+    assert "(accuracy in percentage points):" in verdict and "n = 3 pairs" in verdict
+    assert re.search(r"answer +(matches|worse|undecided: )", verdict) and "δ = 1," in verdict
+    assert "90 % interval [" in verdict and ", Holm p " in verdict
+    assert re.search(r"the paper's rules +(none|strict|within)", verdict)
+
+
+def test_delta_changes_the_verdict_of_a_finished_transfer(transfer, tmp_path, capsys, starts):
+    dense = transfer(1, 2, 3, output_dir=tmp_path / "dense")
+    spread(dense)
+    flags = {"control": "random_mask", "target_sparsity": 0.9, "compare_with": dense}
+    transfer(1, 2, 3, **flags)
+    trained = len(starts)
+    capsys.readouterr()
+    transfer(1, 2, 3, **flags, delta=101.0)
+    said = capsys.readouterr().out
+    assert "δ = 101," in said and re.search(r"answer +matches", said) and len(starts) == trained
+
+
+def test_transfers_with_other_seeds_are_not_paired(transfer, tmp_path, capsys):
+    dense = transfer(1, 2, 4, output_dir=tmp_path / "dense")
+    transfer(1, 2, 3, control="random_mask", target_sparsity=0.9, compare_with=dense)
+    assert re.search(r"n = 3$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_connectivity_interpolates_between_two_data_orders(transfer, starts):

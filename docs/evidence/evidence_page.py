@@ -8,8 +8,9 @@ template, in which NAME stands for NAME.json, and with a `*` for all such files 
 * `{{ table(NAME, title) }}` is the table whose title begins so, `{{ picture(NAME, file) }}` a
   picture of the report, each with how they were made;
 * `{{ score(NAME, task, sparsity, control, source) }}` is mean ± sd and n (without a control: the
-  ticket; at 0: the full network), `{{ highest(NAME, task, rule) }}` the highest sparsity that
-  matches by a rule, `{{ minutes(NAME, job) }}` how long a job's trainings took;
+  ticket; at 0: the full network), `{{ highest(NAME, task) }}` the highest sparsity that
+  matches (with a rule of the paper: by that one), `{{ minutes(NAME, job) }}` how long a job's
+  trainings took;
 * `{{ measured(NAME) }}` is the table of a file of measurements, `{{ value(NAME, what) }}` the
   median of one of them;
 * `{{ speed(NAME) }}` are the tables of a speed.json of `lth_scale.speed`, `{{ times(NAME,
@@ -34,11 +35,9 @@ from lth_scale.config.texts import quoted
 from lth_scale.science.report import build_sections
 from lth_scale.science.results import DAMAGE, StudyResults, score_text, study_results
 from lth_scale.science.saved import MASKS
-from lth_scale.science.sections.verdicts import matching_ranges
+from lth_scale.science.sections.verdicts import highest_by_rule, highest_match
 from lth_scale.science.study_record import parse_record
 from lth_scale.tasks.registry import TASKS
-
-DELTA = 1.0  # percent points
 
 
 @cache
@@ -87,7 +86,7 @@ def combine(path: Path, parts: Sequence[dict[str, Any]]) -> StudyResults:
 @cache
 def sections(path: Path) -> list[Section]:
     """The report of a saved study."""
-    return build_sections(study(path), DELTA)
+    return build_sections(study(path), None)
 
 
 def made_by(path: Path) -> str:
@@ -148,9 +147,11 @@ def score(
     return score_text(study(path).scores(task, float(sparsity), control, source))
 
 
-def highest(path: Path, task: str, rule: str) -> str:
-    """The highest sparsity that matches by a rule, or `none`."""
-    return matching_ranges(study(path), task, DELTA)[rule].partition(";")[0]
+def highest(path: Path, task: str, rule: str | None = None) -> str:
+    """The highest sparsity that matches, by the verdict or a rule of the paper, or `none`."""
+    return (
+        highest_by_rule(study(path), task)[rule] if rule else highest_match(study(path), task, None)
+    )
 
 
 def measured(path: Path) -> str:

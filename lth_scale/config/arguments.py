@@ -14,6 +14,7 @@ from lth_scale.config.defaults import EMBEDDED, SCHEDULERS
 from lth_scale.config.flags import (
     BATCH,
     COUNT,
+    DELTA,
     FRACTION,
     SEED,
     TOKENS,
@@ -308,6 +309,11 @@ class Transfer(Training):
     compare_with: str | None = comparison_flag(
         "a finished transfer of the same task; prints whether this one matches it",
         metavar="DIR",
+        cosmetic=True,
+    )
+    delta: float | None = comparison_flag(
+        "loss that --compare_with tolerates, in the unit printed (default: 1 for percentages)",
+        range=DELTA,
         cosmetic=True,
     )
     connectivity: bool = comparison_flag(

@@ -42,6 +42,7 @@ COUNT = Range(1, 10**9)
 BATCH = Range(1, 2**16)
 TOKENS = Range(1, 2**20)
 FRACTION = Range(0, math.nextafter(1, 0), "a fraction, at least 0 and below 1, such as 0.7")
+DELTA = Range(0, 1e9, "a number of 0 or more")  # in the unit of any metric
 SEED = Range(0, 2**32 - 1, "an integer from 0 to 4294967295")
 
 

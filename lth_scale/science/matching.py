@@ -1,17 +1,18 @@
-"""Whether a subnetwork matches the full network, by five rules, for scores in any one unit.
+"""Summaries of scores, the paper's rules of what matches, and verdicts as text.
 
-A rule that lacks the seeds or the variance for a decision leaves the comparison undecided.
+The verdict itself is `noninferiority.verdict`. The paper's rules are printed beside it and decide
+nothing. Scores are in any one unit in which more is better.
 """
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy
-from scipy import stats
 
-ALPHA = 0.05
+from lth_scale.science.noninferiority import Scores, Verdict
+
 # strict: section 2 and Table 4 of Chen et al. 2020 (arXiv:2007.12223); within_sd_full: caption of
 # its Table 2.
 RULES = {
@@ -19,11 +20,8 @@ RULES = {
     "within_sd_full": "mean ≥ full network's mean − its standard deviation",
     "within_sd_max": "the same with the larger of the two standard deviations (the paper's Table 2 "
     "needs it for MRPC, SST-2, CoLA and MLM)",
-    "welch": f"one-sided Welch t-test of a loss greater than δ; matches if p ≥ {ALPHA}",
-    "paired": "the same with a t-test paired by seed",
 }
-WORDS = {True: "matches", False: "does not match", None: "undecided"}
-Scores = Mapping[int, float] | Sequence[float]  # by seed, or without seeds
+PAPERS_RULES = "the paper's rules"
 
 
 @dataclass(frozen=True)
@@ -43,22 +41,6 @@ class Summary:
         return f"{self.mean:{spec}}{spread} (n = {self.n})" if self.n else "missing"
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The decision of one rule.
-
-    matches: None if undecided. p: None for a rule without a test. sub, full: the compared scores
-    of the subnetwork and the full network. delta: the tolerated loss, in the unit of the scores.
-    """
-
-    rule: str
-    matches: bool | None
-    p: float | None
-    sub: Summary
-    full: Summary
-    delta: float
-
-
 def summary(values: Scores) -> Summary:
     """Mean, standard deviation and count of scores."""
     scores = [float(x) for x in (values.values() if isinstance(values, Mapping) else values)]
@@ -71,75 +53,92 @@ def at_least(a: float, b: float) -> bool | None:
     return None if math.isnan(a) or math.isnan(b) else a >= b or math.isclose(a, b, abs_tol=1e-12)
 
 
-def verdicts(sub: Scores, full: Scores, delta: float) -> list[Verdict]:
-    """The verdict of each rule on `sub` compared with `full`, in the order of RULES.
+def paper_rules(sub: Scores, full: Scores) -> dict[str, bool | None]:
+    """Whether `sub` matches `full` by each rule of the paper, in the order of RULES.
 
-    delta: the tolerated loss, in the unit of the scores. `paired` requires both scores by seed and
-    is omitted otherwise.
+    None for a rule that lacks the scores or the standard deviation.
     """
     a, b = summary(sub), summary(full)
     larger = float(numpy.maximum(a.sd, b.sd))  # NaN if either is, unlike max()
     tolerances = {"strict": 0.0, "within_sd_full": b.sd, "within_sd_max": larger}
-    results = [
-        Verdict(rule, at_least(a.mean, b.mean - tolerance), None, a, b, delta)
-        for rule, tolerance in tolerances.items()
+    return {rule: at_least(a.mean, b.mean - x) for rule, x in tolerances.items()}
+
+
+def rules_text(matches: Mapping[str, bool | None]) -> str:
+    """The rules by which it matches: `within_sd_full, within_sd_max`, `none` or `undecided`."""
+    if all(decided is None for decided in matches.values()):
+        return "undecided"
+    names = [rule for rule, decided in matches.items() if decided]
+    return ", ".join(names) or "none"
+
+
+def signed(number: float) -> str:
+    """`+0.14`, `−1.20` or `0.00`; `missing` for NaN."""
+    text = f"{number:+.2f}".replace("-", "−") if round(number, 2) else "0.00"
+    return "missing" if math.isnan(number) else text
+
+
+def interval_text(interval: tuple[float, float]) -> str:
+    """`[−1.20, +0.14]`, or `—` without a test."""
+    return "—" if math.isnan(interval[0]) else f"[{', '.join(map(signed, interval))}]"
+
+
+def p_text(p: float) -> str:
+    """`0.412`, `<0.001`, or `—` without a test."""
+    return "—" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_texts(verdict: Verdict) -> tuple[str, str]:
+    """p and Holm's p of the side on which the difference lies: `0.012`, or `0.003 (worse)`."""
+    if verdict.p_worse < verdict.p:
+        return f"{p_text(verdict.p_worse)} (worse)", f"{p_text(verdict.holm_worse)} (worse)"
+    return p_text(verdict.p), p_text(verdict.holm)
+
+
+def n_text(verdict: Verdict) -> str:
+    """`3 pairs`, or `3` for the smaller side of seeds that are not paired."""
+    return f"{verdict.n} pair{'s' * (verdict.n != 1)}" if verdict.paired else str(verdict.n)
+
+
+def answer_text(verdict: Verdict) -> str:
+    """`matches`, `worse`, or `undecided: ` and the reason."""
+    undecided = verdict.answer == "undecided"
+    return f"undecided: {verdict.reason}" if undecided else verdict.answer
+
+
+def facts(verdict: Verdict) -> str:
+    """The numbers of a verdict in one line."""
+    p, holm = p_texts(verdict)
+    parts = [
+        f"difference {signed(verdict.difference)}",
+        f"{level_text(verdict)} interval {interval_text(verdict.interval)}",
+        "δ not given" if verdict.delta is None else f"δ = {verdict.delta:g}",
+        f"p {p}",
+        f"Holm p {holm}",
+        f"n = {n_text(verdict)}",
     ]
-    p = welch(a, b, delta)
-    results.append(Verdict("welch", decide(p), p, a, b, delta))
-    if isinstance(sub, Mapping) and isinstance(full, Mapping):
-        seeds = [seed for seed in sub if seed in full]
-        ours, theirs = [sub[seed] for seed in seeds], [full[seed] for seed in seeds]
-        p = paired(ours, theirs, delta)
-        results.append(Verdict("paired", decide(p), p, summary(ours), summary(theirs), delta))
-    return results
+    return ", ".join(parts)
 
 
-def welch(sub: Summary, full: Summary, delta: float) -> float | None:
-    """p of "not worse than `full` by more than `delta`": Welch's one-sided t-test (Welch 1947).
-
-    A small p means worse. None if either has a single score or both have no variance.
-    """
-    if min(sub.n, full.n) < 2 or sub.sd == full.sd == 0:
-        return None
-    moments = (sub.mean + delta, sub.sd, sub.n, full.mean, full.sd, full.n)
-    return float(stats.ttest_ind_from_stats(*moments, equal_var=False, alternative="less").pvalue)
+def level_text(verdict: Verdict) -> str:
+    """The level of the interval that decides: `90 %`."""
+    return f"{100 * (1 - 2 * verdict.alpha):g} %"
 
 
-def paired(sub: Sequence[float], full: Sequence[float], delta: float) -> float | None:
-    """The same from the differences by seed: a one-sided paired t-test (Student 1908).
-
-    None for fewer than two seeds, or if all differences are equal.
-    """
-    differences = numpy.asarray(sub) - numpy.asarray(full)
-    if len(differences) < 2 or numpy.allclose(differences, differences[0], rtol=1e-12, atol=1e-12):
-        return None
-    return float(stats.ttest_1samp(differences, -delta, alternative="less").pvalue)
+def further_seeds(verdict: Verdict) -> str:
+    """How many more seeds would settle it: `12`, or `—` if that is unknown or above 1,000."""
+    return "—" if verdict.more_seeds is None else str(verdict.more_seeds)
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p-values adjusted for multiple testing (Holm 1979); None stays None and is not counted."""
-    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    adjusted, largest = list(p_values), 0.0
-    for rank, (p, i) in enumerate(known):
-        adjusted[i] = largest = max(largest, min(1.0, (len(known) - rank) * p))
-    return adjusted
-
-
-def decide(p: float | None) -> bool | None:
-    """True if p ≥ ALPHA, i.e. "worse" was not shown; None without a p-value."""
-    return None if p is None else p >= ALPHA
-
-
-def tested(name: str, p: float | None) -> str:
-    """`, p = 0.412` or `, p < 0.001` for the name `p`; empty without a p-value."""
-    return "" if p is None else f", {name} < 0.001" if p < 0.001 else f", {name} = {p:.3f}"
-
-
-def describe(results: Sequence[Verdict], digits: int = 1) -> str:
-    """Both networks' scores with `digits` decimals, then a line per rule."""
-    first, spec = results[0], f".{digits}f"
-    lines = [f"subnetwork      {first.sub:{spec}}", f"full network    {first.full:{spec}}"]
-    for v in results:
-        test = f"  δ = {v.delta:g}{tested('p', v.p)}" if v.rule in ("welch", "paired") else ""
-        lines.append(f"{v.rule:<15} {WORDS[v.matches]:<14}  n = {v.sub.n} and {v.full.n}{test}")
-    return "\n".join(lines)
+def describe(verdict: Verdict, sub: Scores, full: Scores) -> str:
+    """Both networks' scores, the verdict with its numbers, and the paper's rules."""
+    lines = {
+        "subnetwork": f"{summary(sub):.2f}",
+        "full network": f"{summary(full):.2f}",
+        "answer": answer_text(verdict),
+        "": facts(verdict),
+        "95 % interval": interval_text(verdict.interval_95),
+        "further seeds": further_seeds(verdict),
+        PAPERS_RULES: rules_text(paper_rules(sub, full)),
+    }
+    return "\n".join(f"{name:<17} {text}" for name, text in lines.items())

@@ -8,12 +8,12 @@ against −δ. Scores are in any one unit in which more is better.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 
 ALPHA = 0.05
 FEWEST_SEEDS = 3
@@ -32,7 +32,8 @@ class Verdict:
     pairs, or seeds on the smaller side. more_seeds: how many further seeds on each side would
     settle it at the spread seen; 0 if it is settled, None if that is unknown or above 1,000. holm
     and holm_worse: p and p_worse corrected for a family (`correct`). delta, difference and
-    intervals are in the unit of the scores. NaN where there is no test.
+    intervals are in the unit of the scores. NaN where there is no test. estimate: what they are
+    computed from, if there is a test.
     """
 
     answer: Answer
@@ -49,6 +50,7 @@ class Verdict:
     more_seeds: int | None = None
     holm: float = math.nan
     holm_worse: float = math.nan
+    estimate: "_Estimate | None" = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ def verdict(
         difference=float(estimate.difference),
         interval=estimate.interval(1 - 2 * alpha),
         interval_95=estimate.interval(0.95),
+        estimate=estimate,
     )
     if delta is None:
         return known
@@ -139,14 +142,24 @@ def verdict(
 def correct(verdicts: Sequence[Verdict]) -> list[Verdict]:
     """Correct the verdicts of one family by Holm's method (Holm 1979), *matches* and *worse* each.
 
-    A verdict without a test stays as it is and is not counted.
+    A verdict without a test stays as it is and is not counted. Of one that is undecided,
+    more_seeds becomes the number that settles it at α ÷ tests, whatever the others are.
     """
     matches = holm([verdict.p for verdict in verdicts])
     worse = holm([verdict.p_worse for verdict in verdicts])
+    tests = sum(not math.isnan(p) for p in matches)
     return [
-        _decide(replace(verdict, holm=p, holm_worse=p_worse))
+        _corrected(replace(verdict, holm=p, holm_worse=p_worse), tests)
         for verdict, p, p_worse in zip(verdicts, matches, worse, strict=True)
     ]
+
+
+def _corrected(verdict: Verdict, tests: int) -> Verdict:
+    verdict = _decide(verdict)
+    if verdict.answer != "undecided" or verdict.estimate is None or verdict.delta is None:
+        return verdict
+    more = _further_seeds(verdict.estimate, verdict.delta, verdict.alpha / tests)
+    return replace(verdict, more_seeds=more)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -209,7 +222,7 @@ def _further_seeds(estimate: _Estimate, delta: float, alpha: float) -> int | Non
 
     def settled(more: int) -> bool:
         error, df = estimate.precision(more)
-        return bool(abs(estimate.difference + delta) > stats.t.isf(alpha, df) * error)
+        return bool(abs(estimate.difference + delta) > -special.stdtrit(df, alpha) * error)
 
     if not settled(MOST_SEEDS):
         return None

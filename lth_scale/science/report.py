@@ -10,12 +10,13 @@ from lth_scale.science.results import StudyResults
 from lth_scale.science.sections.masks import masks
 from lth_scale.science.sections.scores import curves, rewinding, table2
 from lth_scale.science.sections.transfer import transfer
-from lth_scale.science.sections.verdicts import all_verdicts
+from lth_scale.science.sections.verdicts import all_verdicts, with_verdicts
 
 # The beginning of report.html in version 0.1.0, which wrote no list of its files.
 BEGINNING = b'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Report: '
 ONE_SEED = (
-    "With a single seed there is no standard deviation, and the rules that need one are undecided."
+    "With a single seed there is no standard deviation: every verdict is undecided, and so are the "
+    "rules of the paper that need one."
 )
 WNLI = (
     "WNLI is at chance by design (its validation set contradicts its training set): comparisons on "
@@ -23,8 +24,11 @@ WNLI = (
 )
 
 
-def build_sections(study: StudyResults, delta: float) -> list[Section]:
-    """The sections for the experiments that the study planned; `delta` in percentage points."""
+def build_sections(study: StudyResults, delta: float | None) -> list[Section]:
+    """The sections for the experiments that the study planned.
+
+    delta: the loss that matching tolerates, in the unit printed; None for each metric's default.
+    """
     sections = [_overview(study)]
     tasks = [task for task in study.tasks if study.sparsities(task)]
     if tasks:
@@ -62,17 +66,17 @@ def _overview(study: StudyResults) -> Section:
     return Section("Summary", text, tables)
 
 
-def write_report(study: StudyResults, output: Path, delta: float) -> list[Path]:
+def write_report(study: StudyResults, output: Path, delta: float | None) -> list[Path]:
     """Write report.html, report.md, results.csv and the figures into `output`; return their paths.
 
-    delta: in percentage points. Raises FileExistsError, before anything is written, if a file of
+    delta: as in `build_sections`. Raises FileExistsError, before anything is written, if a file of
     the same name was not written by this command.
     """
     sections, title = build_sections(study, delta), f"Report: {study.name}"
     texts = {
         "report.html": pages.html(title, study.note, sections),
         "report.md": pages.markdown(title, study.note, sections),
-        "results.csv": study.table.to_csv(index=False),
+        "results.csv": with_verdicts(study, delta).to_csv(index=False),
     }
     contents = {name: text.encode() for name, text in texts.items()}
     for section in sections:

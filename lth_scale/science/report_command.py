@@ -6,7 +6,7 @@ from typing import Any
 
 from lth_scale.config import directories
 from lth_scale.config.command import construct
-from lth_scale.config.flags import Range, flag, report_to_flag
+from lth_scale.config.flags import DELTA, flag, report_to_flag
 from lth_scale.config.texts import quoted
 from lth_scale.tracking.mlflow import settings
 
@@ -16,10 +16,9 @@ class ReportFlags:
     """The flags of `lth_scale.report`."""
 
     directory: str = flag("directory of a study", MISSING, positional=True, metavar="DIRECTORY")
-    delta: float = flag(
-        "loss in percentage points that matching tolerates",
-        1.0,
-        range=Range(0, 100, "percentage points, 0 or more, at most 100"),
+    delta: float | None = flag(
+        "loss that matching tolerates, in the unit printed (default: 1 for percentages)",
+        range=DELTA,
     )
     output_dir: str | None = flag(
         "directory of the report (default: DIRECTORY/report)", metavar="DIR"

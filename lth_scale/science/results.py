@@ -21,10 +21,9 @@ from lth_scale.science.study_record import (
     parse_record,
     read_json,
 )
-from lth_scale.tasks.registry import TASKS
+from lth_scale.tasks.registry import TASKS, metric_named
 from lth_scale.tracking.stages import Row, starved_rows
 
-UNSCALED = ("loss", "perplexity")  # all other metrics are fractions, reported in percentage points
 OWN, OTHER = "tickets on their own task", "tickets on other tasks"
 # Largest difference between a planned and a reached sparsity, due to whole weights and patterns.
 CLOSE = 5e-4
@@ -50,10 +49,10 @@ class SearchResult:
 class StudyResults:
     """The plan of a study and its results so far.
 
-    finished: by job. table: one row per condition and metric, with COLUMNS; values are in
-    percentage points, except for UNSCALED metrics. `primary` marks the metric by which networks are
-    compared; its value is NaN for a missing training. mask_facts: as saved, if the tickets are not
-    available. starved: job, round or seed, and description of each network with a nearly empty
+    finished: by job. table: one row per condition and metric, with COLUMNS; values are in the unit
+    printed (`Metric.scale`), mostly percentage points. `primary` marks the metric by which networks
+    are compared; its value is NaN for a missing training. mask_facts: as saved, if the tickets are
+    not available. starved: job, round or seed, and description of each network with a nearly empty
     matrix.
     """
 
@@ -197,7 +196,7 @@ def _tidy(condition: ConditionRecord, rows: list[Row]) -> list[tuple[Any, ...]]:
     key = "sparsity" if rows and "round" in rows[0] else "seed"
     planned = getattr(condition, key)
     metrics: Row = next((row["eval"] for row in rows if abs(row[key] - planned) <= CLOSE), {})
-    scores = {name: float(x) * (1 if name in UNSCALED else 100) for name, x in metrics.items()}
+    scores = {name: float(x) * metric_named(name).scale for name, x in metrics.items()}
     if not all(map(math.isfinite, scores.values())):
         raise ValueError("a score is not finite")
     scores = scores or {TASKS[condition.task].metric: math.nan}
@@ -231,12 +230,6 @@ def _search(job: JobRecord, directory: Path, rows: list[Row]) -> SearchResult:
 def percent(fraction: float) -> str:
     """`70 %`."""
     return f"{100 * fraction:.4g} %"
-
-
-def signed(points: float) -> str:
-    """`+0.14`, `−1.20` or `0.00`; `missing` for NaN."""
-    text = f"{points:+.2f}".replace("-", "−") if round(points, 2) else "0.00"
-    return "missing" if math.isnan(points) else text
 
 
 def summarize(scores: pandas.Series) -> Summary:

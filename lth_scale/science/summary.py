@@ -11,11 +11,11 @@ from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.config.markdown import Table, literal, markdown_table
 from lth_scale.config.texts import printable, quoted
+from lth_scale.tasks.registry import metric_named
 from lth_scale.tracking.mlflow.journal import Progress
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.stages import Row, has_constant_prediction, starved_rows, trivial_scores
 
-DELTA = 0.01  # tolerated loss: one percentage point
 Rows = Sequence[Row]  # of results.json
 
 
@@ -109,9 +109,7 @@ def _over_seeds(record: RunDirectory, args: Transfer) -> list[str]:
     metric = literal(next(iter(record.seed_rows()[0]["eval"])))
     parts = [f"{metric}: {matching.summary(scores):.4f}"]
     if args.compare_with:
-        verdicts = matching.verdicts(scores, scores_by_seed(Path(args.compare_with)), DELTA)
-        text = matching.describe(verdicts, digits=4)
-        parts.append(f"compared with {literal(args.compare_with)}:\n{text}")
+        parts.append(f"compared with {literal(args.compare_with)}{_verdict(record, args)}")
     path = record.directory / "connectivity.json"
     if path.is_file():
         barrier = files.read_json(path)
@@ -120,6 +118,33 @@ def _over_seeds(record: RunDirectory, args: Transfer) -> list[str]:
             f"barrier {barrier['barrier']:.4f} in {metric}"
         )
     return parts
+
+
+def _verdict(record: RunDirectory, args: Transfer) -> str:
+    """The verdict on the transfer and that of --compare_with: a family of one comparison."""
+    from lth_scale.science import matching, noninferiority  # they import scipy
+
+    name, other = next(iter(record.seed_rows()[0]["eval"])), Path(args.compare_with or "")
+    metric = metric_named(name)
+    sub, full = (
+        {seed: metric.scale * metric.sign * score for seed, score in scores_by_seed(run).items()}
+        for run in (record.directory, other)
+    )
+    delta = metric.delta if args.delta is None else args.delta
+    paired = {*args.seeds} == _planned_seeds(other)
+    verdict = noninferiority.verdict(sub, full, delta, paired=paired)
+    (verdict,) = noninferiority.correct([verdict])
+    unit = "percentage points" if metric.scale == 100 else "its own unit"
+    unit += ", negated: less is better" if metric.sign < 0 else ""
+    return f" ({literal(name)} in {unit}):\n{matching.describe(verdict, sub, full)}"
+
+
+def _planned_seeds(directory: Path) -> set[int]:
+    """The seeds that a transfer was to train, or those that it has if its flags do not say."""
+    try:
+        return {*files.read_json(directory / "arguments.json")["seeds"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {*scores_by_seed(directory)}
 
 
 def scores_by_seed(directory: Path) -> dict[int, float]:

@@ -48,6 +48,32 @@ class TaskKind:
         return ("train", self.validation, *self.more.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """How a metric is printed and compared.
+
+    scale: from its value to the unit printed: 100 for fractions, printed in percentage points.
+    delta: the loss that matching tolerates by default, in the unit printed; None if that has to be
+    given. sign: −1 if less is better.
+    """
+
+    scale: int = 100
+    delta: float | None = None
+    sign: int = 1
+
+
+_PERCENT = "accuracy f1 exact_match matthews_correlation pearson spearman"
+METRICS: Mapping[str, Metric] = {
+    **{name: Metric(delta=1.0) for name in _PERCENT.split()},
+    **{name: Metric(scale=1, sign=-1) for name in ("loss", "perplexity")},
+}
+
+
+def metric_named(name: str) -> Metric:
+    """How the metric `name` is printed and compared; one that is not in METRICS is a fraction."""
+    return METRICS.get(name, Metric())
+
+
 TASKS: Registry[TaskKind] = Registry("task")
 
 

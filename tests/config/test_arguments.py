@@ -62,7 +62,7 @@ def test_every_field_is_a_flag_in_a_group_and_numbers_have_a_range(helped):
 def test_the_facts_of_flags_are_those_of_earlier_versions():
     """Runs of earlier versions are compared, resumed and published by these names."""
     cosmetic = """output_dir logging_steps report_to run_name dataloader_num_workers seeds
-        compare_with save_steps save_total_limit ddp_timeout push_to_hub hub_model_id
+        compare_with delta save_steps save_total_limit ddp_timeout push_to_hub hub_model_id
         hub_private_repo keep_network"""
     grid = """task seed seeds output_dir target_sparsity ticket theta dense keep_theta rewind
         rewind_step control"""

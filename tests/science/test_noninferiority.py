@@ -194,3 +194,14 @@ def test_the_vectorised_p_values_are_those_of_the_verdict():
         p = noninferiority_p(sub, full, 0.7, paired)
         for i in range(20):
             assert p[i] == pytest.approx(verdict(sub[i], full[i], 0.7, paired).p)
+
+
+def test_further_seeds_of_a_family_settle_it_at_the_level_of_bonferroni():
+    full = [85.0, 85.4, 85.2]
+    sub = [85.0, 85.6, 84.7]
+    one = verdict(sub, full, 1.0, paired=True)
+    assert one.answer == "matches" and one.more_seeds == 0
+    family = correct([one] * 4)
+    assert {v.answer for v in family} == {"undecided"}
+    level = verdict(sub, full, 1.0, paired=True, alpha=0.05 / 4)
+    assert {v.more_seeds for v in family} == {level.more_seeds} and level.more_seeds > 0

@@ -1,5 +1,6 @@
 """The report on synthetic studies: scores, missing trainings, dark cells and files."""
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -10,8 +11,8 @@ import torch
 
 from lth_scale.config import manifest
 from lth_scale.pruning.ticket import Ticket
-from lth_scale.science import figures, paper, report, results, saved
-from lth_scale.science.sections import scores, transfer
+from lth_scale.science import figures, matching, paper, report, results, saved
+from lth_scale.science.sections import scores, transfer, verdicts
 from lth_scale.science.sections.masks import mask_facts
 from lth_scale.science.sections.masks import masks as masks_sections
 
@@ -33,7 +34,7 @@ def score(task, seed, sparsity, control="none", source=None, rewind="0"):
     }[control]
     if source not in (None, task):
         value += 0.01 if source == "mlm" else -0.01
-    return value - {"0": 0.0, "0.05": 0.001, "none": 0.03}[rewind]
+    return value - {"0": 0.0, "0.05": 0.001, "none": 0.03}[rewind] * (1 + 0.02 * (seed - 2))
 
 
 def row(task, **cell):
@@ -171,6 +172,7 @@ def tables(markdown):
     """Title → rows, each a dict by header."""
     found = {}
     for title, grid in re.findall(r"### (.+?)\n\n((?:\|.*\n)+)", markdown):
+        grid = html.unescape(re.sub(r"\\(.)", r"\1", grid))
         header, _, *rows = [line[2:-2].split(" | ") for line in grid.splitlines()]
         found.setdefault(title, [dict(zip(header, line, strict=True)) for line in rows])
     return found
@@ -265,23 +267,94 @@ def test_missing_trainings_are_shown(written):
     assert "mrpc: missing: ticket on θ₀′ (re-initialised) 50 %." in written[0]
 
 
-def test_verdicts_state_rule_delta_p_and_n(written):
+def test_verdicts_state_delta_intervals_p_n_and_the_answer(written):
     told = {
         row["task"]: row for row in tables(written[0])["Tickets compared with the full network"]
     }
-    assert (
-        told["mrpc"]["strict"] == "does not match" and told["mrpc"]["within_sd_full"] == "matches"
-    )
-    assert re.fullmatch(
-        r"matches, p = 0\.\d{3}, Holm p = 1\.000", told["mrpc"]["welch, δ = 1, Holm over 4 tests"]
-    )
-    assert re.fullmatch(
-        r"does not match, p (= 0\.0|< 0)\.?\d+, n = 3 pairs", told["mlm"]["paired, δ = 1"]
-    )
-    assert told["wnli"]["subnetwork"].endswith("(n = 2 of 3)")
+    mrpc = told["mrpc"]
+    assert (mrpc["answer"], mrpc["δ"], mrpc["n"]) == ("matches", "1", "3 pairs")
+    assert (mrpc["difference"], mrpc["further seeds"]) == ("−0.20", "0")
+    low, high = (float(x) for x in mrpc["90 % interval"].replace("−", "-")[1:-1].split(", "))
+    assert -1 < low < -0.2 < high
+    assert mrpc["p"] == "<0.001" and float(mrpc["Holm p"].strip("<")) < 0.05
+    assert mrpc["the paper's rules"] == "within_sd_full, within_sd_max"
+    assert told["mlm"]["answer"] == "worse" and told["mlm"]["Holm p"].endswith(" (worse)")
+    wnli = told["wnli"]
+    assert wnli["subnetwork"].endswith("(n = 2 of 3)") and wnli["further seeds"] == "1"
+    assert wnli["answer"] == "undecided: 2 pairs, and a test needs 3"
 
 
-def test_the_highest_matching_sparsity_by_rule(written):
+def test_every_table_and_the_csv_give_the_answer_of_the_whole_family(written, study):
+    """The ticket at the sparsity of Table 2 is corrected over all sparsities everywhere."""
+    loaded = results.load_results(study)
+    expected = {
+        (task, f"{100 * sparsity:g} %"): judged.verdict
+        for task in loaded.tasks
+        for sparsity, judged in verdicts.by_sparsity(loaded, task, 1.0).items()
+    }
+    found = tables(written[0])
+    rows = [
+        row
+        for row in found["All networks compared with the full network"]
+        if row["network"] == "own ticket"
+    ]
+    rows += found["Tickets compared with the full network"]
+    assert len(rows) == 4 * 4 + 4
+    for row in rows:
+        v = expected[row["task"], row["sparsity"]]
+        assert row["answer"] == matching.answer_text(v)
+        assert (row["p"], row["Holm p"]) == matching.p_texts(v)
+    table = pandas.read_csv(study / "report/results.csv", dtype={"rewind": str})
+    own = table[table.primary & (table.network == results.OWN)]
+    assert len(own) == 4 * 4 * 3
+    for row in own.itertuples():
+        v = expected[row.task, f"{100 * row.sparsity:g} %"]
+        assert (row.answer, row.reason, row.n) == (v.answer, v.reason, v.n)
+        pairs = [(row.p, v.p), (row.holm_p, v.holm), (row.low_90, v.interval[0])]
+        for ours, theirs in pairs:
+            assert ours == pytest.approx(theirs, nan_ok=True)
+    assert table[(table.sparsity == 0) | ~table.primary].answer.isna().all()
+
+
+def test_a_control_is_a_family_of_its_own(study):
+    loaded = results.load_results(study)
+    ((_, v),) = verdicts.by_sparsity(loaded, "mrpc", 1.0, "random_mask").values()
+    assert (v.answer, v.holm, v.holm_worse) == ("worse", v.p, v.p_worse)
+    ((_, v),) = verdicts.by_sparsity(loaded, "mrpc", 1.0, source="mlm").values()
+    assert v.answer == "worse" and v.holm_worse == v.p_worse
+
+
+def test_scores_of_other_planned_seeds_are_not_paired():
+    full = pandas.Series({1: 85.0, 2: 85.4, 3: 85.1})
+    sub = pandas.Series({1: 85.1, 2: 85.2, 4: 85.0})
+    missing = pandas.Series({1: 85.1, 2: 85.2, 3: float("nan")})
+    assert not verdicts.Comparison(sub, full, "accuracy").verdict(None).paired
+    v = verdicts.Comparison(missing, full, "accuracy").verdict(None)
+    assert v.paired and (v.answer, v.n) == ("undecided", 2)
+
+
+@pytest.mark.parametrize(
+    ("metric", "delta", "answer"),
+    [
+        ("pearson", None, "matches"),
+        ("accuracy", None, "matches"),
+        ("correct", None, "undecided"),  # of a third party
+        ("correct", 1.0, "matches"),
+        ("loss", None, "undecided"),
+        ("loss", 1.0, "worse"),
+    ],
+)
+def test_delta_and_its_side_are_those_of_the_metric(metric, delta, answer):
+    full = pandas.Series({1: 85.0, 2: 85.4, 3: 85.1})
+    sub = full + pandas.Series({1: 5.0, 2: 5.2, 3: 4.9})
+    v = verdicts.Comparison(sub, full, metric).verdict(delta)
+    assert v.answer == answer and v.difference == pytest.approx(
+        -5.033 if metric == "loss" else 5.033, abs=1e-3
+    )
+    assert answer != "undecided" or v.reason == "the metric has no default δ: give --delta"
+
+
+def test_the_sparsities_that_match_and_those_of_the_paper(written):
     (mrpc,) = (
         r
         for title, rows in tables(written[0]).items()
@@ -289,9 +362,23 @@ def test_the_highest_matching_sparsity_by_rule(written):
         for r in rows
         if r["task"] == "mrpc"
     )
-    assert mrpc["strict"] == "30 %; first fails at 50 %"
-    assert mrpc["within_sd_full"] == "60 %; first fails at 70 %"
+    assert mrpc["matches at"] == "30 %, 50 %, 60 %" and mrpc["worse at"] == "70 %"
+    assert mrpc["undecided at"] == "none"
+    assert mrpc["the paper's rules, highest"] == (
+        "strict 30 %; within_sd_full 60 %; within_sd_max 60 %"
+    )
     assert (mrpc["paper, Table 2 (within sd)"], mrpc["paper, Table 4 (strict)"]) == ("50 %", "40 %")
+
+
+def test_the_ticket_of_the_highest_match_is_registered(study):
+    loaded = results.load_results(study)
+    entries = {entry.task: entry for entry in verdicts.matching_tickets(loaded, 1.0)}
+    mrpc, wnli = entries["mrpc"], entries["wnli"]
+    assert mrpc.ticket == study / "jobs/search-mrpc-0-seed1/rounds/03/ticket.safetensors"
+    assert mrpc.seed == 1 and mrpc.text.startswith("matches at 60 %: difference −0.40, 90 % int")
+    assert "δ = 1, p " in mrpc.text and ", Holm p " in mrpc.text and "n = 3 pairs" in mrpc.text
+    assert mrpc.text.endswith("All: matches at 30 %, 50 %, 60 %; worse at 70 %; undecided at none")
+    assert wnli.ticket is None
 
 
 def test_transfer_cells_are_differences_of_means_and_dark_as_in_the_paper(written):
@@ -341,10 +428,9 @@ def test_rewinding_is_compared_with_theta_0(written):
     rows = tables(written[0])["Rewind points compared with θ₀"]
     by = {(row["task"], row["rewind point"]): row for row in rows}
     assert by["sst2", "standard pruning"]["difference"] == "−3.00"
-    assert by["sst2", "standard pruning"]["welch, δ = 1, Holm over 7 tests"].startswith(
-        "does not match"
-    )
-    assert by["wnli", "5 %"]["welch, δ = 1, Holm over 7 tests"] == "undecided"
+    assert by["sst2", "standard pruning"]["answer"] == "worse"
+    assert by["sst2", "5 %"]["answer"] == "matches"
+    assert by["wnli", "5 %"]["answer"] == "undecided: 0 pairs, and a test needs 3"
 
 
 def test_rewind_points_have_names():
@@ -358,7 +444,7 @@ def test_rewind_points_have_names():
 
 def test_results_csv_has_a_row_per_condition_and_metric(written, study):
     table = pandas.read_csv(study / "report/results.csv", dtype={"rewind": str})
-    assert [*table] == [*results.COLUMNS]
+    assert [*table] == [*results.COLUMNS, *verdicts.VERDICT_COLUMNS]
     (row,) = table[
         (table.task == "mrpc")
         & (table.control == "random_mask")
@@ -527,12 +613,9 @@ def test_a_single_seed_is_undecided(tmp_path):
     report.write_report(results.load_results(plan.write()), tmp_path / "elsewhere", 1.0)
     markdown = (tmp_path / "elsewhere/report.md").read_text()
     (told,) = tables(markdown)["Tickets compared with the full network"]
-    assert (
-        told["within_sd_full"]
-        == told["welch, δ = 1, Holm over 0 tests"]
-        == told["paired, δ = 1"]
-        == "undecided"
-    )
+    assert told["answer"] == "undecided: 1 pair, and a test needs 3"
+    assert told["p"] == told["Holm p"] == told["90 % interval"] == "—"
+    assert (told["n"], told["further seeds"], told["the paper's rules"]) == ("1 pair", "2", "none")
     assert "92.0" not in told["reference"] and told["reference"] == "91.8 (n = 1)"
     assert "With a single seed there is no standard deviation" in markdown
     assert (

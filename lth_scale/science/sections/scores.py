@@ -12,19 +12,25 @@ from lth_scale.science import figures
 from lth_scale.science.matching import RULES
 from lth_scale.science.paper import closest_to_table2, paper, printed, sources
 from lth_scale.science.results import StudyResults, percent, score_text, summarize
-from lth_scale.science.sections.verdicts import Comparison, highest_matching, verdict_table
-
-CAUTION = (
-    "A match under welch or paired only means that no loss greater than δ was detected; with few "
-    "seeds, and after Holm's correction, these tests have little power."
+from lth_scale.science.sections.verdicts import (
+    READING,
+    Comparison,
+    Judged,
+    by_sparsity,
+    highest_matching,
+    judge,
+    point_name,
+    verdict_table,
 )
+
 CURVES = (
     "Means over seeds. Error bars, and the grey band of the full network, range from the lowest to "
     "the highest seed."
 )
 REWINDING = (
     "Tickets trained from θᵢ, with i as a fraction of the steps of a round; standard pruning does "
-    "not rewind."
+    "not rewind. Verdicts are to be read as under All verdicts; Holm's p is over a task's rewind "
+    "points."
 )
 NOT_PLANNED = pandas.Series(dtype=float)
 Curves = dict[str, dict[float, pandas.Series]]  # control → sparsity in percent → scores
@@ -42,7 +48,7 @@ TABLE2 = {
 }
 
 
-def table2(study: StudyResults, tasks: Sequence[str], delta: float) -> Section:
+def table2(study: StudyResults, tasks: Sequence[str], delta: float | None) -> Section:
     """Scores, verdicts and the ranking of the networks, beside the paper's Table 2."""
     planned = {*study.conditions.control, *TABLE2}
     controls = [control for control in CONTROLS if control != "none" and control in planned]
@@ -56,7 +62,8 @@ def table2(study: StudyResults, tasks: Sequence[str], delta: float) -> Section:
         scores = [full, *subnetworks]
         ours = [task, "ours", study.metric(task), text, *map(score_text, scores)]
         rows += [ours, _paper_row(task, keys)]
-        tickets.append(Comparison([task, percent(sparsity)], subnetworks[0], full))
+        judged = by_sparsity(study, task, delta)[sparsity]
+        tickets.append(([task, percent(sparsity)], judged))
         rankings.append([task, text, *_rankings(task, keys, scores)])
     header = ["task", "study", "metric", "sparsity", "full network", "f(m_IMP, θ₀)"]
     header += [heading for heading, _ in columns.values()]
@@ -64,16 +71,18 @@ def table2(study: StudyResults, tasks: Sequence[str], delta: float) -> Section:
     tables = [
         Table("Scores", header, rows),
         Table("Ranking by mean score", ["task", "sparsity", "ours", "paper"], rankings),
-        verdict_table(title, labels, tickets, delta),
+        verdict_table(title, labels, tickets),
         highest_matching(study, tasks, delta),
     ]
-    if pairs := [pair for task in tasks for pair in _control_comparisons(study, task)]:
+    if pairs := [pair for task in tasks for pair in _control_comparisons(study, task, delta)]:
         title = "Controls compared with the ticket"
-        tables.append(verdict_table(title, [*labels, "control"], pairs, delta))
+        tables.append(verdict_table(title, [*labels, "control"], pairs))
     rules = "; ".join(f"{rule}: {meaning}" for rule, meaning in RULES.items())
     known = sources([*paper()["table2"].values(), *paper()["table4_strict_sparsity"].values()])
     return Section(
-        "Tickets and controls (the paper's Table 2)", [known, f"Rules: {rules}. {CAUTION}"], tables
+        "Tickets and controls (the paper's Table 2)",
+        [known, READING, f"The paper's rules: {rules}."],
+        tables,
     )
 
 
@@ -110,19 +119,21 @@ def ranked(means: Mapping[str, float]) -> str:
     return "".join([*names[:1], *others]) or "missing"
 
 
-def _control_comparisons(study: StudyResults, task: str) -> list[Comparison]:
-    """Each control of a task and the ticket of the same sparsity."""
-    by_control = _scores_by_control(study, task)
+def _control_comparisons(
+    study: StudyResults, task: str, delta: float | None
+) -> list[tuple[list[str], Judged]]:
+    """Each control of a task and the ticket of the same sparsity; a family for each control."""
+    by_control, metric = _scores_by_control(study, task), study.metric(task)
     tickets = by_control.pop("none")
-    rows = [
-        (x, CONTROLS[control].label, points)
-        for control, scores in by_control.items()
-        for x, points in scores.items()
-    ]
-    return [
-        Comparison([task, f"{x:.4g} %", label], points, tickets.get(x, NOT_PLANNED))
-        for x, label, points in sorted(rows, key=lambda row: row[0])
-    ]
+    rows: list[tuple[float, str, Judged]] = []
+    for control, scores in by_control.items():
+        comparisons = [
+            Comparison(points, tickets.get(x, NOT_PLANNED), metric) for x, points in scores.items()
+        ]
+        label = CONTROLS[control].label
+        rows += [(x, label, y) for x, y in zip(scores, judge(comparisons, delta), strict=True)]
+    rows.sort(key=lambda row: row[0])
+    return [([task, f"{x:.4g} %", label], judged) for x, label, judged in rows]
 
 
 def curves(study: StudyResults, tasks: Sequence[str]) -> Section:
@@ -170,37 +181,32 @@ def _scores_by_control(study: StudyResults, task: str) -> Curves:
     }
 
 
-def rewinding(study: StudyResults, tasks: Sequence[str], delta: float) -> Section:
+def rewinding(study: StudyResults, tasks: Sequence[str], delta: float | None) -> Section:
     """Tickets of each rewind point, compared with rewinding to θ₀."""
     points = sorted(
         {"0", *study.conditions.rewind},
         key=lambda point: math.inf if point == "none" else float(point),
     )
-    rows, comparisons, panels = [], [], {}
+    rows, panels = [], {}
+    comparisons: list[tuple[list[str], Judged]] = []
     for task in tasks:
         sparsity, text = closest_to_table2(task, study.sparsities(task, rewound=True))
         full = study.scores(task)
         scores = {point: study.scores(task, sparsity, rewind=point) for point in points}
         rows.append([task, text, score_text(full), *map(score_text, scores.values())])
-        comparisons += [
-            Comparison([task, percent(sparsity), point_name(point)], scores[point], scores["0"])
-            for point in points
-            if point != "0"
-        ]
+        others = [point for point in points if point != "0"]
+        metric = study.metric(task)
+        family = judge([Comparison(scores[x], scores["0"], metric) for x in others], delta)
+        labelled = ([task, percent(sparsity), point_name(point)] for point in others)
+        comparisons += zip(labelled, family, strict=True)
         line = {point_name(point): values.dropna().to_list() for point, values in scores.items()}
         panels[f"{task}, {percent(sparsity)} (points)"] = ({"none": line}, full.dropna().to_list())
     header = ["task", "sparsity", "full network", *map(point_name, points)]
     labels, title = ["task", "sparsity", "rewind point"], "Rewind points compared with θ₀"
     tables = [
         Table("Scores by rewind point", header, rows),
-        verdict_table(title, labels, comparisons, delta),
+        verdict_table(title, labels, comparisons),
     ]
     png = figures.scores(panels, "rewind point", study.title("Rewinding"))
     pictures = {"rewinding.png": ("score by rewind point", png)}
     return Section("Rewinding", [REWINDING], tables, pictures)
-
-
-def point_name(point: str) -> str:
-    """`θ₀`, `5 %`, `100 steps` or `standard pruning`."""
-    names = {"0": "θ₀", "none": "standard pruning"}
-    return names.get(point) or (percent(float(point)) if float(point) < 1 else f"{point} steps")

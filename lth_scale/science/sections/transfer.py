@@ -7,9 +7,9 @@ from itertools import product
 
 from lth_scale.config.markdown import Section, Table
 from lth_scale.science import figures
-from lth_scale.science.matching import at_least
+from lth_scale.science.matching import at_least, signed
 from lth_scale.science.paper import PRUNED_THETA0, figure2, sources
-from lth_scale.science.results import CLOSE, OTHER, StudyResults, mean_difference, percent, signed
+from lth_scale.science.results import CLOSE, OTHER, StudyResults, mean_difference, percent
 from lth_scale.tasks.registry import TASKS
 
 DARK, LIGHT = 0.0, 1.0

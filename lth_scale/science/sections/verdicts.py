@@ -1,158 +1,235 @@
-"""The tickets that match the full network, by each rule."""
+"""Which networks match the full network: verdicts corrected over their families."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas
 
 from lth_scale.config.markdown import Section, Table
+from lth_scale.pruning.registries import CONTROLS
 from lth_scale.science.matching import (
+    PAPERS_RULES,
     RULES,
-    WORDS,
-    Verdict,
-    decide,
-    holm,
-    summary,
-    tested,
-    verdicts,
-)
-from lth_scale.science.paper import closest_to_table2, printed
-from lth_scale.science.results import (
-    CLOSE,
-    OTHER,
-    OWN,
-    UNSCALED,
-    StudyResults,
-    mean_difference,
-    percent,
-    score_text,
+    answer_text,
+    facts,
+    further_seeds,
+    interval_text,
+    n_text,
+    p_texts,
+    paper_rules,
+    rules_text,
     signed,
+    summary,
 )
+from lth_scale.science.noninferiority import Answer, Verdict, correct, verdict
+from lth_scale.science.paper import closest_to_table2, printed
+from lth_scale.science.results import CLOSE, CONDITION, StudyResults, percent, score_text
+from lth_scale.tasks.registry import metric_named
 from lth_scale.tracking.mlflow.models import Registration
 
-*THRESHOLDS, WELCH, PAIRED = RULES
+READING = (
+    "The difference is subnetwork − reference, positive where the subnetwork is better. It matches "
+    "if a loss of δ or more is rejected, it is worse if a loss below δ is rejected (one-sided, "
+    "α = 0.05; decided by the 90 % interval), and is undecided otherwise: t-tests paired by seed "
+    "where both plan the same seeds, else Welch's. p belongs to the side on which the difference "
+    "lies; the answer is that of Holm's p, over a network's sparsities. Further seeds: how many "
+    "more would settle it at the spread seen. The paper's rules are those by which it matches."
+)
+FAMILY = ("task", "control", "source", "rewind")  # whose sparsities are corrected together
+VERDICT_COLUMNS = (
+    *("difference", "low_90", "high_90", "low_95", "high_95", "delta"),
+    *("p", "p_worse", "holm_p", "holm_p_worse"),
+    *("n", "paired", "answer", "reason", "further_seeds"),
+)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scores by seed of a subnetwork and of its reference; labels: the first cells of a row."""
+    """Scores by seed, in the unit printed, of a subnetwork and of its reference.
 
-    labels: Sequence[str]
+    NaN for a missing seed. metric: the name of their metric.
+    """
+
     subnetwork: pandas.Series
     reference: pandas.Series
+    metric: str
 
-    def verdicts(self, delta: float) -> dict[str, Verdict]:
-        """The verdict of each rule; `delta` in percentage points."""
-        sub, full = (x.dropna().to_dict() for x in (self.subnetwork, self.reference))
-        return {verdict.rule: verdict for verdict in verdicts(sub, full, delta)}
+    def verdict(self, delta: float | None) -> Verdict:
+        """The uncorrected verdict; delta: in the unit printed, or None for the metric's own."""
+        paired = {*self.subnetwork.index} == {*self.reference.index}
+        if delta is None:
+            delta = metric_named(self.metric).delta
+        return verdict(*self._samples(), delta, paired=paired)
+
+    def rules(self) -> dict[str, bool | None]:
+        """Whether it matches by each rule of the paper."""
+        return paper_rules(*self._samples())
+
+    def _samples(self) -> tuple[dict[int, float], dict[int, float]]:
+        """Both by seed, with more being better."""
+        sign = metric_named(self.metric).sign
+        sub, full = ((sign * x.dropna()).to_dict() for x in (self.subnetwork, self.reference))
+        return sub, full
+
+
+class Judged(NamedTuple):
+    """A comparison and its verdict, corrected over its family."""
+
+    comparison: Comparison
+    verdict: Verdict
+
+
+def judge(comparisons: Sequence[Comparison], delta: float | None) -> list[Judged]:
+    """The verdicts of the comparisons of one family, corrected by Holm's method."""
+    verdicts = correct([comparison.verdict(delta) for comparison in comparisons])
+    return [*map(Judged, comparisons, verdicts)]
+
+
+@functools.lru_cache(maxsize=1024)  # several tables ask for the same family
+def by_sparsity(
+    study: StudyResults,
+    task: str,
+    delta: float | None,
+    control: str = "none",
+    source: str | None = None,
+    rewind: str = "0",
+) -> Mapping[float, Judged]:
+    """One family: a network compared with the full network at each of its sparsities."""
+    rows = study.conditions
+    chosen = (rows.task == task) & (rows.source == (source or task)) & (rows.sparsity > 0)
+    chosen &= (rows.control == control) & (rows.rewind == rewind)
+    sparsities = sorted(rows[chosen].sparsity.unique().tolist())
+    full, metric = study.scores(task), study.metric(task)
+    comparisons = [
+        Comparison(study.scores(task, x, control, source, rewind), full, metric) for x in sparsities
+    ]
+    return dict(zip(sparsities, judge(comparisons, delta), strict=True))
+
+
+def families(study: StudyResults) -> list[tuple[str, str, str, str]]:
+    """The networks of a study, as FAMILY: by task, its own tickets first, then transfers."""
+    rows = study.conditions[study.conditions.sparsity > 0]
+    networks = {*rows[[*FAMILY]].itertuples(index=False, name=None)}
+
+    def order(network: tuple[str, str, str, str]) -> tuple[object, ...]:
+        task, control, source, rewind = network
+        kinds = (rewind != "0", [*CONTROLS].index(control), source != task)
+        return study.tasks.index(task), *kinds, network
+
+    return sorted(networks, key=order)
+
+
+def with_verdicts(study: StudyResults, delta: float | None) -> pandas.DataFrame:
+    """The table of a study with VERDICT_COLUMNS, on the primary metric of each subnetwork."""
+    keys = [name for name in CONDITION if name != "seed"]
+    rows = [
+        (task, sparsity, control, source, rewind, True, *_columns(judged.verdict))
+        for task, control, source, rewind in families(study)
+        for sparsity, judged in by_sparsity(study, task, delta, control, source, rewind).items()
+    ]
+    verdicts = pandas.DataFrame(rows, columns=[*keys, "primary", *VERDICT_COLUMNS])
+    verdicts = verdicts.astype({"sparsity": float, "primary": bool})
+    verdicts = verdicts.astype({"n": "Int64", "further_seeds": "Int64"})
+    return study.table.merge(verdicts, how="left", on=[*keys, "primary"])
+
+
+def _columns(verdict: Verdict) -> tuple[object, ...]:
+    return (
+        *(verdict.difference, *verdict.interval, *verdict.interval_95, verdict.delta),
+        *(verdict.p, verdict.p_worse, verdict.holm, verdict.holm_worse),
+        *(verdict.n, verdict.paired, verdict.answer, verdict.reason, verdict.more_seeds),
+    )
 
 
 def verdict_table(
-    title: str,
-    labels: Sequence[str],
-    comparisons: Sequence[Comparison],
-    delta: float,
-    adjust: bool = True,
+    title: str, labels: Sequence[str], rows: Sequence[tuple[Sequence[str], Judged]]
 ) -> Table:
-    """A table of every rule's verdict on each comparison, with δ, p and n.
+    """A table of verdicts; the first cells of a row belong to `labels`."""
+    header = [*labels, "subnetwork", "reference", "difference", "90 % interval", "95 % interval"]
+    header += ["δ", "p", "Holm p", "n", "further seeds", "answer", PAPERS_RULES]
+    return Table(title, header, [[*cells, *_cells(*judged)] for cells, judged in rows])
 
-    adjust: apply Holm's correction to Welch's p over all comparisons.
-    """
-    results = [comparison.verdicts(delta) for comparison in comparisons]
-    p_values = [verdict[WELCH].p for verdict in results]
-    adjusted = holm(p_values) if adjust else p_values
+
+def _cells(comparison: Comparison, verdict: Verdict) -> list[str]:
+    return [
+        score_text(comparison.subnetwork),
+        score_text(comparison.reference),
+        signed(verdict.difference),
+        interval_text(verdict.interval),
+        interval_text(verdict.interval_95),
+        "—" if verdict.delta is None else f"{verdict.delta:g}",
+        *p_texts(verdict),
+        n_text(verdict),
+        further_seeds(verdict),
+        answer_text(verdict),
+        rules_text(comparison.rules()),
+    ]
+
+
+def sparsities_with(judged: Mapping[float, Judged], answer: Answer) -> list[float]:
+    """The sparsities of a family that have this answer."""
+    return [sparsity for sparsity, (_, verdict) in judged.items() if verdict.answer == answer]
+
+
+def highest_by_rule(study: StudyResults, task: str) -> dict[str, str]:
+    """By rule of the paper, the highest sparsity at which a task's tickets match, as text."""
+    rules = {x: judged.comparison.rules() for x, judged in by_sparsity(study, task, None).items()}
+    matching = {
+        rule: [sparsity for sparsity, decided in rules.items() if decided[rule]] for rule in RULES
+    }
+    return {rule: percent(max(x)) if x else "none" for rule, x in matching.items()}
+
+
+def highest_match(study: StudyResults, task: str, delta: float | None) -> str:
+    """The highest sparsity at which a task's tickets match, as text."""
+    matching = sparsities_with(by_sparsity(study, task, delta), "matches")
+    return percent(max(matching)) if matching else "none"
+
+
+def highest_matching(study: StudyResults, tasks: Sequence[str], delta: float | None) -> Table:
+    """The sparsities that match, are worse or undecided by task, and the paper's."""
     rows = []
-    for comparison, verdict, p in zip(comparisons, results, adjusted, strict=True):
-        welch, paired = verdict[WELCH], verdict[PAIRED]
-        pairs = "" if paired.p is None else f", n = {paired.sub.n} pairs"
-        rows.append(
-            [
-                *comparison.labels,
-                score_text(comparison.subnetwork),
-                score_text(comparison.reference),
-                signed(mean_difference(comparison.subnetwork, comparison.reference)),
-                *(WORDS[verdict[rule].matches] for rule in THRESHOLDS),
-                WORDS[decide(p)] + tested("p", welch.p) + (tested("Holm p", p) if adjust else ""),
-                WORDS[paired.matches] + tested("p", paired.p) + pairs,
-            ]
-        )
-    tests = sum(p is not None for p in p_values)
-    note = f", Holm over {tests} test{'s' * (tests != 1)}" if adjust else ""
-    header = [*labels, "subnetwork", "reference", "difference", *THRESHOLDS]
-    header += [f"{WELCH}, δ = {delta:g}{note}", f"{PAIRED}, δ = {delta:g}"]
+    for task in tasks:
+        judged = by_sparsity(study, task, delta)
+        paper = [f"{printed(task)[key]} %" for key in ("sparsity", "strict")]
+        by_rule = highest_by_rule(study, task).items()
+        rules = "; ".join(f"{rule} {sparsity}" for rule, sparsity in by_rule)
+        rows.append([task, *_sparsities_by_answer(judged).values(), rules, *paper])
+    header = ["task", "matches at", "worse at", "undecided at", f"{PAPERS_RULES}, highest"]
+    header += ["paper, Table 2 (within sd)", "paper, Table 4 (strict)"]
+    title = "Highest matching sparsity (for intervals, p and n see All verdicts)"
     return Table(title, header, rows)
 
 
-def _verdicts_by_sparsity(
-    study: StudyResults, task: str, delta: float
-) -> dict[str, dict[float, Verdict]]:
-    """By rule and sparsity, the verdicts on a task's own tickets."""
-    full = study.scores(task)
-    by_sparsity = {
-        sparsity: Comparison((), study.scores(task, sparsity), full).verdicts(delta)
-        for sparsity in study.sparsities(task)
-    }
-    return {
-        rule: {sparsity: verdict[rule] for sparsity, verdict in by_sparsity.items()}
-        for rule in RULES
-    }
+def _sparsities_by_answer(judged: Mapping[float, Judged]) -> dict[Answer, str]:
+    answers: tuple[Answer, ...] = ("matches", "worse", "undecided")
+    by_answer = {answer: sparsities_with(judged, answer) for answer in answers}
+    return {answer: ", ".join(map(percent, x)) or "none" for answer, x in by_answer.items()}
 
 
-def matching_ranges(study: StudyResults, task: str, delta: float) -> dict[str, str]:
-    """By rule, the highest sparsity that matches and the lowest that does not, as text."""
-    by_rule = _verdicts_by_sparsity(study, task, delta)
-    return {rule: _range_text(by_sparsity) for rule, by_sparsity in by_rule.items()}
-
-
-def _range_text(by_sparsity: Mapping[float, Verdict]) -> str:
-    matching, failing, undecided = (
-        [sparsity for sparsity, verdict in by_sparsity.items() if verdict.matches is answer]
-        for answer in (True, False, None)
-    )
-    if not matching and not failing:
-        return WORDS[None]
-    parts = [
-        percent(max(matching)) if matching else "none",
-        f"first fails at {percent(min(failing))}" if failing else "never fails",
-    ]
-    if undecided:
-        parts.append(f"undecided at {', '.join(map(percent, undecided))}")
-    return "; ".join(parts)
-
-
-def highest_matching(study: StudyResults, tasks: Sequence[str], delta: float) -> Table:
-    """The highest matching sparsity by task and rule, and the paper's."""
-    rows = []
-    for task in tasks:
-        paper = (f"{printed(task)[key]} %" for key in ("sparsity", "strict"))
-        rows.append([task, *matching_ranges(study, task, delta).values(), *paper])
-    tests = [f"{rule}, δ = {delta:g}, unadjusted p" for rule in (WELCH, PAIRED)]
-    papers = ["paper, Table 2 (within sd)", "paper, Table 4 (strict)"]
-    title = "Highest matching sparsity (for n and p see All verdicts)"
-    return Table(title, ["task", *THRESHOLDS, *tests, *papers], rows)
-
-
-def matching_tickets(study: StudyResults, delta: float) -> list[Registration]:
-    """The ticket to register for each task and rule: that of the first seed.
+def matching_tickets(study: StudyResults, delta: float | None) -> list[Registration]:
+    """The ticket to register for each task: that of the first seed at the highest match.
 
     The verdict is on all seeds, and no ticket is selected by its own score.
     """
-    tickets = []
-    for task, rule in product(study.tasks, RULES):
-        by_sparsity = _verdicts_by_sparsity(study, task, delta)[rule]
-        matching = [sparsity for sparsity, verdict in by_sparsity.items() if verdict.matches]
-        text, seed, path = "", 0, None
-        if matching:
-            best = by_sparsity[max(matching)]
-            p = "" if best.p is None else f", δ = {delta:g}{tested('unadjusted p', best.p)}"
-            text = f"{_range_text(by_sparsity)} ({best.sub:.1f} against {best.full:.1f}{p})"
-            seed, path = _first_ticket(study, task, max(matching))
-        tickets.append(
-            Registration(task=task, base=study.model, rule=rule, text=text, ticket=path, seed=seed)
-        )
-    return tickets
+    return [
+        _registration(study, task, by_sparsity(study, task, delta))
+        for task in study.tasks
+        if study.sparsities(task)
+    ]
+
+
+def _registration(study: StudyResults, task: str, judged: Mapping[float, Judged]) -> Registration:
+    text, seed, path = "", 0, None
+    if matching := sparsities_with(judged, "matches"):
+        sparsity, answers = max(matching), _sparsities_by_answer(judged)
+        seed, path = _first_ticket(study, task, sparsity)
+        others = "; ".join(f"{answer} at {where}" for answer, where in answers.items())
+        text = f"matches at {percent(sparsity)}: {facts(judged[sparsity].verdict)}. All: {others}"
+    return Registration(task=task, base=study.model, text=text, ticket=path, seed=seed)
 
 
 def _first_ticket(study: StudyResults, task: str, sparsity: float) -> tuple[int, Path | None]:
@@ -165,25 +242,34 @@ def _first_ticket(study: StudyResults, task: str, sparsity: float) -> tuple[int,
     return min(tickets, default=(0, None))
 
 
-def all_verdicts(study: StudyResults, delta: float) -> Section:
-    """All tickets compared with the full network, and the metrics other than the primary one."""
-    rows = study.conditions[study.conditions.network.isin((OWN, OTHER))]
-    networks = {*zip(rows.task, rows.source, rows.sparsity, strict=True)}
-    comparisons = [
-        Comparison(
-            [task, source, percent(sparsity)],
-            study.scores(task, sparsity, source=source),
-            study.scores(task),
-        )
-        for task, source, sparsity in sorted(
-            networks, key=lambda key: (study.tasks.index(key[0]), key[1] != key[0], key)
-        )
+def all_verdicts(study: StudyResults, delta: float | None) -> Section:
+    """All networks compared with the full network, and the metrics other than the primary one."""
+    rows = [
+        ([task, network_name(task, control, source, rewind), percent(sparsity)], judged)
+        for task, control, source, rewind in families(study)
+        for sparsity, judged in by_sparsity(study, task, delta, control, source, rewind).items()
     ]
-    labels = ["task", "ticket of", "sparsity"]
-    tables = [verdict_table("All tickets, unadjusted p", labels, comparisons, delta, adjust=False)]
+    labels = ["task", "network", "sparsity"]
+    tables = [verdict_table("All networks compared with the full network", labels, rows)]
     if (metrics := _other_metrics(study)).rows:
         tables.append(metrics)
-    return Section("All verdicts", [], tables)
+    return Section("All verdicts", [READING], tables)
+
+
+def network_name(task: str, control: str, source: str, rewind: str) -> str:
+    """A network of a study in words, such as `ticket of mlm` or `own ticket, rewound to 5 %`."""
+    if control != "none":
+        return CONTROLS[control].label
+    ticket = "own ticket" if source == task else f"ticket of {source}"
+    if rewind == "0":
+        return ticket
+    return point_name(rewind) if rewind == "none" else f"{ticket}, rewound to {point_name(rewind)}"
+
+
+def point_name(point: str) -> str:
+    """`θ₀`, `5 %`, `100 steps` or `standard pruning`."""
+    names = {"0": "θ₀", "none": "standard pruning"}
+    return names.get(point) or (percent(float(point)) if float(point) < 1 else f"{point} steps")
 
 
 def _other_metrics(study: StudyResults) -> Table:
@@ -198,7 +284,10 @@ def _other_metrics(study: StudyResults) -> Table:
     rows = rows.assign(sparsity=rows.sparsity.map(percent))
     keys = ["task", "network", "sparsity", "metric"]
     lines = [
-        [*key, format(summary(values.to_list()), ".3f" if key[-1] in UNSCALED else ".1f")]
+        [
+            *key,
+            format(summary(values.to_list()), ".3f" if metric_named(key[-1]).scale == 1 else ".1f"),
+        ]
         for key, values in rows.groupby(keys).value
     ]
     return Table("Other metrics", [*keys, "mean ± sd"], lines)

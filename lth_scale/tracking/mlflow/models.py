@@ -1,7 +1,7 @@
 """Tickets as logged and registered models. Does not import torch or MLflow."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,24 +11,30 @@ from lth_scale.config.resolution import header_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
 
 KEYS = (
     *("task", "base_model", "base_revision", "sparsity", "pruned", "prunable"),
     *("theta_sha256", "content_sha256", "base_sha256"),
 )
 TYPE = "lottery ticket"
+ALIAS = "matches"
+NO_MATCH = "no match in the last report"
+# Of version 0.1.0, one alias and one tag of a version for each rule.
+OLD_ALIASES = tuple(
+    f"{ALIAS}-{rule}" for rule in ("strict", "within_sd_full", "within_sd_max", "welch", "paired")
+)
 
 
 @dataclass(frozen=True)
 class Registration:
-    """The ticket of a task that matches under a rule, to be registered under that alias.
+    """The ticket of a task that matches the full network, to be registered under the alias.
 
     base: the base model. text: the verdict in words. ticket: None if no ticket matches.
     """
 
     task: str
     base: str
-    rule: str
     text: str
     ticket: Path | None
     seed: int
@@ -74,42 +80,60 @@ def logged_model(
 
 
 def register(client: "MlflowClient", experiment: str, study: str, entry: Registration) -> None:
-    """Move the alias `matches-RULE` of the model `BASE-TASK-ticket` to the ticket that matches.
+    """Move the alias `matches` of the model `BASE-TASK-ticket` to the ticket that matches.
 
-    The verdict becomes a tag of its version, and the description of each version lists its
-    verdicts. Without a ticket the alias is deleted.
+    The verdict becomes a tag and the description of its version. Without a ticket the alias is
+    deleted. The aliases `matches-RULE` that an earlier version set for this study are deleted.
     """
     # Model names and filters do not accept quotes, slashes and colons.
     name = re.sub(r"""['"/:]""", "-", Path(entry.base).name) + f"-{entry.task}-ticket"
-    alias = f"matches-{entry.rule}"
     models = client.search_registered_models(f"name = '{name}'")
-    versions = client.search_model_versions(f"name = '{name}'")
-    numbers = {version.version for version in versions}
-    for number in numbers:
-        client.delete_model_version_tag(name, number, alias)
+    _delete_old_aliases(client, models, study)
+    texts = {version.version: "" for version in client.search_model_versions(f"name = '{name}'")}
     if entry.ticket:
-        if not models:
-            tags = {"task": entry.task, "base_model": entry.base}
-            client.create_registered_model(name, tags)
+        number = _version(client, experiment, name, entry, create=not models)
         ticket = describe_ticket(entry.ticket, entry.seed)
-        model = client.get_logged_model(logged_model(client, experiment, ticket))
-        source, run = model.artifact_location, model.source_run_id
-        same = [version for version in versions if version.source == source]
-        if not same:
-            # Without a run, MLflow would look for the model's id in another store.
-            model_id = model.model_id if run else None
-            same = [client.create_model_version(name, source, run, model_id=model_id)]
-        number = same[0].version
-        numbers.add(number)
-        for key, value in {alias: entry.text, "study": study, "seed": ticket["seed"]}.items():
+        for key, value in {"study": study, "seed": ticket["seed"]}.items():
             client.set_model_version_tag(name, number, key, value)
-        client.set_registered_model_alias(name, alias, number)
-    elif models and alias in models[0].aliases:
-        client.delete_registered_model_alias(name, alias)
-    for number in numbers:
-        tags = client.get_model_version(name, number).tags
-        lines = [
-            literal(f"{key}: {tags[key]}") for key in sorted(tags) if key.startswith("matches-")
-        ]
-        description = "\n\n".join(lines) or "matches under no rule of the last report"
-        client.update_model_version(name, number, description)
+        client.set_registered_model_alias(name, ALIAS, number)
+        texts[number] = entry.text
+    elif models and ALIAS in models[0].aliases:
+        client.delete_registered_model_alias(name, ALIAS)
+    for number, text in texts.items():
+        if text:
+            client.set_model_version_tag(name, number, ALIAS, text)
+        else:
+            client.delete_model_version_tag(name, number, ALIAS)
+        client.update_model_version(name, number, literal(text) or NO_MATCH)
+
+
+def _version(
+    client: "MlflowClient", experiment: str, name: str, entry: Registration, create: bool
+) -> str:
+    """Return the number of the version of the entry's ticket, which is created if needed."""
+    assert entry.ticket is not None
+    if create:
+        client.create_registered_model(name, {"task": entry.task, "base_model": entry.base})
+    ticket = describe_ticket(entry.ticket, entry.seed)
+    model = client.get_logged_model(logged_model(client, experiment, ticket))
+    source, run = model.artifact_location, model.source_run_id
+    versions = client.search_model_versions(f"name = '{name}'")
+    same = [version for version in versions if version.source == source]
+    if not same:
+        # Without a run, MLflow would look for the model's id in another store.
+        model_id = model.model_id if run else None
+        same = [client.create_model_version(name, source, run, model_id=model_id)]
+    return str(same[0].version)
+
+
+def _delete_old_aliases(
+    client: "MlflowClient", models: "Sequence[RegisteredModel]", study: str
+) -> None:
+    """Delete the aliases of OLD_ALIASES, and their tags, that a report of this study set."""
+    for model in models:
+        for alias in {*OLD_ALIASES} & {*model.aliases}:
+            number = model.aliases[alias]
+            tags = client.get_model_version(model.name, number).tags
+            if alias in tags and tags.get("study") == study:  # both are set with the alias
+                client.delete_registered_model_alias(model.name, alias)
+                client.delete_model_version_tag(model.name, number, alias)
