@@ -14,7 +14,7 @@ from lth_scale.config.texts import printable, quoted
 from lth_scale.tasks.registry import metric_named
 from lth_scale.tracking.mlflow.journal import Progress
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import Row, has_constant_prediction, starved_rows, trivial_scores
+from lth_scale.tracking.stages import Row, has_constant_prediction, recorded_trivial, starved_rows
 
 Rows = Sequence[Row]  # of results.json
 
@@ -65,7 +65,7 @@ def _trivial_line(rows: Rows) -> list[str]:
         literal(predictor)
         + " "
         + ", ".join(f"{literal(metric)} {score:.4f}" for metric, score in scores.items())
-        for predictor, scores in trivial_scores(rows).items()
+        for predictor, scores in recorded_trivial(rows).items()
     ]
     return [f"Trivial predictors: {'; '.join(predictors)}"] if predictors else []
 

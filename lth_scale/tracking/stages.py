@@ -65,7 +65,7 @@ def has_constant_prediction(row: Row) -> bool:
     return row.get("constant_prediction") is True
 
 
-def trivial_scores(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+def recorded_trivial(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """The scores of trivial predictors, by predictor and metric, that the last row has.
 
     Empty in runs that an older version finished, and if they are damaged.

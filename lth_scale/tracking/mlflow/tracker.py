@@ -24,7 +24,7 @@ from lth_scale.tracking.mlflow import journal, settings
 from lth_scale.tracking.mlflow.connection import by_percent
 from lth_scale.tracking.mlflow.delivery import start_sending
 from lth_scale.tracking.mlflow.models import describe_ticket
-from lth_scale.tracking.stages import Row, Stage, describe_starved, trivial_scores
+from lth_scale.tracking.stages import Row, Stage, describe_starved, recorded_trivial
 from lth_scale.tracking.trackers import Listener
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class MlflowTracker(Listener):
         evaluated = {f"eval/{name}": value for name, value in scores.items()}
         trivial = {
             f"trivial/{predictor}/{metric}": score
-            for predictor, by_metric in trivial_scores([row]).items()
+            for predictor, by_metric in recorded_trivial([row]).items()
             for metric, score in by_metric.items()
         }
         curve = {**evaluated, **trivial, "sparsity": float(row["sparsity"])}
