@@ -74,7 +74,8 @@ class MlmTask(LoadedTask):
     def trivial(self) -> Trivial:
         """The most frequent masked token, the unigram model of train, and chance."""
         labels = _label_ids(self.validation)
-        vocabulary = max(self.model.config.vocab_size, len(self.tokenizer))
+        config = self.model.config.get_text_config()
+        vocabulary = max(config.vocab_size, len(self.tokenizer))
         return unigram_scores(self._train_tokens(), labels[labels != IGNORED], vocabulary)
 
     def _train_tokens(self) -> Iterator[numpy.ndarray]:
