@@ -93,11 +93,21 @@ def png(figure: "Figure") -> bytes:
 
 
 @drawn
-def scores(panels: Mapping[str, tuple[Lines, Sequence[float]]], xlabel: str, title: str) -> bytes:
-    """A panel per task with a line per control; panels: name → lines, full network's scores."""
+def scores(
+    panels: Mapping[str, tuple[Lines, Sequence[float]]],
+    xlabel: str,
+    title: str,
+    trivial: Mapping[str, float] | None = None,
+) -> bytes:
+    """A panel per task with a line per control; panels: name → lines, full network's scores.
+
+    trivial: the score of the best trivial predictor by panel, drawn as a dotted line.
+    """
     figure, axes = _subplots(6.0 if len(panels) == 1 else 4.4, 4.0, [*panels], title)
-    for ax, (lines, full) in zip(axes, panels.values(), strict=True):
+    for ax, (name, (lines, full)) in zip(axes, panels.items(), strict=True):
         _draw_lines(ax, lines, full)
+        if trivial and name in trivial:
+            ax.axhline(trivial[name], color="0.3", ls=":", lw=1, label="best trivial predictor")
         ax.set_xlabel(xlabel)
     _add_legend(figure, axes, columns=2)
     return png(figure)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy
 
-from lth_scale.science.noninferiority import Scores, Verdict
+from lth_scale.science.noninferiority import NO_VERDICT, Scores, Verdict
 
 # strict: section 2 and Table 4 of Chen et al. 2020 (arXiv:2007.12223); within_sd_full: caption of
 # its Table 2.
@@ -101,9 +101,10 @@ def n_text(verdict: Verdict) -> str:
 
 
 def answer_text(verdict: Verdict) -> str:
-    """`matches`, `worse`, or `undecided: ` and the reason."""
-    undecided = verdict.answer == "undecided"
-    return f"undecided: {verdict.reason}" if undecided else verdict.answer
+    """`matches`, `worse`, or `undecided: ` and the reason; or why there is no verdict."""
+    if verdict.reason.startswith(NO_VERDICT):
+        return verdict.reason
+    return f"undecided: {verdict.reason}" if verdict.answer == "undecided" else verdict.answer
 
 
 def facts(verdict: Verdict) -> str:

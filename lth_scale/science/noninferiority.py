@@ -17,6 +17,7 @@ from scipy import special, stats
 
 ALPHA = 0.05
 FEWEST_SEEDS = 3
+NO_VERDICT = "no verdict: "  # how the reason of a verdict without an answer starts
 MOST_SEEDS = 1000  # beyond which the number of further seeds is not computed
 Answer = Literal["matches", "worse", "undecided"]
 Scores = Mapping[int, float] | Sequence[float]  # by seed, or without seeds
@@ -160,6 +161,32 @@ def _corrected(verdict: Verdict, tests: int) -> Verdict:
         return verdict
     more = _further_seeds(verdict.estimate, verdict.delta, verdict.alpha / tests)
     return replace(verdict, more_seeds=more)
+
+
+def lower_bound(scores: Scores, alpha: float = ALPHA) -> float:
+    """The one-sided 1 − α lower confidence bound of the mean over seeds; more is better.
+
+    The mean itself without any spread, and −∞ below three seeds.
+    """
+    values = [*(scores.values() if isinstance(scores, Mapping) else scores)]
+    n = len(values)
+    if n < FEWEST_SEEDS:
+        return -math.inf
+    margin = stats.t.isf(alpha, n - 1) * numpy.std(values, ddof=1) / math.sqrt(n)
+    return float(numpy.mean(values) - margin)
+
+
+def without_verdict(verdict: Verdict, reason: str) -> Verdict:
+    """The same comparison without an answer and without a test, for a reason."""
+    return replace(
+        verdict,
+        answer="undecided",
+        reason=NO_VERDICT + reason,
+        p=math.nan,
+        p_worse=math.nan,
+        more_seeds=None,
+        estimate=None,
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,16 +1,25 @@
 """The report of a study: its sections, and the files they are written to."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from lth_scale.config import manifest
 from lth_scale.config.markdown import Section, Table
+from lth_scale.pruning.registries import CONTROLS
 from lth_scale.science import pages
 from lth_scale.science.paper import paper
-from lth_scale.science.results import StudyResults
+from lth_scale.science.results import OWN, StudyResults, percent
 from lth_scale.science.sections.masks import masks
 from lth_scale.science.sections.scores import curves, rewinding, table2
 from lth_scale.science.sections.transfer import transfer
-from lth_scale.science.sections.verdicts import all_verdicts, with_verdicts
+from lth_scale.science.sections.verdicts import (
+    PREDICTORS,
+    all_verdicts,
+    by_sparsity,
+    families,
+    flaw_of,
+    with_verdicts,
+)
 
 # The beginning of report.html in version 0.1.0, which wrote no list of its files.
 BEGINNING = b'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Report: '
@@ -60,10 +69,34 @@ def _overview(study: StudyResults) -> Section:
         for name, values in [*by_network, ("total", study.conditions.value)]
     ]
     tables = [Table("Training runs", ["network", "planned", "finished", "missing"], rows)]
+    baselines = [
+        [task, study.metric(task), PREDICTORS.get(best[0], best[0]), f"{best[1]:.1f}"]
+        for task in study.tasks
+        if (best := study.baseline(task))
+    ]
+    if baselines:
+        header = ["task", "metric", "best trivial predictor", "score"]
+        tables.append(Table("Trivial baselines", header, baselines))
+    if flaws := [*_flawed_networks(study)]:
+        header = ["task", "network", "sparsity", "no verdict because"]
+        tables.append(Table("Dead and untrained networks", header, flaws))
     if study.starved:
         header = ["job", "round or seed", "remaining weights"]
         tables.append(Table("Nearly empty matrices", header, study.starved))
     return Section("Summary", text, tables)
+
+
+def _flawed_networks(study: StudyResults) -> Iterator[list[str]]:
+    """A row for each network that gets no verdict."""
+    for task in study.tasks:
+        if flaw := flaw_of(study, task):
+            yield [task, "full network", "0 %", flaw]
+    for task, control, source, rewind in families(study):
+        own = OWN if source == task else f"ticket of {source}"
+        network = own if control == "none" else CONTROLS[control].label
+        for sparsity in by_sparsity(study, task, None, control, source, rewind):
+            if flaw := flaw_of(study, task, sparsity, control, source, rewind):
+                yield [task, network, percent(sparsity), flaw]
 
 
 def write_report(study: StudyResults, output: Path, delta: float | None) -> list[Path]:

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from lth_scale.science.study_record import (
     read_json,
 )
 from lth_scale.tasks.registry import TASKS, metric_named
-from lth_scale.tracking.stages import Row, starved_rows
+from lth_scale.tasks.trivial import Trivial
+from lth_scale.tracking.stages import Row, has_constant_prediction, recorded_trivial, starved_rows
 
 OWN, OTHER = "tickets on their own task", "tickets on other tasks"
 # Largest difference between a planned and a reached sparsity, due to whole weights and patterns.
@@ -30,7 +31,7 @@ CLOSE = 5e-4
 # The exceptions that unexpected JSON raises.
 DAMAGE = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
 CONDITION = ("task", "sparsity", "control", "source", "rewind", "seed")  # identifies a training
-COLUMNS = ("network", *CONDITION, "metric", "value", "primary")
+COLUMNS = ("network", *CONDITION, "metric", "value", "primary", "constant")
 
 Rows = Mapping[str, list[Row]]  # by job
 
@@ -51,9 +52,10 @@ class StudyResults:
 
     finished: by job. table: one row per condition and metric, with COLUMNS; values are in the unit
     printed (`Metric.scale`), mostly percentage points. `primary` marks the metric by which networks
-    are compared; its value is NaN for a missing training. mask_facts: as saved, if the tickets are
-    not available. starved: job, round or seed, and description of each network with a nearly empty
-    matrix.
+    are compared; its value is NaN for a missing training. `constant`: the network gave one
+    prediction for all validation rows. mask_facts: as saved, if the tickets are not available.
+    starved: job, round or seed, and description of each network with a nearly empty matrix.
+    trivial: by task, predictor and metric, the scores of trivial predictors, as fractions.
     """
 
     name: str
@@ -65,6 +67,7 @@ class StudyResults:
     searches: list[SearchResult]
     mask_facts: Mapping[str, Any] | None = None
     starved: Sequence[tuple[str, str, str]] = ()
+    trivial: Mapping[str, Trivial] = field(default_factory=dict)
 
     @functools.cached_property
     def conditions(self) -> pandas.DataFrame:
@@ -91,6 +94,35 @@ class StudyResults:
             return self._scores.loc[task, sparsity, control, source or task, rewind]
         except KeyError:
             return pandas.Series(dtype=float)
+
+    def is_constant(
+        self,
+        task: str,
+        sparsity: float = 0.0,
+        control: str = "none",
+        source: str | None = None,
+        rewind: str = "0",
+    ) -> bool:
+        """True if every finished training of a network gave one prediction for all rows."""
+        rows = self.conditions
+        network = (task, sparsity, control, source or task, rewind)
+        for name, value in zip(CONDITION, network, strict=False):
+            rows = rows[rows[name] == value]
+        finished = rows[rows.value.notna()]
+        return bool(len(finished)) and bool(finished.constant.all())
+
+    def baseline(self, task: str) -> tuple[str, float] | None:
+        """The best trivial predictor of a task and its score in the unit printed.
+
+        None if no run recorded one, as before version 0.2.0.
+        """
+        metric = self.metric(task)
+        kind, scores = metric_named(metric), self.trivial.get(task, {})
+        known = {name: by[metric] * kind.scale for name, by in scores.items() if metric in by}
+        if not known:
+            return None
+        best = max(known, key=lambda name: kind.sign * known[name])
+        return best, known[best]
 
     def sparsities(self, task: str, rewound: bool = False) -> list[float]:
         """Sparsities of a task's own tickets; `rewound`: of those that do not rewind to θ₀."""
@@ -177,14 +209,19 @@ def study_results(
     table = pandas.DataFrame(
         [row for condition in record.cells for row in _tidy(condition, rows[condition.job])],
         columns=[*COLUMNS],
-    ).astype({"sparsity": float, "value": float, "primary": bool})
+    ).astype({"sparsity": float, "value": float, "primary": bool, "constant": bool})
     starved = [
         (job, f"{key} {number}", description)
         for job, results in rows.items()
         for key, number, description in starved_rows(results)
     ]
+    trivial = {
+        condition.task: recorded
+        for condition in record.cells
+        if (recorded := recorded_trivial(rows[condition.job]))
+    }
     about = (record.name, record.note, record.model, record.tasks)
-    return StudyResults(*about, finished, table, searches, mask_facts, starved)
+    return StudyResults(*about, finished, table, searches, mask_facts, starved, trivial)
 
 
 def _tidy(condition: ConditionRecord, rows: list[Row]) -> list[tuple[Any, ...]]:
@@ -195,14 +232,15 @@ def _tidy(condition: ConditionRecord, rows: list[Row]) -> list[tuple[Any, ...]]:
     # A search has one row per sparsity, every other job one per seed.
     key = "sparsity" if rows and "round" in rows[0] else "seed"
     planned = getattr(condition, key)
-    metrics: Row = next((row["eval"] for row in rows if abs(row[key] - planned) <= CLOSE), {})
+    found: Row = next((row for row in rows if abs(row[key] - planned) <= CLOSE), {"eval": {}})
+    metrics, constant = found["eval"], has_constant_prediction(found)
     scores = {name: float(x) * metric_named(name).scale for name, x in metrics.items()}
     if not all(map(math.isfinite, scores.values())):
         raise ValueError("a score is not finite")
     scores = scores or {TASKS[condition.task].metric: math.nan}
     condition = condition.model_copy(update={"source": condition.source or condition.task})
     about = (_network(condition), *(getattr(condition, name) for name in CONDITION))
-    return [(*about, name, x, i == 0) for i, (name, x) in enumerate(scores.items())]
+    return [(*about, name, x, i == 0, constant) for i, (name, x) in enumerate(scores.items())]
 
 
 def _network(condition: ConditionRecord) -> str:

@@ -15,7 +15,10 @@ from lth_scale.science.study_record import parse_record, read_json
 from lth_scale.tracking.machine import git_commit, machine, versions
 
 # What is saved of a row of results, and of a job.
-ROW_KEYS = ("round", "seed", "sparsity", "steps", "eval", "seconds", "peak_memory", "starved")
+ROW_KEYS = (
+    *("round", "seed", "sparsity", "steps", "eval", "seconds", "peak_memory", "starved"),
+    *("trivial", "constant_prediction"),
+)
 JOB_KEYS = ("id", "kind", "directory", "flags")
 MASKS = ("layers", "shared", "common")  # by task or pair of tasks, and seed
 PACKAGES = ("lth_scale", "torch", "transformers", "accelerate")

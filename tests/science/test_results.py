@@ -658,3 +658,47 @@ def test_nearly_empty_matrices_are_in_a_table(tmp_path):
         ]
     ]
     assert saved.to_dict(tmp_path)["rows"]["search-sst2-0-seed1"][-1]["starved"]
+
+
+def test_networks_that_do_not_beat_a_trivial_predictor_get_no_verdict(tmp_path):
+    plan = Plan(tmp_path / "study", tasks=["sst2", "mrpc"])
+    for task in plan.tasks:
+        for seed in plan.seeds:
+            plan.search(task, seed)
+    plan.write()
+    trivial = {"sst2": {"constant": {"accuracy": 0.9}}, "mrpc": {"constant": {"accuracy": 0.86}}}
+    for path in plan.directory.glob("jobs/*/results.json"):
+        rows = json.loads(path.read_text())
+        for row in rows:
+            row["trivial"] = trivial["sst2" if "sst2" in str(path) else "mrpc"]
+            row["constant_prediction"] = "sst2" in str(path) and row["round"] == 2
+        path.write_text(json.dumps(rows))
+    study = results.load_results(plan.directory)
+    assert study.baseline("sst2") == ("constant", pytest.approx(90))
+    answers = {x: judged.verdict for x, judged in verdicts.by_sparsity(study, "sst2", None).items()}
+    assert answers[0.3].answer == "matches"
+    assert answers[0.5].reason.startswith("no verdict: the subnetwork is dead")
+    assert answers[0.7].reason.startswith("no verdict: the subnetwork is untrained")
+    assert "90.0, the score of the best constant prediction" in answers[0.7].reason
+    for judged in verdicts.by_sparsity(study, "mrpc", None).values():
+        assert judged.verdict.reason.startswith("no verdict: the full network is untrained")
+        assert judged.verdict.answer == "undecided" and judged.verdict.more_seeds is None
+    assert [entry.ticket is None for entry in verdicts.matching_tickets(study, None)] == [
+        False,
+        True,
+    ]
+    report.write_report(study, plan.directory / "report", None)
+    text = (plan.directory / "report/report.md").read_text()
+    assert "| sst2 | accuracy | the best constant prediction | 90.0 |" in text
+    assert "Dead and untrained networks" in text
+    again = plan.directory / "saved.json"
+    saved.save(plan.directory, again)
+    assert "constant_prediction" in again.read_text() and '"trivial"' in again.read_text()
+
+
+def test_a_network_is_shown_to_beat_a_baseline_by_the_lower_bound_over_seeds():
+    from lth_scale.science.noninferiority import lower_bound
+
+    # mean 2, sd 1, n = 3: 2 − 2.91999 / √3
+    assert lower_bound([1.0, 2.0, 3.0]) == pytest.approx(2 - 2.919985580353726 / 3**0.5)
+    assert lower_bound([1.0, 3.0]) == -float("inf") and lower_bound([2.0] * 3) == 2.0

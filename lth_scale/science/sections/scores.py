@@ -17,6 +17,7 @@ from lth_scale.science.sections.verdicts import (
     Comparison,
     Judged,
     by_sparsity,
+    flaw_of,
     highest_matching,
     judge,
     point_name,
@@ -125,13 +126,16 @@ def _control_comparisons(
     """Each control of a task and the ticket of the same sparsity; a family for each control."""
     by_control, metric = _scores_by_control(study, task), study.metric(task)
     tickets = by_control.pop("none")
+    fractions = {round(100 * x, 6): x for x in study.conditions.sparsity.unique().tolist()}
     rows: list[tuple[float, str, Judged]] = []
     for control, scores in by_control.items():
         comparisons = [
             Comparison(points, tickets.get(x, NOT_PLANNED), metric) for x, points in scores.items()
         ]
-        label = CONTROLS[control].label
-        rows += [(x, label, y) for x, y in zip(scores, judge(comparisons, delta), strict=True)]
+        planned = [fractions[x] for x in scores]
+        flaws = [flaw_of(study, task, x) or flaw_of(study, task, x, control) for x in planned]
+        judged = zip(scores, judge(comparisons, delta, flaws), strict=True)
+        rows += [(x, CONTROLS[control].label, verdict) for x, verdict in judged]
     rows.sort(key=lambda row: row[0])
     return [([task, f"{x:.4g} %", label], judged) for x, label, judged in rows]
 
@@ -140,7 +144,7 @@ def curves(study: StudyResults, tasks: Sequence[str]) -> Section:
     """Score against sparsity: a panel per task with a curve per control, and a table."""
     sparsities = {0.0, *(x for task in tasks for x in study.sparsities(task))}
     columns = sorted(round(100 * sparsity, 6) for sparsity in sparsities)
-    text, panels, rows = [CURVES], {}, []
+    text, panels, rows, trivial = [CURVES], {}, [], {}
     for task in tasks:
         by_control = _scores_by_control(study, task)
         missing = [
@@ -159,10 +163,13 @@ def curves(study: StudyResults, tasks: Sequence[str]) -> Section:
             control: {x: points.dropna().to_list() for x, points in scores.items()}
             for control, scores in by_control.items()
         }
-        panels[f"{task}, {study.metric(task)} (points)"] = (lines, lines["none"][0.0])
+        panel = f"{task}, {study.metric(task)} (points)"
+        panels[panel] = (lines, lines["none"][0.0])
+        if baseline := study.baseline(task):
+            trivial[panel] = baseline[1]
     header = ["task", "network", *map("{:.4g} %".format, columns)]
     title = "Score against sparsity"
-    png = figures.scores(panels, figures.SPARSITY, study.title(title))
+    png = figures.scores(panels, figures.SPARSITY, study.title(title), trivial)
     table = Table("Scores by sparsity", header, rows)
     return Section(title, text, [table], {"scores.png": ("score against sparsity", png)})
 
@@ -196,7 +203,9 @@ def rewinding(study: StudyResults, tasks: Sequence[str], delta: float | None) ->
         rows.append([task, text, score_text(full), *map(score_text, scores.values())])
         others = [point for point in points if point != "0"]
         metric = study.metric(task)
-        family = judge([Comparison(scores[x], scores["0"], metric) for x in others], delta)
+        flaw = flaw_of(study, task, sparsity)
+        flaws = [flaw or flaw_of(study, task, sparsity, rewind=point) for point in others]
+        family = judge([Comparison(scores[x], scores["0"], metric) for x in others], delta, flaws)
         labelled = ([task, percent(sparsity), point_name(point)] for point in others)
         comparisons += zip(labelled, family, strict=True)
         line = {point_name(point): values.dropna().to_list() for point, values in scores.items()}

@@ -1,6 +1,7 @@
 """Which networks match the full network: verdicts corrected over their families."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,14 @@ from lth_scale.science.matching import (
     signed,
     summary,
 )
-from lth_scale.science.noninferiority import Answer, Verdict, correct, verdict
+from lth_scale.science.noninferiority import (
+    Answer,
+    Verdict,
+    correct,
+    lower_bound,
+    verdict,
+    without_verdict,
+)
 from lth_scale.science.paper import closest_to_table2, printed
 from lth_scale.science.results import CLOSE, CONDITION, StudyResults, percent, score_text
 from lth_scale.tasks.registry import metric_named
@@ -38,6 +46,11 @@ READING = (
     "lies; the answer is that of Holm's p, over a network's sparsities. Further seeds: how many "
     "more would settle it at the spread seen. The paper's rules are those by which it matches."
 )
+PREDICTORS = {
+    "constant": "the best constant prediction",
+    "chance": "random predictions",
+    "unigram": "the unigram model",
+}
 FAMILY = ("task", "control", "source", "rewind")  # whose sparsities are corrected together
 VERDICT_COLUMNS = (
     *("difference", "low_90", "high_90", "low_95", "high_95", "delta"),
@@ -82,10 +95,45 @@ class Judged(NamedTuple):
     verdict: Verdict
 
 
-def judge(comparisons: Sequence[Comparison], delta: float | None) -> list[Judged]:
-    """The verdicts of the comparisons of one family, corrected by Holm's method."""
-    verdicts = correct([comparison.verdict(delta) for comparison in comparisons])
-    return [*map(Judged, comparisons, verdicts)]
+def judge(
+    comparisons: Sequence[Comparison], delta: float | None, flaws: Sequence[str] = ()
+) -> list[Judged]:
+    """The verdicts of the comparisons of one family, corrected by Holm's method.
+
+    flaws: why a comparison gets no verdict, "" if it does; none by default.
+    """
+    verdicts = [comparison.verdict(delta) for comparison in comparisons]
+    pairs = zip(verdicts, flaws or [""] * len(verdicts), strict=True)
+    verdicts = [without_verdict(verdict, flaw) if flaw else verdict for verdict, flaw in pairs]
+    return [*map(Judged, comparisons, correct(verdicts))]
+
+
+def flaw_of(
+    study: StudyResults,
+    task: str,
+    sparsity: float = 0.0,
+    control: str = "none",
+    source: str | None = None,
+    rewind: str = "0",
+) -> str:
+    """Why a network gets no verdict: it is dead or untrained; "" if it is neither.
+
+    Dead: it gives one prediction for all rows, with every seed. Untrained: it is not shown to be
+    better than the best trivial predictor, which needs three seeds.
+    """
+    name = "the subnetwork" if sparsity else "the full network"
+    if study.is_constant(task, sparsity, control, source, rewind):
+        return f"{name} is dead (one prediction for all rows)"
+    scores = study.scores(task, sparsity, control, source, rewind).dropna()
+    baseline, sign = study.baseline(task), metric_named(study.metric(task)).sign
+    bound = lower_bound((sign * scores).to_list())
+    if baseline is None or bound == -math.inf or bound > sign * baseline[1]:
+        return ""
+    predictor, score = baseline
+    return (
+        f"{name} is untrained (its mean is not shown to be better than {score:.1f}, the score of "
+        f"{PREDICTORS.get(predictor, predictor)})"
+    )
 
 
 @functools.lru_cache(maxsize=1024)  # several tables ask for the same family
@@ -106,7 +154,9 @@ def by_sparsity(
     comparisons = [
         Comparison(study.scores(task, x, control, source, rewind), full, metric) for x in sparsities
     ]
-    return dict(zip(sparsities, judge(comparisons, delta), strict=True))
+    full_flaw = flaw_of(study, task)
+    flaws = [full_flaw or flaw_of(study, task, x, control, source, rewind) for x in sparsities]
+    return dict(zip(sparsities, judge(comparisons, delta, flaws), strict=True))
 
 
 def families(study: StudyResults) -> list[tuple[str, str, str, str]]:
