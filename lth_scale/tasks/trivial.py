@@ -8,7 +8,7 @@ import numpy
 from lth_scale.tasks.metrics import load_metric
 from lth_scale.tasks.metrics.squad.squad import exact_match, f1, normalize
 
-DRAWS = 20  # of random predictions; their mean is the score by chance
+DRAWS = 20  # of random predictions; their mean is the score by chance of F1
 Trivial = Mapping[str, Mapping[str, float]]  # predictor → metric → score
 
 
@@ -29,7 +29,9 @@ def trivial_scores(labels: numpy.ndarray, classes: int, metrics: Sequence[str]) 
         return {"constant": constant}
     generator = numpy.random.default_rng(0)
     drawn = [scores(generator.integers(classes, size=len(labels))) for _ in range(DRAWS)]
-    chance = {name: float(numpy.mean([each[name] for each in drawn])) for name in metrics}
+    means = {name: float(numpy.mean([each[name] for each in drawn])) for name in metrics}
+    exact = {"accuracy": 1 / classes, "matthews_correlation": 0.0}
+    chance = means | {name: exact[name] for name in metrics if name in exact}
     return {"constant": constant, "chance": chance}
 
 
