@@ -22,7 +22,6 @@ from lth_scale.science.study_record import (
     read_json,
 )
 from lth_scale.tasks.registry import TASKS, metric_named
-from lth_scale.tasks.trivial import Trivial
 from lth_scale.tracking.stages import Row, has_constant_prediction, recorded_trivial, starved_rows
 
 OWN, OTHER = "tickets on their own task", "tickets on other tasks"
@@ -67,7 +66,7 @@ class StudyResults:
     searches: list[SearchResult]
     mask_facts: Mapping[str, Any] | None = None
     starved: Sequence[tuple[str, str, str]] = ()
-    trivial: Mapping[str, Trivial] = field(default_factory=dict)
+    trivial: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     @functools.cached_property
     def conditions(self) -> pandas.DataFrame:
