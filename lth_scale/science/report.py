@@ -87,15 +87,17 @@ def _overview(study: StudyResults) -> Section:
 
 
 def _flawed_networks(study: StudyResults) -> Iterator[list[str]]:
-    """A row for each network that gets no verdict."""
+    """A row for each network that is dead or untrained; only the full one, if that is."""
+    full_flaws = {task: flaw_of(study, task) for task in study.tasks}
     for task in study.tasks:
-        if flaw := flaw_of(study, task):
-            yield [task, "full network", "0 %", flaw]
+        if full_flaws[task]:
+            yield [task, "full network", "0 %", full_flaws[task]]
     for task, control, source, rewind in families(study):
         own = OWN if source == task else f"ticket of {source}"
         network = own if control == "none" else CONTROLS[control].label
         for sparsity in by_sparsity(study, task, None, control, source, rewind):
-            if flaw := flaw_of(study, task, sparsity, control, source, rewind):
+            flaw = flaw_of(study, task, sparsity, control, source, rewind)
+            if flaw != full_flaws[task]:
                 yield [task, network, percent(sparsity), flaw]
 
 

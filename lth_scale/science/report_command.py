@@ -54,8 +54,10 @@ def run(args: ReportFlags) -> None:
     print(f"report   {quoted(output / 'report.html')}\n         {quoted(output / 'report.md')}")
     print(f"runs     {planned} planned, {finished} finished, {planned - finished} missing")
     if args.report_to == "mlflow":
-        from lth_scale.tracking.mlflow.runs import try_to_log_report  # imports mlflow
+        from lth_scale.tracking.mlflow import runs  # imports mlflow
 
         local = settings.address(directory.resolve() / "jobs" / "mlflow.db")
         tickets = matching_tickets(study, args.delta)
-        try_to_log_report(local, study.name, written, registrations=tickets)
+        runs.try_to_log(
+            local, lambda store: runs.log_report(store, study.name, written, registrations=tickets)
+        )

@@ -677,8 +677,8 @@ def test_networks_that_do_not_beat_a_trivial_predictor_get_no_verdict(tmp_path):
     assert study.baseline("sst2") == ("constant", pytest.approx(90))
     answers = {x: judged.verdict for x, judged in verdicts.by_sparsity(study, "sst2", None).items()}
     assert answers[0.3].answer == "matches"
-    assert answers[0.5].reason.startswith("no verdict: the subnetwork is dead")
-    assert answers[0.7].reason.startswith("no verdict: the subnetwork is untrained")
+    assert answers[0.5].reason.startswith("no verdict: the IMP ticket is dead")
+    assert answers[0.7].reason.startswith("no verdict: the IMP ticket is untrained")
     assert "90.0, the score of the best constant prediction" in answers[0.7].reason
     for judged in verdicts.by_sparsity(study, "mrpc", None).values():
         assert judged.verdict.reason.startswith("no verdict: the full network is untrained")

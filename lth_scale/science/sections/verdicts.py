@@ -116,12 +116,14 @@ def flaw_of(
     source: str | None = None,
     rewind: str = "0",
 ) -> str:
-    """Why a network gets no verdict: it is dead or untrained; "" if it is neither.
+    """Why a network gets no verdict: it, or its task's full network, is dead or untrained; or "".
 
     Dead: it gives one prediction for all rows, with every seed. Untrained: it is not shown to be
     better than the best trivial predictor, which needs three seeds.
     """
-    name = "the subnetwork" if sparsity else "the full network"
+    if sparsity and (flaw := flaw_of(study, task)):
+        return flaw
+    name = f"the {CONTROLS[control].label}" if sparsity else "the full network"
     if study.is_constant(task, sparsity, control, source, rewind):
         return f"{name} is dead (one prediction for all rows)"
     scores = study.scores(task, sparsity, control, source, rewind).dropna()
@@ -154,8 +156,7 @@ def by_sparsity(
     comparisons = [
         Comparison(study.scores(task, x, control, source, rewind), full, metric) for x in sparsities
     ]
-    full_flaw = flaw_of(study, task)
-    flaws = [full_flaw or flaw_of(study, task, x, control, source, rewind) for x in sparsities]
+    flaws = [flaw_of(study, task, x, control, source, rewind) for x in sparsities]
     return dict(zip(sparsities, judge(comparisons, delta, flaws), strict=True))
 
 

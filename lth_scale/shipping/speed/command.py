@@ -51,11 +51,14 @@ def time_targets(args: Speed) -> Path:
     del flags["targets"]
     report.write(args.directory, cells, notes, flags)
     if args.report_to == "mlflow":
-        from lth_scale.tracking.mlflow.runs import try_to_log_report  # imports mlflow
+        from lth_scale.tracking.mlflow import runs  # imports mlflow
         from lth_scale.tracking.mlflow.settings import local_store
 
         output = args.directory
         paths = [path for name in FILES if (path := output / name).is_file()]
-        store = local_store(output)
-        try_to_log_report(store, output.name, paths, "speed", report.metrics(cells))
+        metrics = report.metrics(cells)
+        runs.try_to_log(
+            local_store(output),
+            lambda store: runs.log_report(store, output.name, paths, "speed", metrics),
+        )
     return args.directory

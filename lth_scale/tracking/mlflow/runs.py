@@ -5,9 +5,8 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import (
@@ -194,16 +193,14 @@ def _log_metrics(client: MlflowClient, run: str, points: Sequence[Metric]) -> No
         client.log_batch(run, metrics=points[start : start + MOST_POINTS])
 
 
-def try_to_log_report(
-    local: str, name: str, paths: Sequence[Path], *about: Any, **more: Any
-) -> None:
-    """Call `log_report` with MLFLOW_TRACKING_URI or the store `local`, and print how it went.
+def try_to_log(local: str, log: Callable[[str], None]) -> None:
+    """Call `log` with MLFLOW_TRACKING_URI or the store `local`, and print how it went.
 
-    Nothing is raised: the report is already written.
+    Nothing is raised: what is logged is already written.
     """
     store = os.environ.get("MLFLOW_TRACKING_URI") or local
     try:
-        log_report(store, name, paths, *about, **more)
+        log(store)
         print(printable(f"MLflow   logged to {without_secrets(store)}"))
     except Exception as problem:  # MLflow raises many kinds
         print(printable(f"MLflow   not logged to {without_secrets(store)}: {reason(problem)}"))
