@@ -299,8 +299,8 @@ class Transfer(Training):
         method=True,
     )
     theta: str | None = data_flag(
-        "start the encoder from a theta.safetensors of lth_scale.imp, or the weights.safetensors of its "
-        "last round under --rewind none; --ticket must be of the same base",
+        "start the encoder from a theta.safetensors of lth_scale.imp, or from the "
+        "weights.safetensors of a --rewind none round; --ticket must be of the same base",
         metavar="FILE",
         grid=True,
     )

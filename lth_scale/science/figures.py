@@ -311,3 +311,86 @@ def _draw_grid(ax: "Axes", grid: Grid, low: float, high: float, cmap: str) -> No
         style: Style = {"color": color, "ha": "center", "va": "center", "fontsize": 7}
         box = WHITE_BOX if math.isnan(value) else None
         ax.text(grid.columns.index(column), grid.rows.index(row), text, bbox=box, **style)
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Scores by the weights that training starts from, on one target.
+
+    by_source: source → weights → the score of each seed. full: of the full network. trivial: the
+    score of the best trivial predictor, None if unknown. ylabel: the metric and its unit.
+    """
+
+    by_source: Mapping[str, Mapping[str, Sequence[float]]]
+    full: Sequence[float]
+    trivial: float | None
+    ylabel: str
+
+
+@drawn
+def starting_weights(panels: Mapping[str, Starts], title: str) -> bytes:
+    """A panel per target: the weights that training starts from, with the sources side by side."""
+    figure, axes = _subplots(6.0 if len(panels) == 1 else 4.4, 4.0, [*panels], title)
+    sources = [*dict.fromkeys(name for starts in panels.values() for name in starts.by_source)]
+    for ax, starts in zip(axes, panels.values(), strict=True):
+        _draw_levels(ax, starts.full, starts.trivial)
+        weights = [*dict.fromkeys(x for points in starts.by_source.values() for x in points)]
+        for i, source in enumerate(sources):
+            shift = 0.6 * ((i + 0.5) / len(sources) - 0.5)
+            points = starts.by_source.get(source, {})
+            positions = [weights.index(name) + shift for name in points]
+            style = STYLES[i % len(STYLES)] | {"linestyle": "none"}
+            _draw_ranges(ax, positions, [*points.values()], f"ticket of {source}", style)
+        ax.set_xticks(range(len(weights)), map(_plain, weights), fontsize=8, rotation=20)
+        ax.set(xlabel="weights under the ticket", ylabel=starts.ylabel)
+        ax.set_xlim(-0.6, len(weights) - 0.4)
+    _add_legend(figure, axes, columns=2)
+    return png(figure)
+
+
+def _draw_levels(ax: "Axes", full: Sequence[float], trivial: float | None) -> None:
+    """Draw the full network's range and mean, and the score of the best trivial predictor."""
+    if full:
+        ax.axhspan(min(full), max(full), color="0.88", zorder=0)
+        ax.axhline(statistics.fmean(full), color="0.3", linewidth=1.2, label="full network")
+    if trivial is not None:
+        ax.axhline(trivial, color="0.3", ls=":", lw=1, label="best trivial predictor")
+
+
+def _draw_ranges(
+    ax: "Axes", x: Sequence[float], scores: Sequence[Sequence[float]], label: str, style: Style
+) -> None:
+    """Draw means with bars from the least to the greatest seed; nothing where no seed is known."""
+    known = [(place, values) for place, values in zip(x, scores, strict=True) if values]
+    means = [statistics.fmean(values) for _, values in known]
+    down = [mean - min(values) for mean, (_, values) in zip(means, known, strict=True)]
+    up = [max(values) - mean for mean, (_, values) in zip(means, known, strict=True)]
+    ax.errorbar([place for place, _ in known], means, [down, up], capsize=3, label=label, **style)
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Named points (x, y) by group, and the label of the y axis."""
+
+    groups: Mapping[str, Mapping[str, tuple[float, float]]]
+    ylabel: str
+
+
+@drawn
+def scatters(panels: Mapping[str, Scatter], xlabel: str, title: str) -> bytes:
+    """A panel per scatter over a logarithmic x axis, with a colour and marker for each group."""
+    figure, axes = _subplots(4.8, 3.8, [*panels], title)
+    names = [*dict.fromkeys(name for panel in panels.values() for name in panel.groups)]
+    for ax, panel in zip(axes, panels.values(), strict=True):
+        for group, points in panel.groups.items():
+            style = STYLES[names.index(group) % len(STYLES)] | {"linestyle": "none"}
+            x, y = zip(*points.values(), strict=True)
+            ax.plot(x, y, label=_plain(group), **style)
+            for name, place in points.items():
+                offset: Style = {"xytext": (4, 4), "textcoords": "offset points"}
+                ax.annotate(_plain(name), place, fontsize=7, **offset)
+        ax.set_xscale("log")
+        ax.set(xlabel=xlabel, ylabel=panel.ylabel)
+        ax.margins(x=0.15, y=0.15)
+    _add_legend(figure, axes, columns=3)
+    return png(figure)

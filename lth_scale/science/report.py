@@ -10,7 +10,9 @@ from lth_scale.science.paper import paper
 from lth_scale.science.results import Network, StudyResults, percent
 from lth_scale.science.sections.masks import masks
 from lth_scale.science.sections.scores import curves, rewinding, table2
+from lth_scale.science.sections.starting_weights import starting_weights
 from lth_scale.science.sections.transfer import transfer
+from lth_scale.science.sections.transferability import transferability
 from lth_scale.science.sections.verdicts import (
     PREDICTORS,
     all_verdicts,
@@ -43,7 +45,13 @@ def build_sections(study: StudyResults, delta: float | None) -> list[Section]:
     if tasks:
         sections += [table2(study, tasks, delta), curves(study, tasks)]
     transfers = study.transfer_sparsities()
-    sections += [transfer(study, sparsity) for sparsity in transfers]
+    sections += [
+        section(study, sparsity)
+        for sparsity in transfers
+        for section in (transfer, transferability)
+    ]
+    rewound_sparsities = sorted({network.sparsity for network in study.rewound_transfers()})
+    sections += [starting_weights(study, sparsity, delta) for sparsity in rewound_sparsities]
     if rewound := [task for task in study.tasks if study.sparsities(task, rewound=True)]:
         sections.append(rewinding(study, rewound, delta))
     if tasks or transfers:

@@ -196,6 +196,7 @@ class Run:
                 "prunable": ticket.prunable,
                 "threshold": ticket.threshold,
                 "steps": steps,
+                "training_rows": len(net.task.train),
                 "train_loss": loss,
                 "eval": self.evaluation.scores,
                 "seconds": time.monotonic() - self.start_time,

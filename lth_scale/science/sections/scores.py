@@ -16,9 +16,11 @@ from lth_scale.science.sections.verdicts import (
     READING,
     Comparison,
     Judged,
+    by_rewind_point,
     by_sparsity,
     flaw_of,
     highest_matching,
+    in_order,
     judge,
     point_name,
     verdict_table,
@@ -193,25 +195,20 @@ def _scores_by_control(study: StudyResults, task: str) -> Curves:
 
 def rewinding(study: StudyResults, tasks: Sequence[str], delta: float | None) -> Section:
     """Tickets of each rewind point, compared with rewinding to θ₀."""
-    points = sorted(
-        {"0", *study.conditions.rewind},
-        key=lambda point: math.inf if point == "none" else float(point),
-    )
+    own = study.conditions[study.conditions.source == study.conditions.task]
+    points = in_order(["0", *own.rewind])
     rows, panels = [], {}
     comparisons: list[tuple[list[str], Judged]] = []
     for task in tasks:
         sparsity, text = closest_to_table2(task, study.sparsities(task, rewound=True))
         full = study.scores(Network(task))
-        networks = {point: Network(task, sparsity, rewind=point) for point in points}
-        scores = {point: study.scores(network) for point, network in networks.items()}
+        ticket = Network(task, sparsity)
+        scores = {point: study.scores(ticket._replace(rewind=point)) for point in points}
         rows.append([task, text, score_text(full), *map(score_text, scores.values())])
-        others = [point for point in points if point != "0"]
-        metric = study.metric(task)
-        flaw = flaw_of(study, networks["0"])
-        flaws = [flaw or flaw_of(study, networks[point]) for point in others]
-        family = judge([Comparison(scores[x], scores["0"], metric) for x in others], delta, flaws)
-        labelled = ([task, percent(sparsity), point_name(point)] for point in others)
-        comparisons += zip(labelled, family, strict=True)
+        judged = by_rewind_point(study, ticket, points[1:], delta)
+        comparisons += [
+            ([task, percent(sparsity), point_name(x)], verdict) for x, verdict in judged.items()
+        ]
         line = {point_name(point): values.dropna().to_list() for point, values in scores.items()}
         panels[f"{task}, {percent(sparsity)} (points)"] = ({"none": line}, full.dropna().to_list())
     header = ["task", "sparsity", "full network", *map(point_name, points)]
