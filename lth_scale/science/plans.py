@@ -104,7 +104,9 @@ class Plan:
         old, new = self.jobs.get(job.id, job).flags, job.flags
         merged: Flags = {}
         if "target_sparsity" in new:
-            merged["target_sparsity"] = max(old["target_sparsity"], new["target_sparsity"])
+            targets = old["target_sparsity"], new["target_sparsity"]
+            _check_one_schedule(job, *targets)
+            merged["target_sparsity"] = max(targets)
         points = [point for flags in (old, new) for point in checks.points(flags.get("keep_theta"))]
         if points:
             merged["keep_theta"] = ",".join(dict.fromkeys(points))
@@ -192,7 +194,7 @@ class Plan:
             raise BadInput(
                 f"transfer: rewind: none: {search} keeps only its last trained weights, of "
                 f"sparsity {last:g}, and not those of {condition.sparsity:g}; use one sparsity, "
-                "the same in rewind_sparsities, or a study of its own"
+                "or a study for each"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -211,6 +213,15 @@ class Plan:
             "jobs": [{**asdict(job), "directory": f"jobs/{job.id}"} for job in jobs],
             "cells": [{**asdict(c), "job": job} for c, job in self.conditions.items()],
         }
+
+
+def _check_one_schedule(job: Job, *targets: float) -> None:
+    """Raise BadInput if standard pruning has two targets: its schedule covers all rounds."""
+    if job.flags.get("rewind") == "none" and len({*targets}) > 1:
+        raise BadInput(
+            f"{job.id}: to sparsity {min(targets):g} and to {max(targets):g}, which are two "
+            "searches: the learning rate falls over all rounds; use one sparsity, or two studies"
+        )
 
 
 def build_plan(studies: list[StudySpec]) -> Plan:

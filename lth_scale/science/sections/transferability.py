@@ -75,7 +75,7 @@ def transferability(study: StudyResults, sparsity: float) -> Section:
     name = f"transferability_{100 * sparsity:.3g}.png"
     section.pictures[name] = _figure(studies["ours"], study.title(title))
     if is_papers(sparsity):
-        studies["paper"] = _papers_sources()
+        studies["paper"] = papers_sources()
         heading = "Question 2: the same in the paper's Figure 2"
         section.pictures["transferability_paper.png"] = _figure(studies["paper"], heading)
         section.text.append(sources(figure2().values()))
@@ -101,7 +101,8 @@ def _source(
     return Source(task, rows, *transfers.dark_cells(task, targets), mean)
 
 
-def _papers_sources() -> list[Source]:
+def papers_sources() -> list[Source]:
+    """The sources of the paper's Figure 2, with the training rows of its tasks."""
     transfers, tasks = papers_transfers(), [*paper()["hyperparameters"]]
     sizes = {task: paper()["hyperparameters"][task].get("train_examples_actual") for task in tasks}
     return [
@@ -116,7 +117,8 @@ def _points(entries: Sequence[Source], measure: str) -> dict[str, tuple[int, flo
     return {task: (rows, y) for task, (rows, y) in values.items() if rows and not math.isnan(y)}
 
 
-def _correlate(entries: Sequence[Source], measure: str) -> Correlation:
+def correlate(entries: Sequence[Source], measure: str) -> Correlation:
+    """The rank correlation of training rows and transferability, by DARK or MEAN."""
     points = _points(entries, measure).values()
     return spearman([rows for rows, _ in points], [y for _, y in points])
 
@@ -128,7 +130,7 @@ def _correlations(studies: Mapping[str, Sequence[Source]]) -> Table:
         chosen = {"all sources": entries, "without mlm": labelled}
         for measure in LABELS:
             for label, some in chosen.items():
-                rows.append([name, measure, label, *_texts(_correlate(some, measure))])
+                rows.append([name, measure, label, *_texts(correlate(some, measure))])
     header = ["study", "transferability", "sources", "ρ", "p", "n"]
     return Table("Rank correlation with the training rows of the source", header, rows)
 
@@ -161,7 +163,7 @@ def _figure(entries: Sequence[Source], title: str) -> tuple[str, bytes]:
         groups: dict[str, dict[str, tuple[float, float]]] = {}
         for task, point in _points(entries, measure).items():
             groups.setdefault(TASKS[task].category, {})[task] = point
-        rho, p, n = _texts(_correlate(entries, measure))
+        rho, p, n = _texts(correlate(entries, measure))
         panels[f"{measure}: ρ {rho}, p {p}, n = {n} sources"] = figures.Scatter(groups, ylabel)
     caption = "transferability against the training rows of the source"
     return caption, figures.scatters(panels, f"{ROWS} (mlm: blocks of text)", title)
