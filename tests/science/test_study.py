@@ -580,7 +580,8 @@ def test_shipped_studies_can_be_planned(name, jobs, cells):
     assert plan.to_dict()["name"] == name
     place = {job: i for i, job in enumerate(plan.jobs)}
     assert all(place[need] < place[job.id] for job in plan.jobs.values() for need in job.needs)
-    assert set(plan.conditions.values()) == set(plan.jobs)  # no job for nothing
+    used = {*plan.conditions.values(), *(need for job in plan.jobs.values() for need in job.needs)}
+    assert used == {*plan.jobs}  # no job for nothing
 
 
 def test_other_flags_for_the_same_directory_are_refused(write, begin, tmp_path):
