@@ -386,11 +386,18 @@ def scatters(panels: Mapping[str, Scatter], xlabel: str, title: str) -> bytes:
             style = STYLES[names.index(group) % len(STYLES)] | {"linestyle": "none"}
             x, y = zip(*points.values(), strict=True)
             ax.plot(x, y, label=_plain(group), **style)
-            for name, place in points.items():
-                offset: Style = {"xytext": (4, 4), "textcoords": "offset points"}
-                ax.annotate(_plain(name), place, fontsize=7, **offset)
+        _write_names(ax, panel)
         ax.set_xscale("log")
         ax.set(xlabel=xlabel, ylabel=panel.ylabel)
-        ax.margins(x=0.15, y=0.15)
+        ax.margins(x=0.15, y=0.2)
     _add_legend(figure, axes, columns=3)
     return png(figure)
+
+
+def _write_names(ax: "Axes", panel: Scatter) -> None:
+    """Write each point's name obliquely, above and below in turn: neighbours stay legible."""
+    points = {name: place for group in panel.groups.values() for name, place in group.items()}
+    for i, name in enumerate(sorted(points, key=points.__getitem__)):
+        side, va = (1, "bottom") if i % 2 == 0 else (-1, "top")
+        style: Style = {"textcoords": "offset points", "rotation": 40 * side, "va": va}
+        ax.annotate(_plain(name), points[name], (4, 4 * side), fontsize=7, **style)

@@ -13,7 +13,8 @@ EXPLANATION = (
     "The source's ticket, trained on a target with a new head, from θ₀, from the encoder of θᵢ of "
     "the source's search that rewinds to i (a fraction of the steps of a round), or from the "
     "trained weights of the source's standard pruning. Each has the ticket of its own search. All "
-    "seeds of a target start from one ticket: the spread is that of training on the target. "
+    "seeds of a target start from one ticket: the spread is that of training on the target; bars "
+    "range from the lowest to the highest seed. "
     "Verdicts are to be read as under All verdicts, with θ₀ as the reference; Holm's p is over "
     "the starting weights of a target and source. The paper's numbers are not known here."
 )

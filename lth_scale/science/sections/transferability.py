@@ -23,7 +23,7 @@ from lth_scale.tasks.registry import TASKS, metric_named
 ROWS = "training rows of the source task"
 DARK, MEAN = "dark cells", "mean difference"
 LABELS = {
-    DARK: "targets where the ticket scores at least\nas high as their own (%)",
+    DARK: "targets with at least the score\nof their own ticket (%)",
     MEAN: "ticket minus full network,\nmean over other targets (points)",
 }
 EXPLANATION = (
@@ -73,7 +73,8 @@ def transferability(study: StudyResults, sparsity: float) -> Section:
     title = f"Question 2: transferability of the sources at {percent(sparsity)}"
     section = Section(title, [EXPLANATION])
     name = f"transferability_{100 * sparsity:.3g}.png"
-    section.pictures[name] = _figure(studies["ours"], study.title(title))
+    if any(x.rows for x in studies["ours"]):
+        section.pictures[name] = _figure(studies["ours"], study.title(title))
     if is_papers(sparsity):
         studies["paper"] = papers_sources()
         heading = "Question 2: the same in the paper's Figure 2"
@@ -164,6 +165,7 @@ def _figure(entries: Sequence[Source], title: str) -> tuple[str, bytes]:
         for task, point in _points(entries, measure).items():
             groups.setdefault(TASKS[task].category, {})[task] = point
         rho, p, n = _texts(correlate(entries, measure))
-        panels[f"{measure}: ρ {rho}, p {p}, n = {n} sources"] = figures.Scatter(groups, ylabel)
+        known = f"ρ = {rho}, p = {p}" if p != "—" else rho
+        panels[f"{measure}: {known}, n = {n} sources"] = figures.Scatter(groups, ylabel)
     caption = "transferability against the training rows of the source"
     return caption, figures.scatters(panels, f"{ROWS} (mlm: blocks of text)", title)
