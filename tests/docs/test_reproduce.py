@@ -1,17 +1,19 @@
 """The figures of docs/reproduce.md are those of the studies and of lth_scale/science/paper.json."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from lth_scale import study
 from lth_scale.science.paper import paper
-from lth_scale.science.plans import build_plan
-from lth_scale.science.runner import steps_of
 from lth_scale.science.study_file import load_study
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
+PAPER = ROOT / "studies/paper.yaml"
+STUDIES = [file.stem for file in sorted(PAPER.parent.glob("*.yaml")) if file.stem != "demo"]
 
 
 def cells(name: str) -> list[str]:
@@ -19,14 +21,31 @@ def cells(name: str) -> list[str]:
     return [cell.strip() for cell in row.split("|")]
 
 
-@pytest.mark.parametrize("name", ["table2", "figure2_transfer", "rewinding", "question3", "paper"])
-def test_the_page_states_the_actual_cost_of_a_study(name):
-    steps = tokens = 0.0
-    jobs = build_plan(load_study(ROOT / f"studies/{name}.yaml", {})).jobs.values()
-    for job in jobs:
-        steps += steps_of(job)
-        tokens += steps_of(job) * job.args.per_device_train_batch_size * job.args.max_seq_length
-    assert cells(f"`{name}`")[1:] == [str(len(jobs)), f"{steps:,.0f}", f"{tokens:,.0f}"]
+def section(title: str) -> str:
+    return TEXT.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_the_papers_study_includes_every_study_of_a_part():
+    names = [spec.name for spec in load_study(PAPER, {})]
+    assert sorted(names) == STUDIES
+
+
+def test_every_study_is_in_the_table_of_tables_and_figures():
+    named = set(re.findall(r"`(\w+)`", section("Tables and figures")))
+    assert named.issuperset(STUDIES)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_page_states_the_cost_that_a_dry_run_prints(name, monkeypatch, capsys, tmp_path):
+    file, output = str(PAPER.with_stem(name)), str(tmp_path / "out")
+    monkeypatch.setattr(sys, "argv", ["study", file, "--dry_run", "--output_dir", output])
+    study.main()
+    (total,) = re.findall(
+        r"^in all +(\S+) +(\S+) +\? +(\d+) of \d+ jobs", capsys.readouterr().out, re.M
+    )
+    steps, tokens, jobs = (int(x.replace(",", "")) for x in total)
+    hours = 6 * 1.1e8 * tokens / (1e14 * 3600)
+    assert cells(f"`{name}`") == [f"{x:,.0f}" for x in (jobs, steps, tokens, hours)]
 
 
 @pytest.mark.parametrize("task", paper()["table2"]["sparsity"]["value"])
