@@ -482,7 +482,7 @@ def test_a_search_that_stopped_before_its_summary_prints_it_when_resumed(search,
 def test_a_figure_that_fails_does_not_fail_the_search(search, monkeypatch):
     from lth_scale.science import figures
 
-    monkeypatch.setattr(figures, "png", lambda figure: 1 / 0)
+    monkeypatch.setattr(figures, "render", lambda figure, format: 1 / 0)
     out = search()
     assert (
         (out / "complete").exists()

@@ -119,10 +119,10 @@ def picture(path: Path, name: str) -> str:
     }
     if name not in pictures:
         raise BadInput(f"{path}: has no picture {name!r}; use one of {', '.join(pictures)}")
-    (caption, png), prefix = pictures[name], path.stem.replace("*", "all")
-    if not png:
+    (caption, drawn), prefix = pictures[name], path.stem.replace("*", "all")
+    if not drawn.png:
         raise BadInput(f"{path}: its picture {name!r} cannot be drawn; see the warning above")
-    write_own(path.parent, f"{prefix}-{name}", png)
+    write_own(path.parent, f"{prefix}-{name}", drawn.png)
     label = literal(f"{prefix}: {caption}", LABEL)
     return f"![{label}]({path.parent.name}/{prefix}-{name})\n\n{made_by(path)}"
 

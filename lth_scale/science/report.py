@@ -113,7 +113,8 @@ def write_report(study: StudyResults, output: Path, delta: float | None) -> list
     }
     contents = {name: text.encode() for name, text in texts.items()}
     for section in sections:
-        contents |= {name: png for name, (_, png) in section.pictures.items() if png}
+        for name, (_, picture) in section.pictures.items():
+            contents |= picture.files(name)
     manifest.check_listed(output, contents, ("report.html", BEGINNING))
     manifest.write_listed(output, contents)
     return [output / name for name in contents]

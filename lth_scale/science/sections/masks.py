@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from lth_scale.pruning.ticket import Ticket
 
 log = logging.getLogger("lth_scale")
-LAYERS = "Pruned weights in percent, mean over the seeds' tickets. Rows of the figure are layers."
+LAYERS = (
+    "Pruned weights in percent, mean over the seeds' tickets. The figure's colours leave out "
+    "outliers, as a box plot's whiskers do; the numbers in the cells are exact."
+)
 NOT_SAVED = "The similarity of some pairs is missing: the study was saved before it was recorded."
 Layers = Mapping[str, Sequence[Mapping[str, float]]]  # task → for each seed, sparsity by matrix
 # Pair of tasks → seed → `all`, or `layers` and `kinds` by name → the numbers of a `Shared`.
@@ -112,7 +115,9 @@ def _by_layer(study: StudyResults, sparsity: float, layers: Layers) -> Section:
         for name, p in own.items():
             found[p] += [ticket[name] for ticket in tickets]
         cells = {p: _mean(sparsities) for p, sparsities in found.items()}
-        panels[f"{task} (n = {len(tickets)})"] = figures.Grid(depths, kinds, cells)
+        panels[f"{task} (n = {len(tickets)})"] = figures.Grid(
+            depths, kinds, cells, "layer", "kind of matrix"
+        )
         by_kind = ([name for name in own if own[name][1] == kind] for kind in kinds)
         means = [
             _mean([ticket[name] for ticket in tickets for name in names])[1] if names else "—"
@@ -124,8 +129,10 @@ def _by_layer(study: StudyResults, sparsity: float, layers: Layers) -> Section:
     table = Table("Mean over the layers, percent pruned", ["task", "n", *kinds], rows)
     section = Section(f"Sparsity by layer at {percent(sparsity)}", [text], [table])
     if positions:
-        png = figures.heat_maps(panels, study.title("Sparsity by layer"), "pruned (%)")
-        section.pictures["layers.png"] = ("sparsity by layer and kind of matrix", png)
+        title = study.title(f"Sparsity by layer, tickets of {percent(sparsity)}")
+        picture = figures.heat_maps(panels, title, "pruned weights (%)")
+        caption = "Sparsity by layer and kind of matrix, mean over n tickets"
+        section.pictures["layers.png"] = (caption, picture)
     return section
 
 
@@ -141,7 +148,7 @@ def _similarity(
     text = (
         "Weights that the tickets of two tasks both keep ÷ weights that either keeps, "
         "|A∩B| ÷ |A∪B|, in percent, mean over pairs of tickets of the same seed. Two random masks "
-        f"of this sparsity have {percent(level)}. Hatched: missing, or a task with itself."
+        f"of this sparsity have {percent(level)}."
     )
     by_pair = {
         pair: [Shared(*counts["all"]).similarity for counts in by_seed.values()]
@@ -152,14 +159,15 @@ def _similarity(
         "Similarity of masks, percent",
         f"Similarity of tickets, chance {percent(level)}",
     )
-    png = figures.heat_maps({"": grid}, study.title(title), "similarity (%)", (100 * level, 100.0))
+    span = (100 * level, 100.0)
+    picture = figures.heat_maps({"": grid}, study.title(title), "similarity (%)", span)
     tables = [
         grid.table(heading),
         _similarity_within(common, "kinds", "Similarity by kind of matrix"),
         _similarity_within(common, "layers", "Similarity by layer"),
     ]
     title = f"Similarity of tickets at {percent(sparsity)}"
-    return Section(title, [text], tables, {"similarity.png": (heading, png)})
+    return Section(title, [text], tables, {"similarity.png": (heading, picture)})
 
 
 def _similarity_within(common: Common, group: str, title: str) -> Table:
@@ -182,7 +190,7 @@ def _by_pair(tasks: Sequence[str], values: Mapping[str, Sequence[float]]) -> fig
     """Means by pair of tasks; values: by pair as in `mask_facts`, in any order of the two."""
     by_pair = {frozenset(pair.split()): numbers for pair, numbers in values.items()}
     cells = {pair: _mean(by_pair.get(frozenset(pair), [])) for pair in permutations(tasks, 2)}
-    return figures.Grid(tasks, tasks, cells)
+    return figures.Grid(tasks, tasks, cells, "ticket of", "ticket of")
 
 
 def _overlap(
@@ -195,13 +203,11 @@ def _overlap(
     text = (
         "Share of the weights kept by one task's ticket that the other's keeps too, in percent, "
         "mean over pairs of tickets of the same seed. Two random masks of this sparsity share "
-        f"{chance}. Hatched: missing, or a task with itself."
+        f"{chance}."
     )
     grid = _by_pair(tasks, {pair: [*by_seed.values()] for pair, by_seed in shared.items()})
     heading, title = "Overlap of kept weights, percent", f"Overlap of tickets, chance {chance}"
-    png = figures.heat_maps(
-        {"": grid}, study.title(title), "shared (%)", (100 * (1 - sparsity), 100.0)
-    )
-    pictures = {"overlap.png": (heading, png)}
+    span = (100 * (1 - sparsity), 100.0)
+    picture = figures.heat_maps({"": grid}, study.title(title), "shared (%)", span)
     title = f"Overlap of tickets at {percent(sparsity)}"
-    return Section(title, [text], [grid.table(heading)], pictures)
+    return Section(title, [text], [grid.table(heading)], {"overlap.png": (heading, picture)})

@@ -25,8 +25,10 @@ from lth_scale.science.sections.verdicts import (
 )
 
 CURVES = (
-    "Means over seeds. Error bars, and the grey band of the full network, range from the lowest to "
-    "the highest seed."
+    "Means over seeds. As in the tables, error bars and the grey band of the full network are one "
+    "sample standard deviation (n − 1 in the denominator) to each side; a single seed has none. "
+    "n counts the seeds of a mean. Controls are drawn beside their sparsity. In panels of the same "
+    "metric, a difference has the same height."
 )
 REWINDING = (
     "Tickets trained from θᵢ, with i as a fraction of the steps of a round; standard pruning does "
@@ -147,7 +149,7 @@ def curves(study: StudyResults, tasks: Sequence[str]) -> Section:
     """Score against sparsity: a panel per task with a curve per control, and a table."""
     sparsities = {0.0, *(x for task in tasks for x in study.sparsities(task))}
     columns = sorted(round(100 * sparsity, 6) for sparsity in sparsities)
-    text, panels, rows, trivial = [CURVES], {}, [], {}
+    text, panels, rows = [CURVES], {}, []
     for task in tasks:
         by_control = _scores_by_control(study, task)
         missing = [
@@ -166,15 +168,20 @@ def curves(study: StudyResults, tasks: Sequence[str]) -> Section:
             control: {x: points.dropna().to_list() for x, points in scores.items()}
             for control, scores in by_control.items()
         }
-        panel = f"{task}, {study.metric(task)} (points)"
-        panels[panel] = (lines, lines["none"][0.0])
-        if baseline := study.baseline(task):
-            trivial[panel] = baseline[1]
+        panels[task] = _panel(study, task, lines, dense)
     header = ["task", "network", *map("{:.4g} %".format, columns)]
     title = "Score against sparsity"
-    png = figures.scores(panels, figures.SPARSITY, study.title(title), trivial)
+    picture = figures.scores(panels, figures.SPARSITY, study.title(title))
+    caption = "Score against sparsity, mean ± sample standard deviation over n seeds"
     table = Table("Scores by sparsity", header, rows)
-    return Section(title, text, [table], {"scores.png": ("score against sparsity", png)})
+    return Section(title, text, [table], {"scores.png": (caption, picture)})
+
+
+def _panel(
+    study: StudyResults, task: str, lines: figures.Lines, full: pandas.Series
+) -> figures.Panel:
+    metric, best = study.metric(task), study.baseline(task)
+    return figures.Panel(lines, full.dropna().to_list(), metric, best and best[1])
 
 
 def _scores_by_control(study: StudyResults, task: str) -> Curves:
@@ -213,13 +220,13 @@ def rewinding(study: StudyResults, tasks: Sequence[str], delta: float | None) ->
         labelled = ([task, percent(sparsity), point_name(point)] for point in others)
         comparisons += zip(labelled, family, strict=True)
         line = {point_name(point): values.dropna().to_list() for point, values in scores.items()}
-        panels[f"{task}, {percent(sparsity)} (points)"] = ({"none": line}, full.dropna().to_list())
+        panels[f"{task}, {percent(sparsity)}"] = _panel(study, task, {"none": line}, full)
     header = ["task", "sparsity", "full network", *map(point_name, points)]
     labels, title = ["task", "sparsity", "rewind point"], "Rewind points compared with θ₀"
     tables = [
         Table("Scores by rewind point", header, rows),
         verdict_table(title, labels, comparisons),
     ]
-    png = figures.scores(panels, "rewind point", study.title("Rewinding"))
-    pictures = {"rewinding.png": ("score by rewind point", png)}
-    return Section("Rewinding", [REWINDING], tables, pictures)
+    picture = figures.scores(panels, "rewind point", study.title("Rewinding"))
+    caption = "Score by rewind point, mean ± sample standard deviation over n seeds"
+    return Section("Rewinding", [REWINDING], tables, {"rewinding.png": (caption, picture)})
