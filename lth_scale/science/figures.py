@@ -86,8 +86,11 @@ class Picture:
 
 def render(figure: "Figure", format: str) -> bytes:
     """The figure as `png`, `svg` or `pdf`."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=format, metadata=dict.fromkeys(DATES[format]))
+    from matplotlib.backend_bases import get_registered_canvas_class
+
+    buffer, figure.dpi = io.BytesIO(), DPI  # canvases of vectors change it
+    canvas: Any = get_registered_canvas_class(format)(figure)  # savefig would draw twice
+    getattr(canvas, f"print_{format}")(buffer, metadata=dict.fromkeys(DATES[format]))
     return buffer.getvalue()
 
 
@@ -106,7 +109,9 @@ def drawn(draw: "Callable[P, Figure]") -> Callable[P, Picture]:
 
 def _arranged(figure: "Figure") -> "Figure":
     """Place everything once, so that it lies at the same places in all formats."""
-    figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    assert engine
+    engine.execute(figure)
     figure.set_layout_engine("none")
     return figure
 

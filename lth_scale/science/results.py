@@ -30,6 +30,7 @@ CLOSE = 5e-4
 # The exceptions that unexpected JSON raises.
 DAMAGE = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
 
+NOT_PLANNED = pandas.Series(dtype=float)  # scores of a network that the study does not train
 Rows = Mapping[str, list[Row]]  # by job
 
 
@@ -99,23 +100,33 @@ class StudyResults:
         return self.table[self.table.primary]
 
     @functools.cached_property
-    def _scores(self) -> pandas.Series:
-        return self.conditions.groupby([*Network._fields, "seed"]).value.last()
+    def _finished(self) -> pandas.DataFrame:
+        return self.conditions[self.conditions.value.notna()]
+
+    @functools.cached_property
+    def _scores(self) -> dict[Network, pandas.Series]:
+        names = [*Network._fields]
+        by_seed = self.conditions.groupby([*names, "seed"]).value.last()
+        by_network = by_seed.reset_index("seed").groupby(names, sort=False)
+        return {Network(*key): rows.set_index("seed").value for key, rows in by_network}
+
+    @functools.cached_property
+    def _constant(self) -> set[Network]:
+        """The networks whose finished trainings are all constant."""
+        all_constant = self._finished.groupby([*Network._fields]).constant.all()
+        return {Network(*key) for key in all_constant.index[all_constant]}
+
+    @functools.cached_property
+    def _metrics(self) -> dict[str, str]:
+        return self._finished.groupby("task").metric.first().to_dict()
 
     def scores(self, network: Network) -> pandas.Series:
         """Scores of a network by seed; NaN for a missing seed, empty if not planned."""
-        try:
-            return self._scores.loc[tuple(network.key)]
-        except KeyError:
-            return pandas.Series(dtype=float)
+        return self._scores.get(network.key, NOT_PLANNED)
 
     def is_constant(self, network: Network) -> bool:
         """True if every finished training of a network gave one prediction for all rows."""
-        rows = self.conditions
-        for name, value in network.key._asdict().items():
-            rows = rows[rows[name] == value]
-        finished = rows[rows.value.notna()]
-        return bool(len(finished)) and bool(finished.constant.all())
+        return network.key in self._constant
 
     def baseline(self, task: str) -> tuple[str, float] | None:
         """The best trivial predictor of a task and its score in the unit printed.
@@ -145,8 +156,7 @@ class StudyResults:
 
     def metric(self, task: str) -> str:
         """The name of the task's primary metric."""
-        rows = self.conditions
-        return next(iter(rows[(rows.task == task) & rows.value.notna()].metric), "score")
+        return self._metrics.get(task, "score")
 
     def title(self, text: str) -> str:
         """The title of a figure, with the model and the study's note."""

@@ -90,8 +90,6 @@ def _tickets_by_seed(
     study: StudyResults, sparsity: float
 ) -> "Iterator[tuple[int, dict[str, Ticket]]]":
     """Each seed with its tickets by task; one seed at a time is in memory."""
-    from lth_scale.pruning.ticket import Ticket  # imports torch
-
     present = [
         (search.seed, search.task, path)
         for search in study.searches
@@ -99,6 +97,8 @@ def _tickets_by_seed(
         if abs(reached - sparsity) <= CLOSE and path.is_file()
     ]
     for seed in sorted({seed for seed, _, _ in present}):
+        from lth_scale.pruning.ticket import Ticket  # imports torch
+
         yield seed, {task: Ticket.load(path) for other, task, path in present if other == seed}
 
 

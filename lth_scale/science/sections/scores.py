@@ -11,7 +11,14 @@ from lth_scale.pruning.registries import CONTROLS
 from lth_scale.science import figures
 from lth_scale.science.matching import RULES
 from lth_scale.science.paper import closest_to_table2, paper, printed, sources
-from lth_scale.science.results import Network, StudyResults, percent, score_text, summarize
+from lth_scale.science.results import (
+    NOT_PLANNED,
+    Network,
+    StudyResults,
+    percent,
+    score_text,
+    summarize,
+)
 from lth_scale.science.sections.verdicts import (
     READING,
     Comparison,
@@ -35,7 +42,6 @@ REWINDING = (
     "not rewind. Verdicts are to be read as under All verdicts; Holm's p is over a task's rewind "
     "points."
 )
-NOT_PLANNED = pandas.Series(dtype=float)
 Curves = dict[str, dict[float, pandas.Series]]  # control → sparsity in percent → scores
 
 

@@ -13,10 +13,7 @@ from lth_scale.science.results import CLOSE, OTHER, Network, StudyResults, mean_
 from lth_scale.tasks.registry import TASKS
 
 DARK, LIGHT = 0.0, 1.0
-SHADES = {
-    DARK: "● another task's ticket, at least as high as the task's own",
-    LIGHT: "lower, or the task's own",
-}
+SHADES = {DARK: "● at least as high as the task's own", LIGHT: "lower, or the task's own"}
 PAPER_SPARSITY = 0.7
 
 
