@@ -33,7 +33,14 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.markdown import LABEL, Section, Table, literal, markdown_table
 from lth_scale.config.texts import quoted
 from lth_scale.science.report import build_sections
-from lth_scale.science.results import DAMAGE, Network, StudyResults, score_text, study_results
+from lth_scale.science.results import (
+    DAMAGE,
+    STATES,
+    Network,
+    StudyResults,
+    score_text,
+    study_results,
+)
 from lth_scale.science.saved import MASKS
 from lth_scale.science.sections.verdicts import highest_by_rule, highest_match
 from lth_scale.science.study_record import parse_record
@@ -74,13 +81,14 @@ def combine(path: Path, parts: Sequence[dict[str, Any]]) -> StudyResults:
         "jobs": list({job["id"]: job for plan in plans for job in plan["jobs"]}.values()),
         "cells": [cell for plan in plans for cell in plan["cells"]],
     }
-    finished = {job: any(job in part["finished"] for part in parts) for job in rows}
+    finished = {job for part in parts for job in part["finished"]}
+    states = {job: STATES[0] if job in finished else STATES[-1] for job in rows}
     facts = [part["masks"] for part in parts]
     merged = {
         key: dict(chain.from_iterable(one.get(key, {}).items() for one in facts)) for key in MASKS
     }
     record = parse_record(plan)
-    return study_results(record, rows, finished, path.parent, facts[0] | merged)
+    return study_results(record, rows, states, path.parent, facts[0] | merged)
 
 
 @cache

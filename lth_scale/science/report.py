@@ -27,6 +27,7 @@ ONE_SEED = (
     "With a single seed there is no standard deviation: every verdict is undecided, and so are the "
     "rules of the paper that need one."
 )
+MOST_JOBS = 10  # that are named
 WNLI = (
     "WNLI is at chance by design (its validation set contradicts its training set): comparisons on "
     "it are meaningless."
@@ -53,14 +54,12 @@ def build_sections(study: StudyResults, delta: float | None) -> list[Section]:
 
 def _overview(study: StudyResults) -> Section:
     seeds = sorted(study.conditions.seed.unique())
-    unfinished = [job for job, finished in study.finished.items() if not finished]
     text = [
         f"Model: {study.model}. Tasks: {', '.join(study.tasks)}. "
         f"Seeds: {', '.join(map(str, seeds))}. Scores are in percentage points; ± is one standard "
         "deviation over seeds (n − 1 in the denominator), n the number of seeds. "
         f"“The paper” is {paper()['paper']}.",
-        f"Jobs: {len(study.finished)} planned, {len(unfinished)} not finished: "
-        f"{', '.join(unfinished) or 'none'}.",
+        _jobs(study),
     ]
     text += [ONE_SEED] * (len(seeds) < 2) + [WNLI] * ("wnli" in study.tasks)
     by_network = study.conditions.groupby("network", sort=False).value
@@ -84,6 +83,16 @@ def _overview(study: StudyResults) -> Section:
         header = ["job", "round or seed", "remaining weights"]
         tables.append(Table("Nearly empty matrices", header, study.starved))
     return Section("Summary", text, tables)
+
+
+def _jobs(study: StudyResults) -> str:
+    """How many jobs are in which state, and the first of those that are not finished."""
+    unfinished = study.unfinished
+    parts = [f"{len(study.states)} planned", f"{sum(map(len, unfinished.values()))} not finished"]
+    for state, jobs in unfinished.items():
+        more = f" and {len(jobs) - MOST_JOBS} more" * (len(jobs) > MOST_JOBS)
+        parts.append(f"{len(jobs)} {state} ({', '.join(jobs[:MOST_JOBS])}{more})")
+    return f"Jobs: {', '.join(parts)}."
 
 
 def _flawed_networks(study: StudyResults) -> Iterator[list[str]]:

@@ -5,11 +5,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import pandas
 
-from lth_scale.config import files
+from lth_scale.config import directories, files
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief
 from lth_scale.pruning.registries import CONTROLS
@@ -30,6 +30,9 @@ CLOSE = 5e-4
 # The exceptions that unexpected JSON raises.
 DAMAGE = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
 
+# The last one: of a saved study, which does not say why. A running job runs on this machine.
+JobState = Literal["finished", "running", "failed or interrupted", "not started", "not finished"]
+STATES: tuple[JobState, ...] = get_args(JobState)
 NOT_PLANNED = pandas.Series(dtype=float)  # scores of a network that the study does not train
 Rows = Mapping[str, list[Row]]  # by job
 
@@ -75,7 +78,7 @@ class SearchResult:
 class StudyResults:
     """The plan of a study and its results so far.
 
-    finished: by job. table: one row per condition and metric, with COLUMNS; values are in the unit
+    states: by job. table: one row per condition and metric, with COLUMNS; values are in the unit
     printed (`Metric.scale`), mostly percentage points. `primary` marks the metric by which networks
     are compared; its value is NaN for a missing training. `constant`: the network gave one
     prediction for all validation rows. mask_facts: as saved, if the tickets are not available.
@@ -87,12 +90,20 @@ class StudyResults:
     note: str
     model: str
     tasks: list[str]
-    finished: dict[str, bool]
+    states: Mapping[str, JobState]
     table: pandas.DataFrame
     searches: list[SearchResult]
     mask_facts: Mapping[str, Any] | None = None
     starved: Sequence[tuple[str, str, str]] = ()
     trivial: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+
+    @property
+    def unfinished(self) -> dict[str, list[str]]:
+        """The jobs that are not finished, by state."""
+        by_state = {
+            state: [job for job, x in self.states.items() if x == state] for state in STATES
+        }
+        return {state: jobs for state, jobs in by_state.items() if jobs and state != "finished"}
 
     @functools.cached_property
     def conditions(self) -> pandas.DataFrame:
@@ -188,24 +199,47 @@ def load_results(directory: Path) -> StudyResults:
         ) from problem
 
 
-def read_jobs(directory: Path, jobs: Iterable[JobRecord]) -> tuple[Rows, dict[str, bool]]:
-    """By job, the rows of its results.json, empty if missing; and whether it is complete."""
+def read_jobs(directory: Path, jobs: Iterable[JobRecord]) -> tuple[Rows, dict[str, JobState]]:
+    """By job, the rows of its results.json, empty if missing; and its state.
+
+    The study may be running: the state is read first, so that a finished job has all its rows.
+    """
     rows: dict[str, list[Row]] = {}
-    finished = {}
+    states = {}
     for job in jobs:
-        path = directory / job.directory / "results.json"
+        home = directory / job.directory
+        states[job.id] = job_state(home)
+        rows[job.id] = _read_rows(home / "results.json")
+    return rows, states
+
+
+def job_state(home: Path) -> JobState:
+    """The state of a job, from its directory and the lock and log beside it."""
+    if (home / "complete").exists():
+        return "finished"
+    if directories.is_locked(home.with_name(f"{home.name}.lock")):
+        return "running"
+    begun = home.exists() or home.with_name(f"{home.name}.log").exists()
+    return "failed or interrupted" if begun else "not started"
+
+
+def _read_rows(path: Path) -> list[Row]:
+    """The rows of a results.json; none if it is missing or vanishes. Raises BadInput, TypeError."""
+    try:
         content: Any = read_json(path) if path.is_file() else []
-        if not isinstance(content, list):
-            raise TypeError(f"{path}: not a list")
-        rows[job.id] = content
-        finished[job.id] = path.with_name("complete").exists()
-    return rows, finished
+    except BadInput:
+        if path.is_file():
+            raise
+        content = []  # the job was begun again meanwhile
+    if not isinstance(content, list):
+        raise TypeError(f"{path}: not a list")
+    return content
 
 
 def study_results(
     record: StudyRecord,
     rows: Rows,
-    finished: dict[str, bool],
+    states: Mapping[str, JobState],
     directory: Path,
     mask_facts: Mapping[str, Any] | None = None,
 ) -> StudyResults:
@@ -231,7 +265,7 @@ def study_results(
         if (recorded := recorded_trivial(rows[condition.job]))
     }
     about = (record.name, record.note, record.model, record.tasks)
-    return StudyResults(*about, finished, table, searches, mask_facts, starved, trivial)
+    return StudyResults(*about, states, table, searches, mask_facts, starved, trivial)
 
 
 def _tidy(condition: ConditionRecord, rows: list[Row]) -> list[tuple[Any, ...]]:

@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, permutations
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -97,9 +98,20 @@ def _tickets_by_seed(
         if abs(reached - sparsity) <= CLOSE and path.is_file()
     ]
     for seed in sorted({seed for seed, _, _ in present}):
-        from lth_scale.pruning.ticket import Ticket  # imports torch
+        loaded = {task: _load(path) for other, task, path in present if other == seed}
+        yield seed, {task: ticket for task, ticket in loaded.items() if ticket}
 
-        yield seed, {task: Ticket.load(path) for other, task, path in present if other == seed}
+
+def _load(path: Path) -> "Ticket | None":
+    """A ticket; None if it has vanished, because its search was begun again."""
+    from lth_scale.pruning.ticket import Ticket  # imports torch
+
+    try:
+        return Ticket.load(path)
+    except ValueError:
+        if path.is_file():
+            raise
+        return None
 
 
 def _by_layer(study: StudyResults, sparsity: float, layers: Layers) -> Section:
