@@ -112,7 +112,7 @@ def _undecided(judged: Sequence[Judged]) -> str:
 def _warnings(study: StudyResults) -> list[str]:
     """What limits the answer: missing trainings, one seed, a task at chance."""
     planned, finished = len(study.conditions), int(study.conditions.value.count())
-    missing = f"{planned - finished} of {planned} trainings are missing."
+    missing = f"Missing: {planned - finished} of {planned} trainings."
     seeds = study.conditions.seed.nunique()
     notes = {missing: finished < planned, ONE_SEED: seeds < 2, WNLI: "wnli" in study.tasks}
     return [note for note, applies in notes.items() if applies]
