@@ -262,7 +262,7 @@ def test_missing_trainings_are_shown(written):
         "missing": "15",
     }
     assert "Jobs: 48 planned, 5 not finished (" in written[0]
-    assert re.search(r"Not finished: .*search-wnli-0-seed3", written[0])
+    assert re.search(r"Not started: .*search-wnli-0-seed3", written[0])
     assert "mrpc: missing: ticket on θ₀′ (re-initialised) 50 %." in written[0]
 
 

@@ -115,7 +115,7 @@ def test_two_reports_at_once_write_the_same_files_as_one(small, tmp_path):
     paths = report.write_report(results.load_results(tmp_path), tmp_path / "one", None)
     names = {path.name for path in paths}
     assert {*os.listdir(tmp_path / "both")} == {*names, manifest.LISTING}
-    assert len(names) == 3 + 3 * 2  # score against sparsity and sparsity by layer
+    assert {"scores.svg", "layers.pdf", "report.html"} <= names
     for path in paths:
         assert (tmp_path / "both" / path.name).read_bytes() == path.read_bytes()
 
