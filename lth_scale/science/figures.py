@@ -17,6 +17,7 @@ from lth_scale.config.texts import first_line, printable
 from lth_scale.distributed import compat
 from lth_scale.pruning.registries import CONTROLS
 from lth_scale.tracking.run_directory import RunDirectory
+from lth_scale.tracking.stages import sparsity_beside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,11 +27,13 @@ log = logging.getLogger("lth_scale")
 P = ParamSpec("P")
 Style = dict[str, Any]  # keyword arguments of Matplotlib
 # Okabe & Ito's palette; line style and marker repeat the distinction. In the order of CONTROLS.
-COLORS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
+COLORS: tuple[str, ...] = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
+COLORS += ("#000000", "#666666", "#8C510A")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 2, 1, 2)), (0, (1, 1)), (0, (5, 5)))
+LINES += ((0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 STYLES: list[Style] = [
     {"color": color, "linestyle": line, "marker": marker}
-    for color, line, marker in zip(COLORS, LINES, "osD^vPX", strict=True)
+    for color, line, marker in zip(COLORS, LINES, "osD^vPX*p", strict=True)
 ]
 HATCHED: Style = {"facecolor": "none", "edgecolor": "0.7", "hatch": "////"}
 WHITE_BOX: Style = {"facecolor": "white", "edgecolor": "none", "pad": 1}
@@ -199,7 +202,7 @@ def draw_search(record: RunDirectory, layers: Mapping[str, float]) -> dict[str, 
         rows[record.control] = record.control_rows()
     metric, dense = next(iter(rows["none"][0]["eval"].items()))
     lines = {
-        control: {100 * row["sparsity"]: [row["eval"][metric]] for row in results}
+        control: {100 * sparsity_beside(row): [row["eval"][metric]] for row in results}
         for control, results in rows.items()
     }
     title = f"{args.task}, {args.model_name_or_path.rstrip('/').split('/')[-1]}, seed {args.seed}"

@@ -129,9 +129,10 @@ def _control_comparisons(
     fractions = {round(100 * x, 6): x for x in study.conditions.sparsity.unique().tolist()}
     rows: list[tuple[float, str, Judged]] = []
     for control, scores in by_control.items():
-        comparisons = [
-            Comparison(points, tickets.get(x, NOT_PLANNED), metric) for x, points in scores.items()
-        ]
+        pairs = [(points, tickets.get(x, NOT_PLANNED)) for x, points in scores.items()]
+        if CONTROLS[control].budget:  # a stronger reference, with which the ticket is compared
+            pairs = [(ticket, points) for points, ticket in pairs]
+        comparisons = [Comparison(sub, reference, metric) for sub, reference in pairs]
         planned = [fractions[x] for x in scores]
         flaws = [flaw_of(study, task, x) or flaw_of(study, task, x, control) for x in planned]
         judged = zip(scores, judge(comparisons, delta, flaws), strict=True)
