@@ -33,7 +33,7 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.markdown import LABEL, Section, Table, literal, markdown_table
 from lth_scale.config.texts import quoted
 from lth_scale.science.report import build_sections
-from lth_scale.science.results import DAMAGE, StudyResults, score_text, study_results
+from lth_scale.science.results import DAMAGE, Network, StudyResults, score_text, study_results
 from lth_scale.science.saved import MASKS
 from lth_scale.science.sections.verdicts import highest_by_rule, highest_match
 from lth_scale.science.study_record import parse_record
@@ -140,11 +140,9 @@ def write_own(folder: Path, name: str, content: bytes) -> Path:
     return path
 
 
-def score(
-    path: Path, task: str, sparsity: float, control: str = "none", source: str | None = None
-) -> str:
+def score(path: Path, task: str, sparsity: float, control: str = "none", source: str = "") -> str:
     """Mean ± sd and n of one network, in percent points."""
-    return score_text(study(path).scores(task, float(sparsity), control, source))
+    return score_text(study(path).scores(Network(task, float(sparsity), control, source)))
 
 
 def highest(path: Path, task: str, rule: str | None = None) -> str:

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from lth_scale.config import manifest
 from lth_scale.config.markdown import Section, Table
-from lth_scale.pruning.registries import CONTROLS
 from lth_scale.science import pages
 from lth_scale.science.paper import paper
-from lth_scale.science.results import OWN, StudyResults, percent
+from lth_scale.science.results import Network, StudyResults, percent
 from lth_scale.science.sections.masks import masks
 from lth_scale.science.sections.scores import curves, rewinding, table2
 from lth_scale.science.sections.transfer import transfer
@@ -18,6 +17,7 @@ from lth_scale.science.sections.verdicts import (
     by_sparsity,
     families,
     flaw_of,
+    network_name,
     with_verdicts,
 )
 
@@ -88,17 +88,15 @@ def _overview(study: StudyResults) -> Section:
 
 def _flawed_networks(study: StudyResults) -> Iterator[list[str]]:
     """A row for each network that is dead or untrained; only the full one, if that is."""
-    full_flaws = {task: flaw_of(study, task) for task in study.tasks}
+    full_flaws = {task: flaw_of(study, Network(task)) for task in study.tasks}
     for task in study.tasks:
         if full_flaws[task]:
             yield [task, "full network", "0 %", full_flaws[task]]
-    for task, control, source, rewind in families(study):
-        own = OWN if source == task else f"ticket of {source}"
-        network = own if control == "none" else CONTROLS[control].label
-        for sparsity in by_sparsity(study, task, None, control, source, rewind):
-            flaw = flaw_of(study, task, sparsity, control, source, rewind)
-            if flaw != full_flaws[task]:
-                yield [task, network, percent(sparsity), flaw]
+    for family in families(study):
+        for sparsity in by_sparsity(study, family, None):
+            flaw = flaw_of(study, family._replace(sparsity=sparsity))
+            if flaw != full_flaws[family.task]:
+                yield [family.task, network_name(family), percent(sparsity), flaw]
 
 
 def write_report(study: StudyResults, output: Path, delta: float | None) -> list[Path]:

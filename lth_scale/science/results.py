@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas
 
@@ -29,10 +29,35 @@ OWN, OTHER = "tickets on their own task", "tickets on other tasks"
 CLOSE = 5e-4
 # The exceptions that unexpected JSON raises.
 DAMAGE = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
-CONDITION = ("task", "sparsity", "control", "source", "rewind", "seed")  # identifies a training
-COLUMNS = ("network", *CONDITION, "metric", "value", "primary", "constant")
 
 Rows = Mapping[str, list[Row]]  # by job
+
+
+class Network(NamedTuple):
+    """A network that a study trains, with several seeds.
+
+    Sparsity 0 is the full network. source: the task of its ticket, "" for `task` itself; rewind:
+    the rewind point of the search that found the ticket.
+    """
+
+    task: str
+    sparsity: float = 0.0
+    control: str = "none"
+    source: str = ""
+    rewind: str = "0"
+
+    @property
+    def key(self) -> "Network":
+        """The network with its source spelt out, as in the columns of a table."""
+        return self._replace(source=self.source or self.task)
+
+    @property
+    def full(self) -> "Network":
+        """The full network of the same task."""
+        return Network(self.task)
+
+
+COLUMNS = ("network", *Network._fields, "seed", "metric", "value", "primary", "constant")
 
 
 @dataclass(frozen=True)
@@ -75,37 +100,19 @@ class StudyResults:
 
     @functools.cached_property
     def _scores(self) -> pandas.Series:
-        return self.conditions.groupby([*CONDITION]).value.last()
+        return self.conditions.groupby([*Network._fields, "seed"]).value.last()
 
-    def scores(
-        self,
-        task: str,
-        sparsity: float = 0.0,
-        control: str = "none",
-        source: str | None = None,
-        rewind: str = "0",
-    ) -> pandas.Series:
-        """Scores of one network by seed; NaN for a missing seed, empty if not planned.
-
-        source: the task of the ticket (default: `task`). Sparsity 0 is the dense network.
-        """
+    def scores(self, network: Network) -> pandas.Series:
+        """Scores of a network by seed; NaN for a missing seed, empty if not planned."""
         try:
-            return self._scores.loc[task, sparsity, control, source or task, rewind]
+            return self._scores.loc[tuple(network.key)]
         except KeyError:
             return pandas.Series(dtype=float)
 
-    def is_constant(
-        self,
-        task: str,
-        sparsity: float = 0.0,
-        control: str = "none",
-        source: str | None = None,
-        rewind: str = "0",
-    ) -> bool:
+    def is_constant(self, network: Network) -> bool:
         """True if every finished training of a network gave one prediction for all rows."""
         rows = self.conditions
-        network = (task, sparsity, control, source or task, rewind)
-        for name, value in zip(CONDITION, network, strict=False):
+        for name, value in network.key._asdict().items():
             rows = rows[rows[name] == value]
         finished = rows[rows.value.notna()]
         return bool(len(finished)) and bool(finished.constant.all())
@@ -238,18 +245,19 @@ def _tidy(condition: ConditionRecord, rows: list[Row]) -> list[tuple[Any, ...]]:
         raise ValueError("a score is not finite")
     scores = scores or {TASKS[condition.task].metric: math.nan}
     condition = condition.model_copy(update={"source": condition.source or condition.task})
-    about = (_network(condition), *(getattr(condition, name) for name in CONDITION))
+    network = Network(**condition.model_dump(include={*Network._fields}))
+    about = (_label(network), *network, condition.seed)
     return [(*about, name, x, i == 0, constant) for i, (name, x) in enumerate(scores.items())]
 
 
-def _network(condition: ConditionRecord) -> str:
-    if condition.sparsity == 0:
+def _label(network: Network) -> str:
+    if network.sparsity == 0:
         return "full network"
-    if condition.rewind != "0":
+    if network.rewind != "0":
         return "rewinding and standard pruning"
-    if condition.control != "none":
-        return CONTROLS[condition.control].label
-    return OWN if condition.source == condition.task else OTHER
+    if network.control != "none":
+        return CONTROLS[network.control].label
+    return OWN if network.source == network.task else OTHER
 
 
 def _search(job: JobRecord, directory: Path, rows: list[Row]) -> SearchResult:

@@ -290,7 +290,7 @@ def test_every_table_and_the_csv_give_the_answer_of_the_whole_family(written, st
     expected = {
         (task, f"{100 * sparsity:g} %"): judged.verdict
         for task in loaded.tasks
-        for sparsity, judged in verdicts.by_sparsity(loaded, task, 1.0).items()
+        for sparsity, judged in verdicts.by_sparsity(loaded, results.Network(task), 1.0).items()
     }
     found = tables(written[0])
     rows = [
@@ -318,9 +318,11 @@ def test_every_table_and_the_csv_give_the_answer_of_the_whole_family(written, st
 
 def test_a_control_is_a_family_of_its_own(study):
     loaded = results.load_results(study)
-    ((_, v),) = verdicts.by_sparsity(loaded, "mrpc", 1.0, "random_mask").values()
+    ((_, v),) = verdicts.by_sparsity(
+        loaded, results.Network("mrpc", control="random_mask"), 1.0
+    ).values()
     assert (v.answer, v.holm, v.holm_worse) == ("worse", v.p, v.p_worse)
-    ((_, v),) = verdicts.by_sparsity(loaded, "mrpc", 1.0, source="mlm").values()
+    ((_, v),) = verdicts.by_sparsity(loaded, results.Network("mrpc", source="mlm"), 1.0).values()
     assert v.answer == "worse" and v.holm_worse == v.p_worse
 
 
@@ -675,12 +677,15 @@ def test_networks_that_do_not_beat_a_trivial_predictor_get_no_verdict(tmp_path):
         path.write_text(json.dumps(rows))
     study = results.load_results(plan.directory)
     assert study.baseline("sst2") == ("constant", pytest.approx(90))
-    answers = {x: judged.verdict for x, judged in verdicts.by_sparsity(study, "sst2", None).items()}
+    answers = {
+        x: judged.verdict
+        for x, judged in verdicts.by_sparsity(study, results.Network("sst2"), None).items()
+    }
     assert answers[0.3].answer == "matches"
     assert answers[0.5].reason.startswith("no verdict: the IMP ticket is dead")
     assert answers[0.7].reason.startswith("no verdict: the IMP ticket is untrained")
     assert "90.0, the score of the best constant prediction" in answers[0.7].reason
-    for judged in verdicts.by_sparsity(study, "mrpc", None).values():
+    for judged in verdicts.by_sparsity(study, results.Network("mrpc"), None).values():
         assert judged.verdict.reason.startswith("no verdict: the full network is untrained")
         assert judged.verdict.answer == "undecided" and judged.verdict.more_seeds is None
     assert [entry.ticket is None for entry in verdicts.matching_tickets(study, None)] == [

@@ -11,7 +11,7 @@ from lth_scale.pruning.registries import CONTROLS
 from lth_scale.science import figures
 from lth_scale.science.matching import RULES
 from lth_scale.science.paper import closest_to_table2, paper, printed, sources
-from lth_scale.science.results import StudyResults, percent, score_text, summarize
+from lth_scale.science.results import Network, StudyResults, percent, score_text, summarize
 from lth_scale.science.sections.verdicts import (
     READING,
     Comparison,
@@ -58,12 +58,12 @@ def table2(study: StudyResults, tasks: Sequence[str], delta: float | None) -> Se
     rows, tickets, rankings = [], [], []
     for task in tasks:
         sparsity, text = closest_to_table2(task, study.control_sparsities(task))
-        full = study.scores(task)
-        subnetworks = [study.scores(task, sparsity, name) for name in ("none", *controls)]
+        full = study.scores(Network(task))
+        subnetworks = [study.scores(Network(task, sparsity, name)) for name in ("none", *controls)]
         scores = [full, *subnetworks]
         ours = [task, "ours", study.metric(task), text, *map(score_text, scores)]
         rows += [ours, _paper_row(task, keys)]
-        judged = by_sparsity(study, task, delta)[sparsity]
+        judged = by_sparsity(study, Network(task), delta)[sparsity]
         tickets.append(([task, percent(sparsity)], judged))
         rankings.append([task, text, *_rankings(task, keys, scores)])
     header = ["task", "study", "metric", "sparsity", "full network", "f(m_IMP, θ₀)"]
@@ -134,7 +134,10 @@ def _control_comparisons(
             pairs = [(ticket, points) for points, ticket in pairs]
         comparisons = [Comparison(sub, reference, metric) for sub, reference in pairs]
         planned = [fractions[x] for x in scores]
-        flaws = [flaw_of(study, task, x) or flaw_of(study, task, x, control) for x in planned]
+        flaws = [
+            flaw_of(study, Network(task, x)) or flaw_of(study, Network(task, x, control))
+            for x in planned
+        ]
         judged = zip(scores, judge(comparisons, delta, flaws), strict=True)
         rows += [(x, CONTROLS[control].label, verdict) for x, verdict in judged]
     rows.sort(key=lambda row: row[0])
@@ -181,7 +184,7 @@ def _scores_by_control(study: StudyResults, task: str) -> Curves:
     rows = rows[(rows.task == task) & (rows.source == task) & (rows.rewind == "0")]
     return {
         control: {
-            round(100 * x, 6): study.scores(task, x, control)
+            round(100 * x, 6): study.scores(Network(task, x, control))
             for x in sorted(rows[rows.control == control].sparsity.unique().tolist())
         }
         for control in CONTROLS
@@ -199,13 +202,14 @@ def rewinding(study: StudyResults, tasks: Sequence[str], delta: float | None) ->
     comparisons: list[tuple[list[str], Judged]] = []
     for task in tasks:
         sparsity, text = closest_to_table2(task, study.sparsities(task, rewound=True))
-        full = study.scores(task)
-        scores = {point: study.scores(task, sparsity, rewind=point) for point in points}
+        full = study.scores(Network(task))
+        networks = {point: Network(task, sparsity, rewind=point) for point in points}
+        scores = {point: study.scores(network) for point, network in networks.items()}
         rows.append([task, text, score_text(full), *map(score_text, scores.values())])
         others = [point for point in points if point != "0"]
         metric = study.metric(task)
-        flaw = flaw_of(study, task, sparsity)
-        flaws = [flaw or flaw_of(study, task, sparsity, rewind=point) for point in others]
+        flaw = flaw_of(study, networks["0"])
+        flaws = [flaw or flaw_of(study, networks[point]) for point in others]
         family = judge([Comparison(scores[x], scores["0"], metric) for x in others], delta, flaws)
         labelled = ([task, percent(sparsity), point_name(point)] for point in others)
         comparisons += zip(labelled, family, strict=True)

@@ -9,7 +9,7 @@ from lth_scale.config.markdown import Section, Table
 from lth_scale.science import figures
 from lth_scale.science.matching import at_least, signed
 from lth_scale.science.paper import PRUNED_THETA0, figure2, sources
-from lth_scale.science.results import CLOSE, OTHER, StudyResults, mean_difference, percent
+from lth_scale.science.results import CLOSE, OTHER, Network, StudyResults, mean_difference, percent
 from lth_scale.tasks.registry import TASKS
 
 DARK, LIGHT = 0.0, 1.0
@@ -21,14 +21,14 @@ def transfer(study: StudyResults, sparsity: float) -> Section:
     rows = study.conditions
     across = rows[(rows.sparsity == sparsity) & (rows.network == OTHER)]
     targets = [task for task in study.tasks if task in {*across.task}]
-    scores = {(s, t): study.scores(t, sparsity, source=s) for s in TASKS for t in targets}
-    scores |= {(PRUNED_THETA0, t): study.scores(t, sparsity, "one_shot") for t in targets}
+    scores = {(s, t): study.scores(Network(t, sparsity, source=s)) for s in TASKS for t in targets}
+    scores |= {(PRUNED_THETA0, t): study.scores(Network(t, sparsity, "one_shot")) for t in targets}
     planned = {pair: x for pair, x in scores.items() if not x.empty}
     shown = {PRUNED_THETA0, *across.source}
     tickets = [source for source in dict.fromkeys(s for s, _ in planned) if source in shown]
     counts = {x.count() for (s, _), x in planned.items() if s in shown} - {0} or {0}
     ours = transfer_grid(
-        {(s, t): mean_difference(x, study.scores(t)) for (s, t), x in planned.items()},
+        {(s, t): mean_difference(x, study.scores(Network(t))) for (s, t), x in planned.items()},
         tickets,
         targets,
     )

@@ -1,6 +1,7 @@
 """Which networks match the full network: verdicts corrected over their families."""
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from lth_scale.science.noninferiority import (
     without_verdict,
 )
 from lth_scale.science.paper import closest_to_table2, printed
-from lth_scale.science.results import CLOSE, CONDITION, StudyResults, percent, score_text
+from lth_scale.science.results import CLOSE, Network, StudyResults, percent, score_text
 from lth_scale.tasks.registry import metric_named
 from lth_scale.tracking.mlflow.models import Registration
 
@@ -51,7 +52,6 @@ PREDICTORS = {
     "chance": "random predictions",
     "unigram": "the unigram model",
 }
-FAMILY = ("task", "control", "source", "rewind")  # whose sparsities are corrected together
 VERDICT_COLUMNS = (
     *("difference", "low_90", "high_90", "low_95", "high_95", "delta"),
     *("p", "p_worse", "holm_p", "holm_p_worse"),
@@ -108,26 +108,20 @@ def judge(
     return [*map(Judged, comparisons, correct(verdicts))]
 
 
-def flaw_of(
-    study: StudyResults,
-    task: str,
-    sparsity: float = 0.0,
-    control: str = "none",
-    source: str | None = None,
-    rewind: str = "0",
-) -> str:
+def flaw_of(study: StudyResults, network: Network) -> str:
     """Why a network gets no verdict: it, or its task's full network, is dead or untrained; or "".
 
     Dead: it gives one prediction for all rows, with every seed. Untrained: it is not shown to be
     better than the best trivial predictor, which needs three seeds.
     """
-    if sparsity and (flaw := flaw_of(study, task)):
+    if network.sparsity and (flaw := flaw_of(study, network.full)):
         return flaw
-    name = f"the {CONTROLS[control].label}" if sparsity else "the full network"
-    if study.is_constant(task, sparsity, control, source, rewind):
+    name = f"the {CONTROLS[network.control].label}" if network.sparsity else "the full network"
+    if study.is_constant(network):
         return f"{name} is dead (one prediction for all rows)"
-    scores = study.scores(task, sparsity, control, source, rewind).dropna()
-    baseline, sign = study.baseline(task), metric_named(study.metric(task)).sign
+    scores = study.scores(network).dropna()
+    baseline = study.baseline(network.task)
+    sign = metric_named(study.metric(network.task)).sign
     bound = lower_bound((sign * scores).to_list())
     if baseline is None or bound == -math.inf or bound > sign * baseline[1]:
         return ""
@@ -140,33 +134,28 @@ def flaw_of(
 
 @functools.lru_cache(maxsize=1024)  # several tables ask for the same family
 def by_sparsity(
-    study: StudyResults,
-    task: str,
-    delta: float | None,
-    control: str = "none",
-    source: str | None = None,
-    rewind: str = "0",
+    study: StudyResults, family: Network, delta: float | None
 ) -> Mapping[float, Judged]:
-    """One family: a network compared with the full network at each of its sparsities."""
-    rows = study.conditions
-    chosen = (rows.task == task) & (rows.source == (source or task)) & (rows.sparsity > 0)
+    """One family: a network, of any sparsity, compared with the full one at all its sparsities."""
+    rows, (task, _, control, source, rewind) = study.conditions, family.key
+    chosen = (rows.task == task) & (rows.source == source) & (rows.sparsity > 0)
     chosen &= (rows.control == control) & (rows.rewind == rewind)
     sparsities = sorted(rows[chosen].sparsity.unique().tolist())
-    full, metric = study.scores(task), study.metric(task)
-    comparisons = [
-        Comparison(study.scores(task, x, control, source, rewind), full, metric) for x in sparsities
-    ]
-    flaws = [flaw_of(study, task, x, control, source, rewind) for x in sparsities]
+    networks = [family._replace(sparsity=sparsity) for sparsity in sparsities]
+    full, metric = study.scores(family.full), study.metric(task)
+    comparisons = [Comparison(study.scores(network), full, metric) for network in networks]
+    flaws = [flaw_of(study, network) for network in networks]
     return dict(zip(sparsities, judge(comparisons, delta, flaws), strict=True))
 
 
-def families(study: StudyResults) -> list[tuple[str, str, str, str]]:
-    """The networks of a study, as FAMILY: by task, its own tickets first, then transfers."""
+def families(study: StudyResults) -> list[Network]:
+    """The networks of a study at sparsity 0: by task, its own tickets first, then transfers."""
     rows = study.conditions[study.conditions.sparsity > 0]
-    networks = {*rows[[*FAMILY]].itertuples(index=False, name=None)}
+    columns = rows[[*Network._fields]].assign(sparsity=0.0).drop_duplicates()
+    networks = itertools.starmap(Network, columns.itertuples(index=False, name=None))
 
-    def order(network: tuple[str, str, str, str]) -> tuple[object, ...]:
-        task, control, source, rewind = network
+    def order(network: Network) -> tuple[object, ...]:
+        task, _, control, source, rewind = network
         kinds = (rewind != "0", [*CONTROLS].index(control), source != task)
         return study.tasks.index(task), *kinds, network
 
@@ -175,16 +164,16 @@ def families(study: StudyResults) -> list[tuple[str, str, str, str]]:
 
 def with_verdicts(study: StudyResults, delta: float | None) -> pandas.DataFrame:
     """The table of a study with VERDICT_COLUMNS, on the primary metric of each subnetwork."""
-    keys = [name for name in CONDITION if name != "seed"]
     rows = [
-        (task, sparsity, control, source, rewind, True, *_columns(judged.verdict))
-        for task, control, source, rewind in families(study)
-        for sparsity, judged in by_sparsity(study, task, delta, control, source, rewind).items()
+        (*family._replace(sparsity=sparsity), True, *_columns(judged.verdict))
+        for family in families(study)
+        for sparsity, judged in by_sparsity(study, family, delta).items()
     ]
-    verdicts = pandas.DataFrame(rows, columns=[*keys, "primary", *VERDICT_COLUMNS])
+    keys = [*Network._fields, "primary"]
+    verdicts = pandas.DataFrame(rows, columns=[*keys, *VERDICT_COLUMNS])
     verdicts = verdicts.astype({"sparsity": float, "primary": bool})
     verdicts = verdicts.astype({"n": "Int64", "further_seeds": "Int64"})
-    return study.table.merge(verdicts, how="left", on=[*keys, "primary"])
+    return study.table.merge(verdicts, how="left", on=keys)
 
 
 def _columns(verdict: Verdict) -> tuple[object, ...]:
@@ -227,7 +216,8 @@ def sparsities_with(judged: Mapping[float, Judged], answer: Answer) -> list[floa
 
 def highest_by_rule(study: StudyResults, task: str) -> dict[str, str]:
     """By rule of the paper, the highest sparsity at which a task's tickets match, as text."""
-    rules = {x: judged.comparison.rules() for x, judged in by_sparsity(study, task, None).items()}
+    judged = by_sparsity(study, Network(task), None)
+    rules = {sparsity: comparison.rules() for sparsity, (comparison, _) in judged.items()}
     matching = {
         rule: [sparsity for sparsity, decided in rules.items() if decided[rule]] for rule in RULES
     }
@@ -236,7 +226,7 @@ def highest_by_rule(study: StudyResults, task: str) -> dict[str, str]:
 
 def highest_match(study: StudyResults, task: str, delta: float | None) -> str:
     """The highest sparsity at which a task's tickets match, as text."""
-    matching = sparsities_with(by_sparsity(study, task, delta), "matches")
+    matching = sparsities_with(by_sparsity(study, Network(task), delta), "matches")
     return percent(max(matching)) if matching else "none"
 
 
@@ -244,7 +234,7 @@ def highest_matching(study: StudyResults, tasks: Sequence[str], delta: float | N
     """The sparsities that match, are worse or undecided by task, and the paper's."""
     rows = []
     for task in tasks:
-        judged = by_sparsity(study, task, delta)
+        judged = by_sparsity(study, Network(task), delta)
         paper = [f"{printed(task)[key]} %" for key in ("sparsity", "strict")]
         by_rule = highest_by_rule(study, task).items()
         rules = "; ".join(f"{rule} {sparsity}" for rule, sparsity in by_rule)
@@ -267,7 +257,7 @@ def matching_tickets(study: StudyResults, delta: float | None) -> list[Registrat
     The verdict is on all seeds, and no ticket is selected by its own score.
     """
     return [
-        _registration(study, task, by_sparsity(study, task, delta))
+        _registration(study, task, by_sparsity(study, Network(task), delta))
         for task in study.tasks
         if study.sparsities(task)
     ]
@@ -296,9 +286,9 @@ def _first_ticket(study: StudyResults, task: str, sparsity: float) -> tuple[int,
 def all_verdicts(study: StudyResults, delta: float | None) -> Section:
     """All networks compared with the full network, and the metrics other than the primary one."""
     rows = [
-        ([task, network_name(task, control, source, rewind), percent(sparsity)], judged)
-        for task, control, source, rewind in families(study)
-        for sparsity, judged in by_sparsity(study, task, delta, control, source, rewind).items()
+        ([family.task, network_name(family), percent(sparsity)], judged)
+        for family in families(study)
+        for sparsity, judged in by_sparsity(study, family, delta).items()
     ]
     labels = ["task", "network", "sparsity"]
     tables = [verdict_table("All networks compared with the full network", labels, rows)]
@@ -307,8 +297,9 @@ def all_verdicts(study: StudyResults, delta: float | None) -> Section:
     return Section("All verdicts", [READING], tables)
 
 
-def network_name(task: str, control: str, source: str, rewind: str) -> str:
+def network_name(network: Network) -> str:
     """A network of a study in words, such as `ticket of mlm` or `own ticket, rewound to 5 %`."""
+    task, _, control, source, rewind = network.key
     if control != "none":
         return CONTROLS[control].label
     ticket = "own ticket" if source == task else f"ticket of {source}"
