@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from lth_scale.pruning.registries import CONTROLS
 from lth_scale.science import figures
 
 NOTE = "the encoder inside the package, adapted to Wikipedia paragraphs for 1,500 steps; " * 2
@@ -72,6 +73,12 @@ def test_figures_ignore_the_settings_of_matplotlib(tmp_path):
         == figures.sparsity_by_layer({"a.weight": 0.5}, "bars")
         != b""
     )
+
+
+def test_every_control_has_a_style_of_its_own():
+    assert len(CONTROLS) <= len(figures.STYLES)
+    for fact in ("color", "linestyle", "marker"):
+        assert len({str(style[fact]) for style in figures.STYLES}) == len(figures.STYLES)
 
 
 def test_a_failed_figure_is_empty_and_logs_a_warning(monkeypatch, caplog):

@@ -205,7 +205,9 @@ def test_a_study_plans_and_prices_dense_networks_with_the_budget_of_the_search(w
     assert len(plan.jobs) == 4 + 4 * 2 * 2
     for number, control in itertools.product((1, 3), controls):
         job = plan.jobs[f"transfer-sst2-seed2-{number}-rounds-{control}"]
-        assert job.flags["ticket"] == f"jobs/search-sst2-seed2/rounds/{number:02d}/ticket.safetensors"
+        assert (
+            job.flags["ticket"] == f"jobs/search-sst2-seed2/rounds/{number:02d}/ticket.safetensors"
+        )
         assert job.needs == ("search-sst2-seed2",) and job.args.control == control
         assert runner.steps_of(job) == (number + 1) * 10
         condition = Condition("sst2", 2, round(0.1 * number, 1), control, "sst2")
