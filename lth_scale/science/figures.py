@@ -18,7 +18,7 @@ from lth_scale.distributed import compat
 from lth_scale.pruning.registries import CONTROLS
 from lth_scale.tasks.registry import best_trivial, metric_named
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import Row, recorded_trivial
+from lth_scale.tracking.stages import Row, recorded_trivial, sparsity_beside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,11 +30,13 @@ P = ParamSpec("P")
 Drawn = TypeVar("Drawn")
 Style = dict[str, Any]  # keyword arguments of Matplotlib
 # Okabe & Ito's palette; line style and marker repeat the distinction. In the order of CONTROLS.
-COLORS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
+COLORS: tuple[str, ...] = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
+COLORS += ("#000000", "#666666", "#8C510A")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 2, 1, 2)), (0, (1, 1)), (0, (5, 5)))
+LINES += ((0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 STYLES: list[Style] = [
     {"color": color, "linestyle": line, "marker": marker}
-    for color, line, marker in zip(COLORS, LINES, "osD^vPX", strict=True)
+    for color, line, marker in zip(COLORS, LINES, "osD^vPX*p", strict=True)
 ]
 HATCHED: Style = {"facecolor": "none", "edgecolor": "0.7", "hatch": "////"}
 CROSSED: Style = {"facecolor": "white", "edgecolor": "0.5", "hatch": "xxxx"}
@@ -337,7 +339,7 @@ def panel_of(rows: Mapping[str, Sequence[Row]]) -> Panel:
     for control, stages in rows.items():
         points = lines.setdefault(control, {})
         for row in stages:
-            points.setdefault(100 * row["sparsity"], []).append(scale * row["eval"][metric])
+            points.setdefault(100 * sparsity_beside(row), []).append(scale * row["eval"][metric])
     best = best_trivial(recorded_trivial(everything), metric)
     return Panel(lines, lines["none"].get(0.0, []), metric, best and best[1])
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 
+from lth_scale.pruning.registries import CONTROLS
 from lth_scale.science import figures
 
 NOTE = "the encoder inside the package, adapted to Wikipedia paragraphs for 1,500 steps; " * 2
@@ -223,6 +224,12 @@ def test_a_picture_has_three_files_of_the_same_figure_without_dates():
     assert beginnings == {"map.png": b"\x89PNG\r", "map.svg": b"<?xml", "map.pdf": b"%PDF-"}
     assert b"Date" not in contents["map.pdf"] and b"dc:date" not in contents["map.svg"]
     assert b"/Type3" not in contents["map.pdf"]
+
+
+def test_every_control_has_a_style_of_its_own():
+    assert len(CONTROLS) <= len(figures.STYLES)
+    for fact in ("color", "linestyle", "marker"):
+        assert len({str(style[fact]) for style in figures.STYLES}) == len(figures.STYLES)
 
 
 def test_a_failed_figure_is_empty_and_logs_a_warning(monkeypatch, caplog):
