@@ -4,9 +4,16 @@ from collections.abc import Mapping, Sequence
 
 from lth_scale.config.markdown import Section, Table
 from lth_scale.science import figures
-from lth_scale.science.matching import answer_text, interval_text, n_text, p_texts, signed
-from lth_scale.science.results import Network, StudyResults, percent, score_text
-from lth_scale.science.sections.verdicts import Judged, by_rewind_point, in_order, point_name
+from lth_scale.science.results import Network, StudyResults, percent, short_score
+from lth_scale.science.sections.scores import answered, trivial_text
+from lth_scale.science.sections.verdicts import (
+    READING,
+    Judged,
+    by_rewind_point,
+    in_order,
+    point_name,
+    verdict_table,
+)
 from lth_scale.tasks.registry import TASKS, metric_named
 
 EXPLANATION = (
@@ -15,8 +22,8 @@ EXPLANATION = (
     "trained weights of the source's standard pruning. Each has the ticket of its own search. All "
     "seeds of a target start from one ticket: the spread is that of training on the target; bars "
     "range from the lowest to the highest seed. "
-    "Verdicts are to be read as under All verdicts, with θ₀ as the reference; Holm's p is over "
-    "the starting weights of a target and source. The paper's numbers are not known here."
+    "The answer compares with θ₀; Holm's p is over the starting weights of a target and source. "
+    "The paper's numbers are not known here."
 )
 
 Points = Mapping[Network, Sequence[str]]
@@ -25,10 +32,26 @@ Points = Mapping[Network, Sequence[str]]
 def starting_weights(study: StudyResults, sparsity: float, delta: float | None) -> Section:
     """Tickets on other tasks, with θ₀ and with weights of their search, at one sparsity."""
     tickets = _points(study, sparsity)
-    title = f"Question 3: starting weights of transferred tickets at {percent(sparsity)}"
-    name, caption = f"starting_weights_{100 * sparsity:.3g}.png", "score by starting weights"
-    png = _figure(study, tickets, study.title(title))
-    return Section(title, [EXPLANATION], [_table(study, tickets, delta)], {name: (caption, png)})
+    question = f"Do tickets transfer best with θ₀ at {percent(sparsity)}? (the paper's Question 3)"
+    title = study.title(f"Starting weights of transferred tickets at {percent(sparsity)}")
+    picture = ("score by starting weights", _figure(study, tickets, title))
+    families = {
+        ticket: by_rewind_point(study, ticket, points, delta) for ticket, points in tickets.items()
+    }
+    rows = [
+        ([ticket.task, ticket.source, point_name(point)], judged)
+        for ticket, family in families.items()
+        for point, judged in family.items()
+    ]
+    labels = ["target", "source", "starts from"]
+    return Section(
+        question,
+        [EXPLANATION],
+        [_scores(study, families)],
+        {f"starting_weights_{100 * sparsity:.3g}.png": picture},
+        reading=[READING],
+        details=[verdict_table("Starting weights compared with θ₀", labels, rows)],
+    )
 
 
 def _points(study: StudyResults, sparsity: float) -> Points:
@@ -42,27 +65,19 @@ def _points(study: StudyResults, sparsity: float) -> Points:
     return {ticket: found for ticket, found in points.items() if found}
 
 
-def _table(study: StudyResults, tickets: Points, delta: float | None) -> Table:
+def _scores(study: StudyResults, families: Mapping[Network, Mapping[str, Judged]]) -> Table:
+    """A row per target and source; each answer compares with θ₀."""
+    points = in_order(point for family in families.values() for point in family)
     rows = []
-    for ticket, points in tickets.items():
-        names, reference = [ticket.task, ticket.source], score_text(study.scores(ticket))
-        rows.append([*names, point_name("0"), reference, *["—"] * 5])
-        family = by_rewind_point(study, ticket, points, delta)
-        rows += [[*names, point_name(point), *_cells(judged)] for point, judged in family.items()]
-    header = ["target", "source", "starts from", "score", "minus θ₀", "90 % interval", "Holm p"]
-    return Table("Starting weights compared with θ₀", [*header, "n", "answer"], rows)
-
-
-def _cells(judged: Judged) -> list[str]:
-    comparison, verdict = judged
-    return [
-        score_text(comparison.subnetwork),
-        signed(verdict.difference),
-        interval_text(verdict.interval),
-        p_texts(verdict)[1],
-        n_text(verdict),
-        answer_text(verdict),
-    ]
+    for ticket, family in families.items():
+        full, scores = study.scores(ticket.full), study.scores(ticket)
+        others = [study.scores(ticket._replace(rewind=point)) for point in points]
+        n = max(map(len, (full, scores, *others)))
+        names = [ticket.task, ticket.source, str(n), trivial_text(study, ticket.task)]
+        judged = [answered(x, n, family.get(y)) for x, y in zip(others, points, strict=True)]
+        rows.append([*names, *(short_score(x, n) for x in (full, scores)), *judged])
+    header = ["target", "source", "n", "trivial", "full network", *map(point_name, ["0", *points])]
+    return Table("Scores by starting weights", header, rows)
 
 
 def _figure(study: StudyResults, tickets: Points, title: str) -> bytes:

@@ -19,7 +19,8 @@ DARK, LIGHT = 0.0, 1.0
 PAPER_SPARSITY = 0.7
 HATCHED = (
     "Hatched cells (†): the network, or the full network of the target task, is dead or untrained "
-    "(see Summary); they are never dark, and neither are cells of a target whose own ticket is."
+    "(see What was trained, and what is missing?); they are never dark, and neither are cells of a "
+    "target whose own ticket is."
 )
 Pair = tuple[str, str]  # source, target
 
@@ -114,18 +115,19 @@ def transfer(study: StudyResults, sparsity: float) -> Section:
     ours, targets = transfers_of(study, sparsity), targets_of(study, sparsity)
     one_shot = [PRUNED_THETA0] * any(source == PRUNED_THETA0 for source, _ in ours.values)
     tickets = [*sources_of(study, sparsity), *one_shot]
-    title = f"Transfer at {percent(sparsity)}"
     section = Section(
-        title + " (the paper's Figure 2)" * is_papers(sparsity),
+        f"Do tickets transfer at {percent(sparsity)}?"
+        + " (the paper's Figure 2)" * is_papers(sparsity),
         [_introduction(study, sparsity, tickets, targets), HATCHED],
     )
     heading = "Transfer minus full network, points"
     name = f"transfer_{100 * sparsity:.3g}.png"
-    _add_grid(section, ours.grid(tickets, targets), heading, name, study.title(title))
+    title = study.title(f"Transfer at {percent(sparsity)}")
+    _add_grid(section, ours.grid(tickets, targets), heading, name, title)
     columns = {"ours": ours}
     if is_papers(sparsity):
         columns["paper"] = papers_transfers()
-        section.text.append(sources(figure2().values()))
+        section.sources += sources(figure2().values())
         heading = "The same cells in the paper (n = 3), points"
         title = "the paper's Figure 2, the same cells"
         grid = columns["paper"].grid(tickets, targets)
@@ -142,7 +144,7 @@ def _introduction(
     counts = {study.scores(network).count() for network in networks} - {0} or {0}
     return (
         "Mean score of the transferred ticket minus that of the full network, positive where the "
-        f"ticket is better, n = {' or '.join(map(str, sorted(counts)))} (see All verdicts). Dark "
+        f"ticket is better, n = {' or '.join(map(str, sorted(counts)))}. Dark "
         "cells (●): the ticket of another task scores at least as high as the task's own, both at "
         f"{percent(sparsity)}; this compares means, without a test. Rows are the source tasks of "
         "the tickets, columns the target tasks."

@@ -306,7 +306,7 @@ def all_verdicts(study: StudyResults, delta: float | None) -> Section:
     tables = [verdict_table("All networks compared with the full network", labels, rows)]
     if (metrics := _other_metrics(study)).rows:
         tables.append(metrics)
-    return Section("All verdicts", [READING], tables)
+    return Section("All verdicts", reading=[READING], details=tables)
 
 
 def network_name(network: Network) -> str:
