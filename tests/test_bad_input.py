@@ -1369,6 +1369,7 @@ TINY = {
     "control_sparsities": [0.1],
 }
 TO_TINY = {"sources": ["sst2"], "targets": ["sst2"], "sparsity": 0.3}
+TO_MLM = {**TO_TINY, "targets": ["mlm"], "sparsity": 0.2}
 GRID = "…/study.yaml --output_dir …/out"
 
 
@@ -1488,6 +1489,19 @@ STUDIES = [
             ),
             (dict(transfer={"sources": ["sst2"], "targets": ["sst2"]}), "transfer: sparsity"),
             (dict(transfer={**TO_TINY, "sparsity": 0.05}), "sparsity 0.05", "search-sst2-seed1"),
+            (dict(transfer={**TO_MLM, "rewind": ["later"]}), "transfer: rewind", "later", "0.05"),
+            (
+                dict(transfer={**TO_MLM, "sparsity": [0.1, 0.2], "rewind": ["none"]}),
+                "transfer: rewind: none",
+                "search-sst2-seed1-rewindnone",
+                "one sparsity",
+            ),
+            (
+                dict(transfer={**TO_MLM, "rewind": ["none"]}, rewind=["none"]),
+                "search-sst2-seed1-rewindnone",
+                "0.1 and to 0.2",
+                "one sparsity",
+            ),
             (dict(launcher="no_such_launcher -m"), "launcher", "no_such_launcher"),
             (dict(include=["nowhere.yaml"]), "nowhere.yaml", "cannot be read"),
             (dict(include=["study.yaml"]), "itself"),

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM
 from lth_scale import Ticket
 from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
+from lth_scale.config.files import sha256
 from lth_scale.config.resolution import parse
 from lth_scale.pruning.prunable_set import base_digest
 from lth_scale.pruning.registries import CONTROLS
@@ -338,6 +339,32 @@ def test_theta_i_of_a_search_can_replace_theta_0(search, transfer, starts, text_
         assert torch.equal(starts[0]["weights"][f"bert.{name}"], theta[f"bert.{name}"] * mask)
     embedding = "bert.embeddings.word_embeddings.weight"
     assert torch.equal(starts[0]["weights"][embedding], theta[embedding])
+
+
+def test_trained_weights_of_standard_pruning_can_replace_theta_0(
+    search, transfer, starts, text_data, other_bert, tmp_path, caplog
+):
+    found = search(
+        task="mlm", dataset_path=text_data, rewind="none", target_sparsity=0.1, prune_rate=0.1
+    )
+    home = found / "rounds/01"
+    trained = load_file(home / "weights.safetensors")
+    starts.clear()
+    given = {"ticket": home / "ticket.safetensors", "theta": home / "weights.safetensors"}
+    out = transfer(1, **given)
+    masks = Ticket.load(given["ticket"]).masks
+    started = starts[0]["weights"]
+    for name, mask in masks.items():
+        weight = trained[f"bert.{name}"]
+        assert torch.equal(weight, weight * mask)  # the ticket's own mask
+        assert torch.equal(started[f"bert.{name}"], weight)
+    bias = "bert.encoder.layer.0.attention.self.query.bias"
+    assert torch.equal(started[bias], trained[bias])
+    assert "base_sha256" not in caplog.text
+    kept = json.loads((out / "arguments.json").read_text())["digests"]["theta"]
+    assert kept == {"weights.safetensors": sha256(given["theta"])}
+    with pytest.raises(BadInput, match=r"--theta \S+: comes from other weights, base_sha256"):
+        transfer(1, **given, model_name_or_path=other_bert, output_dir=tmp_path / "no")
 
 
 def test_a_resumed_transfer_trains_the_missing_and_the_added_seeds(transfer, starts):

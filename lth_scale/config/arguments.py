@@ -303,7 +303,8 @@ class Transfer(Training):
         method=True,
     )
     theta: str | None = data_flag(
-        "start the encoder from a theta.safetensors of lth_scale.imp; --ticket must belong to it",
+        "start the encoder from a theta.safetensors of lth_scale.imp, or from the "
+        "weights.safetensors of a --rewind none round; --ticket must be of the same base",
         metavar="FILE",
         grid=True,
     )

@@ -486,13 +486,23 @@ def _offsets(lines: Lines, positions: Mapping[Any, float]) -> dict[str, float]:
 def _draw_line(
     ax: "Axes", x: Sequence[float], samples: Sequence[Sequence[float]], control: str
 ) -> None:
+    label = CONTROLS[control].label if any(samples) else None
+    _draw_samples(ax, x, samples, label, STYLES[[*CONTROLS].index(control) % len(STYLES)])
+
+
+def _draw_samples(
+    ax: "Axes",
+    x: Sequence[float],
+    samples: Sequence[Sequence[float]],
+    label: str | None,
+    style: Style,
+) -> None:
     """Means with bars of one standard deviation; a gap where there is no score."""
     from lth_scale.science.matching import summary  # imports scipy
 
     points = [summary(values) for values in samples]
-    label = CONTROLS[control].label if any(point.n for point in points) else None
-    style = {"capsize": 3, "markersize": 4.5, **STYLES[[*CONTROLS].index(control) % len(STYLES)]}
-    ax.errorbar(x, [point.mean for point in points], [p.sd for p in points], label=label, **style)
+    style = {"capsize": 3, "markersize": 4.5, "label": label, **style}
+    ax.errorbar(x, [point.mean for point in points], [p.sd for p in points], **style)
 
 
 def _write(ax: "Axes", x: float, y: float, text: str, **style: Any) -> None:
@@ -550,3 +560,63 @@ def _add_key(figure: "Figure", grids: Iterable[Grid], colors: Mapping[str, Any])
     styles |= {"missing": HATCHED} if HATCHED in hatches else {}
     styles |= {"no verdict: dead or untrained": CROSSED} if CROSSED in hatches else {}
     _place_legend(figure, [_box(0, 0, style) for style in styles.values()], [*styles], columns=2)
+
+
+@drawn
+def starting_weights(panels: Mapping[str, Panel], title: str) -> "Figure":
+    """A panel per target: the weights that training starts from, with the sources side by side.
+
+    The lines of a panel are by source. Means, and bars of one standard deviation.
+    """
+    names = [f"{name} ({_count_text(panel)})" for name, panel in panels.items()]
+    figure, axes = _subplots(6.0 if len(panels) == 1 else 4.4, 4.0, names, title)
+    sources = [*dict.fromkeys(source for panel in panels.values() for source in panel.lines)]
+    for ax, panel in zip(axes, panels.values(), strict=True):
+        _draw_references(ax, panel)
+        weights = [*dict.fromkeys(x for points in panel.lines.values() for x in points)]
+        for i, source in enumerate(sources):
+            shift = 0.6 * ((i + 0.5) / len(sources) - 0.5)
+            points = panel.lines.get(source, {})
+            positions = [weights.index(name) + shift for name in points]
+            style = STYLES[i % len(STYLES)] | {"linestyle": "none"}
+            _draw_samples(ax, positions, [*points.values()], f"ticket of {source}", style)
+        ax.set_xticks(range(len(weights)), map(_plain, weights), fontsize=8, rotation=20)
+        ax.set(xlabel="weights under the ticket", xlim=(-0.6, len(weights) - 0.4))
+        ax.set_ylabel(_score_label(panel), fontsize=9)
+    _add_legend(figure, axes, columns=2)
+    return figure
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Named points (x, y) by group, and the label of the y axis."""
+
+    groups: Mapping[str, Mapping[str, tuple[float, float]]]
+    ylabel: str
+
+
+@drawn
+def scatters(panels: Mapping[str, Scatter], xlabel: str, title: str) -> "Figure":
+    """A panel per scatter over a logarithmic x axis, with a colour and marker for each group."""
+    figure, axes = _subplots(4.8, 3.8, [*panels], title)
+    names = [*dict.fromkeys(name for panel in panels.values() for name in panel.groups)]
+    for ax, panel in zip(axes, panels.values(), strict=True):
+        for group, points in panel.groups.items():
+            style = STYLES[names.index(group) % len(STYLES)] | {"linestyle": "none"}
+            x, y = zip(*points.values(), strict=True)
+            ax.plot(x, y, label=_plain(group), **style)
+        _write_names(ax, panel)
+        ax.set_xscale("log")
+        ax.set(xlabel=xlabel, ylabel=panel.ylabel)
+        ax.margins(x=0.15, y=0.2)
+    _add_legend(figure, axes, columns=3)
+    return figure
+
+
+def _write_names(ax: "Axes", panel: Scatter) -> None:
+    """Write each point's name obliquely, above and below in turn: neighbours stay legible."""
+    points = {name: place for group in panel.groups.values() for name, place in group.items()}
+    for i, name in enumerate(sorted(points, key=points.__getitem__)):
+        side, va = (1, "bottom") if i % 2 == 0 else (-1, "top")
+        style: Style = {"textcoords": "offset points", "rotation": 40 * side, "va": va}
+        ax.annotate(_plain(name), points[name], (4, 4 * side), fontsize=7, **style)

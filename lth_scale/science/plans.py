@@ -16,7 +16,8 @@ from lth_scale.science.study_file import KINDS, MOST_TRAININGS, Flags, StudySpec
 from lth_scale.tasks.registry import TASKS
 
 # Flags whose values are files of other jobs, relative to the study's directory.
-FILES = ("ticket", "dense")
+FILES = ("ticket", "theta", "dense")
+THETA = "theta.safetensors"  # θᵢ in the directory of a search
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,9 @@ class Plan:
         old, new = self.jobs.get(job.id, job).flags, job.flags
         merged: Flags = {}
         if "target_sparsity" in new:
-            merged["target_sparsity"] = max(old["target_sparsity"], new["target_sparsity"])
+            targets = old["target_sparsity"], new["target_sparsity"]
+            _check_one_schedule(job, *targets)
+            merged["target_sparsity"] = max(targets)
         points = [point for flags in (old, new) for point in checks.points(flags.get("keep_theta"))]
         if points:
             merged["keep_theta"] = ",".join(dict.fromkeys(points))
@@ -149,13 +152,12 @@ class Plan:
     def add_subnetwork(self, study: StudySpec, condition: Condition, ticket_seed: int) -> None:
         """Add a condition above sparsity 0: a round of its ticket's search, or a transfer.
 
-        ticket_seed: the seed of that search.
+        ticket_seed: the seed of that search, which rewinds to θ₀. Raises BadInput.
         """
         task, control, sparsity = condition.task, condition.control, condition.sparsity
         flags = {**study.flags_of(task, "transfer"), "seeds": condition.seed, "control": control}
-        # All digits of a sparsity with more than two.
-        text = f"{sparsity:.2f}" if round(sparsity, 2) == sparsity else f"{sparsity:g}"
-        prefix, suffix = f"transfer-{task}-seed{condition.seed}", f"{text}-{control}"
+        prefix = _transfer_id(task, condition.seed)
+        suffix = f"{_sparsity_text(sparsity)}-{control}"
         entry = CONTROLS.get(control)
         if entry and entry.by_count:
             condition = replace(condition, source=None if entry.by_scope else task)
@@ -183,6 +185,32 @@ class Plan:
         flags = {**job.flags, "ticket": planned.flags["ticket"]}
         return replace(job, flags=flags, needs=planned.needs)
 
+    def add_rewound(self, study: StudySpec, condition: Condition, ticket_seed: int) -> None:
+        """Add the transfer of another task's ticket with weights of its search other than θ₀.
+
+        ticket_seed: the seed of that search. Raises BadInput.
+        """
+        task, seed, point = condition.task, condition.seed, condition.rewind
+        search = _search_id(str(condition.source), ticket_seed, point)
+        home = f"jobs/{search}/rounds/{self.round_at(search, condition.sparsity):02d}"
+        self._check_kept(search, condition)
+        theta = f"{home}/weights.safetensors" if point == "none" else f"jobs/{search}/{THETA}"
+        files = {"ticket": f"{home}/ticket.safetensors", "theta": theta}
+        flags = {**study.flags_of(task, "transfer"), "seeds": seed, "control": "none", **files}
+        name = f"{_transfer_id(task, seed)}-from-{condition.source}-seed{ticket_seed}"
+        name += f"-{_sparsity_text(condition.sparsity)}-none-rewind{point}"
+        self.conditions[condition] = self.add(Job(name, "transfer", flags, (search,)))
+
+    def _check_kept(self, search: str, condition: Condition) -> None:
+        """Raise BadInput if a search that does not rewind deletes a condition's weights."""
+        last = self.jobs[search].sparsities[-1]
+        if condition.rewind == "none" and abs(condition.sparsity - last) > 1e-9:
+            raise BadInput(
+                f"transfer: rewind: none: {search} keeps only its last trained weights, of "
+                f"sparsity {last:g}, and not those of {condition.sparsity:g}; use one sparsity, "
+                "or a study for each"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """The contents of study.json."""
         first, jobs = self.studies[0], self.jobs.values()
@@ -199,6 +227,15 @@ class Plan:
             "jobs": [{**asdict(job), "directory": f"jobs/{job.id}"} for job in jobs],
             "cells": [{**asdict(c), "job": job} for c, job in self.conditions.items()],
         }
+
+
+def _check_one_schedule(job: Job, *targets: float) -> None:
+    """Raise BadInput if standard pruning has two targets: its schedule covers all rounds."""
+    if job.flags.get("rewind") == "none" and len({*targets}) > 1:
+        raise BadInput(
+            f"{job.id}: to sparsity {min(targets):g} and to {max(targets):g}, which are two "
+            "searches: the learning rate falls over all rounds; use one sparsity, or two studies"
+        )
 
 
 def build_plan(studies: list[StudySpec]) -> Plan:
@@ -231,8 +268,9 @@ def _count_trainings(study: StudySpec) -> int:
     total = len(content.seeds) * per_seed
     if grid := content.transfer:
         tickets = len(grid.sparsity) * len(grid.sources)
-        per_target = 1 + tickets * (1 + len(grid.controls))
-        total += len(grid.targets) * len(grid.seeds) * per_target + len(grid.sources)
+        per_target = 1 + tickets * (1 + len(grid.controls) + len(grid.rewind))
+        total += len(grid.targets) * len(grid.seeds) * per_target
+        total += len(grid.sources) * (1 + len(grid.rewind))
     return total
 
 
@@ -240,22 +278,49 @@ def _search_id(task: str, seed: int, point: str = "0") -> str:
     return f"search-{task}-seed{seed}" + (f"-rewind{point}" if point != "0" else "")
 
 
+def _transfer_id(task: str, seed: int) -> str:
+    return f"transfer-{task}-seed{seed}"
+
+
+def _sparsity_text(sparsity: float) -> str:
+    """Two digits after the point, and more if it has more."""
+    return f"{sparsity:.2f}" if round(sparsity, 2) == sparsity else f"{sparsity:g}"
+
+
 def _add_searches(plan: Plan, study: StudySpec) -> None:
     content = study.content
     for (task, own), seed in product(content.sparsities.items(), content.seeds):
         rewound = content.rewind_sparsities.get(task, [])
+        sparsities = own + content.control_sparsities.get(task, [])
         points = content.rewind if rewound else []
-        steps = ",".join(point for point in points if point != "none")
-        kept = {"keep_theta": steps} if steps else {}
-        plan.add_search(study, task, seed, own + content.control_sparsities.get(task, []), **kept)
-        for point in points:
-            flags = {"rewind_step": point, "dense": f"jobs/{_search_id(task, seed)}"}
-            if point == "none":
-                flags = {"rewind": "none"}
-            plan.add_search(study, task, seed, rewound, **flags)
+        _add_searches_of(plan, study, Condition(task, seed), sparsities, rewound, points)
     if grid := content.transfer:
         for task in grid.sources:
-            plan.add_search(study, task, grid.source_seed, grid.sparsity)
+            dense = Condition(task, grid.source_seed)
+            _add_searches_of(plan, study, dense, grid.sparsity, grid.sparsity, grid.rewind)
+
+
+def _add_searches_of(
+    plan: Plan,
+    study: StudySpec,
+    dense: Condition,
+    sparsities: list[float],
+    rewound: list[float],
+    points: list[str],
+) -> None:
+    """Add the search that rewinds to θ₀, to the largest of `sparsities`, and those of `points`.
+
+    dense: the dense network that they start with. rewound: the sparsities of those of `points`.
+    """
+    task, seed = dense.task, dense.seed
+    steps = ",".join(point for point in points if point != "none")
+    kept = {"keep_theta": steps} if steps else {}
+    plan.add_search(study, task, seed, sparsities, **kept)
+    for point in points:
+        flags = {"rewind_step": point, "dense": f"jobs/{_search_id(task, seed)}"}
+        if point == "none":
+            flags = {"rewind": "none"}
+        plan.add_search(study, task, seed, rewound, **flags)
 
 
 def _add_grid(plan: Plan, study: StudySpec) -> None:
@@ -274,7 +339,7 @@ def _add_grid(plan: Plan, study: StudySpec) -> None:
 
 
 def _add_transfers(plan: Plan, study: StudySpec) -> None:
-    """Add every source's ticket and control on every target.
+    """Add every source's ticket and control on every target, and on other tasks its rewound ones.
 
     A target's own ticket is that of its search with the same seed, if planned.
     """
@@ -288,3 +353,7 @@ def _add_transfers(plan: Plan, study: StudySpec) -> None:
             own = search is not None and search.flags["target_sparsity"] >= sparsity
             condition = Condition(target, seed, sparsity, control, source)
             plan.add_subnetwork(study, condition, seed if own else grid.source_seed)
+        for sparsity, point, source in product(grid.sparsity, grid.rewind, grid.sources):
+            if source != target:
+                condition = Condition(target, seed, sparsity, source=source, rewind=point)
+                plan.add_rewound(study, condition, grid.source_seed)

@@ -11,7 +11,9 @@ from lth_scale.science.results import Network, StudyResults, percent
 from lth_scale.science.sections.answer import answer
 from lth_scale.science.sections.masks import masks
 from lth_scale.science.sections.scores import TABLE2_TITLE, curves, matching, rewinding, table2
+from lth_scale.science.sections.starting_weights import starting_weights
 from lth_scale.science.sections.transfer import transfer
+from lth_scale.science.sections.transferability import transferability
 from lth_scale.science.sections.verdicts import (
     PREDICTORS,
     all_verdicts,
@@ -37,7 +39,13 @@ def build_sections(study: StudyResults, delta: float | None) -> list[Section]:
         sections += [matching(study, tasks, delta), table2(study, tasks, delta)]
         sections.append(curves(study, tasks))
     transfers = study.transfer_sparsities()
-    sections += [transfer(study, sparsity) for sparsity in transfers]
+    sections += [
+        section(study, sparsity)
+        for sparsity in transfers
+        for section in (transfer, transferability)
+    ]
+    rewound_sparsities = sorted({network.sparsity for network in study.rewound_transfers()})
+    sections += [starting_weights(study, sparsity, delta) for sparsity in rewound_sparsities]
     if rewound := [task for task in study.tasks if study.sparsities(task, rewound=True)]:
         sections.append(rewinding(study, rewound, delta))
     if tasks or transfers:

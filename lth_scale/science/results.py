@@ -22,9 +22,17 @@ from lth_scale.science.study_record import (
     read_json,
 )
 from lth_scale.tasks.registry import TASKS, best_trivial, metric_named
-from lth_scale.tracking.stages import Row, has_constant_prediction, recorded_trivial, starved_rows
+from lth_scale.tracking.stages import (
+    Row,
+    has_constant_prediction,
+    recorded_training_rows,
+    recorded_trivial,
+    starved_rows,
+)
 
 OWN, OTHER = "tickets on their own task", "tickets on other tasks"
+REWOUND = "rewinding and standard pruning"
+REWOUND_OTHER = "rewound and standard-pruned tickets on other tasks"
 # Largest difference between a planned and a reached sparsity, due to whole weights and patterns.
 CLOSE = 5e-4
 # The exceptions that unexpected JSON raises.
@@ -84,6 +92,7 @@ class StudyResults:
     prediction for all validation rows. mask_facts: as saved, if the tickets are not available.
     starved: job, round or seed, and description of each network with a nearly empty matrix.
     trivial: by task, predictor and metric, the scores of trivial predictors, as fractions.
+    training_rows: by task, the encoded rows that its search trained on, if recorded.
     """
 
     name: str
@@ -96,6 +105,7 @@ class StudyResults:
     mask_facts: Mapping[str, Any] | None = None
     starved: Sequence[tuple[str, str, str]] = ()
     trivial: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    training_rows: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def unfinished(self) -> dict[str, list[str]]:
@@ -164,6 +174,12 @@ class StudyResults:
         """Sparsities at which a ticket is trained on another task."""
         rows = self.conditions
         return sorted(rows[rows.network == OTHER].sparsity.unique().tolist())
+
+    def rewound_transfers(self) -> list[Network]:
+        """Tickets that are trained on another task with weights other than θ₀, in no order."""
+        rows = self.conditions[self.conditions.network == REWOUND_OTHER]
+        networks = rows[[*Network._fields]].drop_duplicates()
+        return [Network(*values) for values in networks.itertuples(index=False, name=None)]
 
     def metric(self, task: str) -> str:
         """The name of the task's primary metric."""
@@ -244,11 +260,10 @@ def study_results(
     mask_facts: Mapping[str, Any] | None = None,
 ) -> StudyResults:
     """Combine the plan of a study in `directory` with the rows of its jobs."""
-    rewound = {condition.job for condition in record.cells if condition.rewind != "0"}
     searches = [
         _search(job, directory, rows[job.id])
         for job in record.jobs
-        if job.kind == "imp" and job.id not in rewound
+        if job.kind == "imp" and not _is_rewound(job)
     ]
     table = pandas.DataFrame(
         [row for condition in record.cells for row in _tidy(condition, rows[condition.job])],
@@ -264,8 +279,14 @@ def study_results(
         for condition in record.cells
         if (recorded := recorded_trivial(rows[condition.job]))
     }
+    training_rows = {
+        str(job.flags["task"]): count
+        for job in record.jobs
+        if job.kind == "imp" and (count := recorded_training_rows(rows[job.id]))
+    }
     about = (record.name, record.note, record.model, record.tasks)
-    return StudyResults(*about, states, table, searches, mask_facts, starved, trivial)
+    facts = (mask_facts, starved, trivial, training_rows)
+    return StudyResults(*about, states, table, searches, *facts)
 
 
 def _tidy(condition: ConditionRecord, rows: list[Row]) -> list[tuple[Any, ...]]:
@@ -292,10 +313,15 @@ def _label(network: Network) -> str:
     if network.sparsity == 0:
         return "full network"
     if network.rewind != "0":
-        return "rewinding and standard pruning"
+        return REWOUND if network.source == network.task else REWOUND_OTHER
     if network.control != "none":
         return CONTROLS[network.control].label
     return OWN if network.source == network.task else OTHER
+
+
+def _is_rewound(job: JobRecord) -> bool:
+    """True for a search that does not rewind to θ₀."""
+    return job.flags.get("rewind") == "none" or job.flags.get("rewind_step", "0") != "0"
 
 
 def _search(job: JobRecord, directory: Path, rows: list[Row]) -> SearchResult:

@@ -17,7 +17,7 @@ from lth_scale.tracking.machine import git_commit, machine, versions
 # What is saved of a row of results, and of a job.
 ROW_KEYS = (
     *("round", "seed", "sparsity", "steps", "eval", "seconds", "peak_memory", "starved"),
-    *("trivial", "constant_prediction"),
+    *("trivial", "constant_prediction", "training_rows"),
 )
 JOB_KEYS = ("id", "kind", "directory", "flags")
 MASKS = ("layers", "shared", "common")  # by task or pair of tasks, and seed

@@ -57,6 +57,16 @@ def _check_float(value: object) -> object:
     return value
 
 
+def _check_points(points: list[str]) -> list[str]:
+    """Return the points other than θ₀. Raises ValueError for one that is not valid."""
+    for point in points:
+        if not REWIND_POINT.fullmatch(point):  # it becomes part of a directory's name
+            raise ValueError(
+                f"{brief(repr(point))}: use none, steps such as 100, or a fraction such as 0.05"
+            )
+    return [point for point in points if point != "0"]
+
+
 def _as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
@@ -65,6 +75,7 @@ NotEmpty = Field(min_length=1)
 Distinct = AfterValidator(_check_distinct)
 Fraction = Annotated[float, BeforeValidator(_check_float)]
 RewindPoint = Annotated[str, BeforeValidator(lambda x: str(x) if type(x) in (int, float) else x)]
+RewindPoints = Annotated[list[RewindPoint], NotEmpty, Distinct, AfterValidator(_check_points)]
 Names = Annotated[list[str], NotEmpty, Distinct]
 Seeds = Annotated[list[int], NotEmpty, Distinct]
 FlagValues = dict[str, bool | int | float | str | Annotated[list[str], NotEmpty]]
@@ -81,7 +92,8 @@ class TransferGrid(_Part):
     """Tickets of `sources`, searched with `source_seed`, and controls, trained on `targets`.
 
     sparsity: one or several. seeds: of the trainings (default: the study's). source_seed: by
-    default the first of them.
+    default the first of them. rewind: without θ₀, the points of searches on `sources` whose tickets
+    and weights are trained on the other targets too.
     """
 
     sources: Names
@@ -90,6 +102,7 @@ class TransferGrid(_Part):
     seeds: Seeds = []
     source_seed: int = -1
     controls: Names = []
+    rewind: RewindPoints = []
 
 
 class StudySchema(_Part):
@@ -103,7 +116,7 @@ class StudySchema(_Part):
     tasks: dict[str, FlagValues] = {}
     seeds: Seeds = [1]
     controls: Names = []
-    rewind: Annotated[list[RewindPoint], NotEmpty, Distinct] = []
+    rewind: RewindPoints = []
     transfer: TransferGrid | None = None
     sparsities: Sparsities = {}
     control_sparsities: Sparsities = {}
@@ -140,16 +153,6 @@ class StudySchema(_Part):
         if not shutil.which(launcher.split(" ")[0]):
             raise ValueError(f"{launcher!r}: command not found; install it or remove the key")
         return launcher
-
-    @field_validator("rewind")
-    @classmethod
-    def _check_points(cls, points: list[str]) -> list[str]:
-        for point in points:
-            if not REWIND_POINT.fullmatch(point):  # it becomes part of a directory's name
-                raise ValueError(
-                    f"{brief(repr(point))}: use none, steps such as 100, or a fraction such as 0.05"
-                )
-        return [point for point in points if point != "0"]
 
     @model_validator(mode="after")
     def _check_grid(self) -> "StudySchema":

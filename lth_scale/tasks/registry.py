@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from lth_scale.tasks.task import Task
 
 
+# Groups of tasks, as GLUE's paper (Wang et al. 2019, arXiv:1804.07461) has them, and the others.
+_SINGLE, _SIMILARITY, _INFERENCE = "single sentence", "similarity and paraphrase", "inference"
+_ANSWERING, _MODELLING = "question answering", "language modelling"
+CATEGORIES = (_SINGLE, _SIMILARITY, _INFERENCE, _ANSWERING, _MODELLING, "other")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskKind:
     """A value of --task.
@@ -22,7 +28,7 @@ class TaskKind:
     the classes, in order; a single one means regression. validation: the validation split. more:
     additional ones, by the suffix of their metrics; their local files are optional. pipeline,
     auto_class: transformers' names for a network with this head. own_head: the task trains the head
-    that the encoder was pre-trained with.
+    that the encoder was pre-trained with. category: what is asked of the text, one of CATEGORIES.
     """
 
     load: Callable[[Training], "Task"]
@@ -36,6 +42,7 @@ class TaskKind:
     pipeline: str = "text-classification"
     auto_class: str = "AutoModelForSequenceClassification"
     own_head: bool = False
+    category: str = "other"
 
     @property
     def metric(self) -> str:
@@ -133,16 +140,35 @@ _register_glue(
     "premise hypothesis",
     "entailment neutral contradiction",
     validation="validation_matched",
+    category=_INFERENCE,
     more={"mismatched": "validation_mismatched"},
 )
-_register_glue("qqp", 363_846, "question1 question2", "not_duplicate duplicate", ("accuracy", "f1"))
-_register_glue("stsb", 5_749, _PAIR, "similarity", ("pearson", "spearman"))
-_register_glue("wnli", 635, _PAIR, "not_entailment entailment")
-_register_glue("qnli", 104_743, "question sentence", "entailment not_entailment")
-_register_glue("mrpc", 3_668, _PAIR, "not_equivalent equivalent", ("accuracy", "f1"))
-_register_glue("rte", 2_490, _PAIR, "entailment not_entailment")
-_register_glue("sst2", 67_349, "sentence", "negative positive")
-_register_glue("cola", 8_551, "sentence", "unacceptable acceptable", ("matthews_correlation",))
+_register_glue(
+    "qqp",
+    363_846,
+    "question1 question2",
+    "not_duplicate duplicate",
+    ("accuracy", "f1"),
+    category=_SIMILARITY,
+)
+_register_glue("stsb", 5_749, _PAIR, "similarity", ("pearson", "spearman"), category=_SIMILARITY)
+_register_glue("wnli", 635, _PAIR, "not_entailment entailment", category=_INFERENCE)
+_register_glue(
+    "qnli", 104_743, "question sentence", "entailment not_entailment", category=_INFERENCE
+)
+_register_glue(
+    "mrpc", 3_668, _PAIR, "not_equivalent equivalent", ("accuracy", "f1"), category=_SIMILARITY
+)
+_register_glue("rte", 2_490, _PAIR, "entailment not_entailment", category=_INFERENCE)
+_register_glue("sst2", 67_349, "sentence", "negative positive", category=_SINGLE)
+_register_glue(
+    "cola",
+    8_551,
+    "sentence",
+    "unacceptable acceptable",
+    ("matthews_correlation",),
+    category=_SINGLE,
+)
 register_task(
     "squad",
     TaskKind(
@@ -153,6 +179,7 @@ register_task(
         texts=("question", "context"),
         pipeline="question-answering",
         auto_class="AutoModelForQuestionAnswering",
+        category=_ANSWERING,
     ),
 )
 register_task(
@@ -165,5 +192,6 @@ register_task(
         pipeline="fill-mask",
         auto_class="AutoModelForMaskedLM",
         own_head=True,
+        category=_MODELLING,
     ),
 )

@@ -91,6 +91,15 @@ def recorded_trivial(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     }
 
 
+def recorded_training_rows(rows: Sequence[Row]) -> int | None:
+    """The encoded training rows that the last row of results was trained on.
+
+    None in runs that an older version finished, and if the number is damaged.
+    """
+    count = rows[-1].get("training_rows") if rows else None
+    return count if type(count) is int and count > 0 else None
+
+
 def describe_starved(row: Row) -> str:
     """Describe the matrices that keep fewer weights than they have outputs; empty if none does."""
     kept = row.get("starved")

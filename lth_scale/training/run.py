@@ -268,6 +268,7 @@ class Run:
                 "prunable": ticket.prunable,
                 "threshold": ticket.threshold,
                 "steps": len(results) * (self.net.step - self.net.first_step),
+                "training_rows": len(self.net.task.train),
                 "train_loss": best["train_loss"],
                 "eval": best["eval"],
                 "seconds": time.monotonic() - self.start_time,

@@ -298,9 +298,9 @@ class Search(Run):
         """Save the trained subnetwork and the round's metrics, and mark the round complete."""
         is_control, k = self.stage.is_control, self.stage.number
         if not is_control:
-            weights = self.save_network()
+            weights, base = self.save_network(), base_metadata(self.net)
             if self.is_main and self.args.rewind != "weights":  # the next round starts from them
-                files.write_tensors(self.stage_directory / WEIGHTS, weights)
+                files.write_tensors(self.stage_directory / WEIGHTS, weights, base)
         super().complete()
         if self.is_main and not is_control and k > self._kept_networks:
             self.run_directory.delete_network(Stage.round(k - 1))

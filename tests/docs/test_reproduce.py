@@ -19,7 +19,7 @@ def cells(name: str) -> list[str]:
     return [cell.strip() for cell in row.split("|")]
 
 
-@pytest.mark.parametrize("name", ["table2", "figure2_transfer", "rewinding", "paper"])
+@pytest.mark.parametrize("name", ["table2", "figure2_transfer", "rewinding", "question3", "paper"])
 def test_the_page_states_the_actual_cost_of_a_study(name):
     steps = tokens = 0.0
     jobs = build_plan(load_study(ROOT / f"studies/{name}.yaml", {})).jobs.values()

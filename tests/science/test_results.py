@@ -425,8 +425,8 @@ def test_transfer_cells_are_differences_of_means_and_dark_as_in_the_paper(writte
     assert here["mrpc"]["mrpc"] == "−5.00" and here["sst2"]["mrpc"] == "−6.00"
     assert here["mlm"]["sst2"] == "missing" and "n = 2 or 3" in written[0]
     counts = {row["source"]: row for row in found["Dark cells by source, its own task excluded"]}
-    assert counts["mlm"] == {"source": "mlm", "ours": "2", "paper": "3"}
-    assert counts["θ₀ pruned"]["ours"] == "0"
+    assert counts["mlm"] == {"source": "mlm", "ours": "2 of 2", "paper": "3 of 3"}
+    assert counts["θ₀ pruned"]["ours"] == "0 of 4"
 
 
 def test_transfers_at_several_sparsities_are_each_called_by_their_own(tmp_path):
@@ -445,21 +445,20 @@ def test_transfers_at_several_sparsities_are_each_called_by_their_own(tmp_path):
     assert at_60.title == "Do tickets transfer at 60 %?"
     assert at_70.title == "Do tickets transfer at 70 %? (the paper's Figure 2)"
     assert "both at 60 %" in at_60.text[0] and "70" not in "".join(at_60.text)
-    assert [*at_60.pictures] == ["transfer_60.png"]
+    assert at_60.pictures.keys() == {"transfer_60.png"}
+    titles = [section.title for section in sections]
+    question = "Which sources' tickets transfer at 60 %? (the paper's Question 2)"
+    assert titles.index(question) == titles.index("Do tickets transfer at 60 %?") + 1
     assert [*at_70.pictures] == ["transfer_70.png", "transfer_paper.png"]
 
 
 def test_dark_cells_of_figure_2_agree_with_the_papers_counts():
     figure = paper.figure2()
-    tasks = list(figure["mlm"]["value"])
-    printed = {
-        (source, task): value
-        for source, row in figure.items()
-        for task, value in row["value"].items()
-    }
-    grid = transfer.transfer_grid(printed, [*tasks, paper.PRUNED_THETA0], tasks)
+    tasks, printed = list(figure["mlm"]["value"]), transfer.papers_transfers()
     counts = [entry["count_at_least_same_task"] for entry in figure.values()]
-    ours = [sum("●" in grid.cells[source, task][1] for task in tasks) for source in figure]
+    ours = [printed.dark_cells(source, tasks)[0] for source in figure]
+    grid = printed.grid([*figure], tasks)
+    assert ours == [sum("●" in grid.cells[x, task][1] for task in tasks) for x in figure]
     assert ours == [*counts[:-1], counts[-1] + 1]  # θ₀ on squad ties at the printed decimals
     assert figure[paper.PRUNED_THETA0]["value"]["squad"] == figure["squad"]["value"]["squad"]
 

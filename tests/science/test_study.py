@@ -27,7 +27,7 @@ TOY = """
 import json, os, pathlib, sys, time
 flags = dict(zip(sys.argv[2::2], sys.argv[3::2]))
 home = pathlib.Path(flags["--output_dir"])
-for name in ("--dense", "--ticket"):
+for name in ("--dense", "--ticket", "--theta"):
     if name in flags:
         needed = flags[name].split("jobs/")[1].split("/")[0]
         assert list(home.parent.glob(needed + "/complete"))
@@ -56,6 +56,7 @@ TRANSFER = {
     "sparsity": 0.3,
     "controls": ["one_shot"],
 }
+POINTS = (0.1, 0.2, "none")
 SMALL = {
     **GRID,
     "tasks": ["sst2"],
@@ -240,6 +241,46 @@ def test_transfers_at_several_sparsities_share_their_searches_and_dense_networks
     assert ticket == "jobs/search-sst2-seed1/rounds/02/ticket.safetensors"
     alone = planned(write(flags=flags, transfer={**TRANSFER, "seeds": [1, 2], "sparsity": [0.3]}))
     assert alone.to_dict() == one.to_dict()
+
+
+def test_rewound_transfers_start_from_the_weights_of_the_sources_search(write):
+    transfer = {**TRANSFER, "seeds": [2], "source_seed": 1, "rewind": [0, 0.2, "none"]}
+    plan = planned(write(flags=GRID["flags"], transfer=transfer))
+    assert plan.jobs["search-sst2-seed1"].flags["keep_theta"] == "0.2"
+    rewound, standard = (
+        plan.jobs[f"transfer-mlm-seed2-from-sst2-seed1-0.30-none-rewind{x}"] for x in (0.2, "none")
+    )
+    search = "jobs/search-sst2-seed1-rewind0.2"
+    assert rewound.needs == ("search-sst2-seed1-rewind0.2",)
+    assert rewound.flags["ticket"] == f"{search}/rounds/03/ticket.safetensors"
+    assert rewound.flags["theta"] == f"{search}/theta.safetensors"
+    last = "jobs/search-sst2-seed1-rewindnone/rounds/03"
+    assert standard.flags["ticket"] == f"{last}/ticket.safetensors"
+    assert standard.flags["theta"] == f"{last}/weights.safetensors"
+    conditions = [condition for condition in plan.conditions if condition.rewind != "0"]
+    assert Condition("mlm", 2, 0.3, source="sst2", rewind="none") in conditions
+    assert len(conditions) == 4 and all(x.source != x.task for x in conditions)
+
+
+def test_rewound_transfers_share_the_searches_that_the_study_rewinds(write):
+    grid = {**GRID, "controls": ["reinit"], "seeds": [1], "rewind": [0.1, "none"]}
+    transfer = {**TRANSFER, "rewind": [0.2, "none"]}
+    plan = planned(write(**grid, transfer=transfer))
+    searches = {job for job in plan.jobs if job.startswith("search-mlm")}
+    assert searches == {f"search-mlm-seed1{x}" for x in ("", *map("-rewind{}".format, POINTS))}
+    assert plan.jobs["search-mlm-seed1"].flags["keep_theta"] == "0.1,0.2"
+
+
+def test_weights_that_standard_pruning_does_not_keep_are_refused(write):
+    transfer = {**TRANSFER, "sparsity": [0.2, 0.3], "rewind": ["none"]}
+    with pytest.raises(BadInput, match="rewind: none: search-sst2-seed1-rewindnone keeps only"):
+        planned(write(flags=GRID["flags"], transfer=transfer))
+
+
+def test_standard_pruning_to_two_sparsities_is_two_searches(write):
+    grid = {**GRID, "rewind": ["none"], "rewind_sparsities": [0.2]}
+    with pytest.raises(BadInput, match=r"seed1-rewindnone: to sparsity 0\.2 and to 0\.3, which"):
+        planned(write(**grid, transfer={**TRANSFER, "rewind": ["none"]}))
 
 
 @pytest.mark.parametrize(
@@ -552,8 +593,14 @@ def test_steps_are_computed_from_the_data_or_the_papers_sizes(write, sst2_data):
         # Searches; dense networks of the other seeds; each source on each target but itself.
         ("figure2_transfer", 11 + 22 + (363 - 11) + 33, 33 * (1 + 11 + 1)),
         ("rewinding", 33 * 6, 33 * (1 + 6)),
-        ("paper", 55 + 220 + 330 + 33 + 33 * 5, 55 * (1 + 9 + 4) + 330 + 33 + 33 * 5),
-        ("demo", 6 + 6 + 3 + 6 + 6, 6 * (1 + 4) + 6 + 3 + 6 + 6),
+        # Searches; dense networks; the tickets on other tasks, and with five other weights.
+        ("question3", 3 * 6 + (33 - 3) + 90 + 6 + 90 * 5, 33 + 99 + 90 * 5),
+        (
+            "paper",
+            55 + 220 + 330 + 33 + 33 * 5 + 90 * 5,
+            55 * (1 + 9 + 4) + 330 + 33 + 33 * 5 + 90 * 5,
+        ),
+        ("demo", 6 + 6 + 3 + 6 + 6 + 2 + 12, 6 * (1 + 4) + 6 + 3 + 6 + 6 + 12),
     ],
 )
 def test_shipped_studies_can_be_planned(name, jobs, cells):
@@ -562,7 +609,8 @@ def test_shipped_studies_can_be_planned(name, jobs, cells):
     assert plan.to_dict()["name"] == name
     place = {job: i for i, job in enumerate(plan.jobs)}
     assert all(place[need] < place[job.id] for job in plan.jobs.values() for need in job.needs)
-    assert set(plan.conditions.values()) == set(plan.jobs)  # no job for nothing
+    used = {*plan.conditions.values(), *(need for job in plan.jobs.values() for need in job.needs)}
+    assert used == {*plan.jobs}  # no job for nothing
 
 
 def test_other_flags_for_the_same_directory_are_refused(write, begin, tmp_path):

@@ -25,9 +25,11 @@ from lth_scale.science.sections.verdicts import (
     READING,
     Comparison,
     Judged,
+    by_rewind_point,
     by_sparsity,
     flaw_of,
     highest_matching,
+    in_order,
     judge,
     point_name,
     verdict_table,
@@ -171,7 +173,7 @@ def _our_row(
         if row[:2] == (task, sparsity) and not CONTROLS[row.control].budget
     }
     n = max(map(len, (full, *scores.values())))
-    cells = [_cell(values, n, judged.get(name)) for name, values in scores.items()]
+    cells = [answered(values, n, judged.get(name)) for name, values in scores.items()]
     return [task, "ours", text, str(n), trivial_text(study, task), short_score(full, n), *cells]
 
 
@@ -197,7 +199,7 @@ def spans(chosen: Sequence[float], tested: Sequence[float]) -> str:
     return ", ".join(chain.from_iterable(texts))
 
 
-def _cell(scores: pandas.Series, n: int, judged: Judged | None) -> str:
+def answered(scores: pandas.Series, n: int, judged: Judged | None) -> str:
     """`82.6 ± 0.2, worse`; n: as in `short_score`."""
     text = short_score(scores, n)
     return f"{text}, {short_answer(judged.verdict)}" if judged and scores.count() else text
@@ -318,27 +320,21 @@ def _scores_by_control(study: StudyResults, task: str) -> Curves:
 
 def rewinding(study: StudyResults, tasks: Sequence[str], delta: float | None) -> Section:
     """Tickets of each rewind point, compared with rewinding to θ₀."""
-    points = sorted(
-        {"0", *study.conditions.rewind},
-        key=lambda point: math.inf if point == "none" else float(point),
-    )
+    own = study.conditions[study.conditions.source == study.conditions.task]
+    points = in_order(["0", *own.rewind])
     rows, panels = [], {}
     comparisons: list[tuple[list[str], Judged]] = []
     for task in tasks:
         sparsity, text = closest_to_table2(task, study.sparsities(task, rewound=True))
         full = study.scores(Network(task))
-        networks = {point: Network(task, sparsity, rewind=point) for point in points}
-        scores = {point: study.scores(network) for point, network in networks.items()}
-        others = [point for point in points if point != "0"]
-        metric = study.metric(task)
-        flaw = flaw_of(study, networks["0"])
-        flaws = [flaw or flaw_of(study, networks[point]) for point in others]
-        family = judge([Comparison(scores[x], scores["0"], metric) for x in others], delta, flaws)
-        labelled = ([task, percent(sparsity), point_name(point)] for point in others)
-        comparisons += zip(labelled, family, strict=True)
-        verdicts = dict(zip(others, family, strict=True))
+        ticket = Network(task, sparsity)
+        scores = {point: study.scores(ticket._replace(rewind=point)) for point in points}
+        judged = by_rewind_point(study, ticket, points[1:], delta)
+        comparisons += [
+            ([task, percent(sparsity), point_name(x)], verdict) for x, verdict in judged.items()
+        ]
         n = max(len(x) for x in scores.values())
-        cells = [_cell(x, n, verdicts.get(point)) for point, x in scores.items()]
+        cells = [answered(x, n, judged.get(point)) for point, x in scores.items()]
         start = [task, text, str(n), trivial_text(study, task), short_score(full, n)]
         rows.append([*start, *cells])
         line = {point_name(point): values.dropna().to_list() for point, values in scores.items()}

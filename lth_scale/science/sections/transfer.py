@@ -1,68 +1,158 @@
 """Tickets on other tasks; at 70 % the paper's Figure 2."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
+
+import pandas
 
 from lth_scale.config.markdown import Section, Table
 from lth_scale.science import figures
 from lth_scale.science.matching import at_least, signed
 from lth_scale.science.paper import PRUNED_THETA0, figure2, sources
 from lth_scale.science.results import CLOSE, OTHER, Network, StudyResults, mean_difference, percent
-from lth_scale.tasks.registry import TASKS
+from lth_scale.science.sections.verdicts import flaw_of
+from lth_scale.tasks.registry import TASKS, metric_named
 
 DARK, LIGHT = 0.0, 1.0
 SHADES = {DARK: "● at least as high as the task's own", LIGHT: "lower, or the task's own"}
 PAPER_SPARSITY = 0.7
+HATCHED = (
+    "Crossed cells (†): the network, or the full network of the target task, is dead or untrained "
+    "(see What was trained, and what is missing?); they are never dark, and neither are cells of a "
+    "target whose own ticket is."
+)
+Pair = tuple[str, str]  # source, target
+
+
+@dataclass(frozen=True)
+class Transfers:
+    """Tickets on tasks: their mean scores minus the full network's by (source, target).
+
+    In the unit printed, positive where the ticket is better; NaN if missing. flawed: the pairs
+    whose network, or whose target's full network, is dead or untrained.
+    """
+
+    values: Mapping[Pair, float]
+    flawed: frozenset[Pair] = frozenset()
+
+    def is_dark(self, source: str, target: str) -> bool | None:
+        """Whether the ticket of another task is at least as good as the target's own.
+
+        None if they cannot be compared: one is missing, dead or untrained, or they are the same.
+        """
+        pairs = (source, target), (target, target)
+        if source == target or self.flawed.intersection(pairs):
+            return None
+        return at_least(*(self.values.get(pair, math.nan) for pair in pairs))
+
+    def dark_cells(self, source: str, targets: Sequence[str]) -> tuple[int, int]:
+        """How many cells of a source are dark, and how many could be."""
+        answers = [self.is_dark(source, target) for target in targets]
+        return answers.count(True), len(answers) - answers.count(None)
+
+    def grid(self, sources: Sequence[str], targets: Sequence[str]) -> figures.Grid:
+        """The pairs that are planned: dark, light, or hatched."""
+        pairs = (pair for pair in product(sources, targets) if pair in self.values)
+        cells = {pair: self._cell(pair) for pair in pairs}
+        return figures.Grid(sources, targets, cells, "source task", "target task", self.flawed)
+
+    def _cell(self, pair: Pair) -> tuple[float, str]:
+        text, is_dark = signed(self.values[pair]), self.is_dark(*pair)
+        if math.isnan(self.values[pair]):
+            return math.nan, text
+        if is_dark:
+            return DARK, f"{text} ●"
+        return LIGHT, text + " †" * (pair in self.flawed)
+
+
+def transfers_of(study: StudyResults, sparsity: float) -> Transfers:
+    """The tickets, and θ₀ pruned, that are trained on other tasks at a sparsity."""
+    targets = targets_of(study, sparsity)
+    tickets = [(s, t, Network(t, sparsity, source=s)) for s in TASKS for t in targets]
+    one_shot = [(PRUNED_THETA0, t, Network(t, sparsity, "one_shot")) for t in targets]
+    planned = {
+        (source, target): network
+        for source, target, network in (*tickets, *one_shot)
+        if not study.scores(network).empty
+    }
+    values = {pair: _improvement(study, network) for pair, network in planned.items()}
+    return Transfers(values, frozenset(pair for pair, x in planned.items() if flaw_of(study, x)))
+
+
+def _improvement(study: StudyResults, network: Network) -> float:
+    sign = metric_named(study.metric(network.task)).sign
+    return sign * mean_difference(study.scores(network), study.scores(network.full))
+
+
+def papers_transfers() -> Transfers:
+    """The paper's Figure 2."""
+    rows = figure2().items()
+    return Transfers({(s, t): x for s, row in rows for t, x in row["value"].items()})
+
+
+def targets_of(study: StudyResults, sparsity: float) -> list[str]:
+    """The tasks on which tickets of others are trained at a sparsity."""
+    targets = {*_across(study, sparsity).task}
+    return [task for task in study.tasks if task in targets]
+
+
+def sources_of(study: StudyResults, sparsity: float) -> list[str]:
+    """The tasks whose tickets are trained on others at a sparsity."""
+    found = {*_across(study, sparsity).source}
+    return [task for task in TASKS if task in found]
+
+
+def _across(study: StudyResults, sparsity: float) -> pandas.DataFrame:
+    rows = study.conditions
+    return rows[(rows.sparsity == sparsity) & (rows.network == OTHER)]
+
+
+def is_papers(sparsity: float) -> bool:
+    """True at the sparsity of the paper's Figure 2."""
+    return abs(sparsity - PAPER_SPARSITY) <= CLOSE
 
 
 def transfer(study: StudyResults, sparsity: float) -> Section:
     """Each ticket on each task, minus the full network; at 70 % beside the paper's Figure 2."""
-    rows = study.conditions
-    across = rows[(rows.sparsity == sparsity) & (rows.network == OTHER)]
-    targets = [task for task in study.tasks if task in {*across.task}]
-    scores = {(s, t): study.scores(Network(t, sparsity, source=s)) for s in TASKS for t in targets}
-    scores |= {(PRUNED_THETA0, t): study.scores(Network(t, sparsity, "one_shot")) for t in targets}
-    planned = {pair: x for pair, x in scores.items() if not x.empty}
-    shown = {PRUNED_THETA0, *across.source}
-    tickets = [source for source in dict.fromkeys(s for s, _ in planned) if source in shown]
-    counts = {x.count() for (s, _), x in planned.items() if s in shown} - {0} or {0}
-    ours = transfer_grid(
-        {(s, t): mean_difference(x, study.scores(Network(t))) for (s, t), x in planned.items()},
-        tickets,
-        targets,
-    )
-    is_papers = abs(sparsity - PAPER_SPARSITY) <= CLOSE
+    ours, targets = transfers_of(study, sparsity), targets_of(study, sparsity)
+    one_shot = [PRUNED_THETA0] * any(source == PRUNED_THETA0 for source, _ in ours.values)
+    tickets = [*sources_of(study, sparsity), *one_shot]
     section = Section(
-        f"Do tickets transfer at {percent(sparsity)}?" + " (the paper's Figure 2)" * is_papers,
-        [
-            "Mean score of the transferred ticket minus that of the full network, "
-            f"n = {' or '.join(map(str, sorted(counts)))}. Dark cells (●): the "
-            "ticket of another task scores at least as high as the task's own, both at "
-            f"{percent(sparsity)}; this compares means, without a test. Rows are the source tasks "
-            "of the tickets, columns the target tasks."
-        ],
+        f"Do tickets transfer at {percent(sparsity)}?"
+        + " (the paper's Figure 2)" * is_papers(sparsity),
+        [_introduction(study, sparsity, tickets, targets), HATCHED],
     )
     heading = "Transfer minus full network, points"
     name = f"transfer_{100 * sparsity:.3g}.png"
-    _add_grid(
-        section,
-        ours,
-        heading,
-        name,
-        study.title(f"Transfer at {percent(sparsity)}: difference to the full network (points)"),
-    )
-    grids = {"ours": ours}
-    if is_papers:
-        values = {(s, t): x for s, row in figure2().items() for t, x in row["value"].items()}
-        grids["paper"] = transfer_grid(values, tickets, targets)
+    title = study.title(f"Transfer at {percent(sparsity)}: difference to the full network (points)")
+    _add_grid(section, ours.grid(tickets, targets), heading, name, title)
+    columns = {"ours": ours}
+    if is_papers(sparsity):
+        columns["paper"] = papers_transfers()
         section.sources += sources(figure2().values())
         heading = "The same cells in the paper (n = 3), points"
         title = "The same cells in the paper's Figure 2 (points)"
-        _add_grid(section, grids["paper"], heading, "transfer_paper.png", title)
-    section.tables.append(_dark_cells(grids, tickets))
+        grid = columns["paper"].grid(tickets, targets)
+        _add_grid(section, grid, heading, "transfer_paper.png", title)
+    section.tables.append(_dark_cells(columns, tickets, targets))
     return section
+
+
+def _introduction(
+    study: StudyResults, sparsity: float, tickets: Sequence[str], targets: Sequence[str]
+) -> str:
+    networks = [Network(t, sparsity, source=s) for s in tickets for t in targets if s in TASKS]
+    networks += [Network(t, sparsity, "one_shot") for t in targets]
+    counts = {study.scores(network).count() for network in networks} - {0} or {0}
+    return (
+        "Mean score of the transferred ticket minus that of the full network, positive where the "
+        f"ticket is better, n = {' or '.join(map(str, sorted(counts)))}. Dark "
+        "cells (●): the ticket of another task scores at least as high as the task's own, both at "
+        f"{percent(sparsity)}; this compares means, without a test. Rows are the source tasks of "
+        "the tickets, columns the target tasks."
+    )
 
 
 def _add_grid(section: Section, grid: figures.Grid, heading: str, name: str, title: str) -> None:
@@ -70,28 +160,11 @@ def _add_grid(section: Section, grid: figures.Grid, heading: str, name: str, tit
     section.pictures[name] = (heading, figures.heat_maps({"": grid}, title, shades=SHADES))
 
 
-def _dark_cells(grids: Mapping[str, figures.Grid], tickets: Sequence[str]) -> Table:
-    counts = [
-        Counter(source for (source, _), (_, text) in grid.cells.items() if "●" in text)
-        for grid in grids.values()
+def _dark_cells(
+    columns: Mapping[str, Transfers], tickets: Sequence[str], targets: Sequence[str]
+) -> Table:
+    rows = [
+        [source, *("{} of {}".format(*x.dark_cells(source, targets)) for x in columns.values())]
+        for source in tickets
     ]
-    rows = [[source, *(str(count[source]) for count in counts)] for source in tickets]
-    return Table("Dark cells by source, its own task excluded", ["source", *grids], rows)
-
-
-def transfer_grid(
-    values: Mapping[tuple[str, str], float], sources: Sequence[str], targets: Sequence[str]
-) -> figures.Grid:
-    """A grid of differences by (source, target).
-
-    A cell is dark if the ticket of another task is at least as good as the target's own.
-    """
-    cells = {}
-    for source, target in product(sources, targets):
-        if (source, target) not in values:
-            continue
-        value, own = values[source, target], values.get((target, target), math.nan)
-        dark = source != target and bool(at_least(value, own))
-        shade = math.nan if math.isnan(value) else DARK if dark else LIGHT
-        cells[source, target] = (shade, signed(value) + " ●" * dark)
-    return figures.Grid(sources, targets, cells, "source task", "target task")
+    return Table("Dark cells by source, its own task excluded", ["source", *columns], rows)

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -147,6 +147,18 @@ def by_sparsity(
     comparisons = [Comparison(study.scores(network), full, metric) for network in networks]
     flaws = [flaw_of(study, network) for network in networks]
     return dict(zip(sparsities, judge(comparisons, delta, flaws), strict=True))
+
+
+def by_rewind_point(
+    study: StudyResults, network: Network, points: Sequence[str], delta: float | None
+) -> dict[str, Judged]:
+    """One family: a network with each rewind point, compared with the same one rewound to θ₀."""
+    reference = network._replace(rewind="0")
+    scores, metric = study.scores(reference), study.metric(network.task)
+    rewound = [network._replace(rewind=point) for point in points]
+    comparisons = [Comparison(study.scores(other), scores, metric) for other in rewound]
+    flaws = [flaw_of(study, reference) or flaw_of(study, other) for other in rewound]
+    return dict(zip(points, judge(comparisons, delta, flaws), strict=True))
 
 
 def families(study: StudyResults) -> list[Network]:
@@ -304,15 +316,20 @@ def network_name(network: Network) -> str:
     if control != "none":
         return CONTROLS[control].label
     ticket = "own ticket" if source == task else f"ticket of {source}"
-    if rewind == "0":
-        return ticket
-    return point_name(rewind) if rewind == "none" else f"{ticket}, rewound to {point_name(rewind)}"
+    if rewind == "none":
+        return point_name(rewind) if source == task else f"{ticket}, {point_name(rewind)}"
+    return ticket if rewind == "0" else f"{ticket}, rewound to {point_name(rewind)}"
 
 
 def point_name(point: str) -> str:
     """`θ₀`, `5 %`, `100 steps` or `standard pruning`."""
     names = {"0": "θ₀", "none": "standard pruning"}
     return names.get(point) or (percent(float(point)) if float(point) < 1 else f"{point} steps")
+
+
+def in_order(points: Iterable[str]) -> list[str]:
+    """Rewind points from θ₀ to standard pruning, each once."""
+    return sorted({*points}, key=lambda point: math.inf if point == "none" else float(point))
 
 
 def _other_metrics(study: StudyResults) -> Table:
