@@ -63,8 +63,8 @@ def test_starting_weights_are_compared_with_theta_0_in_a_family_of_target_and_so
     row = dict(zip(short.header, short.rows[1], strict=True))
     assert row["target"] == "sst2" and row["source"] == "mlm" and row["n"] == "3"
     assert row["θ₀"] == "88.0 ± 0.2" and row["standard pruning"] == "85.0 ± 0.1, worse"
-    png = section.pictures["starting_weights_70.png"][1]
-    assert "70 %" in section.title and png.startswith(b"\x89PNG")
+    picture = section.pictures["starting_weights_70.png"][1]
+    assert "70 %" in section.title and picture.png.startswith(b"\x89PNG")
 
 
 def test_starting_weights_of_a_dead_reference_have_no_verdict(rewound):
@@ -112,8 +112,8 @@ def test_dead_and_untrained_networks_are_hatched_and_never_dark(plan):
     ours = transfer.transfers_of(study, 0.7)
     grid = ours.grid(SOURCES, SOURCES)
     for target in ("mrpc", "wnli"):
-        shade, text = grid.cells["mlm", target]
-        assert math.isnan(shade) and text.endswith("†")
+        assert grid.cells["mlm", target][1].endswith("†") and ("mlm", target) in grid.hatched
+        assert math.isnan(grid.values()[SOURCES.index("mlm")][SOURCES.index(target)])
     assert ours.dark_cells("mlm", SOURCES) == (1, 1)  # sst2 alone can be compared
 
 
@@ -126,9 +126,9 @@ def test_a_target_whose_full_network_or_own_ticket_is_dead_has_no_dark_cells(pla
     study = results.load_results(plan.directory)
     ours = transfer.transfers_of(study, 0.7)
     assert [ours.is_dark("mlm", target) for target in SOURCES] == [True, None, None, None]
-    shades = {pair: shade for pair, (shade, _) in ours.grid(SOURCES, SOURCES).cells.items()}
-    assert all(math.isnan(shades[source, "mrpc"]) for source in SOURCES)
-    assert math.isnan(shades["wnli", "wnli"]) and shades["mlm", "wnli"] == transfer.LIGHT
+    grid = ours.grid(SOURCES, SOURCES)
+    assert {(source, "mrpc") for source in SOURCES} | {("wnli", "wnli")} == {*grid.hatched}
+    assert grid.cells["mlm", "wnli"][0] == transfer.LIGHT
 
 
 def test_transferability_counts_other_targets_beside_the_recorded_training_rows(plan):
@@ -147,7 +147,7 @@ def test_transferability_counts_other_targets_beside_the_recorded_training_rows(
     assert rows["mrpc"][0] == "similarity and paraphrase" and rows["sst2"][0] == "single sentence"
     found = [row[3:] for row in correlations.rows if row[0] == "ours"]
     assert found[0] == ["no claim (n < 5)", "—", "3"] and found[1][2] == "2"
-    assert all(png.startswith(b"\x89PNG") for _, png in section.pictures.values())
+    assert all(picture.png.startswith(b"\x89PNG") for _, picture in section.pictures.values())
     assert saved.to_dict(plan.directory)["rows"]["search-mlm-0-seed1"][-1]["training_rows"] == 5000
 
 
