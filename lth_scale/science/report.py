@@ -6,13 +6,13 @@ from pathlib import Path
 from lth_scale.config import manifest
 from lth_scale.config.markdown import Section, Table
 from lth_scale.science import pages
+from lth_scale.science.flaws import PREDICTORS
 from lth_scale.science.paper import paper
 from lth_scale.science.results import Network, StudyResults, percent
 from lth_scale.science.sections.masks import masks
 from lth_scale.science.sections.scores import curves, rewinding, table2
 from lth_scale.science.sections.transfer import transfer
 from lth_scale.science.sections.verdicts import (
-    PREDICTORS,
     all_verdicts,
     by_sparsity,
     families,

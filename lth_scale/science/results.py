@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,13 @@ from lth_scale.science.study_record import (
     read_json,
 )
 from lth_scale.tasks.registry import TASKS, metric_named
-from lth_scale.tracking.stages import Row, has_constant_prediction, recorded_trivial, starved_rows
+from lth_scale.tracking.stages import (
+    Row,
+    has_constant_prediction,
+    recorded_trivial,
+    stage_of,
+    starved_rows,
+)
 
 OWN, OTHER = "tickets on their own task", "tickets on other tasks"
 # Largest difference between a planned and a reached sparsity, due to whole weights and patterns.
@@ -79,7 +85,8 @@ class StudyResults:
     are compared; its value is NaN for a missing training. `constant`: the network gave one
     prediction for all validation rows. mask_facts: as saved, if the tickets are not available.
     starved: job, round or seed, and description of each network with a nearly empty matrix.
-    trivial: by task, predictor and metric, the scores of trivial predictors, as fractions.
+    trivial: by task, predictor and metric, the scores of trivial predictors, as fractions. stages:
+    the directory of each finished training. example_facts: as saved, if these are not available.
     """
 
     name: str
@@ -92,6 +99,8 @@ class StudyResults:
     mask_facts: Mapping[str, Any] | None = None
     starved: Sequence[tuple[str, str, str]] = ()
     trivial: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    stages: Mapping[tuple[Network, int], Path] = field(default_factory=dict)
+    example_facts: Mapping[str, Any] | None = None
 
     @functools.cached_property
     def conditions(self) -> pandas.DataFrame:
@@ -204,6 +213,7 @@ def study_results(
     finished: dict[str, bool],
     directory: Path,
     mask_facts: Mapping[str, Any] | None = None,
+    example_facts: Mapping[str, Any] | None = None,
 ) -> StudyResults:
     """Combine the plan of a study in `directory` with the rows of its jobs."""
     rewound = {condition.job for condition in record.cells if condition.rewind != "0"}
@@ -226,8 +236,15 @@ def study_results(
         for condition in record.cells
         if (recorded := recorded_trivial(rows[condition.job]))
     }
+    directories = {job.id: directory / job.directory for job in record.jobs}
+    stages = {
+        (_network(condition), condition.seed): directories[condition.job] / stage_of(row).path
+        for condition in record.cells
+        if (row := _row_of(condition, rows[condition.job]))
+    }
     about = (record.name, record.note, record.model, record.tasks)
-    return StudyResults(*about, finished, table, searches, mask_facts, starved, trivial)
+    results = StudyResults(*about, finished, table, searches, mask_facts, starved, trivial)
+    return replace(results, stages=stages, example_facts=example_facts)
 
 
 def _tidy(condition: ConditionRecord, rows: list[Row]) -> list[tuple[Any, ...]]:
@@ -235,19 +252,28 @@ def _tidy(condition: ConditionRecord, rows: list[Row]) -> list[tuple[Any, ...]]:
 
     Raises ValueError for a score that is not finite.
     """
-    # A search has one row per sparsity, every other job one per seed.
-    key = "sparsity" if rows and "round" in rows[0] else "seed"
-    planned = getattr(condition, key)
-    found: Row = next((row for row in rows if abs(row[key] - planned) <= CLOSE), {"eval": {}})
+    found = _row_of(condition, rows) or {"eval": {}}
     metrics, constant = found["eval"], has_constant_prediction(found)
     scores = {name: float(x) * metric_named(name).scale for name, x in metrics.items()}
     if not all(map(math.isfinite, scores.values())):
         raise ValueError("a score is not finite")
     scores = scores or {TASKS[condition.task].metric: math.nan}
-    condition = condition.model_copy(update={"source": condition.source or condition.task})
-    network = Network(**condition.model_dump(include={*Network._fields}))
+    network = _network(condition)
     about = (_label(network), *network, condition.seed)
     return [(*about, name, x, i == 0, constant) for i, (name, x) in enumerate(scores.items())]
+
+
+def _row_of(condition: ConditionRecord, rows: list[Row]) -> Row | None:
+    """The row of a condition among those of its job, if it is finished."""
+    # A search has one row per sparsity, every other job one per seed.
+    key = "sparsity" if rows and "round" in rows[0] else "seed"
+    planned = getattr(condition, key)
+    return next((row for row in rows if abs(row[key] - planned) <= CLOSE), None)
+
+
+def _network(condition: ConditionRecord) -> Network:
+    source = condition.source or condition.task
+    return Network(**condition.model_dump(include={*Network._fields}) | {"source": source})
 
 
 def _label(network: Network) -> str:

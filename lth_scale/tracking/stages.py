@@ -52,6 +52,11 @@ class Stage:
         return "controls.json" if self.is_control else "results.json"
 
 
+def stage_of(row: Row) -> Stage:
+    """The stage of a row of results.json."""
+    return Stage.round(row["round"]) if "round" in row else Stage.seed(row["seed"])
+
+
 def starved_rows(rows: Iterable[Row]) -> Iterator[tuple[str, int, str]]:
     """The key (`round` or `seed`), its number and `describe_starved` of each row that has it."""
     for row in rows:
