@@ -12,7 +12,7 @@ import torch
 from lth_scale.config import manifest
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import figures, matching, paper, report, results, saved
-from lth_scale.science.sections import scores, transfer, verdicts
+from lth_scale.science.sections import examples, scores, transfer, verdicts
 from lth_scale.science.sections.masks import mask_facts
 from lth_scale.science.sections.masks import masks as masks_sections
 
@@ -446,7 +446,7 @@ def test_rewind_points_have_names():
 
 def test_results_csv_has_a_row_per_condition_and_metric(written, study):
     table = pandas.read_csv(study / "report/results.csv", dtype={"rewind": str})
-    assert [*table] == [*results.COLUMNS, *verdicts.VERDICT_COLUMNS]
+    assert [*table] == [*results.COLUMNS, *verdicts.VERDICT_COLUMNS, *examples.COLUMNS]
     (row,) = table[
         (table.task == "mrpc")
         & (table.control == "random_mask")
