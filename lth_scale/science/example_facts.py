@@ -7,6 +7,7 @@ import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -138,11 +139,11 @@ class _Evaluations:
     @classmethod
     def of(cls, study: StudyResults, task: str) -> "_Evaluations":
         keys = [key for key in study.stages if key[0].task == task]
-        read = {key: _read(study, key) for key in keys}
+        metric = study.metric(task)
+        read = {key: _read(study.stages[key], metric, study.scores(key[0])[key[1]]) for key in keys}
         examples = {key: found for key, found in read.items() if isinstance(found, Examples)}
         problems = {key: found for key, found in read.items() if isinstance(found, str)}
-        kind = metric_named(study.metric(task))
-        factor = kind.scale * kind.sign
+        factor = _factor(metric)
         return cls(factor, examples, problems, {key: factor * x for key, x in _draws(examples)})
 
     def training(self, key: Key) -> Training:
@@ -150,7 +151,9 @@ class _Evaluations:
         if key in self.problems:
             return Training(self.problems[key])
         examples = self.examples[key]
-        known = Training(n=len(examples.rows), bound=self._bound(key))
+        known = Training(
+            n=len(examples.rows), bound=_bound(examples, self.draws.get(key), self.factor)
+        )
         full = (key[0].full.key, key[1])
         if full == key:
             return known
@@ -163,12 +166,6 @@ class _Evaluations:
         difference = Difference(*(self.factor * x for x in fractions))
         p = mcnemar_p(examples.right, other.right)
         return replace(known, difference=difference, mcnemar_p=p)
-
-    def _bound(self, key: Key) -> float:
-        right = self.examples[key].right
-        if right is None:
-            return resampled_bound(self.draws[key])
-        return self.factor * share_bound(right)
 
     def _obstacle(self, key: Key, full: Key) -> str:
         """Why a training cannot be compared with the full network of its seed, or ""."""
@@ -204,20 +201,44 @@ class _Evaluations:
         return compare_hierarchically(difference, draws)
 
 
-def _read(study: StudyResults, key: Key) -> Examples | str:
-    """The examples of a training under the metric of its task, or the problem with them."""
-    metric = study.metric(key[0].task)
+def score_bound(stage: Path, metric: str, score: float) -> float | None:
+    """The lower one-sided 95 % bound of a score over the examples that a stage kept.
+
+    score: in the unit printed. The bound is in that unit too, negated if less is better; None if
+    the stage kept no predictions that give the score.
+    """
+    examples = _read(stage, metric, score)
+    if isinstance(examples, str):
+        return None
+    factor = _factor(metric)
+    draws = factor * resample([examples])[0] if examples.right is None else None
+    return _bound(examples, draws, factor)
+
+
+def _bound(examples: Examples, draws: numpy.ndarray | None, factor: int) -> float:
+    if examples.right is not None:
+        return factor * share_bound(examples.right)
+    assert draws is not None, "resampled if it is not a share of right examples"
+    return resampled_bound(draws)
+
+
+def _factor(metric: str) -> int:
     kind = metric_named(metric)
+    return kind.scale * kind.sign
+
+
+def _read(stage: Path, metric: str, score: float) -> Examples | str:
+    """The examples of a stage under a metric, or the problem with them."""
     try:
-        arrays = predictions.read(study.stages[key])
+        arrays = predictions.read(stage)
     except ValueError:
         return DAMAGED
     if not arrays:
         return NONE_KEPT
-    examples = examples_of(arrays, metric)
+    examples, kind = examples_of(arrays, metric), metric_named(metric)
     if examples is None:
         return f"no test of {metric} on its examples is known"
-    if abs(examples.value - study.scores(key[0])[key[1]] / kind.scale) > ROUNDING:
+    if abs(examples.value - score / kind.scale) > ROUNDING:
         return OTHER_SCORE
     return examples if kind.sign > 0 else replace(examples, right=None)
 

@@ -2,8 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from lth_scale.science.example_facts import score_bound
 from lth_scale.science.noninferiority import FEWEST_SEEDS, lower_bound
+from lth_scale.tasks.registry import best_trivial, metric_named
+from lth_scale.tracking.stages import Row, has_constant_prediction, recorded_trivial, stage_of
 
 PREDICTORS = {
     "constant": "the best constant prediction",
@@ -43,6 +48,25 @@ def flaw_of_training(
         return ""
     trivial = f"{score:.1f}, the score of {PREDICTORS.get(predictor, predictor)}"
     return f"is untrained ({subject} is not shown to be better than {trivial})"
+
+
+def flaw_of_rows(run: Path, rows: Sequence[Row], control: str = "none") -> str:
+    """As `flaw_of_training`, of one network from its rows in results.json, one by seed.
+
+    control: in place of the ticket, in a search.
+    """
+    metric = next(iter(rows[0]["eval"]))
+    kind = metric_named(metric)
+    scores = [kind.scale * row["eval"][metric] for row in rows]
+    stages = [run / replace(stage_of(row), control=control).path for row in rows]
+    bounds = (
+        [score_bound(stage, metric, score) for stage, score in zip(stages, scores, strict=True)]
+        if len(rows) < FEWEST_SEEDS
+        else []
+    )
+    is_dead = all(map(has_constant_prediction, rows))
+    baseline = best_trivial(recorded_trivial(rows), metric)
+    return flaw_of_training(is_dead, scores, bounds, baseline, kind.sign)
 
 
 def _highest(bounds: Sequence[float | None]) -> float:

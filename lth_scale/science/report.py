@@ -77,12 +77,9 @@ def _overview(study: StudyResults) -> Section:
     if baselines:
         header = ["task", "metric", "best trivial predictor", "score"]
         tables.append(Table("Trivial baselines", header, baselines))
-    if flaws := [*_flawed_networks(study)]:
-        header = ["task", "network", "sparsity", "no verdict because"]
-        tables.append(Table("Dead and untrained networks", header, flaws))
-    if study.starved:
-        header = ["job", "round or seed", "remaining weights"]
-        tables.append(Table("Nearly empty matrices", header, study.starved))
+    if flaws := [*_flawed_networks(study), *_starved_networks(study)]:
+        header = ["task", "network", "sparsity", "flaw"]
+        tables.append(Table("Dead, untrained and starved networks", header, flaws))
     return Section("Summary", text, tables)
 
 
@@ -97,6 +94,12 @@ def _flawed_networks(study: StudyResults) -> Iterator[list[str]]:
             flaw = flaw_of(study, family._replace(sparsity=sparsity))
             if flaw != full_flaws[family.task]:
                 yield [family.task, network_name(family), percent(sparsity), flaw]
+
+
+def _starved_networks(study: StudyResults) -> Iterator[list[str]]:
+    """A row for each network with a nearly empty matrix, which may still get a verdict."""
+    for job, stage, description in study.starved:
+        yield ["—", f"{job}, {stage}", "—", f"starved: {description}"]
 
 
 def write_report(study: StudyResults, output: Path, delta: float | None) -> list[Path]:

@@ -21,7 +21,7 @@ from lth_scale.science.study_record import (
     parse_record,
     read_json,
 )
-from lth_scale.tasks.registry import TASKS, metric_named
+from lth_scale.tasks.registry import TASKS, best_trivial, metric_named
 from lth_scale.tracking.stages import (
     Row,
     has_constant_prediction,
@@ -131,13 +131,7 @@ class StudyResults:
 
         None if no run recorded one, as before version 0.2.0.
         """
-        metric = self.metric(task)
-        kind, scores = metric_named(metric), self.trivial.get(task, {})
-        known = {name: by[metric] * kind.scale for name, by in scores.items() if metric in by}
-        if not known:
-            return None
-        best = max(known, key=lambda name: kind.sign * known[name])
-        return best, known[best]
+        return best_trivial(self.trivial.get(task, {}), self.metric(task))
 
     def sparsities(self, task: str, rewound: bool = False) -> list[float]:
         """Sparsities of a task's own tickets; `rewound`: of those that do not rewind to θ₀."""

@@ -172,7 +172,7 @@ def test_below_three_seeds_a_network_must_beat_the_baseline_on_the_examples(tmp_
     assert {x.verdict.reason for x in judged} == {f"no verdict: {flaw}"}
     found, _ = report_of(tmp_path)
     assert {row["answer"] for row in found[ON_TEST_SET]} == {"no verdict"}
-    assert found["Dead and untrained networks"][0]["network"] == "full network"
+    assert found["Dead, untrained and starved networks"][0]["network"] == "full network"
 
 
 def test_below_three_seeds_a_network_above_the_baseline_is_trained(tmp_path):

@@ -651,14 +651,11 @@ def test_nearly_empty_matrices_are_in_a_table(tmp_path):
     rows[-1]["starved"] = {"encoder.layer.0.attention.self.key.weight": 7}
     write_json(path, rows)
     made = report.build_sections(results.load_results(tmp_path), 1.0)[0]
-    (table,) = [table for table in made.tables if table.title == "Nearly empty matrices"]
-    assert [*map(list, table.rows)] == [
-        [
-            "search-sst2-0-seed1",
-            "round 4",
-            "encoder.layer.0.attention.self.key.weight keeps 7 weights, fewer than it has outputs",
-        ]
-    ]
+    title = "Dead, untrained and starved networks"
+    (table,) = [table for table in made.tables if table.title == title]
+    flaw = "starved: encoder.layer.0.attention.self.key.weight keeps 7 weights, fewer than it has"
+    ((*network, text),) = table.rows
+    assert network == ["—", "search-sst2-0-seed1, round 4", "—"] and text == f"{flaw} outputs"
     assert saved.to_dict(tmp_path)["rows"]["search-sst2-0-seed1"][-1]["starved"]
 
 
@@ -695,7 +692,7 @@ def test_networks_that_do_not_beat_a_trivial_predictor_get_no_verdict(tmp_path):
     report.write_report(study, plan.directory / "report", None)
     text = (plan.directory / "report/report.md").read_text()
     assert "| sst2 | accuracy | the best constant prediction | 90.0 |" in text
-    assert "Dead and untrained networks" in text
+    assert "Dead, untrained and starved networks" in text
     again = plan.directory / "saved.json"
     saved.save(plan.directory, again)
     assert "constant_prediction" in again.read_text() and '"trivial"' in again.read_text()

@@ -18,8 +18,8 @@ READING = (
     "Tango's score interval, other scores by a paired bootstrap. They speak of these networks and "
     "this test set; another training may differ, and the answer, which is over seeds, does not "
     "depend on them. McNemar's exact test can only tell that two networks differ (p < 0.05). The "
-    "interval over seeds and examples is that of a bootstrap of the mean difference, which needs "
-    "five seeds and is wider than necessary."
+    "interval over seeds and examples is that of a bootstrap of the mean difference; it needs five "
+    "seeds, and its simulated coverage is in docs/controls.md."
 )
 HEADER = ("this test set", "seeds and examples, 90 %")  # columns beside a verdict
 COLUMNS = (
