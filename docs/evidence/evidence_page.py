@@ -110,7 +110,7 @@ def made_by(path: Path) -> str:
 
 def table(path: Path, title: str) -> str:
     """The table of a study's report whose title begins with `title`, and how it was made."""
-    tables = (table for section in sections(path) for table in section.tables)
+    tables = (table for section in sections(path) for table in (*section.tables, *section.details))
     match = next((table for table in tables if table.title.startswith(title)), None)
     if match is None:
         raise BadInput(f"{path}: has no table {title!r}; use a title of lth_scale.report's page")

@@ -38,12 +38,20 @@ class Table:
 
 @dataclass
 class Section:
-    """A heading and its content. pictures: (caption, PNG) by file name; empty if drawing failed."""
+    """A heading and its content.
+
+    pictures: (caption, PNG) by file name; empty if drawing failed. details: tables that are folded,
+    below what `reading` says about them. sources: of numbers that were not measured here, shown as
+    footnotes.
+    """
 
     title: str
     text: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     pictures: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    reading: list[str] = field(default_factory=list)
+    details: list[Table] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
 
 
 def clean(text: str) -> str:

@@ -310,6 +310,12 @@ def score_text(scores: pandas.Series) -> str:
     return text.replace(")", f" of {len(scores)})") if 0 < n < len(scores) else text
 
 
+def short_score(scores: pandas.Series, n: int) -> str:
+    """`82.6 ± 0.2`, with its own n unless it has `n` scores; `—` if none was planned."""
+    text = score_text(scores)
+    return text.removesuffix(f" (n = {n})") if scores.count() == n else text
+
+
 def mean_difference(scores: pandas.Series, reference: pandas.Series) -> float:
     """The difference of the means; NaN if either is missing."""
     return summarize(scores).mean - summarize(reference).mean

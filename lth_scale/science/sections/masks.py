@@ -31,13 +31,16 @@ def masks(study: StudyResults) -> list[Section]:
     facts = study.mask_facts or mask_facts(study)
     sparsity = facts["sparsity"]
     layers = {task: [*by_seed.values()] for task, by_seed in facts["layers"].items()}
-    sections = [_by_layer(study, sparsity, layers)]
-    if len(layers) > 1:
-        common = facts.get("common", {})
-        sections += [_similarity(study, sparsity, [*layers], common)] if common else []
-        sections.append(_overlap(study, sparsity, [*layers], facts["shared"]))
-        sections[-1].text += [NOT_SAVED] if facts["shared"].keys() - common.keys() else []
-    return sections
+    by_layer = _by_layer(study, sparsity, layers)
+    if len(layers) < 2:
+        return [by_layer]
+    common, shared = facts.get("common", {}), facts["shared"]
+    section = Section(f"Do the tickets keep the same weights at {percent(sparsity)}?")
+    if common:
+        _add_similarity(section, study, sparsity, [*layers], common)
+    _add_overlap(section, study, sparsity, [*layers], shared)
+    section.text += [NOT_SAVED] if shared.keys() - common.keys() else []
+    return [by_layer, section]
 
 
 def mask_facts(study: StudyResults) -> dict[str, Any]:
@@ -122,7 +125,7 @@ def _by_layer(study: StudyResults, sparsity: float, layers: Layers) -> Section:
     absent = ", ".join(task for task, tickets in layers.items() if not tickets)
     text = LAYERS + (f" Missing tickets: {absent}." if absent else "")
     table = Table("Mean over the layers, percent pruned", ["task", "n", *kinds], rows)
-    section = Section(f"Sparsity by layer at {percent(sparsity)}", [text], [table])
+    section = Section(f"Which weights are pruned at {percent(sparsity)}?", [text], [table])
     if positions:
         png = figures.heat_maps(panels, study.title("Sparsity by layer"), "pruned (%)")
         section.pictures["layers.png"] = ("sparsity by layer and kind of matrix", png)
@@ -134,12 +137,12 @@ def _mean(fractions: Sequence[float]) -> tuple[float, str]:
     return mean, "missing" if math.isnan(mean) else f"{mean:.1f}"
 
 
-def _similarity(
-    study: StudyResults, sparsity: float, tasks: Sequence[str], common: Common
-) -> Section:
+def _add_similarity(
+    section: Section, study: StudyResults, sparsity: float, tasks: Sequence[str], common: Common
+) -> None:
     level = chance_similarity(sparsity, sparsity)
-    text = (
-        "Weights that the tickets of two tasks both keep ÷ weights that either keeps, "
+    section.text.append(
+        "Similarity: weights that the tickets of two tasks both keep ÷ weights that either keeps, "
         "|A∩B| ÷ |A∪B|, in percent, mean over pairs of tickets of the same seed. Two random masks "
         f"of this sparsity have {percent(level)}. Hatched: missing, or a task with itself."
     )
@@ -148,18 +151,14 @@ def _similarity(
         for pair, by_seed in common.items()
     }
     grid = _by_pair(tasks, by_pair)
-    heading, title = (
-        "Similarity of masks, percent",
-        f"Similarity of tickets, chance {percent(level)}",
-    )
+    heading, title = "Similarity of masks, percent", f"Similarity, chance {percent(level)}"
     png = figures.heat_maps({"": grid}, study.title(title), "similarity (%)", (100 * level, 100.0))
-    tables = [
-        grid.table(heading),
+    section.tables.append(grid.table(heading))
+    section.pictures["similarity.png"] = (heading, png)
+    section.details += [
         _similarity_within(common, "kinds", "Similarity by kind of matrix"),
         _similarity_within(common, "layers", "Similarity by layer"),
     ]
-    title = f"Similarity of tickets at {percent(sparsity)}"
-    return Section(title, [text], tables, {"similarity.png": (heading, png)})
 
 
 def _similarity_within(common: Common, group: str, title: str) -> Table:
@@ -185,23 +184,23 @@ def _by_pair(tasks: Sequence[str], values: Mapping[str, Sequence[float]]) -> fig
     return figures.Grid(tasks, tasks, cells)
 
 
-def _overlap(
+def _add_overlap(
+    section: Section,
     study: StudyResults,
     sparsity: float,
     tasks: Sequence[str],
     shared: Mapping[str, Mapping[str, float]],
-) -> Section:
+) -> None:
     chance = percent(1 - sparsity)
-    text = (
-        "Share of the weights kept by one task's ticket that the other's keeps too, in percent, "
-        "mean over pairs of tickets of the same seed. Two random masks of this sparsity share "
-        f"{chance}. Hatched: missing, or a task with itself."
+    section.reading.append(
+        "Overlap: share of the weights kept by one task's ticket that the other's keeps too, in "
+        "percent, mean over pairs of tickets of the same seed. Two random masks of this sparsity "
+        f"share {chance}. Hatched: missing, or a task with itself."
     )
     grid = _by_pair(tasks, {pair: [*by_seed.values()] for pair, by_seed in shared.items()})
-    heading, title = "Overlap of kept weights, percent", f"Overlap of tickets, chance {chance}"
+    heading, title = "Overlap of kept weights, percent", f"Overlap, chance {chance}"
     png = figures.heat_maps(
         {"": grid}, study.title(title), "shared (%)", (100 * (1 - sparsity), 100.0)
     )
-    pictures = {"overlap.png": (heading, png)}
-    title = f"Overlap of tickets at {percent(sparsity)}"
-    return Section(title, [text], [grid.table(heading)], pictures)
+    section.details.append(grid.table(heading))
+    section.pictures["overlap.png"] = (heading, png)

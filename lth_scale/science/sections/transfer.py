@@ -34,10 +34,10 @@ def transfer(study: StudyResults, sparsity: float) -> Section:
     )
     is_papers = abs(sparsity - PAPER_SPARSITY) <= CLOSE
     section = Section(
-        f"Transfer at {percent(sparsity)}" + " (the paper's Figure 2)" * is_papers,
+        f"Do tickets transfer at {percent(sparsity)}?" + " (the paper's Figure 2)" * is_papers,
         [
             "Mean score of the transferred ticket minus that of the full network, "
-            f"n = {' or '.join(map(str, sorted(counts)))} (see All verdicts). Dark cells (●): the "
+            f"n = {' or '.join(map(str, sorted(counts)))}. Dark cells (●): the "
             "ticket of another task scores at least as high as the task's own, both at "
             f"{percent(sparsity)}; this compares means, without a test. Rows are the source tasks "
             "of the tickets, columns the target tasks."
@@ -50,7 +50,7 @@ def transfer(study: StudyResults, sparsity: float) -> Section:
     if is_papers:
         values = {(s, t): x for s, row in figure2().items() for t, x in row["value"].items()}
         grids["paper"] = transfer_grid(values, tickets, targets)
-        section.text.append(sources(figure2().values()))
+        section.sources += sources(figure2().values())
         heading = "The same cells in the paper (n = 3), points"
         title = "the paper's Figure 2, the same cells"
         _add_grid(section, grids["paper"], heading, "transfer_paper.png", title)

@@ -305,8 +305,9 @@ def all_verdicts(study: StudyResults, delta: float | None) -> Section:
         examples.test_set_table(study, labels, subnetworks),
         _other_metrics(study),
     ]
-    text = [READING, examples.READING, *examples.missing_text(study)]
-    return Section("All verdicts", text, [table for table in tables if table.rows])
+    shown, reading = [table for table in tables if table.rows], [READING, examples.READING]
+    text = examples.missing_text(study)
+    return Section("All verdicts", text, reading=reading, details=shown)
 
 
 def network_name(network: Network) -> str:
