@@ -33,7 +33,14 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.markdown import LABEL, Section, Table, literal, markdown_table
 from lth_scale.config.texts import quoted
 from lth_scale.science.report import build_sections
-from lth_scale.science.results import DAMAGE, Network, StudyResults, score_text, study_results
+from lth_scale.science.results import (
+    DAMAGE,
+    STATES,
+    Network,
+    StudyResults,
+    score_text,
+    study_results,
+)
 from lth_scale.science.saved import EXAMPLES, MASKS
 from lth_scale.science.sections.verdicts import highest_by_rule, highest_match
 from lth_scale.science.study_record import parse_record
@@ -74,7 +81,8 @@ def combine(path: Path, parts: Sequence[dict[str, Any]]) -> StudyResults:
         "jobs": list({job["id"]: job for plan in plans for job in plan["jobs"]}.values()),
         "cells": [cell for plan in plans for cell in plan["cells"]],
     }
-    finished = {job: any(job in part["finished"] for part in parts) for job in rows}
+    finished = {job for part in parts for job in part["finished"]}
+    states = {job: STATES[0] if job in finished else STATES[-1] for job in rows}
     facts = [part["masks"] for part in parts]
     merged = {
         key: dict(chain.from_iterable(one.get(key, {}).items() for one in facts)) for key in MASKS
@@ -85,7 +93,7 @@ def combine(path: Path, parts: Sequence[dict[str, Any]]) -> StudyResults:
         for key in EXAMPLES
     }
     record = parse_record(plan)
-    return study_results(record, rows, finished, path.parent, facts[0] | merged, examples)
+    return study_results(record, rows, states, path.parent, facts[0] | merged, examples)
 
 
 @cache
@@ -124,10 +132,10 @@ def picture(path: Path, name: str) -> str:
     }
     if name not in pictures:
         raise BadInput(f"{path}: has no picture {name!r}; use one of {', '.join(pictures)}")
-    (caption, png), prefix = pictures[name], path.stem.replace("*", "all")
-    if not png:
+    (caption, drawn), prefix = pictures[name], path.stem.replace("*", "all")
+    if not drawn.png:
         raise BadInput(f"{path}: its picture {name!r} cannot be drawn; see the warning above")
-    write_own(path.parent, f"{prefix}-{name}", png)
+    write_own(path.parent, f"{prefix}-{name}", drawn.png)
     label = literal(f"{prefix}: {caption}", LABEL)
     return f"![{label}]({path.parent.name}/{prefix}-{name})\n\n{made_by(path)}"
 

@@ -49,12 +49,11 @@ def build_sections(study: StudyResults, delta: float | None) -> list[Section]:
 def _trainings(study: StudyResults) -> Section:
     """What was trained and what is missing, and the networks that did not learn."""
     seeds = sorted(study.conditions.seed.unique())
-    unfinished = [job for job, finished in study.finished.items() if not finished]
     text = [
         f"Model: {_readable(study.model)}. Seeds: {', '.join(map(str, seeds))}. Scores are in "
         "percentage points; ± is one standard deviation over seeds (n − 1 in the denominator), n "
         f"the number of seeds. “The paper” is {paper()['paper']}.",
-        f"Jobs: {len(study.finished)} planned, {len(unfinished)} not finished.",
+        f"Jobs: {len(study.states)} planned, {_states(study)}.",
     ]
     by_network = study.conditions.groupby("network", sort=False).value
     rows = [
@@ -73,8 +72,15 @@ def _trainings(study: StudyResults) -> Section:
     if flaws := [*_flawed_networks(study), *_starved_networks(study)]:
         header = ["task", "network", "sparsity", "flaw"]
         tables.append(Table("Dead, untrained and starved networks", header, flaws))
-    reading = [f"Not finished: {', '.join(unfinished)}."] if unfinished else []
+    reading = [f"{state.capitalize()}: {', '.join(x)}." for state, x in study.unfinished.items()]
     return Section("What was trained, and what is missing?", text, tables, reading=reading)
+
+
+def _states(study: StudyResults) -> str:
+    """`3 not finished (1 running, 2 not started)`."""
+    unfinished = study.unfinished
+    counts = ", ".join(f"{len(jobs)} {state}" for state, jobs in unfinished.items())
+    return f"{sum(map(len, unfinished.values()))} not finished" + f" ({counts})" * bool(counts)
 
 
 def _readable(model: str) -> str:
@@ -123,7 +129,8 @@ def write_report(study: StudyResults, output: Path, delta: float | None) -> list
             texts |= {"table2.md": f"{markdown_table(table)}\n", "table2.tex": pages.latex(table)}
     contents = {name: text.encode() for name, text in texts.items()}
     for section in sections:
-        contents |= {name: png for name, (_, png) in section.pictures.items() if png}
+        for name, (_, picture) in section.pictures.items():
+            contents |= picture.files(name)
     manifest.check_listed(output, contents, ("report.html", BEGINNING))
     manifest.write_listed(output, contents)
     return [output / name for name in contents]

@@ -49,7 +49,7 @@ def to_dict(directory: Path) -> Saved:
     """What a report needs of the study in `directory`. Raises BadInput."""
     study = load_results(directory)
     plan: Any = read_json(directory / "study.json")
-    rows, finished = read_jobs(directory, parse_record(plan).jobs)
+    rows, states = read_jobs(directory, parse_record(plan).jobs)
     return {
         "made": provenance(directory, plan.get("command", "lth_scale.study")),
         "plan": plan | {"jobs": [{key: job[key] for key in JOB_KEYS} for job in plan["jobs"]]},
@@ -57,7 +57,7 @@ def to_dict(directory: Path) -> Saved:
             job: [{key: row[key] for key in row if key in ROW_KEYS} for row in results]
             for job, results in rows.items()
         },
-        "finished": [job for job, complete in finished.items() if complete],
+        "finished": [job for job, state in states.items() if state == "finished"],
         "masks": mask_facts(study),
         "examples": example_facts(study).to_json(),
     }

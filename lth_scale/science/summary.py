@@ -14,7 +14,14 @@ from lth_scale.config.texts import printable, quoted
 from lth_scale.tasks.registry import metric_named
 from lth_scale.tracking.mlflow.journal import Progress
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import Row, has_constant_prediction, recorded_trivial, starved_rows
+from lth_scale.tracking.stages import (
+    TICKET_SPARSITY,
+    Row,
+    has_constant_prediction,
+    recorded_trivial,
+    sparsity_beside,
+    starved_rows,
+)
 
 Rows = Sequence[Row]  # of results.json
 
@@ -32,6 +39,7 @@ def report(record: RunDirectory) -> str:
                 *_trivial_line(rows),
                 *_warnings(rows),
                 *_untrained(record, rows),
+                *_references(rows, args.control),
                 *_over_seeds(record, args),
             ]
         )
@@ -39,6 +47,7 @@ def report(record: RunDirectory) -> str:
     parts += [results_table(rows), *_trivial_line(rows)]
     if controls:
         parts.append(_control_table(rows, controls, record.control))
+    parts += _references(controls, record.control)
     parts += [*_warnings(rows), *_untrained(record, rows)]
     parts += [*_warnings(controls, f"{record.control} ")]
     return "\n\n".join([*parts, *_untrained(record, controls, record.control)])
@@ -81,9 +90,34 @@ def _control_table(rows: Rows, controls: Rows, control: str) -> str:
     for row in controls:
         ticket, other = scores[row["round"]], row["eval"][metric]
         numbers = [f"{ticket:.4f}", f"{other:.4f}", f"{ticket - other:+.4f}"]
-        lines.append([f"{100 * row['sparsity']:.2f} %", *numbers])
+        lines.append([f"{100 * sparsity_beside(row):.2f} %", *numbers])
     header = ["sparsity", f"ticket: {metric}", f"{control}: {metric}", "ticket − control"]
     return markdown_table(Table("", header, lines), align=True)
+
+
+def _references(rows: Rows, control: str) -> list[str]:
+    """A line per dense network that was trained with the budget of a ticket's search."""
+    lines = []
+    for row in rows:
+        if TICKET_SPARSITY not in row:
+            continue
+        key = "seed" if "seed" in row else "round"
+        beside = f"beside the ticket of {100 * row[TICKET_SPARSITY]:.2f} %; nothing is pruned"
+        steps = f"{row['steps']:,} steps in all"
+        lines.append(f"- {literal(control)}, {key} {row[key]:02d}, {steps}, {beside}")
+        if "restarts" in row:
+            lines[-1] += f": {_restarts(row)}"
+    return ["A dense network with the budget of the search:", "\n".join(lines)] if lines else []
+
+
+def _restarts(row: Row) -> str:
+    """What the best of several trainings stands for, and the score of each."""
+    metric = next(iter(row["eval"]))
+    scores = (f"{result['seed']} {result['eval'][metric]:.4f}" for result in row["restarts"])
+    return (
+        f"the best of {len(row['restarts'])} trainings, chosen on the validation data that it is "
+        f"scored on: an optimistic bound. {literal(metric)} by seed: {', '.join(scores)}"
+    )
 
 
 def _warnings(rows: Rows, prefix: str = "") -> list[str]:

@@ -31,7 +31,10 @@ def score(task, seed, sparsity, control="none", source=None, rewind="0"):
         "reinit": 0.3,
         "shuffle_layers": 0.25,
         "one_shot": 0.06,
+        "dense_long": -0.02,
     }[control]
+    if control == "dense_long":
+        value += 0.001 * (seed - 2)  # mean 0
     if source not in (None, task):
         value += 0.01 if source == "mlm" else -0.01
     return value - {"0": 0.0, "0.05": 0.001, "none": 0.03}[rewind] * (1 + 0.02 * (seed - 2))
@@ -244,6 +247,36 @@ def test_controls_are_compared_with_the_ticket_of_their_sparsity(written):
     assert by["mrpc", "50 %", "ticket on θ₀′ (re-initialised)"] == "missing"
 
 
+def test_the_ticket_is_compared_with_a_dense_network_of_equal_budget_as_the_reference(tmp_path):
+    plan = Plan(tmp_path, tasks=["mrpc"])
+    for seed in plan.seeds:
+        plan.search("mrpc", seed)
+    for control in ("dense_long", "reinit"):
+        plan.transfer("mrpc", 0.5, control, "mrpc")
+    study = results.load_results(plan.write())
+    report.write_report(study, tmp_path / "report", 1.0)
+    text = (tmp_path / "report/report.md").read_text()
+    found, label = tables(text), "dense network, k + 1 times as long"
+    rows = {row["control"]: row for row in found["Controls compared with the ticket"]}
+    ticket = rows["ticket on θ₀′ (re-initialised)"]["reference"]
+    assert rows[label]["subnetwork"] == ticket != rows[label]["reference"]
+    assert (rows[label]["difference"], rows[label]["answer"]) == ("−2.00", "worse")
+    against_full = {
+        row["network"]: row for row in found["All networks compared with the full network"]
+    }
+    assert against_full[label]["difference"] == "+1.80"
+    assert (against_full[label]["sparsity"], against_full[label]["answer"]) == ("50 %", "matches")
+    (curve,) = (row for row in found["Scores by sparsity"] if row["network"] == label)
+    assert curve["50 %"] == rows[label]["reference"] and curve["60 %"] == "—"
+    assert scores.FAIR_BUDGETS in text
+    sentence = f"dense networks that had the budget of its search: {label}: worse 1 of 1."
+    assert sentence in text
+    ours = found[scores.TABLE2_TITLE][0]
+    assert ours[label] == rows[label]["reference"].removesuffix(" (n = 3)")  # no answer
+    table = pandas.read_csv(tmp_path / "report/results.csv")
+    assert {*table[table.control == "dense_long"].network} == {label}
+
+
 def test_missing_trainings_are_shown(written):
     found = tables(written[0])
     ours = {row["task"]: row for row in found[scores.TABLE2_TITLE] if row["task"]}
@@ -261,8 +294,8 @@ def test_missing_trainings_are_shown(written):
         "finished": "153",
         "missing": "15",
     }
-    assert "Jobs: 48 planned, 5 not finished." in written[0]
-    assert re.search(r"Not finished: .*search-wnli-0-seed3", written[0])
+    assert "Jobs: 48 planned, 5 not finished (" in written[0]
+    assert re.search(r"Not started: .*search-wnli-0-seed3", written[0])
     assert "mrpc: missing: ticket on θ₀′ (re-initialised) 50 %." in written[0]
 
 

@@ -78,11 +78,19 @@ def _controls(study: StudyResults, own: Sequence[Network], delta: float | None) 
     if not rows:
         return "No control was planned: nothing here shows that the mask or θ₀ matters."
     rows.sort(key=lambda row: [*CONTROLS].index(row.control))
-    parts = []
+    parts: tuple[list[str], list[str]] = [], []
     for control, group in groupby(rows, key=lambda row: row.control):
-        counts = Counter(short_answer(row.judged.verdict) for row in group)
-        parts.append(f"{CONTROLS[control].label}: {counted(counts)}")
-    return f"Controls compared with the ticket of the same sparsity: {'; '.join(parts)}."
+        counts, entry = (
+            Counter(short_answer(row.judged.verdict) for row in group),
+            CONTROLS[control],
+        )
+        parts[entry.budget is not None].append(f"{entry.label}: {counted(counts)}")
+    titles = (
+        "Controls compared with the ticket of the same sparsity",
+        "The ticket compared with dense networks that had the budget of its search",
+    )
+    texts = (f"{title}: {'; '.join(x)}." for title, x in zip(titles, parts, strict=True) if x)
+    return " ".join(texts)
 
 
 def counted(counts: Mapping[str, int]) -> str:

@@ -13,6 +13,7 @@ from lth_scale.science import figures
 from lth_scale.science.matching import RULES, interval_text, short_answer, signed
 from lth_scale.science.paper import closest_to_table2, paper, printed, sources
 from lth_scale.science.results import (
+    NOT_PLANNED,
     Network,
     StudyResults,
     percent,
@@ -43,15 +44,23 @@ TABLE2_READING = (
     "with the full network, that of a control its comparison with the ticket."
 )
 CURVES = (
-    "Means over seeds. Error bars, and the grey band of the full network, range from the lowest to "
-    "the highest seed."
+    "Means over seeds. As in the tables, error bars and the grey band of the full network are one "
+    "sample standard deviation (n − 1 in the denominator) to each side; a single seed has none. "
+    "n counts the seeds of a mean. Controls are drawn beside their sparsity. In panels of the same "
+    "metric, a difference has the same height."
 )
 REWINDING = (
     "Tickets trained from θᵢ, with i as a fraction of the steps of a round; standard pruning does "
     "not rewind. The answer compares each with rewinding to θ₀ (Holm's p is over a task's rewind "
     "points)."
 )
-NOT_PLANNED = pandas.Series(dtype=float)
+FAIR_BUDGETS = (
+    "Dense networks with the budget of the search are stronger references, not controls that a "
+    "ticket should beat: nothing in them is pruned, and they stand beside the ticket of round k "
+    "because it has seen k rounds of search. Where they are compared, the ticket is the subnetwork "
+    "and the dense network the reference. The best of k + 1 is chosen by the "
+    "validation score that it is given here: an optimistic bound."
+)
 Curves = dict[str, dict[float, pandas.Series]]  # control → sparsity in percent → scores
 
 
@@ -132,9 +141,11 @@ def table2(study: StudyResults, tasks: Sequence[str], delta: float | None) -> Se
         title, labels = "Controls compared with the ticket", ["task", "sparsity", "control"]
         pairs = [(row.labels, row.judged) for row in comparisons]
         details.append(verdict_table(title, labels, pairs))
+    budgets = [FAIR_BUDGETS] if any(CONTROLS[name].budget for name in controls) else []
+    texts = [TABLE2_READING, *budgets]
     return Section(
         "Do the mask and θ₀ matter? (the paper's Table 2)",
-        [TABLE2_READING],
+        texts,
         [Table(TABLE2_TITLE, header, rows)],
         reading=[READING],
         details=details,
@@ -154,7 +165,11 @@ def _our_row(
     full = study.scores(Network(task))
     scores = {x: study.scores(Network(task, sparsity, x)) for x in ("none", *controls)}
     judged = {"none": by_sparsity(study, Network(task), delta)[sparsity]}
-    judged |= {row.control: row.judged for row in comparisons if row[:2] == (task, sparsity)}
+    judged |= {
+        row.control: row.judged
+        for row in comparisons
+        if row[:2] == (task, sparsity) and not CONTROLS[row.control].budget
+    }
     n = max(map(len, (full, *scores.values())))
     cells = [_cell(values, n, judged.get(name)) for name, values in scores.items()]
     return [task, "ours", text, str(n), trivial_text(study, task), short_score(full, n), *cells]
@@ -229,9 +244,10 @@ def control_comparisons(study: StudyResults, task: str, delta: float | None) -> 
     fractions = {round(100 * x, 6): x for x in study.conditions.sparsity.unique().tolist()}
     rows = []
     for control, scores in by_control.items():
-        comparisons = [
-            Comparison(points, tickets.get(x, NOT_PLANNED), metric) for x, points in scores.items()
-        ]
+        pairs = [(points, tickets.get(x, NOT_PLANNED)) for x, points in scores.items()]
+        if CONTROLS[control].budget:  # a stronger reference, with which the ticket is compared
+            pairs = [(ticket, points) for points, ticket in pairs]
+        comparisons = [Comparison(sub, reference, metric) for sub, reference in pairs]
         planned = [fractions[x] for x in scores]
         flaws = [
             flaw_of(study, Network(task, x)) or flaw_of(study, Network(task, x, control))
@@ -246,7 +262,7 @@ def curves(study: StudyResults, tasks: Sequence[str]) -> Section:
     """Score against sparsity: a panel per task with a curve per control, and a table."""
     sparsities = {0.0, *(x for task in tasks for x in study.sparsities(task))}
     columns = sorted(round(100 * sparsity, 6) for sparsity in sparsities)
-    text, panels, rows, trivial = [CURVES], {}, [], {}
+    text, panels, rows = [CURVES], {}, []
     for task in tasks:
         by_control = _scores_by_control(study, task)
         missing = [
@@ -266,19 +282,24 @@ def curves(study: StudyResults, tasks: Sequence[str]) -> Section:
             control: {x: points.dropna().to_list() for x, points in scores.items()}
             for control, scores in by_control.items()
         }
-        panel = f"{task}, {study.metric(task)} (points)"
-        panels[panel] = (lines, lines["none"][0.0])
-        if baseline := study.baseline(task):
-            trivial[panel] = baseline[1]
+        panels[task] = _panel(study, task, lines, dense)
     header = ["task", "network", "trivial", *map("{:.4g} %".format, columns)]
     title = "Score against sparsity"
-    png = figures.scores(panels, figures.SPARSITY, study.title(title), trivial)
+    picture = figures.scores(panels, figures.SPARSITY, study.title(title))
+    caption = "Score against sparsity, mean ± sample standard deviation over n seeds"
     return Section(
         "How does the score fall with sparsity?",
         text,
-        pictures={"scores.png": ("score against sparsity", png)},
+        pictures={"scores.png": (caption, picture)},
         details=[Table("Scores by sparsity", header, rows)],
     )
+
+
+def _panel(
+    study: StudyResults, task: str, lines: figures.Lines, full: pandas.Series
+) -> figures.Panel:
+    metric, best = study.metric(task), study.baseline(task)
+    return figures.Panel(lines, full.dropna().to_list(), metric, best and best[1])
 
 
 def _scores_by_control(study: StudyResults, task: str) -> Curves:
@@ -321,15 +342,16 @@ def rewinding(study: StudyResults, tasks: Sequence[str], delta: float | None) ->
         start = [task, text, str(n), trivial_text(study, task), short_score(full, n)]
         rows.append([*start, *cells])
         line = {point_name(point): values.dropna().to_list() for point, values in scores.items()}
-        panels[f"{task}, {percent(sparsity)} (points)"] = ({"none": line}, full.dropna().to_list())
+        panels[f"{task}, {percent(sparsity)}"] = _panel(study, task, {"none": line}, full)
     header = ["task", "sparsity", "n", "trivial", "full network", *map(point_name, points)]
     labels, title = ["task", "sparsity", "rewind point"], "Rewind points compared with θ₀"
-    png = figures.scores(panels, "rewind point", study.title("Rewinding"))
+    picture = figures.scores(panels, "rewind point", study.title("Rewinding"))
+    caption = "Score by rewind point, mean ± sample standard deviation over n seeds"
     return Section(
         "Does rewinding help?",
         [REWINDING],
         [Table("Scores by rewind point", header, rows)],
-        {"rewinding.png": ("score by rewind point", png)},
+        {"rewinding.png": (caption, picture)},
         reading=[READING],
         details=[verdict_table(title, labels, comparisons)],
     )

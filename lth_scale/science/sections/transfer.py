@@ -13,6 +13,7 @@ from lth_scale.science.results import CLOSE, OTHER, Network, StudyResults, mean_
 from lth_scale.tasks.registry import TASKS
 
 DARK, LIGHT = 0.0, 1.0
+SHADES = {DARK: "● at least as high as the task's own", LIGHT: "lower, or the task's own"}
 PAPER_SPARSITY = 0.7
 
 
@@ -45,14 +46,20 @@ def transfer(study: StudyResults, sparsity: float) -> Section:
     )
     heading = "Transfer minus full network, points"
     name = f"transfer_{100 * sparsity:.3g}.png"
-    _add_grid(section, ours, heading, name, study.title(percent(sparsity)))
+    _add_grid(
+        section,
+        ours,
+        heading,
+        name,
+        study.title(f"Transfer at {percent(sparsity)}: difference to the full network (points)"),
+    )
     grids = {"ours": ours}
     if is_papers:
         values = {(s, t): x for s, row in figure2().items() for t, x in row["value"].items()}
         grids["paper"] = transfer_grid(values, tickets, targets)
         section.sources += sources(figure2().values())
         heading = "The same cells in the paper (n = 3), points"
-        title = "the paper's Figure 2, the same cells"
+        title = "The same cells in the paper's Figure 2 (points)"
         _add_grid(section, grids["paper"], heading, "transfer_paper.png", title)
     section.tables.append(_dark_cells(grids, tickets))
     return section
@@ -60,8 +67,7 @@ def transfer(study: StudyResults, sparsity: float) -> Section:
 
 def _add_grid(section: Section, grid: figures.Grid, heading: str, name: str, title: str) -> None:
     section.tables.append(grid.table(heading))
-    png = figures.heat_maps({"": grid}, title, span=(DARK, LIGHT), cmap="Blues_r")
-    section.pictures[name] = (heading, png)
+    section.pictures[name] = (heading, figures.heat_maps({"": grid}, title, shades=SHADES))
 
 
 def _dark_cells(grids: Mapping[str, figures.Grid], tickets: Sequence[str]) -> Table:
@@ -88,4 +94,4 @@ def transfer_grid(
         dark = source != target and bool(at_least(value, own))
         shade = math.nan if math.isnan(value) else DARK if dark else LIGHT
         cells[source, target] = (shade, signed(value) + " ●" * dark)
-    return figures.Grid(sources, targets, cells)
+    return figures.Grid(sources, targets, cells, "source task", "target task")

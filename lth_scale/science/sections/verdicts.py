@@ -106,6 +106,7 @@ def judge(
     return [*map(Judged, comparisons, correct(verdicts))]
 
 
+@functools.lru_cache(maxsize=4096)  # every table asks for the flaws of its networks
 def flaw_of(study: StudyResults, network: Network) -> str:
     """Why a network gets no verdict, or "": it, or its task's full network, is dead or untrained.
 
