@@ -41,7 +41,7 @@ from lth_scale.science.results import (
     score_text,
     study_results,
 )
-from lth_scale.science.saved import MASKS
+from lth_scale.science.saved import EXAMPLES, MASKS
 from lth_scale.science.sections.verdicts import highest_by_rule, highest_match
 from lth_scale.science.study_record import parse_record
 from lth_scale.tasks.registry import TASKS
@@ -87,8 +87,13 @@ def combine(path: Path, parts: Sequence[dict[str, Any]]) -> StudyResults:
     merged = {
         key: dict(chain.from_iterable(one.get(key, {}).items() for one in facts)) for key in MASKS
     }
+    saved = [part.get("examples", {}) for part in parts]  # which earlier versions did not save
+    examples = {
+        key: dict(chain.from_iterable(one.get(key, {}).items() for one in saved))
+        for key in EXAMPLES
+    }
     record = parse_record(plan)
-    return study_results(record, rows, states, path.parent, facts[0] | merged)
+    return study_results(record, rows, states, path.parent, facts[0] | merged, examples)
 
 
 @cache

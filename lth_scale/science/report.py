@@ -6,6 +6,7 @@ from pathlib import Path
 from lth_scale.config import manifest
 from lth_scale.config.markdown import Section, Table, markdown_table
 from lth_scale.science import pages
+from lth_scale.science.flaws import PREDICTORS
 from lth_scale.science.paper import paper
 from lth_scale.science.results import Network, StudyResults, percent
 from lth_scale.science.sections.answer import answer
@@ -15,7 +16,6 @@ from lth_scale.science.sections.starting_weights import starting_weights
 from lth_scale.science.sections.transfer import transfer
 from lth_scale.science.sections.transferability import transferability
 from lth_scale.science.sections.verdicts import (
-    PREDICTORS,
     all_verdicts,
     by_sparsity,
     families,
@@ -77,12 +77,9 @@ def _trainings(study: StudyResults) -> Section:
     if baselines:
         header = ["task", "metric", "best trivial predictor", "score"]
         tables.append(Table("Trivial baselines", header, baselines))
-    if flaws := [*_flawed_networks(study)]:
-        header = ["task", "network", "sparsity", "no verdict because"]
-        tables.append(Table("Dead and untrained networks", header, flaws))
-    if study.starved:
-        header = ["job", "round or seed", "remaining weights"]
-        tables.append(Table("Nearly empty matrices", header, study.starved))
+    if flaws := [*_flawed_networks(study), *_starved_networks(study)]:
+        header = ["task", "network", "sparsity", "flaw"]
+        tables.append(Table("Dead, untrained and starved networks", header, flaws))
     reading = [f"{state.capitalize()}: {', '.join(x)}." for state, x in study.unfinished.items()]
     return Section("What was trained, and what is missing?", text, tables, reading=reading)
 
@@ -114,6 +111,12 @@ def _flawed_networks(study: StudyResults) -> Iterator[list[str]]:
             flaw = flaw_of(study, family._replace(sparsity=sparsity))
             if flaw != full_flaws[family.task]:
                 yield [family.task, network_name(family), percent(sparsity), flaw]
+
+
+def _starved_networks(study: StudyResults) -> Iterator[list[str]]:
+    """A row for each network with a nearly empty matrix, which may still get a verdict."""
+    for job, stage, description in study.starved:
+        yield ["—", f"{job}, {stage}", "—", f"starved: {description}"]
 
 
 def write_report(study: StudyResults, output: Path, delta: float | None) -> list[Path]:

@@ -27,6 +27,7 @@ from lth_scale.tracking.stages import (
     has_constant_prediction,
     recorded_training_rows,
     recorded_trivial,
+    stage_of,
     starved_rows,
 )
 
@@ -92,7 +93,8 @@ class StudyResults:
     prediction for all validation rows. mask_facts: as saved, if the tickets are not available.
     starved: job, round or seed, and description of each network with a nearly empty matrix.
     trivial: by task, predictor and metric, the scores of trivial predictors, as fractions.
-    training_rows: by task, the encoded rows that its search trained on, if recorded.
+    training_rows: by task, the encoded rows that its search trained on, if recorded. stages: the
+    directory of each finished training. example_facts: as saved, if these are not available.
     """
 
     name: str
@@ -106,6 +108,8 @@ class StudyResults:
     starved: Sequence[tuple[str, str, str]] = ()
     trivial: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     training_rows: Mapping[str, int] = field(default_factory=dict)
+    stages: Mapping[tuple[Network, int], Path] = field(default_factory=dict)
+    example_facts: Mapping[str, Any] | None = None
 
     @property
     def unfinished(self) -> dict[str, list[str]]:
@@ -258,6 +262,7 @@ def study_results(
     states: Mapping[str, JobState],
     directory: Path,
     mask_facts: Mapping[str, Any] | None = None,
+    example_facts: Mapping[str, Any] | None = None,
 ) -> StudyResults:
     """Combine the plan of a study in `directory` with the rows of its jobs."""
     searches = [
@@ -284,9 +289,25 @@ def study_results(
         for job in record.jobs
         if job.kind == "imp" and (count := recorded_training_rows(rows[job.id]))
     }
+    directories = {job.id: directory / job.directory for job in record.jobs}
+    stages = {
+        (_network(condition), condition.seed): directories[condition.job] / stage_of(row).path
+        for condition in record.cells
+        if (row := _row_of(condition, rows[condition.job]))
+    }
     about = (record.name, record.note, record.model, record.tasks)
-    facts = (mask_facts, starved, trivial, training_rows)
-    return StudyResults(*about, states, table, searches, *facts)
+    return StudyResults(
+        *about,
+        states=states,
+        table=table,
+        searches=searches,
+        mask_facts=mask_facts,
+        starved=starved,
+        trivial=trivial,
+        training_rows=training_rows,
+        stages=stages,
+        example_facts=example_facts,
+    )
 
 
 def _tidy(condition: ConditionRecord, rows: list[Row]) -> list[tuple[Any, ...]]:
@@ -294,19 +315,28 @@ def _tidy(condition: ConditionRecord, rows: list[Row]) -> list[tuple[Any, ...]]:
 
     Raises ValueError for a score that is not finite.
     """
-    # A search has one row per sparsity, every other job one per seed.
-    key = "sparsity" if rows and "round" in rows[0] else "seed"
-    planned = getattr(condition, key)
-    found: Row = next((row for row in rows if abs(row[key] - planned) <= CLOSE), {"eval": {}})
+    found = _row_of(condition, rows) or {"eval": {}}
     metrics, constant = found["eval"], has_constant_prediction(found)
     scores = {name: float(x) * metric_named(name).scale for name, x in metrics.items()}
     if not all(map(math.isfinite, scores.values())):
         raise ValueError("a score is not finite")
     scores = scores or {TASKS[condition.task].metric: math.nan}
-    condition = condition.model_copy(update={"source": condition.source or condition.task})
-    network = Network(**condition.model_dump(include={*Network._fields}))
+    network = _network(condition)
     about = (_label(network), *network, condition.seed)
     return [(*about, name, x, i == 0, constant) for i, (name, x) in enumerate(scores.items())]
+
+
+def _row_of(condition: ConditionRecord, rows: list[Row]) -> Row | None:
+    """The row of a condition among those of its job, if it is finished."""
+    # A search has one row per sparsity, every other job one per seed.
+    key = "sparsity" if rows and "round" in rows[0] else "seed"
+    planned = getattr(condition, key)
+    return next((row for row in rows if abs(row[key] - planned) <= CLOSE), None)
+
+
+def _network(condition: ConditionRecord) -> Network:
+    source = condition.source or condition.task
+    return Network(**condition.model_dump(include={*Network._fields}) | {"source": source})
 
 
 def _label(network: Network) -> str:

@@ -38,6 +38,7 @@ def report(record: RunDirectory) -> str:
                 results_table(rows),
                 *_trivial_line(rows),
                 *_warnings(rows),
+                *_untrained(record, rows),
                 *_references(rows, args.control),
                 *_over_seeds(record, args),
             ]
@@ -47,7 +48,9 @@ def report(record: RunDirectory) -> str:
     if controls:
         parts.append(_control_table(rows, controls, record.control))
     parts += _references(controls, record.control)
-    return "\n\n".join([*parts, *_warnings(rows), *_warnings(controls, f"{record.control} ")])
+    parts += [*_warnings(rows), *_untrained(record, rows)]
+    parts += [*_warnings(controls, f"{record.control} ")]
+    return "\n\n".join([*parts, *_untrained(record, controls, record.control)])
 
 
 def results_table(rows: Rows) -> str:
@@ -135,6 +138,22 @@ def _warnings(rows: Rows, prefix: str = "") -> list[str]:
     return parts
 
 
+def _untrained(record: RunDirectory, rows: Rows, control: str = "none") -> list[str]:
+    """The networks that are not shown to be better than a trivial predictor, in one line."""
+    from lth_scale.science import flaws  # imports scipy
+
+    key = "seed" if isinstance(record.arguments, Transfer) else "round"
+    is_one = key == "seed" and len(rows) >= flaws.FEWEST_SEEDS
+    names = [
+        f"{'' if control == 'none' else f'{control} '}{key} {row[key]:02d}"
+        for network in ([rows] if is_one else [[row] for row in rows])
+        if flaws.flaw_of_rows(record.directory, network, control) not in ("", flaws.DEAD)
+        for row in network
+    ]
+    text = "Untrained (not shown to be better than the best trivial predictor)"
+    return [f"{text}: {', '.join(names)}"] if names else []
+
+
 def _over_seeds(record: RunDirectory, args: Transfer) -> list[str]:
     """Mean and standard deviation over seeds, verdicts for --compare_with, and connectivity."""
     from lth_scale.science import matching  # imports scipy, which slows bad input
@@ -167,10 +186,20 @@ def _verdict(record: RunDirectory, args: Transfer) -> str:
     delta = metric.delta if args.delta is None else args.delta
     paired = {*args.seeds} == _planned_seeds(other)
     verdict = noninferiority.verdict(sub, full, delta, paired=paired)
+    if flaw := _flaw("the full network", other) or _flaw("the subnetwork", record.directory):
+        verdict = noninferiority.without_verdict(verdict, flaw)
     (verdict,) = noninferiority.correct([verdict])
     unit = "percentage points" if metric.scale == 100 else "its own unit"
     unit += ", negated: less is better" if metric.sign < 0 else ""
     return f" ({literal(name)} in {unit}):\n{matching.describe(verdict, sub, full)}"
+
+
+def _flaw(name: str, transfer: Path) -> str:
+    """Why a transfer gets no verdict, or ""."""
+    from lth_scale.science import flaws  # imports scipy
+
+    flaw = flaws.flaw_of_rows(transfer, files.read_json(transfer / "results.json"))
+    return flaw and f"{name} {flaw}"
 
 
 def _planned_seeds(directory: Path) -> set[int]:

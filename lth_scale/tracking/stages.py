@@ -54,6 +54,11 @@ class Stage:
         return "controls.json" if self.is_control else "results.json"
 
 
+def stage_of(row: Row) -> Stage:
+    """The stage of a row of results.json."""
+    return Stage.round(row["round"]) if "round" in row else Stage.seed(row["seed"])
+
+
 def sparsity_beside(row: Row) -> float:
     """The sparsity at which figures and tables show a row: its own, or that of its ticket."""
     return float(row[TICKET_SPARSITY if TICKET_SPARSITY in row else "sparsity"])

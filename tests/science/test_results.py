@@ -12,7 +12,7 @@ import torch
 from lth_scale.config import manifest
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import figures, matching, paper, report, results, saved
-from lth_scale.science.sections import scores, transfer, verdicts
+from lth_scale.science.sections import examples, scores, transfer, verdicts
 from lth_scale.science.sections.masks import mask_facts
 from lth_scale.science.sections.masks import masks as masks_sections
 
@@ -483,7 +483,7 @@ def test_rewind_points_have_names():
 
 def test_results_csv_has_a_row_per_condition_and_metric(written, study):
     table = pandas.read_csv(study / "report/results.csv", dtype={"rewind": str})
-    assert [*table] == [*results.COLUMNS, *verdicts.VERDICT_COLUMNS]
+    assert [*table] == [*results.COLUMNS, *verdicts.VERDICT_COLUMNS, *examples.COLUMNS]
     (row,) = table[
         (table.task == "mrpc")
         & (table.control == "random_mask")
@@ -691,14 +691,9 @@ def test_nearly_empty_matrices_are_in_a_table(tmp_path):
     write_json(path, rows)
     sections = report.build_sections(results.load_results(tmp_path), 1.0)
     titled = {table.title: table for section in sections for table in section.tables}
-    table = titled["Nearly empty matrices"]
-    assert [*map(list, table.rows)] == [
-        [
-            "search-sst2-0-seed1",
-            "round 4",
-            "encoder.layer.0.attention.self.key.weight keeps 7 weights, fewer than it has outputs",
-        ]
-    ]
+    flaw = "starved: encoder.layer.0.attention.self.key.weight keeps 7 weights, fewer than it has"
+    ((*network, text),) = titled["Dead, untrained and starved networks"].rows
+    assert network == ["—", "search-sst2-0-seed1, round 4", "—"] and text == f"{flaw} outputs"
     assert saved.to_dict(tmp_path)["rows"]["search-sst2-0-seed1"][-1]["starved"]
 
 
@@ -735,7 +730,7 @@ def test_networks_that_do_not_beat_a_trivial_predictor_get_no_verdict(tmp_path):
     report.write_report(study, plan.directory / "report", None)
     text = (plan.directory / "report/report.md").read_text()
     assert "| sst2 | accuracy | the best constant prediction | 90.0 |" in text
-    assert "Dead and untrained networks" in text
+    assert "Dead, untrained and starved networks" in text
     again = plan.directory / "saved.json"
     saved.save(plan.directory, again)
     assert "constant_prediction" in again.read_text() and '"trivial"' in again.read_text()
