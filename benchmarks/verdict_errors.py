@@ -1,8 +1,9 @@
 """How often is a verdict wrong? Simulations of `noninferiority` with a known truth.
 
 `python benchmarks/verdict_errors.py --draws 100000 --picture docs/images/verdict_errors.svg` prints
-the share of false *matches* at a true loss of exactly δ, the power against other losses, and the
-coverage of the hierarchical bootstrap, and draws the first two.
+the share of false *matches* at a true loss of exactly δ and the power against other losses, and
+draws them. `python benchmarks/verdict_errors.py --coverage --draws 500` prints the coverage of the
+bootstrap over seeds and examples.
 """
 
 import argparse
@@ -11,12 +12,15 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy
+from scipy import special
 
-from lth_scale.science.example_tests import hierarchical_interval
+from lth_scale.science.example_scores import examples_of
+from lth_scale.science.example_tests import compare_hierarchically, resample
 from lth_scale.science.noninferiority import ALPHA, noninferiority_p
 
 SEEDS = (3, 5, 10)
 SPREADS = (0.1, 0.3, 0.5, 1.0, 2.0, 3.0, 10.0)  # sd of the subnetwork ÷ sd of the full network
+RATE_SPREADS = (0.01, 0.05)  # sd over seeds of the share of right examples
 LOSSES = numpy.linspace(-1.0, 2.0, 13)  # in units of δ
 
 
@@ -53,21 +57,33 @@ def power(n: int, loss: float, sd: float, draws: int) -> float:
     return float((noninferiority_p(sd * sub - loss, sd * full, 1.0) < ALPHA).mean())
 
 
-def coverage(seeds: int, draws: int) -> float:
-    """How often the hierarchical bootstrap's 90 % interval holds the true difference, 0."""
+def coverage(seeds: int, sd: float, draws: int) -> float:
+    """How often the 90 % interval over seeds and examples holds the true difference, 0.
+
+    Both networks get 300 examples right with 80 % on average over seeds; sd: of that over seeds.
+    Each example is as hard for all of them: the logit of its share is normal with sd 1.
+    """
     generator, hits = numpy.random.default_rng(0), 0
     for _ in range(draws):
-        labels = generator.integers(2, size=300)
-        rates = 0.8 + 0.02 * generator.normal(size=(2, seeds, 1))
-        sub, full = numpy.where(generator.random((2, seeds, 300)) < rates, labels, 1 - labels)
-        low, high = hierarchical_interval(accuracy, sub, full, labels)
+        noise, hardness = generator.normal(size=(2 * seeds, 1)), generator.normal(size=300)
+        rates = special.expit(special.logit(0.8) * 1.16 + sd / 0.135 * noise + hardness)
+        right = generator.random((2 * seeds, 300)) < rates
+        scores = resample([examples_of({"accuracy": one}, "accuracy") for one in right])
+        _, low, high = compare_hierarchically(0.0, scores[:seeds] - scores[seeds:])
         hits += low <= 0 <= high
     return hits / draws
 
 
-def accuracy(predictions: numpy.ndarray, labels: numpy.ndarray) -> float:
-    """The share of right predictions."""
-    return float((predictions == labels).mean())
+def coverage_table(draws: int) -> list[str]:
+    """A row for each number of seeds, with the standard error of the simulation."""
+    lines = ["| n | " + " | ".join(f"sd {100 * sd:g} points" for sd in RATE_SPREADS) + " |"]
+    lines.append("| --- |" + " --- |" * len(RATE_SPREADS))
+    for n in SEEDS[1:]:
+        shares = [coverage(n, sd, draws) for sd in RATE_SPREADS]
+        errors = [math.sqrt(x * (1 - x) / draws) for x in shares]
+        cells = (f"{100 * x:.1f} ± {100 * e:.1f} %" for x, e in zip(shares, errors, strict=True))
+        lines.append(f"| {n} | {' | '.join(cells)} |")
+    return lines
 
 
 def draw(path: Path, draws: int) -> None:
@@ -92,17 +108,16 @@ def draw(path: Path, draws: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draws", type=int, default=100_000)
-    parser.add_argument("--bootstraps", type=int, default=200)
+    parser.add_argument("--coverage", action="store_true")
     parser.add_argument("--picture", type=Path)
     given = parser.parse_args()
+    if given.coverage:
+        print("\n".join(coverage_table(given.draws)))
+        return
     print("\n".join(size_table(given.draws)))
     for n in SEEDS:
         row = " ".join(f"{100 * power(n, 0.0, sd, given.draws):.1f} %" for sd in (0.2, 0.5, 1, 2))
         print(f"power at no loss, n = {n}, sd of 0.2, 0.5, 1 and 2 δ: {row}")
-    for n in SEEDS[1:]:
-        print(
-            f"coverage of the hierarchical bootstrap, n = {n}: {coverage(n, given.bootstraps):.3f}"
-        )
     if given.picture:
         draw(given.picture, given.draws)
 

@@ -38,13 +38,13 @@ def imp(search: "Search") -> None:
 
 
 def compare(search: "Search") -> None:
-    """Train the control of --control from the same θᵢ, at the sparsities of the last tickets."""
+    """Train the control of --control beside the last tickets, most from the same θᵢ."""
     for k in search.control_rounds:
         if search.is_complete(k, search.args.control):
             continue
-        search.restart_control(k)
-        search.train(until=search.steps)
-        search.evaluate()
+        for _ in search.restart_control(k):  # once, or k + 1 times: --control dense_restarts
+            search.train(until=search.steps)
+            search.evaluate()
         search.complete()
 
 

@@ -24,9 +24,9 @@ def transfer(network: "TransferRun") -> None:
     for seed in network.args.seeds:
         if network.is_done_with(seed):
             continue
-        network.restart(seed)  # m ⊙ θ, or the control's, under a new head
-        network.train()
-        network.evaluate()
+        for _ in network.restart(seed):  # m ⊙ θ, or the control's, under a new head
+            network.train()
+            network.evaluate()
         network.complete()
     if network.args.connectivity:
         network.connect(*network.args.seeds[:2])

@@ -191,7 +191,8 @@ def undrawn(monkeypatch):
     from lth_scale.science import figures
 
     Image.new("L", (8, 8)).save(buffer := io.BytesIO(), "png")
-    monkeypatch.setattr(figures, "png", lambda figure: buffer.getvalue())
+    monkeypatch.setattr(figures, "_arranged", lambda figure: figure)
+    monkeypatch.setattr(figures, "render", lambda figure, format: buffer.getvalue())
 
 
 @pytest.fixture

@@ -225,6 +225,8 @@ FLAGS = [
         for words in (
             ("--seeds -1",),
             ("--control random_mask", "--ticket", "--target_sparsity"),
+            ("--control dense_long", "--ticket"),
+            ("--control dense_restarts", "--ticket"),
             ("--target_sparsity 0.5", "--ticket", "one_shot"),
             ("--target_sparsity 1.5 --control one_shot", "0.7"),
             ("--scope layerwise", "one_shot"),
@@ -990,6 +992,29 @@ TICKETS = [
         "divide",
         argv="--ticket …/t.safetensors --control one_shot",
         lay=forged(arguments='{"pattern": "block:3x5"}'),
+        without=("target_sparsity",),
+    ),
+    *(
+        case(
+            command,
+            "--control dense_long with a ticket that does not say its rounds",
+            "--control dense_long",
+            "--ticket …/t.safetensors",
+            "rounds",
+            argv="--control dense_long --ticket …/t.safetensors",
+            lay=forged(arguments="{}"),
+            without=("target_sparsity",) if command == "transfer" else (),
+        )
+        for command in ("imp", "transfer")
+    ),
+    case(
+        "transfer",
+        "--connectivity with --control dense_restarts",
+        "--connectivity",
+        "--control dense_restarts",
+        "omit one",
+        argv="--connectivity --control dense_restarts --ticket …/t.safetensors --seeds 1 2",
+        lay=forged(arguments='{"rounds": 2}'),
         without=("target_sparsity",),
     ),
     case(

@@ -19,6 +19,7 @@ from lth_scale.config.resolution import parse
 from lth_scale.pruning.prunable_set import base_digest, prunable
 from lth_scale.pruning.registries import CONTROLS
 from lth_scale.tasks.registry import TASKS
+from lth_scale.tracking.stages import sparsity_beside
 from lth_scale.training import loop, networks
 
 
@@ -482,7 +483,7 @@ def test_a_search_that_stopped_before_its_summary_prints_it_when_resumed(search,
 def test_a_figure_that_fails_does_not_fail_the_search(search, monkeypatch):
     from lth_scale.science import figures
 
-    monkeypatch.setattr(figures, "png", lambda figure: 1 / 0)
+    monkeypatch.setattr(figures, "render", lambda figure, format: 1 / 0)
     out = search()
     assert (
         (out / "complete").exists()
@@ -562,7 +563,7 @@ def test_every_task_has_a_quick_preset_on_real_data_with_a_small_encoder(task):
 def test_a_search_trains_any_control_for_its_last_tickets(control, search):
     out = search(control=control, max_steps=1)
     rows = json.loads((out / "controls.json").read_text())
-    assert [round(row["sparsity"], 1) for row in rows] == [0.2, 0.3]
+    assert [round(sparsity_beside(row), 1) for row in rows] == [0.2, 0.3]
     assert (out / f"controls/{control}/03/complete").is_file()
 
 

@@ -312,7 +312,9 @@ def test_paths_are_resolved_against_the_first_working_directory(
         assert transfer(1, **given, keep_network=True)
 
 
-@pytest.mark.parametrize("control", [name for name in CONTROLS if name != "none"])
+@pytest.mark.parametrize(
+    "control", [name for name, each in CONTROLS.items() if name != "none" and not each.budget]
+)
 def test_a_control_of_a_ticket_has_its_sparsity(control, search, transfer):
     found = search(max_steps=1, target_sparsity=0.2)
     out = transfer(5, ticket=found, control=control, max_steps=1)
@@ -373,12 +375,14 @@ def test_a_resumed_transfer_trains_the_missing_and_the_added_seeds(transfer, sta
     assert rows(out)[:2] == before
 
 
-def spread(directory):
-    """Give the results of a transfer a spread over seeds."""
-    changed = rows(directory)
-    for row in changed:
-        row["eval"]["accuracy"] -= 0.01 * row["seed"]
-    (directory / "results.json").write_text(json.dumps(changed))
+def spread(directory, step=0.01):
+    """Give the results of a transfer a spread over seeds, as if its networks had learned."""
+    for path in (*directory.glob("seeds/*/metrics.json"), directory / "results.json"):
+        content = json.loads(path.read_text())
+        for row in content if path.name == "results.json" else [content]:
+            row["eval"]["accuracy"] = 0.9 - step * row["seed"]
+            row["constant_prediction"] = False
+        path.write_text(json.dumps(content))
 
 
 def test_the_output_shows_mean_spread_and_the_verdict_beside_the_papers_rules(
@@ -386,7 +390,11 @@ def test_the_output_shows_mean_spread_and_the_verdict_beside_the_papers_rules(
 ):
     dense = transfer(1, 2, 3, output_dir=tmp_path / "dense")
     spread(dense)
-    out = transfer(1, 2, 3, control="random_mask", target_sparsity=0.9, compare_with=dense)
+    flags = {"control": "random_mask", "target_sparsity": 0.9, "compare_with": dense}
+    out = transfer(1, 2, 3, **flags)
+    assert "no verdict: the subnetwork is dead (one prediction" in capsys.readouterr().out
+    spread(out, step=0.012)
+    transfer(1, 2, 3, **flags)
     said = capsys.readouterr().out
     scores = [row["eval"]["accuracy"] for row in rows(out)]
     assert (
@@ -404,12 +412,31 @@ def test_delta_changes_the_verdict_of_a_finished_transfer(transfer, tmp_path, ca
     dense = transfer(1, 2, 3, output_dir=tmp_path / "dense")
     spread(dense)
     flags = {"control": "random_mask", "target_sparsity": 0.9, "compare_with": dense}
-    transfer(1, 2, 3, **flags)
+    spread(transfer(1, 2, 3, **flags), step=0.012)
     trained = len(starts)
     capsys.readouterr()
     transfer(1, 2, 3, **flags, delta=101.0)
     said = capsys.readouterr().out
     assert "δ = 101," in said and re.search(r"answer +matches", said) and len(starts) == trained
+
+
+@pytest.mark.parametrize("seeds", [(1,), (1, 2, 3)])
+def test_a_transfer_to_a_dead_or_untrained_network_gets_no_verdict(
+    transfer, tmp_path, capsys, seeds
+):
+    dense = transfer(*seeds, output_dir=tmp_path / "dense")
+    transfer(*seeds, control="random_mask", target_sparsity=0.9, compare_with=dense)
+    assert "no verdict: the full network is dead" in capsys.readouterr().out
+
+
+def test_networks_that_do_not_beat_a_trivial_predictor_are_named(transfer, capsys):
+    out = transfer(1, 2)
+    capsys.readouterr()
+    for path in out.glob("seeds/*/metrics.json"):  # as if they gave two predictions
+        path.write_text(json.dumps({**json.loads(path.read_text()), "constant_prediction": False}))
+    transfer(1, 2)
+    text = "Untrained (not shown to be better than the best trivial predictor): seed 01, seed 02"
+    assert text in capsys.readouterr().out
 
 
 def test_transfers_with_other_seeds_are_not_paired(transfer, tmp_path, capsys):

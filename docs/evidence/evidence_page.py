@@ -33,8 +33,15 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.markdown import LABEL, Section, Table, literal, markdown_table
 from lth_scale.config.texts import quoted
 from lth_scale.science.report import build_sections
-from lth_scale.science.results import DAMAGE, Network, StudyResults, score_text, study_results
-from lth_scale.science.saved import MASKS
+from lth_scale.science.results import (
+    DAMAGE,
+    STATES,
+    Network,
+    StudyResults,
+    score_text,
+    study_results,
+)
+from lth_scale.science.saved import EXAMPLES, MASKS
 from lth_scale.science.sections.verdicts import highest_by_rule, highest_match
 from lth_scale.science.study_record import parse_record
 from lth_scale.tasks.registry import TASKS
@@ -74,13 +81,19 @@ def combine(path: Path, parts: Sequence[dict[str, Any]]) -> StudyResults:
         "jobs": list({job["id"]: job for plan in plans for job in plan["jobs"]}.values()),
         "cells": [cell for plan in plans for cell in plan["cells"]],
     }
-    finished = {job: any(job in part["finished"] for part in parts) for job in rows}
+    finished = {job for part in parts for job in part["finished"]}
+    states = {job: STATES[0] if job in finished else STATES[-1] for job in rows}
     facts = [part["masks"] for part in parts]
     merged = {
         key: dict(chain.from_iterable(one.get(key, {}).items() for one in facts)) for key in MASKS
     }
+    saved = [part.get("examples", {}) for part in parts]  # which earlier versions did not save
+    examples = {
+        key: dict(chain.from_iterable(one.get(key, {}).items() for one in saved))
+        for key in EXAMPLES
+    }
     record = parse_record(plan)
-    return study_results(record, rows, finished, path.parent, facts[0] | merged)
+    return study_results(record, rows, states, path.parent, facts[0] | merged, examples)
 
 
 @cache
@@ -105,7 +118,7 @@ def made_by(path: Path) -> str:
 
 def table(path: Path, title: str) -> str:
     """The table of a study's report whose title begins with `title`, and how it was made."""
-    tables = (table for section in sections(path) for table in section.tables)
+    tables = (table for section in sections(path) for table in (*section.tables, *section.details))
     match = next((table for table in tables if table.title.startswith(title)), None)
     if match is None:
         raise BadInput(f"{path}: has no table {title!r}; use a title of lth_scale.report's page")
@@ -119,10 +132,10 @@ def picture(path: Path, name: str) -> str:
     }
     if name not in pictures:
         raise BadInput(f"{path}: has no picture {name!r}; use one of {', '.join(pictures)}")
-    (caption, png), prefix = pictures[name], path.stem.replace("*", "all")
-    if not png:
+    (caption, drawn), prefix = pictures[name], path.stem.replace("*", "all")
+    if not drawn.png:
         raise BadInput(f"{path}: its picture {name!r} cannot be drawn; see the warning above")
-    write_own(path.parent, f"{prefix}-{name}", png)
+    write_own(path.parent, f"{prefix}-{name}", drawn.png)
     label = literal(f"{prefix}: {caption}", LABEL)
     return f"![{label}]({path.parent.name}/{prefix}-{name})\n\n{made_by(path)}"
 

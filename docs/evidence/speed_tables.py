@@ -51,7 +51,7 @@ def speed(check: Mapping[str, Any], picture: str) -> tuple[bytes, str]:
             *map(markdown_table, part.tables),
             "</details>",
         ]
-    png, break_even = break_evens(check["cells"], check["machine"]["cpu"])
+    figure, break_even = break_evens(check["cells"], check["machine"]["cpu"])
     parts = [
         f"![speed-up against sparsity]({picture})",
         *(f"* {literal(line)}" for line in break_even),
@@ -59,7 +59,7 @@ def speed(check: Mapping[str, Any], picture: str) -> tuple[bytes, str]:
         *parts,
         small([_made_by(check)]),
     ]
-    return png, "\n\n".join(parts)
+    return figure.png, "\n\n".join(parts)
 
 
 def sparse_engines(cells: Sequence[Mapping[str, Any]]) -> Table:

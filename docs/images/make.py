@@ -96,7 +96,8 @@ def controls(model: torch.nn.Module, weights: dict[str, torch.Tensor], ticket: T
     names = {name: f"{model.base_model_prefix}.{name}" for name in weights}
     start = Subnetwork(own, ticket.masks_for(model), names, model)
     figure, panels = plt.subplots(1, 7, figsize=(11, 2), layout="constrained")
-    for axes, (name, control) in zip(panels, CONTROLS.items(), strict=True):
+    pruned = {name: control for name, control in CONTROLS.items() if not control.budget}
+    for axes, (name, control) in zip(panels, pruned.items(), strict=True):
         made = control.make(start, 1)
         large = made.matrix(MATRIX).abs()
         rank = large.flatten().argsort().argsort().view(large.shape) / large.numel()

@@ -270,7 +270,11 @@ class Arguments(Training):
         grid=True,
     )
     control: str = comparison_flag(
-        "compare the last two tickets with", "none", registry="control", grid=True
+        "compare the last two tickets with; for round k, dense_long and dense_restarts train "
+        "k + 1 times as much",
+        "none",
+        registry="control",
+        grid=True,
     )
     distill: bool = search_flag(
         "also learn from the dense network's outputs, from round 1 on", False, method=True
@@ -305,7 +309,11 @@ class Transfer(Training):
         grid=True,
     )
     control: str = comparison_flag(
-        "train instead of the ticket", "none", registry="control", grid=True
+        "train instead of the ticket; dense_long and dense_restarts train k + 1 times as much, "
+        "with k the round of the ticket",
+        "none",
+        registry="control",
+        grid=True,
     )
     compare_with: str | None = comparison_flag(
         "a finished transfer of the same task; prints whether this one matches it",

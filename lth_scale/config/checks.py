@@ -13,7 +13,7 @@ from lth_scale.config.errors import BadInput
 from lth_scale.config.flags import check_ranges
 from lth_scale.config.registry import REGISTRIES, parse_with
 
-_MOST_ROUNDS = 1_000
+MOST_ROUNDS = 1_000
 _LARGEST_STEP = 2**24  # examples per device and optimizer step, whose row numbers are in memory
 
 
@@ -62,11 +62,11 @@ def check_rounds(args: Arguments, start: float = 0.0) -> None:
     """Raise BadInput for a search of too many rounds, from a ticket of sparsity `start`."""
     count = REGISTRIES["schedule"][args.schedule].count
     rounds = count(args.target_sparsity, args.prune_rate, start)
-    if rounds > _MOST_ROUNDS:
+    if rounds > MOST_ROUNDS:
         counted = f"{rounds:,.0f}" if rounds < 1e15 else "more than 1e15"
         raise BadInput(
             f"--prune_rate {args.prune_rate}: takes {counted} rounds to --target_sparsity "
-            f"{args.target_sparsity}, and a search has at most {_MOST_ROUNDS:,}; "
+            f"{args.target_sparsity}, and a search has at most {MOST_ROUNDS:,}; "
             "use a larger rate, such as 0.1"
         )
 
@@ -106,6 +106,7 @@ def check_transfer(args: Transfer) -> None:
     controls, control, sparsity = REGISTRIES["control"], args.control, args.target_sparsity
     without_ticket = [name for name, entry in controls.items() if not entry.needs_ticket]
     is_given, stands_alone = sparsity is not None, control in without_ticket
+    has_budget = controls[control].budget is not None
     _refuse(
         {
             f"--target_sparsity {sparsity}: the ticket has its own; "
@@ -114,6 +115,10 @@ def check_transfer(args: Transfer) -> None:
             f"or use --control {', '.join(without_ticket)}": is_given and not stands_alone,
             f"--control {control}: no sparsity; specify --ticket FILE or "
             "--target_sparsity": stands_alone and not is_given and not args.ticket,
+            f"--control {control}: trains for as long as the search of a ticket; specify --ticket "
+            "FILE": has_budget and not args.ticket,
+            f"--connectivity: --control {control} has a training of its own; omit one of "
+            "them": has_budget and args.connectivity,
             f"--scope {args.scope}: only for --control one_shot with --target_sparsity; "
             "omit it": args.scope and not (controls[control].by_scope and sparsity),
             f"--connectivity: requires two seeds, but there is one ({args.seeds[0]}); "

@@ -81,6 +81,35 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Wait until no other process is inside `locked(directory)`, which must exist; leaves no file.
+
+    On a file system without locks it does not wait.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """True if a process holds the lock of a file; False if there is no file. Writes nothing."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    with os.fdopen(descriptor) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def open_own(path: Path, flags: int) -> int:
     """A descriptor of a regular file, created if missing; follows no link and waits for no pipe.
 

@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale.config import files
-from lth_scale.config.directories import move_into, sync_tree, temporary_directory
+from lth_scale.config.directories import (
+    locked,
+    make_directory,
+    move_into,
+    sync_tree,
+    temporary_directory,
+)
 
 # The file that names our own in a directory, and its format
 LISTING, _LISTED = ".files", "lth_scale.files/1"
@@ -173,7 +179,12 @@ def check_listed(directory: Path, names: Iterable[str], sign: tuple[str, bytes])
 
 
 def write_listed(directory: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files into a directory that may hold others, and list them; `check_listed` first."""
-    write_listing(directory, {*listed(directory), *contents})
-    for name, content in contents.items():
-        files.write_bytes(directory / name, content)
+    """Write files into a directory that may hold others, and list them; `check_listed` first.
+
+    Processes that write into the same directory take turns: the files are those of one of them.
+    """
+    make_directory(directory)
+    with locked(directory):
+        write_listing(directory, {*listed(directory), *contents})
+        for name, content in contents.items():
+            files.write_bytes(directory / name, content)

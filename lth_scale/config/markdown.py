@@ -7,6 +7,7 @@ unchanged.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from lth_scale.config.texts import printable
 
@@ -36,14 +37,33 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
+class Picture(Protocol):
+    """A figure for a page."""
+
+    @property
+    def png(self) -> bytes:
+        """The figure as PNG; empty if drawing failed."""
+
+    def files(self, name: str) -> dict[str, bytes]:
+        """The figure in every format by file name, without those that failed; name: of the PNG."""
+
+
 @dataclass
 class Section:
-    """A heading and its content. pictures: (caption, PNG) by file name; empty if drawing failed."""
+    """A heading and its content.
+
+    pictures: (caption, figure) by the file name of the PNG. details: tables that are folded,
+    below what `reading` says about them. sources: of numbers that were not measured here, shown as
+    footnotes.
+    """
 
     title: str
     text: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
-    pictures: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    pictures: dict[str, tuple[str, Picture]] = field(default_factory=dict)
+    reading: list[str] = field(default_factory=list)
+    details: list[Table] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
 
 
 def clean(text: str) -> str:

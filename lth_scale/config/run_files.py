@@ -14,7 +14,7 @@ _TENSORS = (
     *("weights.safetensors", "model.safetensors", "model-*-of-*.safetensors"),
     PREDICTIONS,
 )
-_TABLES = ("results", "controls")  # JSON lists
+_TABLES = ("results", "controls", "restarts")  # JSON lists
 _METRICS = "sparsity pruned prunable threshold steps train_loss eval seconds"
 _KEYS = {  # JSON objects, with at least these keys
     "metrics": {*_METRICS.split()},

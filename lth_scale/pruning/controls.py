@@ -48,6 +48,11 @@ def _random(masks: Masks, generator: torch.Generator) -> Masks:
     return drawn
 
 
+def dense(subnetwork: Subnetwork, seed: int) -> Subnetwork:
+    """The dense network, of which nothing is pruned, to be trained with a larger budget."""
+    return replace(subnetwork, masks=_dense(subnetwork.masks))
+
+
 def _dense(masks: Masks) -> Masks:
     return {name: torch.ones_like(mask) for name, mask in masks.items()}
 

@@ -7,7 +7,7 @@ Third parties add their own with `register_score`, `register_schedule`, `registe
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lth_scale.config.errors import BadInput
 from lth_scale.config.registry import Registry, lazy, parse_with
@@ -165,15 +165,33 @@ class Subnetwork:
         return self.weights[self.names[name]]
 
 
+class Budget(NamedTuple):
+    """How much training a control gets, in trainings of a round or of a transfer.
+
+    length: how many times as long one training is. restarts: how many trainings of that length
+    there are, with a seed each; the one with the best score counts.
+    """
+
+    length: int = 1
+    restarts: int = 1
+
+    @property
+    def total(self) -> int:
+        """Trainings of a round in all."""
+        return self.length * self.restarts
+
+
 @dataclass(frozen=True)
 class Control:
-    """A subnetwork of the same sparsity without the finding.
+    """A subnetwork of the same sparsity without the finding; or, with a budget, a reference.
 
     label: its name in figures and tables. make: (subnetwork, seed) → the control to train in its
     place; modifies no tensor of its input. needs_ticket: uses a ticket's mask, not only its
     sparsity. by_count: depends only on the number of pruned weights, so that one training serves
     the tickets of all searches. by_scope: prunes under `--scope`. base_weights: trains the weights
-    of the base model.
+    of the base model. budget: k → the training of a stronger reference beside a ticket of round k,
+    which starts from θ₀ and has a learning rate schedule of its own; it need not have the ticket's
+    sparsity. None: trained as the ticket is.
     """
 
     label: str
@@ -182,20 +200,25 @@ class Control:
     by_count: bool = False
     by_scope: bool = False
     base_weights: bool = True
+    budget: Callable[[int], Budget] | None = None
 
 
 CONTROLS: Registry[Control] = Registry("control")
 
 
 def register_control(
-    name: str, label: str, make: Callable[[Subnetwork, int], Subnetwork], **facts: bool
+    name: str,
+    label: str,
+    make: Callable[[Subnetwork, int], Subnetwork],
+    budget: Callable[[int], Budget] | None = None,
+    **facts: bool,
 ) -> Control:
-    """Add a control under `--control NAME`; label, make, facts: as in `Control`."""
-    return CONTROLS.register(name, Control(label, make, **facts))
+    """Add a control under `--control NAME`; label, make, budget, facts: as in `Control`."""
+    return CONTROLS.register(name, Control(label, make, budget=budget, **facts))
 
 
 def _add(name: str, label: str, **facts: bool) -> None:
-    register_control(name, label, lazy(f"lth_scale.pruning.controls:{name}"), **facts)
+    register_control(name, label, lazy(f"lth_scale.pruning.controls:{name}"), None, **facts)
 
 
 _add("none", "IMP ticket")
@@ -205,3 +228,18 @@ _add("reinit", "ticket on θ₀′ (re-initialised)", base_weights=False)
 _add("shuffle_layers", "ticket on θ₀″ (layers shuffled)", base_weights=False)
 _add("shuffle_within", "ticket on θ₀″ (shuffled within matrices)", base_weights=False)
 _add("one_shot", "θ₀ pruned in one shot", needs_ticket=False, by_count=True, by_scope=True)
+
+# Fair budgets: a ticket of round k has seen k rounds of search, and is then trained
+_dense = lazy("lth_scale.pruning.controls:dense")
+register_control(
+    "dense_long",
+    "dense network, k + 1 times as long",
+    _dense,
+    budget=lambda rounds: Budget(length=rounds + 1),
+)
+register_control(
+    "dense_restarts",
+    "best of k + 1 dense networks",
+    _dense,
+    budget=lambda rounds: Budget(restarts=rounds + 1),
+)

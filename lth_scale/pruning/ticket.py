@@ -53,6 +53,16 @@ class Ticket:
         """pruned ÷ prunable."""
         return self.pruned / self.prunable
 
+    @property
+    def rounds(self) -> int | None:
+        """How many rounds of search led to this mask; None if the file does not say.
+
+        It does not in tickets of version 0.1.0, of controls, and of two tickets combined.
+        """
+        rounds = self.arguments.get("rounds")
+        is_found = self.arguments.get("found_by", "none") == "none"
+        return rounds if is_found and type(rounds) is int and rounds >= 0 else None
+
     def layer_sparsity(self) -> dict[str, float]:
         """Sparsity of each matrix, in the order of the model."""
         return {name: 1 - int(mask.sum()) / mask.numel() for name, mask in self.masks.items()}

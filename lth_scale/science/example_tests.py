@@ -5,80 +5,58 @@ seeds (`noninferiority`) does not depend on them.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import numpy
+from numpy import ndarray
 from scipy import optimize, stats
 
+from lth_scale.science.example_scores import Examples
 from lth_scale.science.noninferiority import ALPHA
 
 RESAMPLES = 9999
+CHUNK = 2**18  # examples that are resampled at once: their weights fit into a processor's cache
 FEWEST_SEEDS = 5  # of the hierarchical bootstrap; below, its coverage is far from nominal
 Answer = Literal["no worse", "worse", "undecided"]
-Metric = Callable[[numpy.ndarray, numpy.ndarray], float]  # of predictions and labels
 
 
-@dataclass(frozen=True)
-class ExampleVerdict:
-    """Whether a network is worse than another by `delta` or more on this test set.
+class Difference(NamedTuple):
+    """The difference of two scores, first − second, and its two-sided 1 − 2α interval."""
 
-    difference: of the scores, first − second; interval: its two-sided 1 − 2α confidence interval.
-    Both are fractions, as is delta.
-    """
-
-    answer: Answer
     difference: float
-    interval: tuple[float, float]
-    delta: float
-    n: int
+    low: float
+    high: float
+
+    def answer(self, delta: float) -> Answer:
+        """Whether the first network is worse than the second by `delta` or more."""
+        return "no worse" if self.low > -delta else "worse" if self.high < -delta else "undecided"
 
 
-def compare_accuracy(
-    sub: numpy.ndarray, full: numpy.ndarray, delta: float, alpha: float = ALPHA
-) -> ExampleVerdict:
+def compare_shares(sub: ndarray, full: ndarray, alpha: float = ALPHA) -> Difference:
     """Compare accuracies by Tango's score interval for paired proportions (Tango 1998).
 
     sub, full: bool (examples,), whether each prediction is right. Raises ValueError if their shapes
     differ or they are empty.
     """
-    n = _size(sub, full)
-    better, worse = int((sub & ~full).sum()), int((full & ~sub).sum())
-    interval = tango_interval(better, worse, n, 1 - 2 * alpha)
-    return _decide((better - worse) / n, interval, delta, n)
+    if sub.shape != full.shape or not len(sub):
+        raise ValueError(f"predictions of shapes {sub.shape} and {full.shape} cannot be compared")
+    better, worse = _discordant(sub, full)
+    interval = tango_interval(better, worse, len(sub), 1 - 2 * alpha)
+    return Difference((better - worse) / len(sub), *interval)
 
 
-def compare_metric(
-    metric: Metric,
-    sub: numpy.ndarray,
-    full: numpy.ndarray,
-    labels: numpy.ndarray,
-    delta: float,
-    alpha: float = ALPHA,
-) -> ExampleVerdict:
-    """Compare any metric by a paired bootstrap over examples (percentiles of 9,999 resamples).
-
-    sub, full, labels: (examples,). The same examples are drawn for both networks.
-    """
-    n = _size(sub, full)
-    differences = numpy.empty(RESAMPLES)
-    generator = numpy.random.default_rng(0)
-    for i in range(RESAMPLES):
-        rows = generator.integers(n, size=n)
-        differences[i] = metric(sub[rows], labels[rows]) - metric(full[rows], labels[rows])
-    low, high = numpy.quantile(differences, (alpha, 1 - alpha))
-    difference = metric(sub, labels) - metric(full, labels)
-    return _decide(difference, (float(low), float(high)), delta, n)
-
-
-def mcnemar_p(sub: numpy.ndarray, full: numpy.ndarray) -> float:
+def mcnemar_p(sub: ndarray, full: ndarray) -> float:
     """The p-value of "both are right equally often": the exact test (McNemar 1947).
 
-    sub, full: as for `compare_accuracy`. A small p shows that they differ, a large p shows nothing.
+    sub, full: as for `compare_shares`. A small p shows that they differ, a large p shows nothing.
     """
-    better, worse = int((sub & ~full).sum()), int((full & ~sub).sum())
+    better, worse = _discordant(sub, full)
     return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
+
+
+def _discordant(sub: ndarray, full: ndarray) -> tuple[int, int]:
+    return int((sub & ~full).sum()), int((full & ~sub).sum())
 
 
 def tango_interval(better: int, worse: int, n: int, level: float) -> tuple[float, float]:
@@ -108,43 +86,69 @@ def _tango_z(better: int, worse: int, n: int, d: float) -> float:
     return (better - worse - n * d) / math.sqrt(variance) if variance > 0 else 0.0
 
 
-def hierarchical_interval(
-    metric: Metric,
-    sub: numpy.ndarray,
-    full: numpy.ndarray,
-    labels: numpy.ndarray,
-    level: float = 1 - 2 * ALPHA,
-) -> tuple[float, float] | None:
-    """Interval of the mean difference by a bootstrap over seeds and examples, both drawn anew.
+def resample(networks: Sequence[Examples]) -> ndarray:
+    """Scores on bootstrap samples of the examples, float64 (networks, RESAMPLES).
 
-    sub, full: (seeds, examples), paired by seed. None below five seeds.
+    Every network is scored on the same samples, so that differences are paired. The samples depend
+    on the number of examples alone, which all networks must share.
     """
-    seeds, n = sub.shape
+    (n,) = {len(network.rows) for network in networks}
+    parts = numpy.concatenate([network.parts for network in networks], axis=1)
+    ends = numpy.cumsum([network.parts.shape[1] for network in networks])[:-1]
+    scores = []
+    for weights in _samples(n):
+        sums = numpy.split(weights @ parts, ends, axis=1)  # one product for all of them
+        pairs = zip(networks, sums, strict=True)
+        scores.append([network.score(weights, own) for network, own in pairs])
+    return numpy.concatenate(scores, axis=1)
+
+
+def _samples(n: int) -> Iterator[ndarray]:
+    """How often each of n examples is in each sample, float64 (samples, n), a part at a time."""
+    generator, size = numpy.random.default_rng(0), max(1, CHUNK // n)
+    for start in range(0, RESAMPLES, size):
+        count = min(size, RESAMPLES - start)
+        drawn = generator.integers(n, size=(count, n), dtype=numpy.int32)
+        drawn += n * numpy.arange(count, dtype=numpy.int32)[:, None]
+        yield numpy.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(float)
+
+
+def compare_resampled(difference: float, draws: ndarray, alpha: float = ALPHA) -> Difference:
+    """Compare any two scores by a paired bootstrap: the percentiles of their difference.
+
+    difference: on all examples. draws: (RESAMPLES,), the difference of two rows of `resample`.
+    """
+    return Difference(difference, *_percentiles(draws, alpha))
+
+
+def compare_hierarchically(difference: float, draws: ndarray, alpha: float = ALPHA) -> Difference:
+    """Compare mean scores by a bootstrap over seeds and examples, both drawn anew.
+
+    difference: of the means, on all examples. draws: (seeds, RESAMPLES), as for `compare_resampled`
+    for each seed that both have. Raises ValueError below five seeds.
+    """
+    seeds, count = draws.shape
     if seeds < FEWEST_SEEDS:
-        return None
+        raise ValueError(f"{seeds} seeds, and this bootstrap needs {FEWEST_SEEDS}")
     generator = numpy.random.default_rng(0)
-    means = numpy.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        rows = generator.integers(n, size=n)
-        drawn: numpy.ndarray = generator.integers(seeds, size=(seeds,))
-        differences = (
-            metric(sub[seed, rows], labels[rows]) - metric(full[seed, rows], labels[rows])
-            for seed in drawn
-        )
-        means[i] = sum(differences) / seeds
-    low, high = numpy.quantile(means, ((1 - level) / 2, (1 + level) / 2))
+    times = generator.multinomial(seeds, numpy.full(seeds, 1 / seeds), size=count)
+    return Difference(difference, *_percentiles((times.T * draws).sum(axis=0) / seeds, alpha))
+
+
+def resampled_bound(draws: ndarray, alpha: float = ALPHA) -> float:
+    """The one-sided 1 − α lower confidence bound of a score; draws: a row of `resample`."""
+    return _percentiles(draws, alpha)[0]
+
+
+def share_bound(right: ndarray, alpha: float = ALPHA) -> float:
+    """The one-sided 1 − α lower confidence bound of a proportion (Clopper and Pearson 1934).
+
+    right: bool (examples,).
+    """
+    hits, n = int(right.sum()), len(right)
+    return float(stats.beta.ppf(alpha, hits, n - hits + 1)) if hits else 0.0
+
+
+def _percentiles(draws: ndarray, alpha: float) -> tuple[float, float]:
+    low, high = numpy.quantile(draws, (alpha, 1 - alpha))
     return float(low), float(high)
-
-
-def _size(sub: numpy.ndarray, full: numpy.ndarray) -> int:
-    if sub.shape != full.shape or not len(sub):
-        raise ValueError(f"predictions of shapes {sub.shape} and {full.shape} cannot be compared")
-    return len(sub)
-
-
-def _decide(
-    difference: float, interval: tuple[float, float], delta: float, n: int
-) -> ExampleVerdict:
-    low, high = interval
-    answer: Answer = "no worse" if low > -delta else "worse" if high < -delta else "undecided"
-    return ExampleVerdict(answer, difference, interval, delta, n)

@@ -107,6 +107,11 @@ def answer_text(verdict: Verdict) -> str:
     return f"undecided: {verdict.reason}" if verdict.answer == "undecided" else verdict.answer
 
 
+def short_answer(verdict: Verdict) -> str:
+    """`matches`, `worse`, `undecided` or `no verdict`."""
+    return "no verdict" if verdict.reason.startswith(NO_VERDICT) else verdict.answer
+
+
 def facts(verdict: Verdict) -> str:
     """The numbers of a verdict in one line."""
     p, holm = p_texts(verdict)

@@ -1,6 +1,7 @@
 """The numbers of the paper (Chen et al. 2020, arXiv:2007.12223)."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,14 @@ from typing import Any
 
 from lth_scale.science.results import CLOSE, percent
 
+PAPER = "Chen et al. 2020"
+VERIFIED = {
+    "image": "read from the image",
+    "code": "read from the code",
+    "web": "read from a web page",
+    "arithmetic": "computed from other numbers",
+    "False": "from memory, not verified",
+}
 PRUNED_THETA0 = "θ₀ pruned"  # the row of Figure 2 for one-shot pruning of θ₀
 
 
@@ -29,10 +38,19 @@ def figure2() -> dict[str, dict[str, Any]]:
     return {PRUNED_THETA0 if source == "one_shot" else source: row for source, row in rows.items()}
 
 
-def sources(entries: Iterable[Mapping[str, Any]]) -> str:
-    """The sources of the paper's numbers and how they were verified, as a sentence."""
-    known = dict.fromkeys(f"{entry['source']} (verified: {entry['verified']})" for entry in entries)
-    return f"The paper's numbers: {'; '.join(known)}."
+def sources(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Where the paper's numbers come from and how they were verified, a sentence each."""
+    known = dict.fromkeys((entry["source"], str(entry["verified"])) for entry in entries)
+    return [f"{PAPER}: {_readable(source)} ({VERIFIED.get(how, how)})." for source, how in known]
+
+
+def _readable(source: str) -> str:
+    """`github:OWNER/NAME@COMMIT:FILE (what)` as `what, FILE in OWNER/NAME at COMMIT`."""
+    return re.sub(
+        r"github:([^@]+)@(\w{7})\w*:(\S+)(?: \((.+?)\))?",
+        lambda m: f"{m[4] + ', ' if m[4] else ''}{m[3]} in {m[1]} at {m[2]}",
+        source,
+    )
 
 
 def closest_to_table2(task: str, sparsities: Sequence[float]) -> tuple[float, str]:

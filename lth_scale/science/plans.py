@@ -22,12 +22,16 @@ THETA = "theta.safetensors"  # θᵢ in the directory of a search
 
 @dataclass(frozen=True)
 class Job:
-    """A search (`imp`) or a transfer with its flags, and the jobs whose files it needs."""
+    """A search (`imp`) or a transfer with its flags, and the jobs whose files it needs.
+
+    trainings: how many times the steps of a transfer its control takes, by its budget.
+    """
 
     id: str
     kind: str
     flags: Flags
     needs: tuple[str, ...] = ()
+    trainings: int = 1
 
     @functools.cached_property
     def args(self) -> Training:
@@ -166,10 +170,20 @@ class Plan:
             job = _search_id(str(condition.source), ticket_seed)
             number = self.round_at(job, sparsity)
             flags["ticket"] = f"jobs/{job}/rounds/{number:02d}/ticket.safetensors"
-            if control != "none" or job != _search_id(task, condition.seed):
+            if entry and entry.budget:
+                name = f"{prefix}-{number}-rounds-{control}"
+                trainings = entry.budget(number).total
+                job = self.add(self._shared(Job(name, "transfer", flags, (job,), trainings)))
+            elif control != "none" or job != _search_id(task, condition.seed):
                 name = f"{prefix}-from-{condition.source}-seed{ticket_seed}-{suffix}"
                 job = self.add(Job(name, "transfer", flags, (job,)))
         self.conditions[condition] = job
+
+    def _shared(self, job: Job) -> Job:
+        """The job with the ticket of the planned one of its id: only the round matters to both."""
+        planned = self.jobs.get(job.id, job)
+        flags = {**job.flags, "ticket": planned.flags["ticket"]}
+        return replace(job, flags=flags, needs=planned.needs)
 
     def add_rewound(self, study: StudySpec, condition: Condition, ticket_seed: int) -> None:
         """Add the transfer of another task's ticket with weights of its search other than θ₀.

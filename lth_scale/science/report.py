@@ -4,17 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lth_scale.config import manifest
-from lth_scale.config.markdown import Section, Table
+from lth_scale.config.markdown import Section, Table, markdown_table
 from lth_scale.science import pages
+from lth_scale.science.flaws import PREDICTORS
 from lth_scale.science.paper import paper
 from lth_scale.science.results import Network, StudyResults, percent
+from lth_scale.science.sections.answer import answer
 from lth_scale.science.sections.masks import masks
-from lth_scale.science.sections.scores import curves, rewinding, table2
+from lth_scale.science.sections.scores import TABLE2_TITLE, curves, matching, rewinding, table2
 from lth_scale.science.sections.starting_weights import starting_weights
 from lth_scale.science.sections.transfer import transfer
 from lth_scale.science.sections.transferability import transferability
 from lth_scale.science.sections.verdicts import (
-    PREDICTORS,
     all_verdicts,
     by_sparsity,
     families,
@@ -25,25 +26,18 @@ from lth_scale.science.sections.verdicts import (
 
 # The beginning of report.html in version 0.1.0, which wrote no list of its files.
 BEGINNING = b'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Report: '
-ONE_SEED = (
-    "With a single seed there is no standard deviation: every verdict is undecided, and so are the "
-    "rules of the paper that need one."
-)
-WNLI = (
-    "WNLI is at chance by design (its validation set contradicts its training set): comparisons on "
-    "it are meaningless."
-)
 
 
 def build_sections(study: StudyResults, delta: float | None) -> list[Section]:
-    """The sections for the experiments that the study planned.
+    """The sections for the experiments that the study planned, each a question; details folded.
 
     delta: the loss that matching tolerates, in the unit printed; None for each metric's default.
     """
-    sections = [_overview(study)]
+    sections = []
     tasks = [task for task in study.tasks if study.sparsities(task)]
     if tasks:
-        sections += [table2(study, tasks, delta), curves(study, tasks)]
+        sections += [matching(study, tasks, delta), table2(study, tasks, delta)]
+        sections.append(curves(study, tasks))
     transfers = study.transfer_sparsities()
     sections += [
         section(study, sparsity)
@@ -55,22 +49,20 @@ def build_sections(study: StudyResults, delta: float | None) -> list[Section]:
     if rewound := [task for task in study.tasks if study.sparsities(task, rewound=True)]:
         sections.append(rewinding(study, rewound, delta))
     if tasks or transfers:
-        sections += [*masks(study), all_verdicts(study, delta)]
-    return sections
+        sections += masks(study)
+    sections.append(_trainings(study))
+    return [*sections, all_verdicts(study, delta)] if tasks or transfers else sections
 
 
-def _overview(study: StudyResults) -> Section:
+def _trainings(study: StudyResults) -> Section:
+    """What was trained and what is missing, and the networks that did not learn."""
     seeds = sorted(study.conditions.seed.unique())
-    unfinished = [job for job, finished in study.finished.items() if not finished]
     text = [
-        f"Model: {study.model}. Tasks: {', '.join(study.tasks)}. "
-        f"Seeds: {', '.join(map(str, seeds))}. Scores are in percentage points; ± is one standard "
-        "deviation over seeds (n − 1 in the denominator), n the number of seeds. "
-        f"“The paper” is {paper()['paper']}.",
-        f"Jobs: {len(study.finished)} planned, {len(unfinished)} not finished: "
-        f"{', '.join(unfinished) or 'none'}.",
+        f"Model: {_readable(study.model)}. Seeds: {', '.join(map(str, seeds))}. Scores are in "
+        "percentage points; ± is one standard deviation over seeds (n − 1 in the denominator), n "
+        f"the number of seeds. “The paper” is {paper()['paper']}.",
+        f"Jobs: {len(study.states)} planned, {_states(study)}.",
     ]
-    text += [ONE_SEED] * (len(seeds) < 2) + [WNLI] * ("wnli" in study.tasks)
     by_network = study.conditions.groupby("network", sort=False).value
     rows = [
         [name, str(len(values)), str(values.count()), str(values.isna().sum())]
@@ -85,13 +77,27 @@ def _overview(study: StudyResults) -> Section:
     if baselines:
         header = ["task", "metric", "best trivial predictor", "score"]
         tables.append(Table("Trivial baselines", header, baselines))
-    if flaws := [*_flawed_networks(study)]:
-        header = ["task", "network", "sparsity", "no verdict because"]
-        tables.append(Table("Dead and untrained networks", header, flaws))
-    if study.starved:
-        header = ["job", "round or seed", "remaining weights"]
-        tables.append(Table("Nearly empty matrices", header, study.starved))
-    return Section("Summary", text, tables)
+    if flaws := [*_flawed_networks(study), *_starved_networks(study)]:
+        header = ["task", "network", "sparsity", "flaw"]
+        tables.append(Table("Dead, untrained and starved networks", header, flaws))
+    reading = [f"{state.capitalize()}: {', '.join(x)}." for state, x in study.unfinished.items()]
+    return Section("What was trained, and what is missing?", text, tables, reading=reading)
+
+
+def _states(study: StudyResults) -> str:
+    """`3 not finished (1 running, 2 not started)`."""
+    unfinished = study.unfinished
+    counts = ", ".join(f"{len(jobs)} {state}" for state, jobs in unfinished.items())
+    return f"{sum(map(len, unfinished.values()))} not finished" + f" ({counts})" * bool(counts)
+
+
+def _readable(model: str) -> str:
+    """The names of the models, without the directories of local ones."""
+    names = (
+        name.rstrip("/").split("/")[-1] if name.startswith(("/", ".", "~")) else name
+        for name in model.split(", ")
+    )
+    return ", ".join(dict.fromkeys(names))
 
 
 def _flawed_networks(study: StudyResults) -> Iterator[list[str]]:
@@ -107,21 +113,32 @@ def _flawed_networks(study: StudyResults) -> Iterator[list[str]]:
                 yield [family.task, network_name(family), percent(sparsity), flaw]
 
 
+def _starved_networks(study: StudyResults) -> Iterator[list[str]]:
+    """A row for each network with a nearly empty matrix, which may still get a verdict."""
+    for job, stage, description in study.starved:
+        yield ["—", f"{job}, {stage}", "—", f"starved: {description}"]
+
+
 def write_report(study: StudyResults, output: Path, delta: float | None) -> list[Path]:
-    """Write report.html, report.md, results.csv and the figures into `output`; return their paths.
+    """Write the report, its figures, results.csv and Table 2 into `output`; return their paths.
 
     delta: as in `build_sections`. Raises FileExistsError, before anything is written, if a file of
     the same name was not written by this command.
     """
     sections, title = build_sections(study, delta), f"Report: {study.name}"
+    page = (title, study.note, sections, answer(study, delta))
     texts = {
-        "report.html": pages.html(title, study.note, sections),
-        "report.md": pages.markdown(title, study.note, sections),
+        "report.html": pages.html(*page),
+        "report.md": pages.markdown(*page),
         "results.csv": with_verdicts(study, delta).to_csv(index=False),
     }
+    for table in (table for section in sections for table in section.tables):
+        if table.title == TABLE2_TITLE:
+            texts |= {"table2.md": f"{markdown_table(table)}\n", "table2.tex": pages.latex(table)}
     contents = {name: text.encode() for name, text in texts.items()}
     for section in sections:
-        contents |= {name: png for name, (_, png) in section.pictures.items() if png}
+        for name, (_, picture) in section.pictures.items():
+            contents |= picture.files(name)
     manifest.check_listed(output, contents, ("report.html", BEGINNING))
     manifest.write_listed(output, contents)
     return [output / name for name in contents]

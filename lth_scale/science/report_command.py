@@ -58,6 +58,11 @@ def run(args: ReportFlags) -> None:
 
         local = settings.address(directory.resolve() / "jobs" / "mlflow.db")
         tickets = matching_tickets(study, args.delta)
+        baselines = {task: best[1] for task in study.tasks if (best := study.baseline(task))}
+        metrics = {f"trivial/{task}": score for task, score in baselines.items()}
         runs.try_to_log(
-            local, lambda store: runs.log_report(store, study.name, written, registrations=tickets)
+            local,
+            lambda store: runs.log_report(
+                store, study.name, written, metrics=metrics, registrations=tickets
+            ),
         )

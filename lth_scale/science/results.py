@@ -5,11 +5,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import pandas
 
-from lth_scale.config import files
+from lth_scale.config import directories, files
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief
 from lth_scale.pruning.registries import CONTROLS
@@ -21,12 +21,13 @@ from lth_scale.science.study_record import (
     parse_record,
     read_json,
 )
-from lth_scale.tasks.registry import TASKS, metric_named
+from lth_scale.tasks.registry import TASKS, best_trivial, metric_named
 from lth_scale.tracking.stages import (
     Row,
     has_constant_prediction,
     recorded_training_rows,
     recorded_trivial,
+    stage_of,
     starved_rows,
 )
 
@@ -38,6 +39,10 @@ CLOSE = 5e-4
 # The exceptions that unexpected JSON raises.
 DAMAGE = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
 
+# The last one: of a saved study, which does not say why. A running job runs on this machine.
+JobState = Literal["finished", "running", "failed or interrupted", "not started", "not finished"]
+STATES: tuple[JobState, ...] = get_args(JobState)
+NOT_PLANNED = pandas.Series(dtype=float)  # scores of a network that the study does not train
 Rows = Mapping[str, list[Row]]  # by job
 
 
@@ -82,26 +87,37 @@ class SearchResult:
 class StudyResults:
     """The plan of a study and its results so far.
 
-    finished: by job. table: one row per condition and metric, with COLUMNS; values are in the unit
+    states: by job. table: one row per condition and metric, with COLUMNS; values are in the unit
     printed (`Metric.scale`), mostly percentage points. `primary` marks the metric by which networks
     are compared; its value is NaN for a missing training. `constant`: the network gave one
     prediction for all validation rows. mask_facts: as saved, if the tickets are not available.
     starved: job, round or seed, and description of each network with a nearly empty matrix.
     trivial: by task, predictor and metric, the scores of trivial predictors, as fractions.
-    training_rows: by task, the encoded rows that its search trained on, if recorded.
+    training_rows: by task, the encoded rows that its search trained on, if recorded. stages: the
+    directory of each finished training. example_facts: as saved, if these are not available.
     """
 
     name: str
     note: str
     model: str
     tasks: list[str]
-    finished: dict[str, bool]
+    states: Mapping[str, JobState]
     table: pandas.DataFrame
     searches: list[SearchResult]
     mask_facts: Mapping[str, Any] | None = None
     starved: Sequence[tuple[str, str, str]] = ()
     trivial: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     training_rows: Mapping[str, int] = field(default_factory=dict)
+    stages: Mapping[tuple[Network, int], Path] = field(default_factory=dict)
+    example_facts: Mapping[str, Any] | None = None
+
+    @property
+    def unfinished(self) -> dict[str, list[str]]:
+        """The jobs that are not finished, by state."""
+        by_state = {
+            state: [job for job, x in self.states.items() if x == state] for state in STATES
+        }
+        return {state: jobs for state, jobs in by_state.items() if jobs and state != "finished"}
 
     @functools.cached_property
     def conditions(self) -> pandas.DataFrame:
@@ -109,36 +125,40 @@ class StudyResults:
         return self.table[self.table.primary]
 
     @functools.cached_property
-    def _scores(self) -> pandas.Series:
-        return self.conditions.groupby([*Network._fields, "seed"]).value.last()
+    def _finished(self) -> pandas.DataFrame:
+        return self.conditions[self.conditions.value.notna()]
+
+    @functools.cached_property
+    def _scores(self) -> dict[Network, pandas.Series]:
+        names = [*Network._fields]
+        by_seed = self.conditions.groupby([*names, "seed"]).value.last()
+        by_network = by_seed.reset_index("seed").groupby(names, sort=False)
+        return {Network(*key): rows.set_index("seed").value for key, rows in by_network}
+
+    @functools.cached_property
+    def _constant(self) -> set[Network]:
+        """The networks whose finished trainings are all constant."""
+        all_constant = self._finished.groupby([*Network._fields]).constant.all()
+        return {Network(*key) for key in all_constant.index[all_constant]}
+
+    @functools.cached_property
+    def _metrics(self) -> dict[str, str]:
+        return self._finished.groupby("task").metric.first().to_dict()
 
     def scores(self, network: Network) -> pandas.Series:
         """Scores of a network by seed; NaN for a missing seed, empty if not planned."""
-        try:
-            return self._scores.loc[tuple(network.key)]
-        except KeyError:
-            return pandas.Series(dtype=float)
+        return self._scores.get(network.key, NOT_PLANNED)
 
     def is_constant(self, network: Network) -> bool:
         """True if every finished training of a network gave one prediction for all rows."""
-        rows = self.conditions
-        for name, value in network.key._asdict().items():
-            rows = rows[rows[name] == value]
-        finished = rows[rows.value.notna()]
-        return bool(len(finished)) and bool(finished.constant.all())
+        return network.key in self._constant
 
     def baseline(self, task: str) -> tuple[str, float] | None:
         """The best trivial predictor of a task and its score in the unit printed.
 
         None if no run recorded one, as before version 0.2.0.
         """
-        metric = self.metric(task)
-        kind, scores = metric_named(metric), self.trivial.get(task, {})
-        known = {name: by[metric] * kind.scale for name, by in scores.items() if metric in by}
-        if not known:
-            return None
-        best = max(known, key=lambda name: kind.sign * known[name])
-        return best, known[best]
+        return best_trivial(self.trivial.get(task, {}), self.metric(task))
 
     def sparsities(self, task: str, rewound: bool = False) -> list[float]:
         """Sparsities of a task's own tickets; `rewound`: of those that do not rewind to θ₀."""
@@ -167,8 +187,7 @@ class StudyResults:
 
     def metric(self, task: str) -> str:
         """The name of the task's primary metric."""
-        rows = self.conditions
-        return next(iter(rows[(rows.task == task) & rows.value.notna()].metric), "score")
+        return self._metrics.get(task, "score")
 
     def title(self, text: str) -> str:
         """The title of a figure, with the model and the study's note."""
@@ -200,26 +219,50 @@ def load_results(directory: Path) -> StudyResults:
         ) from problem
 
 
-def read_jobs(directory: Path, jobs: Iterable[JobRecord]) -> tuple[Rows, dict[str, bool]]:
-    """By job, the rows of its results.json, empty if missing; and whether it is complete."""
+def read_jobs(directory: Path, jobs: Iterable[JobRecord]) -> tuple[Rows, dict[str, JobState]]:
+    """By job, the rows of its results.json, empty if missing; and its state.
+
+    The study may be running: the state is read first, so that a finished job has all its rows.
+    """
     rows: dict[str, list[Row]] = {}
-    finished = {}
+    states = {}
     for job in jobs:
-        path = directory / job.directory / "results.json"
+        home = directory / job.directory
+        states[job.id] = job_state(home)
+        rows[job.id] = _read_rows(home / "results.json")
+    return rows, states
+
+
+def job_state(home: Path) -> JobState:
+    """The state of a job, from its directory and the lock and log beside it."""
+    if (home / "complete").exists():
+        return "finished"
+    if directories.is_locked(home.with_name(f"{home.name}.lock")):
+        return "running"
+    begun = home.exists() or home.with_name(f"{home.name}.log").exists()
+    return "failed or interrupted" if begun else "not started"
+
+
+def _read_rows(path: Path) -> list[Row]:
+    """The rows of a results.json; none if it is missing or vanishes. Raises BadInput, TypeError."""
+    try:
         content: Any = read_json(path) if path.is_file() else []
-        if not isinstance(content, list):
-            raise TypeError(f"{path}: not a list")
-        rows[job.id] = content
-        finished[job.id] = path.with_name("complete").exists()
-    return rows, finished
+    except BadInput:
+        if path.is_file():
+            raise
+        content = []  # the job was begun again meanwhile
+    if not isinstance(content, list):
+        raise TypeError(f"{path}: not a list")
+    return content
 
 
 def study_results(
     record: StudyRecord,
     rows: Rows,
-    finished: dict[str, bool],
+    states: Mapping[str, JobState],
     directory: Path,
     mask_facts: Mapping[str, Any] | None = None,
+    example_facts: Mapping[str, Any] | None = None,
 ) -> StudyResults:
     """Combine the plan of a study in `directory` with the rows of its jobs."""
     searches = [
@@ -246,9 +289,25 @@ def study_results(
         for job in record.jobs
         if job.kind == "imp" and (count := recorded_training_rows(rows[job.id]))
     }
+    directories = {job.id: directory / job.directory for job in record.jobs}
+    stages = {
+        (_network(condition), condition.seed): directories[condition.job] / stage_of(row).path
+        for condition in record.cells
+        if (row := _row_of(condition, rows[condition.job]))
+    }
     about = (record.name, record.note, record.model, record.tasks)
-    facts = (mask_facts, starved, trivial, training_rows)
-    return StudyResults(*about, finished, table, searches, *facts)
+    return StudyResults(
+        *about,
+        states=states,
+        table=table,
+        searches=searches,
+        mask_facts=mask_facts,
+        starved=starved,
+        trivial=trivial,
+        training_rows=training_rows,
+        stages=stages,
+        example_facts=example_facts,
+    )
 
 
 def _tidy(condition: ConditionRecord, rows: list[Row]) -> list[tuple[Any, ...]]:
@@ -256,19 +315,28 @@ def _tidy(condition: ConditionRecord, rows: list[Row]) -> list[tuple[Any, ...]]:
 
     Raises ValueError for a score that is not finite.
     """
-    # A search has one row per sparsity, every other job one per seed.
-    key = "sparsity" if rows and "round" in rows[0] else "seed"
-    planned = getattr(condition, key)
-    found: Row = next((row for row in rows if abs(row[key] - planned) <= CLOSE), {"eval": {}})
+    found = _row_of(condition, rows) or {"eval": {}}
     metrics, constant = found["eval"], has_constant_prediction(found)
     scores = {name: float(x) * metric_named(name).scale for name, x in metrics.items()}
     if not all(map(math.isfinite, scores.values())):
         raise ValueError("a score is not finite")
     scores = scores or {TASKS[condition.task].metric: math.nan}
-    condition = condition.model_copy(update={"source": condition.source or condition.task})
-    network = Network(**condition.model_dump(include={*Network._fields}))
+    network = _network(condition)
     about = (_label(network), *network, condition.seed)
     return [(*about, name, x, i == 0, constant) for i, (name, x) in enumerate(scores.items())]
+
+
+def _row_of(condition: ConditionRecord, rows: list[Row]) -> Row | None:
+    """The row of a condition among those of its job, if it is finished."""
+    # A search has one row per sparsity, every other job one per seed.
+    key = "sparsity" if rows and "round" in rows[0] else "seed"
+    planned = getattr(condition, key)
+    return next((row for row in rows if abs(row[key] - planned) <= CLOSE), None)
+
+
+def _network(condition: ConditionRecord) -> Network:
+    source = condition.source or condition.task
+    return Network(**condition.model_dump(include={*Network._fields}) | {"source": source})
 
 
 def _label(network: Network) -> str:
@@ -314,6 +382,12 @@ def score_text(scores: pandas.Series) -> str:
         return "—"
     text, n = str(summarize(scores)), scores.count()
     return text.replace(")", f" of {len(scores)})") if 0 < n < len(scores) else text
+
+
+def short_score(scores: pandas.Series, n: int) -> str:
+    """`82.6 ± 0.2`, with its own n unless it has `n` scores; `—` if none was planned."""
+    text = score_text(scores)
+    return text.removesuffix(f" (n = {n})") if scores.count() == n else text
 
 
 def mean_difference(scores: pandas.Series, reference: pandas.Series) -> float:

@@ -226,7 +226,7 @@ def steps_of(job: Job) -> float:
             "use fewer epochs"
         ) from None
     if math.isnan(steps) or not isinstance(args, Arguments):
-        return steps
+        return steps * job.trainings
     after_rewinding = steps - int(checks.parse_rewind_step(args.rewind_step, int(steps)))
     return (0 if args.dense else steps) + (len(job.sparsities) - 1) * after_rewinding
 

@@ -1,5 +1,6 @@
 """Studies saved as one small file, from which the report can be written again."""
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from lth_scale.config import files
 from lth_scale.config.arguments import flags_with, with_current_names
 from lth_scale.config.errors import BadInput
+from lth_scale.science.example_facts import example_facts
 from lth_scale.science.plans import difference
 from lth_scale.science.results import DAMAGE, load_results, read_jobs
 from lth_scale.science.sections.masks import mask_facts
@@ -21,6 +23,7 @@ ROW_KEYS = (
 )
 JOB_KEYS = ("id", "kind", "directory", "flags")
 MASKS = ("layers", "shared", "common")  # by task or pair of tasks, and seed
+EXAMPLES = ("trainings", "pooled")  # by network
 PACKAGES = ("lth_scale", "torch", "transformers", "accelerate")
 
 Saved = dict[str, Any]  # the contents of a saved file
@@ -46,7 +49,7 @@ def to_dict(directory: Path) -> Saved:
     """What a report needs of the study in `directory`. Raises BadInput."""
     study = load_results(directory)
     plan: Any = read_json(directory / "study.json")
-    rows, finished = read_jobs(directory, parse_record(plan).jobs)
+    rows, states = read_jobs(directory, parse_record(plan).jobs)
     return {
         "made": provenance(directory, plan.get("command", "lth_scale.study")),
         "plan": plan | {"jobs": [{key: job[key] for key in JOB_KEYS} for job in plan["jobs"]]},
@@ -54,8 +57,9 @@ def to_dict(directory: Path) -> Saved:
             job: [{key: row[key] for key in row if key in ROW_KEYS} for row in results]
             for job, results in rows.items()
         },
-        "finished": [job for job, complete in finished.items() if complete],
+        "finished": [job for job, state in states.items() if state == "finished"],
         "masks": mask_facts(study),
+        "examples": example_facts(study).to_json(),
     }
 
 
@@ -65,8 +69,10 @@ def _merge(old: Saved, new: Saved) -> Saved:
     same = [job for job in started if _is_same(old, new, job)]
     longer = {job for job in same if len(old["rows"][job]) > len(new["rows"][job])}
     origin = {job: old if job in longer else new for job in new["rows"]}
-    masks, made = new["masks"], new["made"]
-    if same and len(same) == len(started) and masks["sparsity"] == old["masks"]["sparsity"]:
+    masks, examples, made = new["masks"], new["examples"], new["made"]
+    if is_same := bool(same) and len(same) == len(started):
+        examples = _merge_examples(old.get("examples", {}), examples)
+    if is_same and masks["sparsity"] == old["masks"]["sparsity"]:
         masks = masks | {key: _merge_seeds(old["masks"].get(key, {}), masks[key]) for key in MASKS}
     if longer:
         ran_here = any(rows for job, rows in new["rows"].items() if job not in longer)
@@ -77,6 +83,7 @@ def _merge(old: Saved, new: Saved) -> Saved:
         "rows": {job: saved["rows"][job] for job, saved in origin.items()},
         "finished": [job for job, saved in origin.items() if job in saved["finished"]],
         "masks": masks,
+        "examples": examples,
     }
 
 
@@ -97,6 +104,22 @@ def _merge_seeds(
     old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     return {key: {**old.get(key, {}), **new.get(key, {})} for key in {**new, **old}}
+
+
+def _merge_examples(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, and of a training that both have the new one, unless only that has a problem."""
+    layers = (
+        _trainings(saved, has_problem) for has_problem in (True, False) for saved in (old, new)
+    )
+    pooled = {**old.get("pooled", {}), **new["pooled"]}
+    return {"trainings": functools.reduce(_merge_seeds, layers), "pooled": pooled}
+
+
+def _trainings(examples: Mapping[str, Any], has_problem: bool) -> dict[str, dict[str, Any]]:
+    return {
+        network: {seed: x for seed, x in by_seed.items() if ("problem" in x) == has_problem}
+        for network, by_seed in examples.get("trainings", {}).items()
+    }
 
 
 def merge_provenance(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:

@@ -14,7 +14,14 @@ from lth_scale.config.texts import printable, quoted
 from lth_scale.tasks.registry import metric_named
 from lth_scale.tracking.mlflow.journal import Progress
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import Row, has_constant_prediction, recorded_trivial, starved_rows
+from lth_scale.tracking.stages import (
+    TICKET_SPARSITY,
+    Row,
+    has_constant_prediction,
+    recorded_trivial,
+    sparsity_beside,
+    starved_rows,
+)
 
 Rows = Sequence[Row]  # of results.json
 
@@ -31,6 +38,8 @@ def report(record: RunDirectory) -> str:
                 results_table(rows),
                 *_trivial_line(rows),
                 *_warnings(rows),
+                *_untrained(record, rows),
+                *_references(rows, args.control),
                 *_over_seeds(record, args),
             ]
         )
@@ -38,7 +47,10 @@ def report(record: RunDirectory) -> str:
     parts += [results_table(rows), *_trivial_line(rows)]
     if controls:
         parts.append(_control_table(rows, controls, record.control))
-    return "\n\n".join([*parts, *_warnings(rows), *_warnings(controls, f"{record.control} ")])
+    parts += _references(controls, record.control)
+    parts += [*_warnings(rows), *_untrained(record, rows)]
+    parts += [*_warnings(controls, f"{record.control} ")]
+    return "\n\n".join([*parts, *_untrained(record, controls, record.control)])
 
 
 def results_table(rows: Rows) -> str:
@@ -78,9 +90,34 @@ def _control_table(rows: Rows, controls: Rows, control: str) -> str:
     for row in controls:
         ticket, other = scores[row["round"]], row["eval"][metric]
         numbers = [f"{ticket:.4f}", f"{other:.4f}", f"{ticket - other:+.4f}"]
-        lines.append([f"{100 * row['sparsity']:.2f} %", *numbers])
+        lines.append([f"{100 * sparsity_beside(row):.2f} %", *numbers])
     header = ["sparsity", f"ticket: {metric}", f"{control}: {metric}", "ticket − control"]
     return markdown_table(Table("", header, lines), align=True)
+
+
+def _references(rows: Rows, control: str) -> list[str]:
+    """A line per dense network that was trained with the budget of a ticket's search."""
+    lines = []
+    for row in rows:
+        if TICKET_SPARSITY not in row:
+            continue
+        key = "seed" if "seed" in row else "round"
+        beside = f"beside the ticket of {100 * row[TICKET_SPARSITY]:.2f} %; nothing is pruned"
+        steps = f"{row['steps']:,} steps in all"
+        lines.append(f"- {literal(control)}, {key} {row[key]:02d}, {steps}, {beside}")
+        if "restarts" in row:
+            lines[-1] += f": {_restarts(row)}"
+    return ["A dense network with the budget of the search:", "\n".join(lines)] if lines else []
+
+
+def _restarts(row: Row) -> str:
+    """What the best of several trainings stands for, and the score of each."""
+    metric = next(iter(row["eval"]))
+    scores = (f"{result['seed']} {result['eval'][metric]:.4f}" for result in row["restarts"])
+    return (
+        f"the best of {len(row['restarts'])} trainings, chosen on the validation data that it is "
+        f"scored on: an optimistic bound. {literal(metric)} by seed: {', '.join(scores)}"
+    )
 
 
 def _warnings(rows: Rows, prefix: str = "") -> list[str]:
@@ -99,6 +136,22 @@ def _warnings(rows: Rows, prefix: str = "") -> list[str]:
     if constant:
         parts.append(f"One prediction for all validation rows: {', '.join(constant)}")
     return parts
+
+
+def _untrained(record: RunDirectory, rows: Rows, control: str = "none") -> list[str]:
+    """The networks that are not shown to be better than a trivial predictor, in one line."""
+    from lth_scale.science import flaws  # imports scipy
+
+    key = "seed" if isinstance(record.arguments, Transfer) else "round"
+    is_one = key == "seed" and len(rows) >= flaws.FEWEST_SEEDS
+    names = [
+        f"{'' if control == 'none' else f'{control} '}{key} {row[key]:02d}"
+        for network in ([rows] if is_one else [[row] for row in rows])
+        if flaws.flaw_of_rows(record.directory, network, control) not in ("", flaws.DEAD)
+        for row in network
+    ]
+    text = "Untrained (not shown to be better than the best trivial predictor)"
+    return [f"{text}: {', '.join(names)}"] if names else []
 
 
 def _over_seeds(record: RunDirectory, args: Transfer) -> list[str]:
@@ -133,10 +186,20 @@ def _verdict(record: RunDirectory, args: Transfer) -> str:
     delta = metric.delta if args.delta is None else args.delta
     paired = {*args.seeds} == _planned_seeds(other)
     verdict = noninferiority.verdict(sub, full, delta, paired=paired)
+    if flaw := _flaw("the full network", other) or _flaw("the subnetwork", record.directory):
+        verdict = noninferiority.without_verdict(verdict, flaw)
     (verdict,) = noninferiority.correct([verdict])
     unit = "percentage points" if metric.scale == 100 else "its own unit"
     unit += ", negated: less is better" if metric.sign < 0 else ""
     return f" ({literal(name)} in {unit}):\n{matching.describe(verdict, sub, full)}"
+
+
+def _flaw(name: str, transfer: Path) -> str:
+    """Why a transfer gets no verdict, or ""."""
+    from lth_scale.science import flaws  # imports scipy
+
+    flaw = flaws.flaw_of_rows(transfer, files.read_json(transfer / "results.json"))
+    return flaw and f"{name} {flaw}"
 
 
 def _planned_seeds(directory: Path) -> set[int]:

@@ -17,6 +17,7 @@ from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.markdown import code, code_block, literal, markdown_table
 from lth_scale.config.texts import printable
 from lth_scale.science import summary
+from lth_scale.science.flaws import flaw_of_rows
 from lth_scale.shipping.publication import Publication, PublishedRun
 from lth_scale.shipping.speed import report
 from lth_scale.tracking.console import print_line
@@ -61,6 +62,7 @@ def write(folder: Path, run: PublishedRun, repo: str, online: bool) -> None:
         saved=run.publication.flags,
         seeds=len(run_directory.seed_rows()) or 1,
         unused_layers=describe_starved(run.metrics),
+        flaw=flaw_of_rows(run_directory.directory, [run.metrics], run.control),
     )
     files.write_bytes(folder / "README.md", run.publication.text(printable(card)).encode())
     if args.dataset_path == EMBEDDED:

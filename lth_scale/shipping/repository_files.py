@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,12 +47,9 @@ def fill(folder: Path, stage: Path, repo: str, online: bool) -> None:
 
 
 def _draw_scores(run: PublishedRun, path: Path) -> None:
-    metric = next(iter(run.metrics["eval"]))
-    points = defaultdict[float, list[float]](list)
-    for row in run.run_directory.seed_rows() or run.run_directory.round_rows():
-        points[100 * row["sparsity"]].append(row["eval"][metric])
-    panels = {metric.replace("_", " "): ({"none": {}, run.control: points}, list[float]())}
-    if png := figures.scores(panels, figures.SPARSITY, run.args.task):
+    record = run.run_directory
+    panel = figures.panel_of({run.control: record.seed_rows() or record.round_rows()})
+    if png := figures.scores({"": panel}, figures.SPARSITY, run.args.task).png:
         files.write_bytes(path, png)
 
 

@@ -81,6 +81,21 @@ def metric_named(name: str) -> Metric:
     return METRICS.get(name, Metric())
 
 
+def best_trivial(
+    scores: Mapping[str, Mapping[str, float]], metric: str
+) -> tuple[str, float] | None:
+    """The best trivial predictor under a metric, and its score in the unit printed.
+
+    scores: predictor → metric → score, as runs record them. None if none has the metric.
+    """
+    kind = metric_named(metric)
+    known = {name: by[metric] * kind.scale for name, by in scores.items() if metric in by}
+    if not known:
+        return None
+    best = max(known, key=lambda name: kind.sign * known[name])
+    return best, known[best]
+
+
 TASKS: Registry[TaskKind] = Registry("task")
 
 

@@ -6,11 +6,9 @@ share.
 
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lth_scale.config import directories, files, manifest, run_files
 from lth_scale.config.arguments import (
@@ -24,14 +22,11 @@ from lth_scale.config.arguments import (
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted
 from lth_scale.config.resolution import launched_precision
-from lth_scale.tracking import predictions, provenance
+from lth_scale.tracking import provenance
 from lth_scale.tracking.machine import git_commit, versions
 from lth_scale.tracking.provenance import Facts
 from lth_scale.tracking.stages import Row, Stage
 from lth_scale.tracking.trackers import TRACKERS
-
-if TYPE_CHECKING:
-    import numpy
 
 PATIENCE = 45  # seconds; launchers give their processes 30 to stop
 # What arguments.json of every version has.
@@ -181,15 +176,9 @@ class RunDirectory:
         """True once everything about the stage is on disk."""
         return (self.path(stage) / "complete").is_file()
 
-    def complete(
-        self, stage: Stage, row: Row, examples: "Mapping[str, numpy.ndarray] | None" = None
-    ) -> None:
-        """Write what a stage keeps and the table of its kind, then mark it complete.
-
-        row: metrics.json. examples: the arrays of predictions.safetensors, if any.
-        """
+    def complete(self, stage: Stage, row: Row) -> None:
+        """Write metrics.json of a stage, `row`, and the table of its kind; mark it complete."""
         directory = self.path(stage)
-        predictions.write(directory, examples or {})
         files.write_json(directory / "metrics.json", row)
         others = [other for other in self._rows(stage) if other[stage.key] != row[stage.key]]
         table = sorted([*others, row], key=lambda entry: entry[stage.key])

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Row = dict[str, Any]  # metrics.json of a stage, and an entry of results.json
+# In a row of a reference that is not pruned: the sparsity of the ticket beside which it stands
+TICKET_SPARSITY = "ticket_sparsity"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,16 @@ class Stage:
     def table(self) -> str:
         """The file in the run's directory that lists all stages of this kind."""
         return "controls.json" if self.is_control else "results.json"
+
+
+def stage_of(row: Row) -> Stage:
+    """The stage of a row of results.json."""
+    return Stage.round(row["round"]) if "round" in row else Stage.seed(row["seed"])
+
+
+def sparsity_beside(row: Row) -> float:
+    """The sparsity at which figures and tables show a row: its own, or that of its ticket."""
+    return float(row[TICKET_SPARSITY if TICKET_SPARSITY in row else "sparsity"])
 
 
 def starved_rows(rows: Iterable[Row]) -> Iterator[tuple[str, int, str]]:

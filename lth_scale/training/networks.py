@@ -34,8 +34,9 @@ class Network:
 
     base_sha256: the digest of the base model. initial: θ₀ whole, until the first restart takes it.
     names: of each prunable parameter, its name in the model by its name in a ticket. targets: this
-    rank's piece of it; masks: the mask of that piece (flat, bool). steps: optimizer steps from θ₀
-    to the end of a round. step: those taken; first_step: those taken at the last restart;
+    rank's piece of it; masks: the mask of that piece (flat, bool). round_steps: optimizer steps
+    from θ₀ to the end of a round; length: how many times as long this training is. step: the steps
+    taken; first_step: those taken at the last restart;
     data_offset: optimizer steps of data before step 0. loss_sum: over this rank's micro-batches
     since the last restart. on_gradients: called with the learning rate once gradients are masked,
     before the step. teacher: the dense network, whole on every rank, used once `distills` is set.
@@ -48,17 +49,23 @@ class Network:
     initial: Weights
     teacher: nn.Module | None
     batches: Batches
-    steps: int
+    round_steps: int
     engine: Engine
     names: Mapping[str, str]
     targets: Mapping[str, Piece]
     masks: dict[str, Tensor] = field(default_factory=dict)
+    length: int = 1
     step: int = 0
     first_step: int = 0
     data_offset: int = 0
     loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))
     on_gradients: Callable[[float], None] | None = None
     distills: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps from θ₀ to the end of the training."""
+        return self.round_steps * self.length
 
 
 def prunable_names(task: Task, args: Training) -> tuple[str, ...]:
@@ -128,11 +135,11 @@ def _steps_per_round(args: Training, batches: Batches) -> int:
     return steps
 
 
-def with_seed(net: Network, seed: int) -> Network:
-    """Return the same network with the data order of another seed."""
+def with_seed(net: Network, seed: int, length: int = 1) -> Network:
+    """Return the same network with the data order of another seed, to train `length` rounds."""
     args = replace(net.args, seed=seed)
     batches = Batches(net.task, args, net.batches.rank, net.batches.world_size)
-    return replace(net, args=args, batches=batches)
+    return replace(net, args=args, batches=batches, length=length)
 
 
 def set_teacher(net: Network, weights: Weights) -> None:

@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,16 +16,17 @@ from lth_scale.config.errors import AGAIN, Stopped, warn
 from lth_scale.distributed import usage, watchdog
 from lth_scale.distributed.watchdog import STOP, SignalHandler
 from lth_scale.pruning import prunable_set
+from lth_scale.pruning.registries import Budget
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import summary
 from lth_scale.tasks.task import KnowsTrivialScores
 from lth_scale.tasks.tokenizer import forget_truncation
 from lth_scale.tasks.trivial import Trivial
-from lth_scale.tracking import console
+from lth_scale.tracking import console, predictions
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import Row, Stage, describe_starved
+from lth_scale.tracking.stages import TICKET_SPARSITY, Row, Stage, describe_starved
 from lth_scale.tracking.trackers import TRACKERS, Listener
-from lth_scale.training import checkpoints, loop, networks
+from lth_scale.training import checkpoints, loop, networks, restarts
 from lth_scale.training.loop import Evaluation
 from lth_scale.training.networks import Network, Weights
 
@@ -34,7 +35,8 @@ from lth_scale.training.networks import Network, Weights
 class Run:
     """A prepared network, the directory of its run, and the stage in training.
 
-    listeners: the tracker and the progress bars, on the main process only.
+    listeners: the tracker and the progress bars, on the main process only. budget: that of the
+    stage. results: of the trainings that a stage with a budget has finished.
     """
 
     args: Training
@@ -44,6 +46,8 @@ class Run:
     stage: Stage = field(default_factory=lambda: Stage.round(0))
     start_time: float = 0.0
     evaluation: Evaluation = field(default_factory=lambda: Evaluation({}))
+    budget: Budget = field(default_factory=Budget)
+    results: list[Row] = field(default_factory=list)
     signals: SignalHandler = field(default_factory=SignalHandler)
 
     @property
@@ -53,8 +57,13 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps from θ₀ to the end of a round."""
+        """Optimizer steps from θ₀ to the end of a training."""
         return self.net.steps
+
+    @property
+    def _earlier_steps(self) -> int:
+        """Optimizer steps of the trainings that the stage has finished."""
+        return len(self.results) * self.steps
 
     @property
     def stage_directory(self) -> Path:
@@ -110,14 +119,75 @@ class Run:
             state, seconds = resumed
             self.start_time -= seconds
             self.load_state(state)
-        elif self.is_main:
-            ticket.save(self.ticket_file)
+        else:
+            self.start_time -= sum(result["seconds"] for result in self.results)
+            if self.is_main:
+                ticket.save(self.ticket_file)
         self._warn_of_starved(ticket)
         self.prepare_listeners()
+        self._start_listeners(ticket, resumed is not None)
+
+    def _start_listeners(self, ticket: Ticket, is_resumed: bool) -> None:
+        steps = self.budget.restarts * self.steps
+        sparsity = ticket.arguments.get(TICKET_SPARSITY, ticket.sparsity)
         for listener in self.listeners:
-            listener.start(stage, ticket.sparsity, self.steps, resumed is not None)
-        if resumed and self.is_main:
-            console.print_line(f"{stage.name}: goes on from step {self.net.step} of {self.steps}")
+            listener.start(self.stage, sparsity, steps, is_resumed or bool(self.results))
+        if is_resumed and self.is_main:
+            step = self._earlier_steps + self.net.step
+            console.print_line(f"{self.stage.name}: goes on from step {step} of {steps}")
+
+    def start_each(
+        self,
+        stage: Stage,
+        weights: Callable[[int], Weights],
+        ticket: Ticket,
+        seed: int,
+        budget: Budget,
+    ) -> Iterator[None]:
+        """Start the trainings of a stage with a budget one by one; the best one is its result.
+
+        weights: seed → the weights to start from. seed: of the first training. Yields when a
+        training has been started; it is to be trained and evaluated then. A training that was
+        finished before is not repeated.
+        """
+        self.budget, self.results = budget, restarts.read(self.run_directory.path(stage))
+        missing = restarts.seeds(seed, budget.restarts)[len(self.results) :]
+        for training_seed in missing:
+            self.net = networks.with_seed(self.net, training_seed, budget.length)
+            start = weights(training_seed)
+            if training_seed == missing[0]:
+                self.start(stage, start, ticket, 0, training_seed)
+            else:
+                networks.restart(self.net, start, ticket.masks, 0, training_seed)
+            yield
+            self._add_result(training_seed)
+            if training_seed != missing[-1] and self.is_main:
+                restarts.write(self.stage_directory, self.results)
+                checkpoints.remove_all(self.stage_directory)
+            self.net.accelerator.wait_for_everyone()
+
+    def _add_result(self, seed: int) -> None:
+        """Add the result of a training of the stage, and keep its network if it is the best."""
+        seconds = time.monotonic() - self.start_time
+        seconds -= sum(result["seconds"] for result in self.results)
+        result = {"seed": seed, **self._result(), "seconds": seconds}
+        self.results.append(result)
+        if restarts.best(self.results) is result:
+            self.keep()
+
+    def _result(self) -> Row:
+        """Return the fields of metrics.json that say what the trained network scores."""
+        net = self.net
+        micro_steps = (net.step - net.first_step) * self.args.gradient_accumulation_steps
+        loss = float(net.accelerator.reduce(net.loss_sum, reduction="mean")) / max(1, micro_steps)
+        is_constant = self.evaluation.is_constant
+        constant = {"constant_prediction": True} if is_constant else {}
+        return {"train_loss": loss, "eval": self.evaluation.scores, **constant}
+
+    def keep(self) -> None:
+        """Save what is kept of the trained and evaluated network."""
+        if self.is_main:
+            predictions.write(self.stage_directory, self.evaluation.examples)
 
     def prepare_listeners(self) -> None:
         """Replace listeners of a single stage before one starts."""
@@ -150,12 +220,13 @@ class Run:
             loop.train(self.net, until, rate, self._after_step)
 
     def _after_step(self, step: int, loss: float | None) -> None:
+        stage_step = self._earlier_steps + step
         for listener in self.listeners:
-            listener.step(step, loss)
+            listener.step(stage_step, loss)
         if loss is not None and self.is_main and self.args.report_to != "none":
             metrics = usage.system_metrics()
             for listener in self.listeners:
-                listener.usage(step, metrics)
+                listener.usage(stage_step, metrics)
         save_steps = self.args.save_steps
         self.checkpoint_if_due(bool(save_steps) and step % save_steps == 0)
 
@@ -182,35 +253,39 @@ class Run:
             )
 
     def complete(self) -> None:
-        """Write the stage's metrics, mark it complete, and delete its checkpoints."""
-        net = self.net
-        steps = net.step - net.first_step
-        micro_batches = max(1, steps * self.args.gradient_accumulation_steps)
-        loss = float(net.accelerator.reduce(net.loss_sum, reduction="mean")) / micro_batches
+        """Write the stage's metrics, those of its best training, and mark it complete."""
+        if not self.results:
+            self.keep()
+        results = self.results or [self._result()]
+        best = restarts.best(results)
         if self.is_main:
             ticket = Ticket.load(self.ticket_file)
+            found = ticket.arguments
             row = {
                 self.stage.key: self.stage.number,
                 "sparsity": ticket.sparsity,
                 "pruned": ticket.pruned,
                 "prunable": ticket.prunable,
                 "threshold": ticket.threshold,
-                "steps": steps,
-                "training_rows": len(net.task.train),
-                "train_loss": loss,
-                "eval": self.evaluation.scores,
+                "steps": len(results) * (self.net.step - self.net.first_step),
+                "training_rows": len(self.net.task.train),
+                "train_loss": best["train_loss"],
+                "eval": best["eval"],
                 "seconds": time.monotonic() - self.start_time,
                 "peak_memory": peak_memory(),
                 **self._starved(ticket),
                 **({"trivial": self.trivial} if self.trivial else {}),
-                **({"constant_prediction": True} if self.evaluation.is_constant else {}),
+                **{key: best[key] for key in ("constant_prediction",) if key in best},
+                **{key: found[key] for key in (TICKET_SPARSITY,) if key in found},
+                **({"restarts": results} if self.budget.restarts > 1 else {}),
                 **({"note": self.args.note} if self.args.note else {}),
             }
             for listener in self.listeners:
                 listener.end(self.stage, row)
-            self.run_directory.complete(self.stage, row, self.evaluation.examples)
+            self.run_directory.complete(self.stage, row)
             checkpoints.remove_all(self.stage_directory)
-        net.accelerator.wait_for_everyone()
+            restarts.remove(self.stage_directory)
+        self.net.accelerator.wait_for_everyone()
 
     def save_network(self) -> Weights:
         """Save the trained subnetwork for `from_pretrained`; return its weights (main process)."""

@@ -1,8 +1,9 @@
 """The steps of Algorithm 1 on a real network, as `lth_scale.imp` names them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -20,18 +21,20 @@ from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import figures
 from lth_scale.tracking import predictions
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import Stage, has_constant_prediction
+from lth_scale.tracking.stages import TICKET_SPARSITY, Stage, has_constant_prediction
 from lth_scale.training import loop, networks, preparation
 from lth_scale.training.loop import Evaluation
 from lth_scale.training.networks import Weights
 from lth_scale.training.run import Run
 from lth_scale.training.starting_point import (
     base_metadata,
+    budget_of,
     check_dense,
     check_ticket,
     initial_ticket,
     theta_file,
     theta_file_of_search,
+    theta_zero,
 )
 
 CONTROL_ROUNDS = 2
@@ -64,6 +67,7 @@ class Search(Run):
         net = preparation.prepare(args, args.dense, with_teacher=args.distill)
         start = initial_ticket(net)
         check_ticket(start, net, args)
+        budget_of(args, start)
         ladder = sparsities(args.schedule, args.target_sparsity, args.prune_rate, start.sparsity)
         theta_points = (args.rewind_step, *points(args.keep_theta))
         theta_steps = [int(parse_rewind_step(point, net.steps)) for point in theta_points]
@@ -97,6 +101,11 @@ class Search(Run):
     def _is_last(self) -> bool:
         """True in the round after which nothing is pruned."""
         return self.stage.number + 1 == len(self.ladder)
+
+    @property
+    def _is_reference(self) -> bool:
+        """True while a control with a budget trains, under a schedule of its own."""
+        return CONTROLS[self.stage.control].budget is not None
 
     def restart(self, k: int) -> None:
         """Set the network to the start of round k: m ⊙ θᵢ, or as --rewind says."""
@@ -157,18 +166,41 @@ class Search(Run):
         if "distances" in state:
             self.early_bird = EarlyBird(self.net.masks, self.net.engine.ranks, state)
 
-    def restart_control(self, k: int) -> None:
-        """Set the network to the control of round k: another mask, or other weights under m."""
-        args, net, ticket = self.args, self.net, self._ticket(k)
-        theta, model = self._theta(ticket), net.engine.meta_model
-        start = Subnetwork(theta, ticket.masks, net.names, model, args.pattern, args.scope)
-        control = CONTROLS[args.control].make(start, args.seed)
-        arguments = {**ticket.arguments, "found_by": args.control}
-        ticket = replace(ticket, masks=control.masks, threshold=0.0, arguments=arguments)
-        self._set_teacher()
+    def restart_control(self, k: int) -> Iterator[None]:
+        """Set the network to the control of round k, once for each of its trainings."""
+        args, ticket = self.args, self._ticket(k)
         self.early_bird = None
-        stage = Stage.round(k, args.control)
-        self.start(stage, control.weights, ticket, self.rewind_step, args.seed)
+        facts: dict[str, Any] = {"found_by": args.control}
+        if budget := budget_of(args, ticket):
+            self.net.distills = False  # as in round 0
+            theta = theta_zero(self.net, args.seed)
+            facts[TICKET_SPARSITY] = ticket.sparsity
+        else:
+            self._set_teacher()
+            theta = self._theta(ticket)
+        control, stage = self._control_of(ticket, theta), Stage.round(k, args.control)
+        own_ticket = replace(
+            ticket,
+            masks=control.masks,
+            threshold=0.0,
+            theta_sha256=self._theta_sha256(theta),
+            arguments={**ticket.arguments, **facts},
+        )
+        if budget:
+            yield from self.start_each(stage, self._seeded(ticket), own_ticket, args.seed, budget)
+        else:
+            self.start(stage, control.weights, own_ticket, self.rewind_step, args.seed)
+            yield
+
+    def _control_of(self, ticket: Ticket, theta: Weights) -> Subnetwork:
+        args, net = self.args, self.net
+        model = net.engine.meta_model
+        start = Subnetwork(theta, ticket.masks, net.names, model, args.pattern, args.scope)
+        return CONTROLS[args.control].make(start, args.seed)
+
+    def _seeded(self, ticket: Ticket) -> Callable[[int], Weights]:
+        """Return the function seed → the control's weights with the head that the seed draws."""
+        return lambda seed: self._control_of(ticket, theta_zero(self.net, seed)).weights
 
     def reuse_dense_round(self) -> None:
         """Copy round 0 and θᵢ from the search of --dense, which has trained the same network."""
@@ -190,7 +222,8 @@ class Search(Run):
     def train(self, until: int) -> None:
         """Train to step `until`, or until the mask that --early_bird watches is stable."""
         rate = self._learning_rates()
-        if self.args.early_bird and until == self.steps and not self._is_last:
+        is_watched = self.args.early_bird and not (self._is_last or self._is_reference)
+        if is_watched and until == self.steps:
             self._train_until_stable(until, rate)
         else:
             self.train_to(until, rate)
@@ -209,7 +242,7 @@ class Search(Run):
                 return
 
     def _learning_rates(self) -> Callable[[int], float]:
-        if self.args.lr_span == "round":
+        if self.args.lr_span == "round" or self._is_reference:
             return loop.learning_rates(self.args, self.steps)
         steps = self.steps - self.rewind_step
         rate = loop.learning_rates(self.args, self.rewind_step + steps * len(self.ladder))
@@ -255,7 +288,9 @@ class Search(Run):
         if self.is_main:
             ticket = Ticket.load(self.ticket_file)
             if not self._is_last:
-                ticket = replace(ticket, masks=masks, threshold=threshold)
+                rounds = None if ticket.rounds is None else ticket.rounds + 1
+                arguments = {**ticket.arguments, "rounds": rounds}
+                ticket = replace(ticket, masks=masks, threshold=threshold, arguments=arguments)
                 ticket.save(self._round(self.stage.number + 1) / TICKET)
             ticket.save(self.run_directory.directory / TICKET)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lth_scale.config import files
 from lth_scale.config.arguments import Arguments, Training, Transfer, flags_with, same_value
-from lth_scale.config.checks import check_rounds, parse_rewind_step
+from lth_scale.config.checks import MOST_ROUNDS, check_rounds, parse_rewind_step
 from lth_scale.config.errors import BadInput, warn
 from lth_scale.config.flags import absolute_model
 from lth_scale.config.redaction import redacted
@@ -19,7 +19,9 @@ from lth_scale.config.resolution import launched_precision
 from lth_scale.distributed.pieces import base_model
 from lth_scale.pruning import prunable_set, registries
 from lth_scale.pruning.prunable_set import digest
+from lth_scale.pruning.registries import CONTROLS, Budget
 from lth_scale.pruning.ticket import Ticket
+from lth_scale.tasks.loading import load_model
 from lth_scale.tracking import provenance
 from lth_scale.training.networks import Network, Weights
 
@@ -37,13 +39,14 @@ def initial_ticket(net: Network) -> Ticket:
     args = net.args
     masks = {name: torch.ones(piece.shape, dtype=torch.bool) for name, piece in net.targets.items()}
     threshold, pruned_by = 0.0, PRUNED_BY
+    rounds: int | None = 0
     if args.ticket:
         try:
             ticket = Ticket.load(args.ticket)
             masks |= _masks_to_apply(ticket, net)
         except BadInput as problem:
             raise BadInput(f"--ticket {args.ticket}: {problem}") from problem
-        threshold = ticket.threshold
+        threshold, rounds = ticket.threshold, ticket.rounds
         pruned_by = {name: ticket.arguments.get(name) or PRUNED_BY[name] for name in PRUNED_BY}
     cosmetic = flags_with("cosmetic")
     flags = redacted({k: value for k, value in args.as_saved().items() if k not in cosmetic})
@@ -54,7 +57,9 @@ def initial_ticket(net: Network) -> Ticket:
         base_revision=args.model_revision or net.task.revision,
         task=args.task,
         threshold=threshold,
-        arguments=flags | {k: value for k, value in pruned_by.items() if flags.get(k) is None},
+        arguments=flags
+        | {k: value for k, value in pruned_by.items() if flags.get(k) is None}
+        | {"rounds": rounds},
         **base_metadata(net),
     )
 
@@ -88,6 +93,29 @@ def check_ticket(ticket: Ticket, net: Network, args: Arguments) -> None:
         )
     check_rounds(args, ticket.sparsity)
     _check_base("ticket", args.ticket, net)
+
+
+def budget_of(args: Arguments | Transfer, ticket: Ticket) -> Budget | None:
+    """Return the budget of --control beside a ticket; None if it has none.
+
+    Raises BadInput if the ticket does not say how many rounds of search led to it.
+    """
+    budget = CONTROLS[args.control].budget
+    if budget is None:
+        return None
+    if ticket.rounds is None or ticket.rounds > MOST_ROUNDS:
+        raise BadInput(
+            f"--control {args.control}: the ticket of --ticket {args.ticket} does not say how many "
+            "rounds of search led to it; use one that this version of lth_scale.imp has found"
+        )
+    return budget(ticket.rounds)
+
+
+def theta_zero(net: Network, seed: int) -> Weights:
+    """Load θ₀ with the head that a seed draws."""
+    args, model = replace(net.args, seed=seed), net.engine.meta_model
+    loaded = load_model(args, type(model), net.task.tokenizer, config=model.config).model
+    return {name: weight.detach() for name, weight in loaded.named_parameters()}
 
 
 def check_pattern(pattern: str, ticket: Ticket, net: Network) -> None:

@@ -1,5 +1,6 @@
 """The steps of a transfer on a real network, as `lth_scale.transfer` names them."""
 
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
@@ -11,20 +12,21 @@ from lth_scale.config.arguments import Transfer
 from lth_scale.config.errors import BadInput
 from lth_scale.pruning import threshold
 from lth_scale.pruning.prunable_set import digest
-from lth_scale.pruning.registries import CONTROLS, Subnetwork
+from lth_scale.pruning.registries import CONTROLS, Budget, Subnetwork
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import summary
-from lth_scale.tasks.loading import load_model
 from lth_scale.tracking.run_directory import RunDirectory
-from lth_scale.tracking.stages import Stage
+from lth_scale.tracking.stages import TICKET_SPARSITY, Stage
 from lth_scale.training import loop, networks, preparation
 from lth_scale.training.networks import Weights
 from lth_scale.training.run import Run
 from lth_scale.training.starting_point import (
     base_sha256_of,
+    budget_of,
     check_pattern,
     initial_ticket,
     load_encoder,
+    theta_zero,
 )
 
 PATH_POINTS = 11  # of linear mode connectivity, including the ends
@@ -44,6 +46,7 @@ class TransferRun(Run):
         args = preparation.with_earlier_defaults(args, run_directory)
         net = preparation.prepare(args)
         ticket = initial_ticket(net)
+        budget_of(args, ticket)
         try:
             check_pattern(ticket.arguments["pattern"], ticket, net)
         except BadInput as problem:
@@ -66,28 +69,35 @@ class TransferRun(Run):
         lacks_network = seed == self.args.seed and self.run_directory.lacks_network()
         return self.run_directory.is_complete(Stage.seed(seed)) and not lacks_network
 
-    def restart(self, seed: int) -> None:
-        """Set the network to m ⊙ θ of a seed: a new head, its control and its data order."""
-        start = self._start_of(seed)
+    def restart(self, seed: int) -> Iterator[None]:
+        """Set the network to m ⊙ θ of a seed: a new head, its control and its data order.
+
+        Once for each training: one, or those of the control's budget.
+        """
+        start, control = self._start_of(seed), self.args.control
         is_own_mask = start.masks is self.ticket.masks
+        budget = budget_of(self.args, self.ticket)
+        beside = {TICKET_SPARSITY: self.ticket.sparsity} if budget else {}
         ticket = replace(
             self.ticket,
             masks=start.masks,
             threshold=self.ticket.threshold if is_own_mask else 0.0,
             theta_sha256=digest({name: start.matrix(name) for name in start.masks}),
-            arguments={**self.ticket.arguments, "seed": seed, "found_by": self.args.control},
+            arguments={**self.ticket.arguments, "seed": seed, "found_by": control, **beside},
         )
-        self.net = networks.with_seed(self.net, seed)
-        self.start(Stage.seed(seed, self.args.control), start.weights, ticket, 0, seed)
+        stage = Stage.seed(seed, control)
+
+        def weights(other: int) -> Weights:
+            return start.weights if other == seed else self._start_of(other).weights
+
+        yield from self.start_each(stage, weights, ticket, seed, budget or Budget())
 
     def _start_of(self, seed: int) -> Subnetwork:
         """Return m ⊙ θ with the head that the seed draws, or its control."""
         args, net, model = self.args, self.net, self.net.engine.meta_model
         weights = net.initial
         if seed != args.seed:  # θ₀ with another head
-            seeded, tokenizer = replace(args, seed=seed), net.task.tokenizer
-            loaded = load_model(seeded, type(model), tokenizer, config=model.config).model
-            weights = {name: weight.detach() for name, weight in loaded.named_parameters()}
+            weights = theta_zero(net, seed)
         if args.theta:
             weights = weights | load_encoder(args.theta, net)
         masks, found = self.ticket.masks, self.ticket.arguments
@@ -104,12 +114,12 @@ class TransferRun(Run):
         """Train to the end of the schedule."""
         self.train_to(self.steps, loop.learning_rates(self.args, self.steps))
 
-    def complete(self) -> None:
-        """Write the seed's metrics; keep the first seed's network if a flag asks for it."""
+    def keep(self) -> None:
+        """Save what is kept: also the first seed's network if a flag asks for it."""
+        super().keep()
         keeps_network = self.args.push_to_hub or self.args.keep_network
         if keeps_network and self.stage.number == self.args.seed:
             self.save_network()
-        super().complete()
 
     def connect(self, first: int, second: int) -> None:
         """Linear mode connectivity: train the data orders of two seeds from the start of the first.

@@ -53,7 +53,7 @@ def test_a_saved_study_gives_the_tables_and_figures_of_the_study(tmp_path):
     )
     assert [section.tables for section in itself] == [section.tables for section in kept]
     pictures = [
-        {name: png for section in each for name, (_, png) in section.pictures.items()}
+        {name: x.png for section in each for name, (_, x) in section.pictures.items()}
         for each in (itself, kept)
     ]
     assert (
@@ -183,7 +183,8 @@ def test_a_study_with_an_unfinished_search_has_started(filled, folder, tmp_path)
 
 def test_figures_are_stored_next_to_the_results(filled, folder):
     said = filled("{{ picture('small-*', 'scores.png') }}")
-    assert said.startswith("![small-all: score against sparsity](facts/small-all-scores.png)")
+    assert said.startswith("![small-all: Score against sparsity, mean ± sample standard deviation")
+    assert said.splitlines()[0].endswith("](facts/small-all-scores.png)")
     assert (folder / "small-all-scores.png").read_bytes().startswith(b"\x89PNG")
 
 

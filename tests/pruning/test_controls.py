@@ -8,7 +8,7 @@ import transformers as hf
 
 from lth_scale.pruning.controls import Subnetwork, pruned
 from lth_scale.pruning.prunable_set import prunable
-from lth_scale.pruning.registries import CONTROLS
+from lth_scale.pruning.registries import CONTROLS, Budget
 
 
 def network(layers: int = 4) -> hf.PreTrainedModel:
@@ -61,7 +61,7 @@ def test_a_control_is_deterministic_and_does_not_modify_its_input(control, subne
     masks = {name: mask.clone() for name, mask in subnetwork.masks.items()}
     first, again, other = (CONTROLS[control].make(subnetwork, seed) for seed in (1, 1, 2))
     assert equal(first.weights, again.weights) and equal(first.masks, again.masks)
-    moves = control not in ("none", "one_shot")
+    moves = control not in ("none", "one_shot", "dense_long", "dense_restarts")
     assert moves != (equal(first.weights, other.weights) and equal(first.masks, other.masks))
     assert equal(subnetwork.weights, weights) and equal(subnetwork.masks, masks)
     assert [*first.weights] == [*weights] and [*first.masks] == [*masks]
@@ -72,6 +72,21 @@ def test_a_control_of_the_mask_keeps_the_exact_count_and_the_weights(control, su
     result = CONTROLS[control].make(subnetwork, 3)
     assert pruned(result.masks.values()) == pruned(subnetwork.masks.values())
     assert equal(result.weights, subnetwork.weights) and not equal(result.masks, subnetwork.masks)
+
+
+@pytest.mark.parametrize("control", ["dense_long", "dense_restarts"])
+def test_a_reference_with_a_budget_keeps_all_weights_of_theta(control, subnetwork):
+    result = CONTROLS[control].make(subnetwork, 3)
+    assert pruned(result.masks.values()) == 0 < pruned(subnetwork.masks.values())
+    assert equal(result.weights, subnetwork.weights)
+
+
+def test_a_budget_counts_the_rounds_and_the_training_of_the_ticket():
+    long, restarts = (CONTROLS[name].budget for name in ("dense_long", "dense_restarts"))
+    assert long(3) == Budget(length=4) and restarts(3) == Budget(restarts=4)
+    assert long(3).total == restarts(3).total == 4
+    plain = [name for name, control in CONTROLS.items() if control.budget is None]
+    assert {*CONTROLS} - {*plain} == {"dense_long", "dense_restarts"}
 
 
 def test_a_layerwise_random_mask_keeps_the_count_of_each_matrix(subnetwork):

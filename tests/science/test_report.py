@@ -66,7 +66,7 @@ def test_names_and_notes_are_escaped_on_the_page_and_in_mlflow(tmp_path, main):
         assert (
             "<script" not in text
             and "<iframe" not in text
-            and "<a " not in text
+            and "<a " not in text.replace('<a href="#', "")
             and "\x1b" not in text
         )
         assert (

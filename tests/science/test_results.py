@@ -12,7 +12,7 @@ import torch
 from lth_scale.config import manifest
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.science import figures, matching, paper, report, results, saved
-from lth_scale.science.sections import scores, transfer, verdicts
+from lth_scale.science.sections import examples, scores, transfer, verdicts
 from lth_scale.science.sections.masks import mask_facts
 from lth_scale.science.sections.masks import masks as masks_sections
 
@@ -31,7 +31,10 @@ def score(task, seed, sparsity, control="none", source=None, rewind="0"):
         "reinit": 0.3,
         "shuffle_layers": 0.25,
         "one_shot": 0.06,
+        "dense_long": -0.02,
     }[control]
+    if control == "dense_long":
+        value += 0.001 * (seed - 2)  # mean 0
     if source not in (None, task):
         value += 0.01 if source == "mlm" else -0.01
     return value - {"0": 0.0, "0.05": 0.001, "none": 0.03}[rewind] * (1 + 0.02 * (seed - 2))
@@ -179,18 +182,16 @@ def tables(markdown):
 
 
 def test_table_2_has_the_expected_scores(written):
-    rows = tables(written[0])["Scores"]
+    rows = tables(written[0])[scores.TABLE2_TITLE]
     ours = {row["task"]: row for row in rows if row["task"]}
     # mrpc at 50 %: full 0.85 ± 0.004; ticket 0.002 below, random mask another 0.2 below
-    assert ours["mrpc"]["full network"] == "85.0 ± 0.4 (n = 3)"
-    assert (
-        ours["mrpc"]["f(m_IMP, θ₀)"] == "84.8 ± 0.4 (n = 3)" and ours["mrpc"]["sparsity"] == "50 %"
-    )
-    assert ours["mrpc"]["f(m_RP, θ₀)"] == "64.8 ± 0.4 (n = 3)"
-    shuffled = "f(m_IMP, θ₀″), layers shuffled as in the paper's code"
-    assert ours["mrpc"][shuffled] == "59.8 ± 0.4 (n = 3)"
+    assert ours["mrpc"]["full network"] == "85.0 ± 0.4" and ours["mrpc"]["n"] == "3"
+    assert ours["mrpc"]["ticket"] == "84.8 ± 0.4, matches" and ours["mrpc"]["sparsity"] == "50 %"
+    assert ours["mrpc"]["random mask"] == "64.8 ± 0.4, undecided"
+    assert ours["mrpc"]["ticket on θ₀″, layers shuffled"].startswith("59.8 ± 0.4, ")
     theirs = rows[rows.index(ours["mrpc"]) + 1]
-    assert theirs["full network"] == "85.2 ± 0.1 (n = 5)" and theirs["f(m_RP, θ₀)"] == "69.6"
+    assert theirs["full network"] == "85.2 ± 0.1" and theirs["random mask"] == "69.6"
+    assert theirs["n"] == "5"
     assert (
         ours["wnli"]["sparsity"] == "70 % (next lower available)"
     )  # the paper's 90 % is not planned
@@ -202,8 +203,9 @@ def test_table_2_uses_a_sparsity_that_has_controls(tmp_path):
         plan.search("mrpc", seed)
     plan.transfer("mrpc", 0.6, "random_mask", "mrpc")  # the paper's is 50 %, which is in the grid
     report.write_report(results.load_results(plan.write()), tmp_path / "report", 1.0)
-    (first, _) = tables((tmp_path / "report/report.md").read_text())["Scores"]
-    assert first["sparsity"] == "60 % (lowest available)" and "n = 2" in first["f(m_RP, θ₀)"]
+    (first, _) = tables((tmp_path / "report/report.md").read_text())[scores.TABLE2_TITLE]
+    assert first["sparsity"] == "60 % (lowest available)" and first["n"] == "2"
+    assert first["random mask"].endswith(", undecided")
 
 
 def test_networks_are_ranked_beside_the_papers_ranking(written):
@@ -245,12 +247,41 @@ def test_controls_are_compared_with_the_ticket_of_their_sparsity(written):
     assert by["mrpc", "50 %", "ticket on θ₀′ (re-initialised)"] == "missing"
 
 
+def test_the_ticket_is_compared_with_a_dense_network_of_equal_budget_as_the_reference(tmp_path):
+    plan = Plan(tmp_path, tasks=["mrpc"])
+    for seed in plan.seeds:
+        plan.search("mrpc", seed)
+    for control in ("dense_long", "reinit"):
+        plan.transfer("mrpc", 0.5, control, "mrpc")
+    study = results.load_results(plan.write())
+    report.write_report(study, tmp_path / "report", 1.0)
+    text = (tmp_path / "report/report.md").read_text()
+    found, label = tables(text), "dense network, k + 1 times as long"
+    rows = {row["control"]: row for row in found["Controls compared with the ticket"]}
+    ticket = rows["ticket on θ₀′ (re-initialised)"]["reference"]
+    assert rows[label]["subnetwork"] == ticket != rows[label]["reference"]
+    assert (rows[label]["difference"], rows[label]["answer"]) == ("−2.00", "worse")
+    against_full = {
+        row["network"]: row for row in found["All networks compared with the full network"]
+    }
+    assert against_full[label]["difference"] == "+1.80"
+    assert (against_full[label]["sparsity"], against_full[label]["answer"]) == ("50 %", "matches")
+    (curve,) = (row for row in found["Scores by sparsity"] if row["network"] == label)
+    assert curve["50 %"] == rows[label]["reference"] and curve["60 %"] == "—"
+    assert scores.FAIR_BUDGETS in text
+    sentence = f"dense networks that had the budget of its search: {label}: worse 1 of 1."
+    assert sentence in text
+    ours = found[scores.TABLE2_TITLE][0]
+    assert ours[label] == rows[label]["reference"].removesuffix(" (n = 3)")  # no answer
+    table = pandas.read_csv(tmp_path / "report/results.csv")
+    assert {*table[table.control == "dense_long"].network} == {label}
+
+
 def test_missing_trainings_are_shown(written):
     found = tables(written[0])
-    ours = {row["task"]: row for row in found["Scores"] if row["task"]}
-    assert (
-        ours["mrpc"]["f(m_IMP, θ₀′)"] == "missing" and ours["mrpc"]["θ₀ pruned in one shot"] == "—"
-    )
+    ours = {row["task"]: row for row in found[scores.TABLE2_TITLE] if row["task"]}
+    assert ours["mrpc"]["ticket on θ₀′"] == "missing"
+    assert ours["mrpc"]["θ₀ pruned in one shot"] == "—"
     assert ours["wnli"]["full network"] == "54.7 ± 0.4 (n = 2 of 3)"
     trainings = {row["network"]: row for row in found["Training runs"]}
     assert (trainings["full network"]["planned"], trainings["full network"]["missing"]) == (
@@ -263,23 +294,23 @@ def test_missing_trainings_are_shown(written):
         "finished": "153",
         "missing": "15",
     }
-    assert re.search(r"48 planned, 5 not finished: .*search-wnli-0-seed3", written[0])
+    assert "Jobs: 48 planned, 5 not finished (" in written[0]
+    assert re.search(r"Not started: .*search-wnli-0-seed3", written[0])
     assert "mrpc: missing: ticket on θ₀′ (re-initialised) 50 %." in written[0]
 
 
 def test_verdicts_state_delta_intervals_p_n_and_the_answer(written):
-    told = {
-        row["task"]: row for row in tables(written[0])["Tickets compared with the full network"]
-    }
-    mrpc = told["mrpc"]
+    rows = tables(written[0])["All networks compared with the full network"]
+    told = {(row["task"], row["sparsity"]): row for row in rows if row["network"] == "own ticket"}
+    mrpc = told["mrpc", "50 %"]
     assert (mrpc["answer"], mrpc["δ"], mrpc["n"]) == ("matches", "1", "3 pairs")
     assert (mrpc["difference"], mrpc["further seeds"]) == ("−0.20", "0")
     low, high = (float(x) for x in mrpc["90 % interval"].replace("−", "-")[1:-1].split(", "))
     assert -1 < low < -0.2 < high
     assert mrpc["p"] == "<0.001" and float(mrpc["Holm p"].strip("<")) < 0.05
     assert mrpc["the paper's rules"] == "within_sd_full, within_sd_max"
-    assert told["mlm"]["answer"] == "worse" and told["mlm"]["Holm p"].endswith(" (worse)")
-    wnli = told["wnli"]
+    mlm, wnli = told["mlm", "70 %"], told["wnli", "70 %"]
+    assert mlm["answer"] == "worse" and mlm["Holm p"].endswith(" (worse)")
     assert wnli["subnetwork"].endswith("(n = 2 of 3)") and wnli["further seeds"] == "1"
     assert wnli["answer"] == "undecided: 2 pairs, and a test needs 3"
 
@@ -298,8 +329,11 @@ def test_every_table_and_the_csv_give_the_answer_of_the_whole_family(written, st
         for row in found["All networks compared with the full network"]
         if row["network"] == "own ticket"
     ]
-    rows += found["Tickets compared with the full network"]
-    assert len(rows) == 4 * 4 + 4
+    short = {row["task"]: row for row in found[scores.TABLE2_TITLE] if row["task"]}
+    for task, row in short.items():
+        v = expected[task, row["sparsity"].partition(" (")[0]]
+        assert row["ticket"].endswith(f", {matching.short_answer(v)}")
+    assert len(rows) == 4 * 4 and len(short) == 4
     for row in rows:
         v = expected[row["task"], row["sparsity"]]
         assert row["answer"] == matching.answer_text(v)
@@ -389,7 +423,7 @@ def test_transfer_cells_are_differences_of_means_and_dark_as_in_the_paper(writte
     # 5 points of loss, 1 gained: above mrpc's own −5.00
     assert here["mlm"]["mrpc"] == "−4.00 ●"
     assert here["mrpc"]["mrpc"] == "−5.00" and here["sst2"]["mrpc"] == "−6.00"
-    assert here["mlm"]["sst2"] == "missing" and "n = 2 or 3 (see All verdicts)" in written[0]
+    assert here["mlm"]["sst2"] == "missing" and "n = 2 or 3" in written[0]
     counts = {row["source"]: row for row in found["Dark cells by source, its own task excluded"]}
     assert counts["mlm"] == {"source": "mlm", "ours": "2 of 2", "paper": "3 of 3"}
     assert counts["θ₀ pruned"]["ours"] == "0 of 4"
@@ -403,15 +437,18 @@ def test_transfers_at_several_sparsities_are_each_called_by_their_own(tmp_path):
         for sparsity in (0.6, 0.7):
             plan.transfer(task, sparsity, source=source)
     sections = report.build_sections(results.load_results(plan.write()), 1.0)
-    at_60, at_70 = (section for section in sections if section.title.startswith("Transfer at"))
-    assert at_60.title == "Transfer at 60 %"
-    assert at_70.title == "Transfer at 70 % (the paper's Figure 2)"
+    at_60, at_70 = (
+        section
+        for section in sections
+        if "transfer" in section.title and section.title.startswith("Do tickets")
+    )
+    assert at_60.title == "Do tickets transfer at 60 %?"
+    assert at_70.title == "Do tickets transfer at 70 %? (the paper's Figure 2)"
     assert "both at 60 %" in at_60.text[0] and "70" not in "".join(at_60.text)
     assert at_60.pictures.keys() == {"transfer_60.png"}
     titles = [section.title for section in sections]
-    assert titles.index("Question 2: transferability of the sources at 60 %") == (
-        titles.index("Transfer at 60 %") + 1
-    )
+    question = "Which sources' tickets transfer at 60 %? (the paper's Question 2)"
+    assert titles.index(question) == titles.index("Do tickets transfer at 60 %?") + 1
     assert [*at_70.pictures] == ["transfer_70.png", "transfer_paper.png"]
 
 
@@ -446,7 +483,7 @@ def test_rewind_points_have_names():
 
 def test_results_csv_has_a_row_per_condition_and_metric(written, study):
     table = pandas.read_csv(study / "report/results.csv", dtype={"rewind": str})
-    assert [*table] == [*results.COLUMNS, *verdicts.VERDICT_COLUMNS]
+    assert [*table] == [*results.COLUMNS, *verdicts.VERDICT_COLUMNS, *examples.COLUMNS]
     (row,) = table[
         (table.task == "mrpc")
         & (table.control == "random_mask")
@@ -507,7 +544,10 @@ def test_a_study_saved_before_similarities_were_recorded_shows_the_overlap_alone
     facts = json.loads(json.dumps(mask_facts(found)))
     kept = facts.pop("common")
     titles = [section.title for section in masks_sections(replace(found, mask_facts=facts))]
-    assert titles == ["Sparsity by layer at 70 %", "Overlap of tickets at 70 %"]
+    assert titles == [
+        "Which weights are pruned at 70 %?",
+        "Do the tickets keep the same weights at 70 %?",
+    ]
     (overlap,) = masks_sections(replace(found, mask_facts=facts))[1:]
     assert overlap.text[-1].startswith("The similarity of some pairs is missing")
     whole = masks_sections(replace(found, mask_facts={**facts, "common": kept}))
@@ -582,8 +622,10 @@ def test_other_metrics_are_in_a_table(written):
 
 def test_the_page_is_self_contained_and_shows_the_note(written, study):
     markdown, page = written
-    sources = re.findall(r'(?:src|href)="([^"]{,30})', page)
+    sources = re.findall(r'src="([^"]{,30})', page)
     assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
+    links, targets = (re.findall(rf'{name}="#?([^"]+)"', page) for name in ("href", "id"))
+    assert len(links) > len(sources) and {*links} == {*targets}
     assert (
         len(sources)
         == len(re.findall(r"!\[.*?\]\((.+?)\)", markdown))
@@ -614,17 +656,14 @@ def test_a_single_seed_is_undecided(tmp_path):
     plan.search("sst2", 1)
     report.write_report(results.load_results(plan.write()), tmp_path / "elsewhere", 1.0)
     markdown = (tmp_path / "elsewhere/report.md").read_text()
-    (told,) = tables(markdown)["Tickets compared with the full network"]
+    found = tables(markdown)["All networks compared with the full network"]
+    told = next(row for row in found if row["sparsity"] == "60 %")
     assert told["answer"] == "undecided: 1 pair, and a test needs 3"
     assert told["p"] == told["Holm p"] == told["90 % interval"] == "—"
     assert (told["n"], told["further seeds"], told["the paper's rules"]) == ("1 pair", "2", "none")
     assert "92.0" not in told["reference"] and told["reference"] == "91.8 (n = 1)"
-    assert "With a single seed there is no standard deviation" in markdown
-    assert (
-        "## Transfer" not in markdown
-        and "## Rewinding" not in markdown
-        and "## Overlap" not in markdown
-    )
+    assert "With a single seed nothing can be shown" in markdown
+    assert not re.search(r"## Do(es)? (tickets transfer|rewinding|the tickets keep)", markdown)
 
 
 def test_a_report_before_the_study_starts_shows_everything_as_missing(tmp_path):
@@ -650,15 +689,11 @@ def test_nearly_empty_matrices_are_in_a_table(tmp_path):
     rows = json.loads(path.read_text())
     rows[-1]["starved"] = {"encoder.layer.0.attention.self.key.weight": 7}
     write_json(path, rows)
-    made = report.build_sections(results.load_results(tmp_path), 1.0)[0]
-    (table,) = [table for table in made.tables if table.title == "Nearly empty matrices"]
-    assert [*map(list, table.rows)] == [
-        [
-            "search-sst2-0-seed1",
-            "round 4",
-            "encoder.layer.0.attention.self.key.weight keeps 7 weights, fewer than it has outputs",
-        ]
-    ]
+    sections = report.build_sections(results.load_results(tmp_path), 1.0)
+    titled = {table.title: table for section in sections for table in section.tables}
+    flaw = "starved: encoder.layer.0.attention.self.key.weight keeps 7 weights, fewer than it has"
+    ((*network, text),) = titled["Dead, untrained and starved networks"].rows
+    assert network == ["—", "search-sst2-0-seed1, round 4", "—"] and text == f"{flaw} outputs"
     assert saved.to_dict(tmp_path)["rows"]["search-sst2-0-seed1"][-1]["starved"]
 
 
@@ -695,7 +730,7 @@ def test_networks_that_do_not_beat_a_trivial_predictor_get_no_verdict(tmp_path):
     report.write_report(study, plan.directory / "report", None)
     text = (plan.directory / "report/report.md").read_text()
     assert "| sst2 | accuracy | the best constant prediction | 90.0 |" in text
-    assert "Dead and untrained networks" in text
+    assert "Dead, untrained and starved networks" in text
     again = plan.directory / "saved.json"
     saved.save(plan.directory, again)
     assert "constant_prediction" in again.read_text() and '"trivial"' in again.read_text()

@@ -1,8 +1,10 @@
 """A study runs each job of its grid once, even if killed, split or repeated; with toy jobs."""
 
 import collections
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -196,6 +198,33 @@ def test_transfers_share_the_dense_network_and_one_shot_pruning(write):
     )
     assert plan.conditions[Condition("mlm", 1, 0.3, source="mlm")] == "search-mlm-seed1"
     assert plan.conditions[Condition("mlm", 2)] == "dense-mlm-seed2"
+
+
+def test_a_study_plans_and_prices_dense_networks_with_the_budget_of_the_search(write):
+    controls = ["dense_long", "dense_restarts"]
+    plan = planned(write(**{**GRID, "controls": controls, "control_sparsities": [0.1, 0.3]}))
+    assert len(plan.jobs) == 4 + 4 * 2 * 2
+    for number, control in itertools.product((1, 3), controls):
+        job = plan.jobs[f"transfer-sst2-seed2-{number}-rounds-{control}"]
+        assert (
+            job.flags["ticket"] == f"jobs/search-sst2-seed2/rounds/{number:02d}/ticket.safetensors"
+        )
+        assert job.needs == ("search-sst2-seed2",) and job.args.control == control
+        assert runner.steps_of(job) == (number + 1) * 10
+        condition = Condition("sst2", 2, round(0.1 * number, 1), control, "sst2")
+        assert plan.conditions[condition] == job.id
+    transfers = {**TRANSFER, "seeds": [1], "controls": controls}
+    plan = planned(write(flags=GRID["flags"], transfer=transfers))
+    name = "transfer-mlm-seed1-3-rounds-dense_long"  # serves the tickets of both sources
+    both = [plan.conditions[Condition("mlm", 1, 0.3, "dense_long", x)] for x in ("mlm", "sst2")]
+    assert both == [name] * 2 and runner.steps_of(plan.jobs[name]) == 40
+
+
+def test_a_dry_run_shows_the_price_of_a_dense_network_with_a_budget(write, begin):
+    for controls, steps in ((["reinit"], 20 + 10), (["dense_long"], 20 + 20)):
+        file = write(**{**SMALL, "seeds": [1], "controls": controls})
+        code, out = finish(begin(file, "--dry_run"))
+        assert code == 0 and re.search(rf"in all +{steps} ", out)
 
 
 def test_transfers_at_several_sparsities_share_their_searches_and_dense_networks(write):

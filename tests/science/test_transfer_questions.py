@@ -53,19 +53,18 @@ def rewound(plan):
 def test_starting_weights_are_compared_with_theta_0_in_a_family_of_target_and_source(rewound):
     study = results.load_results(rewound.write())
     section = starting_weights.starting_weights(study, 0.7, 1.0)
-    (table,) = section.tables
-    assert [row[:3] for row in table.rows[:3]] == [
-        ["sst2", "mrpc", "θ₀"],
-        ["sst2", "mrpc", "5 %"],
-        ["sst2", "mrpc", "standard pruning"],
-    ]
-    assert len(table.rows) == 4 * 3
-    by = {tuple(row[:3]): dict(zip(table.header, row, strict=True)) for row in table.rows}
+    (short,), (verdicts,) = section.tables, section.details
+    assert [row[:2] for row in verdicts.rows[:3]] == [["sst2", "mrpc"]] * 2 + [["sst2", "mlm"]]
+    assert len(verdicts.rows) == 4 * 2 and len(short.rows) == 4
+    by = {tuple(row[:3]): dict(zip(verdicts.header, row, strict=True)) for row in verdicts.rows}
     trained = by["sst2", "mlm", "standard pruning"]
-    assert trained["minus θ₀"] == "−3.00" and trained["answer"] == "worse"
+    assert trained["difference"] == "−3.00" and trained["answer"] == "worse"
     assert by["sst2", "mlm", "5 %"]["answer"] == "matches"
-    png = section.pictures["starting_weights_70.png"][1]
-    assert "70 %" in section.title and png.startswith(b"\x89PNG")
+    row = dict(zip(short.header, short.rows[1], strict=True))
+    assert row["target"] == "sst2" and row["source"] == "mlm" and row["n"] == "3"
+    assert row["θ₀"] == "88.0 ± 0.2" and row["standard pruning"] == "85.0 ± 0.1, worse"
+    picture = section.pictures["starting_weights_70.png"][1]
+    assert "70 %" in section.title and picture.png.startswith(b"\x89PNG")
 
 
 def test_starting_weights_of_a_dead_reference_have_no_verdict(rewound):
@@ -74,24 +73,27 @@ def test_starting_weights_of_a_dead_reference_have_no_verdict(rewound):
 
     change_rows(rewound.write(), die)
     study = results.load_results(rewound.directory)
-    rows = starting_weights.starting_weights(study, 0.7, 1.0).tables[0].rows
-    assert {row[-1] for row in rows if row[:2] == ["sst2", "mlm"] and row[2] != "θ₀"} == {
+    (table,) = starting_weights.starting_weights(study, 0.7, 1.0).details
+    answer = table.header.index("answer")
+    assert {row[answer] for row in table.rows if row[:2] == ["sst2", "mlm"]} == {
         "no verdict: the IMP ticket is dead (one prediction for all rows)"
     }
-    assert "matches" in {row[-1] for row in rows if row[:2] == ["sst2", "mrpc"]}
+    assert "matches" in {row[answer] for row in table.rows if row[:2] == ["sst2", "mrpc"]}
 
 
 def test_rewound_transfers_are_not_among_the_rewound_searches_of_a_task(rewound):
     study = results.load_results(rewound.write())
     sections = report.build_sections(study, 1.0)
     titles = [section.title for section in sections]
-    assert "Rewinding" not in titles
-    assert sum(title.startswith("Question 3") for title in titles) == 1
+    assert "Does rewinding help?" not in titles
+    assert sum(title.endswith("(the paper's Question 3)") for title in titles) == 1
     assert {search.task for search in study.searches} == {*SOURCES}
     assert len(study.searches) == 12  # without that of standard pruning
-    overview = {row[0]: row for row in sections[0].tables[0].rows}
+    by_title = {x.title: x for section in sections for x in (*section.tables, *section.details)}
+    overview = {row[0]: row for row in by_title["Training runs"].rows}
     assert overview[results.REWOUND_OTHER][1] == str(4 * 2 * 3)
-    networks = {row[1] for row in sections[-1].tables[0].rows}
+    rows = by_title["All networks compared with the full network"].rows
+    networks = {row[1] for row in rows}
     assert {"ticket of mlm, standard pruning", "ticket of mlm, rewound to 5 %"} <= networks
 
 
@@ -110,8 +112,8 @@ def test_dead_and_untrained_networks_are_hatched_and_never_dark(plan):
     ours = transfer.transfers_of(study, 0.7)
     grid = ours.grid(SOURCES, SOURCES)
     for target in ("mrpc", "wnli"):
-        shade, text = grid.cells["mlm", target]
-        assert math.isnan(shade) and text.endswith("†")
+        assert grid.cells["mlm", target][1].endswith("†") and ("mlm", target) in grid.hatched
+        assert math.isnan(grid.values()[SOURCES.index("mlm")][SOURCES.index(target)])
     assert ours.dark_cells("mlm", SOURCES) == (1, 1)  # sst2 alone can be compared
 
 
@@ -124,9 +126,9 @@ def test_a_target_whose_full_network_or_own_ticket_is_dead_has_no_dark_cells(pla
     study = results.load_results(plan.directory)
     ours = transfer.transfers_of(study, 0.7)
     assert [ours.is_dark("mlm", target) for target in SOURCES] == [True, None, None, None]
-    shades = {pair: shade for pair, (shade, _) in ours.grid(SOURCES, SOURCES).cells.items()}
-    assert all(math.isnan(shades[source, "mrpc"]) for source in SOURCES)
-    assert math.isnan(shades["wnli", "wnli"]) and shades["mlm", "wnli"] == transfer.LIGHT
+    grid = ours.grid(SOURCES, SOURCES)
+    assert {(source, "mrpc") for source in SOURCES} | {("wnli", "wnli")} == {*grid.hatched}
+    assert grid.cells["mlm", "wnli"][0] == transfer.LIGHT
 
 
 def test_transferability_counts_other_targets_beside_the_recorded_training_rows(plan):
@@ -145,7 +147,7 @@ def test_transferability_counts_other_targets_beside_the_recorded_training_rows(
     assert rows["mrpc"][0] == "similarity and paraphrase" and rows["sst2"][0] == "single sentence"
     found = [row[3:] for row in correlations.rows if row[0] == "ours"]
     assert found[0] == ["no claim (n < 5)", "—", "3"] and found[1][2] == "2"
-    assert all(png.startswith(b"\x89PNG") for _, png in section.pictures.values())
+    assert all(picture.png.startswith(b"\x89PNG") for _, picture in section.pictures.values())
     assert saved.to_dict(plan.directory)["rows"]["search-mlm-0-seed1"][-1]["training_rows"] == 5000
 
 

@@ -384,6 +384,8 @@ def test_the_card_has_the_facts_of_the_run(server, run):
     ):
         assert text in card.text, text
     assert str(run) not in card.text and "/tmp" not in json.dumps(data)
+    assert "that it has learned the task: the network is dead (one prediction" in card.text
+    assert "Trivial predictors: constant accuracy" in card.text
 
 
 def test_the_card_has_the_base_models_licence_and_the_measured_speed(

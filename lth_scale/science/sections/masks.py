@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, permutations
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from lth_scale.pruning.ticket import Ticket
 
 log = logging.getLogger("lth_scale")
-LAYERS = "Pruned weights in percent, mean over the seeds' tickets. Rows of the figure are layers."
+LAYERS = (
+    "Pruned weights in percent, mean over the seeds' tickets. The figure's colours leave out "
+    "outliers, as a box plot's whiskers do; the numbers in the cells are exact."
+)
 NOT_SAVED = "The similarity of some pairs is missing: the study was saved before it was recorded."
 Layers = Mapping[str, Sequence[Mapping[str, float]]]  # task → for each seed, sparsity by matrix
 # Pair of tasks → seed → `all`, or `layers` and `kinds` by name → the numbers of a `Shared`.
@@ -31,13 +35,16 @@ def masks(study: StudyResults) -> list[Section]:
     facts = study.mask_facts or mask_facts(study)
     sparsity = facts["sparsity"]
     layers = {task: [*by_seed.values()] for task, by_seed in facts["layers"].items()}
-    sections = [_by_layer(study, sparsity, layers)]
-    if len(layers) > 1:
-        common = facts.get("common", {})
-        sections += [_similarity(study, sparsity, [*layers], common)] if common else []
-        sections.append(_overlap(study, sparsity, [*layers], facts["shared"]))
-        sections[-1].text += [NOT_SAVED] if facts["shared"].keys() - common.keys() else []
-    return sections
+    by_layer = _by_layer(study, sparsity, layers)
+    if len(layers) < 2:
+        return [by_layer]
+    common, shared = facts.get("common", {}), facts["shared"]
+    section = Section(f"Do the tickets keep the same weights at {percent(sparsity)}?")
+    if common:
+        _add_similarity(section, study, sparsity, [*layers], common)
+    _add_overlap(section, study, sparsity, [*layers], shared)
+    section.text += [NOT_SAVED] if shared.keys() - common.keys() else []
+    return [by_layer, section]
 
 
 def mask_facts(study: StudyResults) -> dict[str, Any]:
@@ -87,8 +94,6 @@ def _tickets_by_seed(
     study: StudyResults, sparsity: float
 ) -> "Iterator[tuple[int, dict[str, Ticket]]]":
     """Each seed with its tickets by task; one seed at a time is in memory."""
-    from lth_scale.pruning.ticket import Ticket  # imports torch
-
     present = [
         (search.seed, search.task, path)
         for search in study.searches
@@ -96,7 +101,20 @@ def _tickets_by_seed(
         if abs(reached - sparsity) <= CLOSE and path.is_file()
     ]
     for seed in sorted({seed for seed, _, _ in present}):
-        yield seed, {task: Ticket.load(path) for other, task, path in present if other == seed}
+        loaded = {task: _load(path) for other, task, path in present if other == seed}
+        yield seed, {task: ticket for task, ticket in loaded.items() if ticket}
+
+
+def _load(path: Path) -> "Ticket | None":
+    """A ticket; None if it has vanished, because its search was begun again."""
+    from lth_scale.pruning.ticket import Ticket  # imports torch
+
+    try:
+        return Ticket.load(path)
+    except ValueError:
+        if path.is_file():
+            raise
+        return None
 
 
 def _by_layer(study: StudyResults, sparsity: float, layers: Layers) -> Section:
@@ -112,7 +130,9 @@ def _by_layer(study: StudyResults, sparsity: float, layers: Layers) -> Section:
         for name, p in own.items():
             found[p] += [ticket[name] for ticket in tickets]
         cells = {p: _mean(sparsities) for p, sparsities in found.items()}
-        panels[f"{task} (n = {len(tickets)})"] = figures.Grid(depths, kinds, cells)
+        panels[f"{task} (n = {len(tickets)})"] = figures.Grid(
+            depths, kinds, cells, "layer", "kind of matrix"
+        )
         by_kind = ([name for name in own if own[name][1] == kind] for kind in kinds)
         means = [
             _mean([ticket[name] for ticket in tickets for name in names])[1] if names else "—"
@@ -122,10 +142,12 @@ def _by_layer(study: StudyResults, sparsity: float, layers: Layers) -> Section:
     absent = ", ".join(task for task, tickets in layers.items() if not tickets)
     text = LAYERS + (f" Missing tickets: {absent}." if absent else "")
     table = Table("Mean over the layers, percent pruned", ["task", "n", *kinds], rows)
-    section = Section(f"Sparsity by layer at {percent(sparsity)}", [text], [table])
+    section = Section(f"Which weights are pruned at {percent(sparsity)}?", [text], [table])
     if positions:
-        png = figures.heat_maps(panels, study.title("Sparsity by layer"), "pruned (%)")
-        section.pictures["layers.png"] = ("sparsity by layer and kind of matrix", png)
+        title = study.title(f"Sparsity by layer, tickets of {percent(sparsity)}")
+        picture = figures.heat_maps(panels, title, "pruned weights (%)")
+        caption = "Sparsity by layer and kind of matrix, mean over n tickets"
+        section.pictures["layers.png"] = (caption, picture)
     return section
 
 
@@ -134,32 +156,29 @@ def _mean(fractions: Sequence[float]) -> tuple[float, str]:
     return mean, "missing" if math.isnan(mean) else f"{mean:.1f}"
 
 
-def _similarity(
-    study: StudyResults, sparsity: float, tasks: Sequence[str], common: Common
-) -> Section:
+def _add_similarity(
+    section: Section, study: StudyResults, sparsity: float, tasks: Sequence[str], common: Common
+) -> None:
     level = chance_similarity(sparsity, sparsity)
-    text = (
-        "Weights that the tickets of two tasks both keep ÷ weights that either keeps, "
+    section.text.append(
+        "Similarity: weights that the tickets of two tasks both keep ÷ weights that either keeps, "
         "|A∩B| ÷ |A∪B|, in percent, mean over pairs of tickets of the same seed. Two random masks "
-        f"of this sparsity have {percent(level)}. Hatched: missing, or a task with itself."
+        f"of this sparsity have {percent(level)}."
     )
     by_pair = {
         pair: [Shared(*counts["all"]).similarity for counts in by_seed.values()]
         for pair, by_seed in common.items()
     }
     grid = _by_pair(tasks, by_pair)
-    heading, title = (
-        "Similarity of masks, percent",
-        f"Similarity of tickets, chance {percent(level)}",
-    )
-    png = figures.heat_maps({"": grid}, study.title(title), "similarity (%)", (100 * level, 100.0))
-    tables = [
-        grid.table(heading),
+    heading, title = "Similarity of masks, percent", f"Similarity, chance {percent(level)}"
+    span = (100 * level, 100.0)
+    picture = figures.heat_maps({"": grid}, study.title(title), "similarity (%)", span)
+    section.tables.append(grid.table(heading))
+    section.pictures["similarity.png"] = (heading, picture)
+    section.details += [
         _similarity_within(common, "kinds", "Similarity by kind of matrix"),
         _similarity_within(common, "layers", "Similarity by layer"),
     ]
-    title = f"Similarity of tickets at {percent(sparsity)}"
-    return Section(title, [text], tables, {"similarity.png": (heading, png)})
 
 
 def _similarity_within(common: Common, group: str, title: str) -> Table:
@@ -182,26 +201,25 @@ def _by_pair(tasks: Sequence[str], values: Mapping[str, Sequence[float]]) -> fig
     """Means by pair of tasks; values: by pair as in `mask_facts`, in any order of the two."""
     by_pair = {frozenset(pair.split()): numbers for pair, numbers in values.items()}
     cells = {pair: _mean(by_pair.get(frozenset(pair), [])) for pair in permutations(tasks, 2)}
-    return figures.Grid(tasks, tasks, cells)
+    return figures.Grid(tasks, tasks, cells, "ticket of", "ticket of")
 
 
-def _overlap(
+def _add_overlap(
+    section: Section,
     study: StudyResults,
     sparsity: float,
     tasks: Sequence[str],
     shared: Mapping[str, Mapping[str, float]],
-) -> Section:
+) -> None:
     chance = percent(1 - sparsity)
-    text = (
-        "Share of the weights kept by one task's ticket that the other's keeps too, in percent, "
-        "mean over pairs of tickets of the same seed. Two random masks of this sparsity share "
-        f"{chance}. Hatched: missing, or a task with itself."
+    section.reading.append(
+        "Overlap: share of the weights kept by one task's ticket that the other's keeps too, in "
+        "percent, mean over pairs of tickets of the same seed. Two random masks of this sparsity "
+        f"share {chance}."
     )
     grid = _by_pair(tasks, {pair: [*by_seed.values()] for pair, by_seed in shared.items()})
-    heading, title = "Overlap of kept weights, percent", f"Overlap of tickets, chance {chance}"
-    png = figures.heat_maps(
-        {"": grid}, study.title(title), "shared (%)", (100 * (1 - sparsity), 100.0)
-    )
-    pictures = {"overlap.png": (heading, png)}
-    title = f"Overlap of tickets at {percent(sparsity)}"
-    return Section(title, [text], [grid.table(heading)], pictures)
+    heading, title = "Overlap of kept weights, percent", f"Overlap, chance {chance}"
+    span = (100 * (1 - sparsity), 100.0)
+    picture = figures.heat_maps({"": grid}, study.title(title), "shared (%)", span)
+    section.details.append(grid.table(heading))
+    section.pictures["overlap.png"] = (heading, picture)

@@ -1,17 +1,26 @@
-"""Scores: the paper's Table 2, by sparsity, and by rewind point."""
+"""Scores: whether tickets match, the paper's Table 2, by sparsity, and by rewind point."""
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
+from typing import NamedTuple
 
 import pandas
 
 from lth_scale.config.markdown import Section, Table
 from lth_scale.pruning.registries import CONTROLS
 from lth_scale.science import figures
-from lth_scale.science.matching import RULES
+from lth_scale.science.matching import RULES, interval_text, short_answer, signed
 from lth_scale.science.paper import closest_to_table2, paper, printed, sources
-from lth_scale.science.results import Network, StudyResults, percent, score_text, summarize
+from lth_scale.science.results import (
+    NOT_PLANNED,
+    Network,
+    StudyResults,
+    percent,
+    score_text,
+    short_score,
+    summarize,
+)
 from lth_scale.science.sections.verdicts import (
     READING,
     Comparison,
@@ -25,93 +34,201 @@ from lth_scale.science.sections.verdicts import (
     point_name,
     verdict_table,
 )
+from lth_scale.tasks.registry import metric_named
 
+MATCHING = (
+    "The difference is ticket − full network at the highest sparsity that matches, or else at the "
+    "lowest sparsity, with its 90 % interval. It matches if a loss of δ or more is rejected."
+)
+TABLE2_TITLE = "Scores of the full network, the tickets and their controls"
+TABLE2_READING = (
+    "Each cell is mean ± standard deviation over seeds. The answer of a ticket is its comparison "
+    "with the full network, that of a control its comparison with the ticket."
+)
 CURVES = (
-    "Means over seeds. Error bars, and the grey band of the full network, range from the lowest to "
-    "the highest seed."
+    "Means over seeds. As in the tables, error bars and the grey band of the full network are one "
+    "sample standard deviation (n − 1 in the denominator) to each side; a single seed has none. "
+    "n counts the seeds of a mean. Controls are drawn beside their sparsity. In panels of the same "
+    "metric, a difference has the same height."
 )
 REWINDING = (
     "Tickets trained from θᵢ, with i as a fraction of the steps of a round; standard pruning does "
-    "not rewind. Verdicts are to be read as under All verdicts; Holm's p is over a task's rewind "
-    "points."
+    "not rewind. The answer compares each with rewinding to θ₀ (Holm's p is over a task's rewind "
+    "points)."
 )
-NOT_PLANNED = pandas.Series(dtype=float)
+FAIR_BUDGETS = (
+    "Dense networks with the budget of the search are stronger references, not controls that a "
+    "ticket should beat: nothing in them is pruned, and they stand beside the ticket of round k "
+    "because it has seen k rounds of search. Where they are compared, the ticket is the subnetwork "
+    "and the dense network the reference. The best of k + 1 is chosen by the "
+    "validation score that it is given here: an optimistic bound."
+)
 Curves = dict[str, dict[float, pandas.Series]]  # control → sparsity in percent → scores
+
+
+class ControlRow(NamedTuple):
+    """A control compared with the ticket of its sparsity."""
+
+    task: str
+    sparsity: float
+    control: str
+    judged: Judged
+
+    @property
+    def labels(self) -> list[str]:
+        """The first cells of its row in a table."""
+        return [self.task, percent(self.sparsity), CONTROLS[self.control].label]
 
 
 # Heading and key in paper.json of each control in Table 2; the paper has no shuffle_within.
 TABLE2 = {
-    "random_mask": ("f(m_RP, θ₀)", "f(m_RP,theta0)"),
-    "reinit": ("f(m_IMP, θ₀′)", "f(m_IMP,theta0')"),
-    "shuffle_layers": (
-        "f(m_IMP, θ₀″), layers shuffled as in the paper's code",
-        "f(m_IMP,theta0'')",
-    ),
-    "shuffle_within": ("f(m_IMP, θ₀″), shuffled within matrices as in the paper's text", ""),
+    "random_mask": ("random mask", "f(m_RP,theta0)"),
+    "reinit": ("ticket on θ₀′", "f(m_IMP,theta0')"),
+    "shuffle_layers": ("ticket on θ₀″, layers shuffled", "f(m_IMP,theta0'')"),
+    "shuffle_within": ("ticket on θ₀″, shuffled within matrices", ""),
 }
 
 
+def matching(study: StudyResults, tasks: Sequence[str], delta: float | None) -> Section:
+    """Which sparsities match the full network, by task."""
+    rows = [_matching_row(study, task, delta) for task in tasks]
+    header = ["task", "full network", "trivial", "matches at", "worse at", "undecided at"]
+    header += ["difference", "further seeds"]
+    known = paper()["table4_strict_sparsity"].values()
+    rules = "; ".join(f"{rule}: {meaning}" for rule, meaning in RULES.items())
+    return Section(
+        "Do the tickets match the full network?",
+        [MATCHING],
+        [Table("", header, rows)],
+        reading=[READING, f"The paper's rules: {rules}."],
+        details=[highest_matching(study, tasks, delta)],
+        sources=sources([*paper()["table2"].values(), *known]),
+    )
+
+
+def _matching_row(study: StudyResults, task: str, delta: float | None) -> list[str]:
+    judged = by_sparsity(study, Network(task), delta)
+    by_answer = {
+        answer: [x for x, (_, verdict) in judged.items() if short_answer(verdict) == answer]
+        for answer in ("matches", "worse", "undecided")
+    }
+    highest = max(by_answer["matches"], default=min(judged))
+    verdict = judged[highest].verdict
+    seeds = [x.verdict.more_seeds for x in judged.values() if x.verdict.more_seeds]
+    return [
+        f"{task} ({study.metric(task)})",
+        score_text(study.scores(Network(task))),
+        trivial_text(study, task),
+        *(spans(x, [*judged]) or "—" for x in by_answer.values()),
+        f"{signed(verdict.difference)} {interval_text(verdict.interval)} at {percent(highest)}",
+        f"up to {max(seeds)}" if seeds else "—",
+    ]
+
+
 def table2(study: StudyResults, tasks: Sequence[str], delta: float | None) -> Section:
-    """Scores, verdicts and the ranking of the networks, beside the paper's Table 2."""
+    """Scores and answers of the networks beside the paper's Table 2, and their ranking."""
     planned = {*study.conditions.control, *TABLE2}
     controls = [control for control in CONTROLS if control != "none" and control in planned]
     columns = {name: TABLE2.get(name, (CONTROLS[name].label, "")) for name in controls}
     keys = {name: key for name, (_, key) in columns.items()}
-    rows, tickets, rankings = [], [], []
+    comparisons = [row for task in tasks for row in control_comparisons(study, task, delta)]
+    rows, rankings = [], []
     for task in tasks:
-        sparsity, text = closest_to_table2(task, study.control_sparsities(task))
-        full = study.scores(Network(task))
-        subnetworks = [study.scores(Network(task, sparsity, name)) for name in ("none", *controls)]
-        scores = [full, *subnetworks]
-        ours = [task, "ours", study.metric(task), text, *map(score_text, scores)]
-        rows += [ours, _paper_row(task, keys)]
-        judged = by_sparsity(study, Network(task), delta)[sparsity]
-        tickets.append(([task, percent(sparsity)], judged))
-        rankings.append([task, text, *_rankings(task, keys, scores)])
-    header = ["task", "study", "metric", "sparsity", "full network", "f(m_IMP, θ₀)"]
+        rows += [_our_row(study, task, delta, controls, comparisons), _paper_row(task, keys)]
+        rankings.append(_rankings(study, task, keys))
+    header = ["task", "study", "sparsity", "n", "trivial", "full network", "ticket"]
     header += [heading for heading, _ in columns.values()]
-    title, labels = "Tickets compared with the full network", ["task", "sparsity"]
-    tables = [
-        Table("Scores", header, rows),
-        Table("Ranking by mean score", ["task", "sparsity", "ours", "paper"], rankings),
-        verdict_table(title, labels, tickets),
-        highest_matching(study, tasks, delta),
-    ]
-    if pairs := [pair for task in tasks for pair in _control_comparisons(study, task, delta)]:
-        title = "Controls compared with the ticket"
-        tables.append(verdict_table(title, [*labels, "control"], pairs))
-    rules = "; ".join(f"{rule}: {meaning}" for rule, meaning in RULES.items())
-    known = sources([*paper()["table2"].values(), *paper()["table4_strict_sparsity"].values()])
+    details = [Table("Ranking by mean score", ["task", "sparsity", "ours", "paper"], rankings)]
+    if comparisons:
+        title, labels = "Controls compared with the ticket", ["task", "sparsity", "control"]
+        pairs = [(row.labels, row.judged) for row in comparisons]
+        details.append(verdict_table(title, labels, pairs))
+    budgets = [FAIR_BUDGETS] if any(CONTROLS[name].budget for name in controls) else []
+    texts = [TABLE2_READING, *budgets]
     return Section(
-        "Tickets and controls (the paper's Table 2)",
-        [known, READING, f"The paper's rules: {rules}."],
-        tables,
+        "Do the mask and θ₀ matter? (the paper's Table 2)",
+        texts,
+        [Table(TABLE2_TITLE, header, rows)],
+        reading=[READING],
+        details=details,
+        sources=sources(paper()["table2"].values()),
     )
+
+
+def _our_row(
+    study: StudyResults,
+    task: str,
+    delta: float | None,
+    controls: Sequence[str],
+    comparisons: Sequence[ControlRow],
+) -> list[str]:
+    """The task's row of Table 2 in this study."""
+    sparsity, text = closest_to_table2(task, study.control_sparsities(task))
+    full = study.scores(Network(task))
+    scores = {x: study.scores(Network(task, sparsity, x)) for x in ("none", *controls)}
+    judged = {"none": by_sparsity(study, Network(task), delta)[sparsity]}
+    judged |= {
+        row.control: row.judged
+        for row in comparisons
+        if row[:2] == (task, sparsity) and not CONTROLS[row.control].budget
+    }
+    n = max(map(len, (full, *scores.values())))
+    cells = [answered(values, n, judged.get(name)) for name, values in scores.items()]
+    return [task, "ours", text, str(n), trivial_text(study, task), short_score(full, n), *cells]
+
+
+def trivial_text(study: StudyResults, task: str) -> str:
+    """The score of the task's best trivial predictor, or `—`."""
+    baseline = study.baseline(task)
+    scale = metric_named(study.metric(task)).scale
+    return format(baseline[1], ".3f" if scale == 1 else ".1f") if baseline else "—"
+
+
+def spans(chosen: Sequence[float], tested: Sequence[float]) -> str:
+    """Sparsities as text; three or more in a row of those tested as `20 to 60 %`."""
+    runs: list[list[float]] = []
+    for sparsity in tested:
+        if sparsity not in chosen:
+            runs.append([])
+        else:
+            runs = [*runs[:-1], [*runs[-1], sparsity]] if runs else [[sparsity]]
+    texts = (
+        [f"{100 * run[0]:.4g} to {percent(run[-1])}"] if len(run) > 2 else map(percent, run)
+        for run in runs
+    )
+    return ", ".join(chain.from_iterable(texts))
+
+
+def answered(scores: pandas.Series, n: int, judged: Judged | None) -> str:
+    """`82.6 ± 0.2, worse`; n: as in `short_score`."""
+    text = short_score(scores, n)
+    return f"{text}, {short_answer(judged.verdict)}" if judged and scores.count() else text
 
 
 def _paper_row(task: str, keys: Mapping[str, str]) -> list[str]:
     """The task's row of the paper's Table 2; keys: its columns in paper.json by control."""
-    row, metric = printed(task), paper()["hyperparameters"][task]["metric"]["value"]
+    row = printed(task)
     means = [
-        f"{row[f'{key}_mean']:g} ± {row[f'{key}_std']:g} (n = 5)"
+        f"{row[f'{key}_mean']:g} ± {row[f'{key}_std']:g}"
         for key in ("full_bert", "f(m_IMP,theta0)")
     ]
     scores = [f"{row[key]:g}" if key else "—" for key in keys.values()]
-    return ["", "paper", metric, f"{row['sparsity']} %", *means, *scores]
+    return ["", "paper", f"{row['sparsity']} %", "5", "—", *means, *scores]
 
 
-def _rankings(
-    task: str, controls: Mapping[str, str], scores: Sequence[pandas.Series]
-) -> tuple[str, str]:
+def _rankings(study: StudyResults, task: str, controls: Mapping[str, str]) -> list[str]:
     """The ranking, here and in the paper, of the networks for which both have a mean.
 
-    scores: of the full network, the ticket and each control.
+    controls: as `keys` of `_paper_row`.
     """
+    sparsity, text = closest_to_table2(task, study.control_sparsities(task))
+    networks = {"full": Network(task), "IMP": Network(task, sparsity)}
+    networks |= {name: Network(task, sparsity, name) for name in controls}
     keys = {"full": "full_bert_mean", "IMP": "f(m_IMP,theta0)_mean", **controls}
-    means = {name: summarize(values).mean for name, values in zip(keys, scores, strict=True)}
+    means = {name: summarize(study.scores(network)).mean for name, network in networks.items()}
     both = [name for name, key in keys.items() if key and not math.isnan(means[name])]
     papers = {name: printed(task)[keys[name]] for name in both}
-    return ranked({name: means[name] for name in both}), ranked(papers)
+    return [task, text, ranked({name: means[name] for name in both}), ranked(papers)]
 
 
 def ranked(means: Mapping[str, float]) -> str:
@@ -122,34 +239,32 @@ def ranked(means: Mapping[str, float]) -> str:
     return "".join([*names[:1], *others]) or "missing"
 
 
-def _control_comparisons(
-    study: StudyResults, task: str, delta: float | None
-) -> list[tuple[list[str], Judged]]:
+def control_comparisons(study: StudyResults, task: str, delta: float | None) -> list[ControlRow]:
     """Each control of a task and the ticket of the same sparsity; a family for each control."""
     by_control, metric = _scores_by_control(study, task), study.metric(task)
     tickets = by_control.pop("none")
     fractions = {round(100 * x, 6): x for x in study.conditions.sparsity.unique().tolist()}
-    rows: list[tuple[float, str, Judged]] = []
+    rows = []
     for control, scores in by_control.items():
-        comparisons = [
-            Comparison(points, tickets.get(x, NOT_PLANNED), metric) for x, points in scores.items()
-        ]
+        pairs = [(points, tickets.get(x, NOT_PLANNED)) for x, points in scores.items()]
+        if CONTROLS[control].budget:  # a stronger reference, with which the ticket is compared
+            pairs = [(ticket, points) for points, ticket in pairs]
+        comparisons = [Comparison(sub, reference, metric) for sub, reference in pairs]
         planned = [fractions[x] for x in scores]
         flaws = [
             flaw_of(study, Network(task, x)) or flaw_of(study, Network(task, x, control))
             for x in planned
         ]
-        judged = zip(scores, judge(comparisons, delta, flaws), strict=True)
-        rows += [(x, CONTROLS[control].label, verdict) for x, verdict in judged]
-    rows.sort(key=lambda row: row[0])
-    return [([task, f"{x:.4g} %", label], judged) for x, label, judged in rows]
+        judged = judge(comparisons, delta, flaws)
+        rows += [ControlRow(task, x, control, y) for x, y in zip(planned, judged, strict=True)]
+    return sorted(rows, key=lambda row: row.sparsity)
 
 
 def curves(study: StudyResults, tasks: Sequence[str]) -> Section:
     """Score against sparsity: a panel per task with a curve per control, and a table."""
     sparsities = {0.0, *(x for task in tasks for x in study.sparsities(task))}
     columns = sorted(round(100 * sparsity, 6) for sparsity in sparsities)
-    text, panels, rows, trivial = [CURVES], {}, [], {}
+    text, panels, rows = [CURVES], {}, []
     for task in tasks:
         by_control = _scores_by_control(study, task)
         missing = [
@@ -163,20 +278,30 @@ def curves(study: StudyResults, tasks: Sequence[str]) -> Section:
         dense = by_control["none"][0.0]
         for control, scores in by_control.items():
             points = ({**scores, 0.0: dense}.get(x, NOT_PLANNED) for x in columns)
-            rows.append([task, CONTROLS[control].label, *map(score_text, points)])
+            label = CONTROLS[control].label
+            rows.append([task, label, trivial_text(study, task), *map(score_text, points)])
         lines = {
             control: {x: points.dropna().to_list() for x, points in scores.items()}
             for control, scores in by_control.items()
         }
-        panel = f"{task}, {study.metric(task)} (points)"
-        panels[panel] = (lines, lines["none"][0.0])
-        if baseline := study.baseline(task):
-            trivial[panel] = baseline[1]
-    header = ["task", "network", *map("{:.4g} %".format, columns)]
+        panels[task] = _panel(study, task, lines, dense)
+    header = ["task", "network", "trivial", *map("{:.4g} %".format, columns)]
     title = "Score against sparsity"
-    png = figures.scores(panels, figures.SPARSITY, study.title(title), trivial)
-    table = Table("Scores by sparsity", header, rows)
-    return Section(title, text, [table], {"scores.png": ("score against sparsity", png)})
+    picture = figures.scores(panels, figures.SPARSITY, study.title(title))
+    caption = "Score against sparsity, mean ± sample standard deviation over n seeds"
+    return Section(
+        "How does the score fall with sparsity?",
+        text,
+        pictures={"scores.png": (caption, picture)},
+        details=[Table("Scores by sparsity", header, rows)],
+    )
+
+
+def _panel(
+    study: StudyResults, task: str, lines: figures.Lines, full: pandas.Series
+) -> figures.Panel:
+    metric, best = study.metric(task), study.baseline(task)
+    return figures.Panel(lines, full.dropna().to_list(), metric, best and best[1])
 
 
 def _scores_by_control(study: StudyResults, task: str) -> Curves:
@@ -204,19 +329,25 @@ def rewinding(study: StudyResults, tasks: Sequence[str], delta: float | None) ->
         full = study.scores(Network(task))
         ticket = Network(task, sparsity)
         scores = {point: study.scores(ticket._replace(rewind=point)) for point in points}
-        rows.append([task, text, score_text(full), *map(score_text, scores.values())])
         judged = by_rewind_point(study, ticket, points[1:], delta)
         comparisons += [
             ([task, percent(sparsity), point_name(x)], verdict) for x, verdict in judged.items()
         ]
+        n = max(len(x) for x in scores.values())
+        cells = [answered(x, n, judged.get(point)) for point, x in scores.items()]
+        start = [task, text, str(n), trivial_text(study, task), short_score(full, n)]
+        rows.append([*start, *cells])
         line = {point_name(point): values.dropna().to_list() for point, values in scores.items()}
-        panels[f"{task}, {percent(sparsity)} (points)"] = ({"none": line}, full.dropna().to_list())
-    header = ["task", "sparsity", "full network", *map(point_name, points)]
+        panels[f"{task}, {percent(sparsity)}"] = _panel(study, task, {"none": line}, full)
+    header = ["task", "sparsity", "n", "trivial", "full network", *map(point_name, points)]
     labels, title = ["task", "sparsity", "rewind point"], "Rewind points compared with θ₀"
-    tables = [
-        Table("Scores by rewind point", header, rows),
-        verdict_table(title, labels, comparisons),
-    ]
-    png = figures.scores(panels, "rewind point", study.title("Rewinding"))
-    pictures = {"rewinding.png": ("score by rewind point", png)}
-    return Section("Rewinding", [REWINDING], tables, pictures)
+    picture = figures.scores(panels, "rewind point", study.title("Rewinding"))
+    caption = "Score by rewind point, mean ± sample standard deviation over n seeds"
+    return Section(
+        "Does rewinding help?",
+        [REWINDING],
+        [Table("Scores by rewind point", header, rows)],
+        {"rewinding.png": (caption, picture)},
+        reading=[READING],
+        details=[verdict_table(title, labels, comparisons)],
+    )

@@ -4,19 +4,25 @@ from collections.abc import Mapping, Sequence
 
 from lth_scale.config.markdown import Section, Table
 from lth_scale.science import figures
-from lth_scale.science.matching import answer_text, interval_text, n_text, p_texts, signed
-from lth_scale.science.results import Network, StudyResults, percent, score_text
-from lth_scale.science.sections.verdicts import Judged, by_rewind_point, in_order, point_name
-from lth_scale.tasks.registry import TASKS, metric_named
+from lth_scale.science.results import Network, StudyResults, percent, short_score
+from lth_scale.science.sections.scores import answered, trivial_text
+from lth_scale.science.sections.verdicts import (
+    READING,
+    Judged,
+    by_rewind_point,
+    in_order,
+    point_name,
+    verdict_table,
+)
+from lth_scale.tasks.registry import TASKS
 
 EXPLANATION = (
     "The source's ticket, trained on a target with a new head, from θ₀, from the encoder of θᵢ of "
     "the source's search that rewinds to i (a fraction of the steps of a round), or from the "
     "trained weights of the source's standard pruning. Each has the ticket of its own search. All "
-    "seeds of a target start from one ticket: the spread is that of training on the target; bars "
-    "range from the lowest to the highest seed. "
-    "Verdicts are to be read as under All verdicts, with θ₀ as the reference; Holm's p is over "
-    "the starting weights of a target and source. The paper's numbers are not known here."
+    "seeds of a target start from one ticket: the spread is that of training on the target. "
+    "The answer compares with θ₀; Holm's p is over the starting weights of a target and source. "
+    "The paper's numbers are not known here."
 )
 
 Points = Mapping[Network, Sequence[str]]
@@ -25,10 +31,26 @@ Points = Mapping[Network, Sequence[str]]
 def starting_weights(study: StudyResults, sparsity: float, delta: float | None) -> Section:
     """Tickets on other tasks, with θ₀ and with weights of their search, at one sparsity."""
     tickets = _points(study, sparsity)
-    title = f"Question 3: starting weights of transferred tickets at {percent(sparsity)}"
-    name, caption = f"starting_weights_{100 * sparsity:.3g}.png", "score by starting weights"
-    png = _figure(study, tickets, study.title(title))
-    return Section(title, [EXPLANATION], [_table(study, tickets, delta)], {name: (caption, png)})
+    question = f"Do tickets transfer best with θ₀ at {percent(sparsity)}? (the paper's Question 3)"
+    title = study.title(f"Starting weights of transferred tickets at {percent(sparsity)}")
+    picture = ("score by starting weights", _figure(study, tickets, title))
+    families = {
+        ticket: by_rewind_point(study, ticket, points, delta) for ticket, points in tickets.items()
+    }
+    rows = [
+        ([ticket.task, ticket.source, point_name(point)], judged)
+        for ticket, family in families.items()
+        for point, judged in family.items()
+    ]
+    labels = ["target", "source", "starts from"]
+    return Section(
+        question,
+        [EXPLANATION],
+        [_scores(study, families)],
+        {f"starting_weights_{100 * sparsity:.3g}.png": picture},
+        reading=[READING],
+        details=[verdict_table("Starting weights compared with θ₀", labels, rows)],
+    )
 
 
 def _points(study: StudyResults, sparsity: float) -> Points:
@@ -42,42 +64,31 @@ def _points(study: StudyResults, sparsity: float) -> Points:
     return {ticket: found for ticket, found in points.items() if found}
 
 
-def _table(study: StudyResults, tickets: Points, delta: float | None) -> Table:
+def _scores(study: StudyResults, families: Mapping[Network, Mapping[str, Judged]]) -> Table:
+    """A row per target and source; each answer compares with θ₀."""
+    points = in_order(point for family in families.values() for point in family)
     rows = []
-    for ticket, points in tickets.items():
-        names, reference = [ticket.task, ticket.source], score_text(study.scores(ticket))
-        rows.append([*names, point_name("0"), reference, *["—"] * 5])
-        family = by_rewind_point(study, ticket, points, delta)
-        rows += [[*names, point_name(point), *_cells(judged)] for point, judged in family.items()]
-    header = ["target", "source", "starts from", "score", "minus θ₀", "90 % interval", "Holm p"]
-    return Table("Starting weights compared with θ₀", [*header, "n", "answer"], rows)
+    for ticket, family in families.items():
+        full, scores = study.scores(ticket.full), study.scores(ticket)
+        others = [study.scores(ticket._replace(rewind=point)) for point in points]
+        n = max(map(len, (full, scores, *others)))
+        names = [ticket.task, ticket.source, str(n), trivial_text(study, ticket.task)]
+        judged = [answered(x, n, family.get(y)) for x, y in zip(others, points, strict=True)]
+        rows.append([*names, *(short_score(x, n) for x in (full, scores)), *judged])
+    header = ["target", "source", "n", "trivial", "full network", *map(point_name, ["0", *points])]
+    return Table("Scores by starting weights", header, rows)
 
 
-def _cells(judged: Judged) -> list[str]:
-    comparison, verdict = judged
-    return [
-        score_text(comparison.subnetwork),
-        signed(verdict.difference),
-        interval_text(verdict.interval),
-        p_texts(verdict)[1],
-        n_text(verdict),
-        answer_text(verdict),
-    ]
-
-
-def _figure(study: StudyResults, tickets: Points, title: str) -> bytes:
+def _figure(study: StudyResults, tickets: Points, title: str) -> figures.Picture:
     panels = {}
     for target in dict.fromkeys(ticket.task for ticket in tickets):
         own = {ticket: points for ticket, points in tickets.items() if ticket.task == target}
-        starts = _starts(study, target, own)
-        by_point = (scores for points in starts.by_source.values() for scores in points.values())
-        counts = {len(scores) for scores in by_point} - {0} or {0}
-        panels[f"{target}, n = {' or '.join(map(str, sorted(counts)))}"] = starts
+        panels[target] = _panel(study, target, own)
     return figures.starting_weights(panels, title)
 
 
-def _starts(study: StudyResults, target: str, tickets: Points) -> figures.Starts:
-    """The scores that are known on a target."""
+def _panel(study: StudyResults, target: str, tickets: Points) -> figures.Panel:
+    """The scores that are known on a target, by source."""
     by_source = {
         ticket.source: {
             point_name(x): study.scores(ticket._replace(rewind=x)).dropna().to_list()
@@ -85,7 +96,5 @@ def _starts(study: StudyResults, target: str, tickets: Points) -> figures.Starts
         }
         for ticket, points in tickets.items()
     }
-    unit = " (points)" if metric_named(study.metric(target)).scale == 100 else ""
     baseline, full = study.baseline(target), study.scores(Network(target)).dropna().to_list()
-    label = study.metric(target).replace("_", " ") + unit
-    return figures.Starts(by_source, full, baseline[1] if baseline else None, label)
+    return figures.Panel(by_source, full, study.metric(target), baseline and baseline[1])

@@ -16,10 +16,12 @@ from lth_scale.science.sections.verdicts import flaw_of
 from lth_scale.tasks.registry import TASKS, metric_named
 
 DARK, LIGHT = 0.0, 1.0
+SHADES = {DARK: "● at least as high as the task's own", LIGHT: "lower, or the task's own"}
 PAPER_SPARSITY = 0.7
 HATCHED = (
-    "Hatched cells (†): the network, or the full network of the target task, is dead or untrained "
-    "(see Summary); they are never dark, and neither are cells of a target whose own ticket is."
+    "Crossed cells (†): the network, or the full network of the target task, is dead or untrained "
+    "(see What was trained, and what is missing?); they are never dark, and neither are cells of a "
+    "target whose own ticket is."
 )
 Pair = tuple[str, str]  # source, target
 
@@ -53,13 +55,16 @@ class Transfers:
     def grid(self, sources: Sequence[str], targets: Sequence[str]) -> figures.Grid:
         """The pairs that are planned: dark, light, or hatched."""
         pairs = (pair for pair in product(sources, targets) if pair in self.values)
-        return figures.Grid(sources, targets, {pair: self._cell(pair) for pair in pairs})
+        cells = {pair: self._cell(pair) for pair in pairs}
+        return figures.Grid(sources, targets, cells, "source task", "target task", self.flawed)
 
     def _cell(self, pair: Pair) -> tuple[float, str]:
         text, is_dark = signed(self.values[pair]), self.is_dark(*pair)
-        if math.isnan(self.values[pair]) or pair in self.flawed:
-            return math.nan, text + " †" * (pair in self.flawed)
-        return (DARK, f"{text} ●") if is_dark else (LIGHT, text)
+        if math.isnan(self.values[pair]):
+            return math.nan, text
+        if is_dark:
+            return DARK, f"{text} ●"
+        return LIGHT, text + " †" * (pair in self.flawed)
 
 
 def transfers_of(study: StudyResults, sparsity: float) -> Transfers:
@@ -114,20 +119,21 @@ def transfer(study: StudyResults, sparsity: float) -> Section:
     ours, targets = transfers_of(study, sparsity), targets_of(study, sparsity)
     one_shot = [PRUNED_THETA0] * any(source == PRUNED_THETA0 for source, _ in ours.values)
     tickets = [*sources_of(study, sparsity), *one_shot]
-    title = f"Transfer at {percent(sparsity)}"
     section = Section(
-        title + " (the paper's Figure 2)" * is_papers(sparsity),
+        f"Do tickets transfer at {percent(sparsity)}?"
+        + " (the paper's Figure 2)" * is_papers(sparsity),
         [_introduction(study, sparsity, tickets, targets), HATCHED],
     )
     heading = "Transfer minus full network, points"
     name = f"transfer_{100 * sparsity:.3g}.png"
-    _add_grid(section, ours.grid(tickets, targets), heading, name, study.title(title))
+    title = study.title(f"Transfer at {percent(sparsity)}: difference to the full network (points)")
+    _add_grid(section, ours.grid(tickets, targets), heading, name, title)
     columns = {"ours": ours}
     if is_papers(sparsity):
         columns["paper"] = papers_transfers()
-        section.text.append(sources(figure2().values()))
+        section.sources += sources(figure2().values())
         heading = "The same cells in the paper (n = 3), points"
-        title = "the paper's Figure 2, the same cells"
+        title = "The same cells in the paper's Figure 2 (points)"
         grid = columns["paper"].grid(tickets, targets)
         _add_grid(section, grid, heading, "transfer_paper.png", title)
     section.tables.append(_dark_cells(columns, tickets, targets))
@@ -142,7 +148,7 @@ def _introduction(
     counts = {study.scores(network).count() for network in networks} - {0} or {0}
     return (
         "Mean score of the transferred ticket minus that of the full network, positive where the "
-        f"ticket is better, n = {' or '.join(map(str, sorted(counts)))} (see All verdicts). Dark "
+        f"ticket is better, n = {' or '.join(map(str, sorted(counts)))}. Dark "
         "cells (●): the ticket of another task scores at least as high as the task's own, both at "
         f"{percent(sparsity)}; this compares means, without a test. Rows are the source tasks of "
         "the tickets, columns the target tasks."
@@ -151,8 +157,7 @@ def _introduction(
 
 def _add_grid(section: Section, grid: figures.Grid, heading: str, name: str, title: str) -> None:
     section.tables.append(grid.table(heading))
-    png = figures.heat_maps({"": grid}, title, span=(DARK, LIGHT), cmap="Blues_r")
-    section.pictures[name] = (heading, png)
+    section.pictures[name] = (heading, figures.heat_maps({"": grid}, title, shades=SHADES))
 
 
 def _dark_cells(

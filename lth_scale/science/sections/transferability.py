@@ -70,16 +70,17 @@ def transferability(study: StudyResults, sparsity: float) -> Section:
             for task in sources_of(study, sparsity)
         ]
     }
-    title = f"Question 2: transferability of the sources at {percent(sparsity)}"
-    section = Section(title, [EXPLANATION])
+    title = f"Transferability of the sources at {percent(sparsity)}"
+    question = f"Which sources' tickets transfer at {percent(sparsity)}? (the paper's Question 2)"
+    section = Section(question, [EXPLANATION])
     name = f"transferability_{100 * sparsity:.3g}.png"
     if any(x.rows for x in studies["ours"]):
         section.pictures[name] = _figure(studies["ours"], study.title(title))
     if is_papers(sparsity):
         studies["paper"] = papers_sources()
-        heading = "Question 2: the same in the paper's Figure 2"
+        heading = "The same in the paper's Figure 2"
         section.pictures["transferability_paper.png"] = _figure(studies["paper"], heading)
-        section.text.append(sources(figure2().values()))
+        section.sources += sources(figure2().values())
     section.tables += [_correlations(studies), *(_table(*entry) for entry in studies.items())]
     return section
 
@@ -158,7 +159,7 @@ def _table(name: str, entries: Sequence[Source]) -> Table:
     return Table(f"Sources: {name}", header, rows)
 
 
-def _figure(entries: Sequence[Source], title: str) -> tuple[str, bytes]:
+def _figure(entries: Sequence[Source], title: str) -> tuple[str, figures.Picture]:
     panels = {}
     for measure, ylabel in LABELS.items():
         groups: dict[str, dict[str, tuple[float, float]]] = {}

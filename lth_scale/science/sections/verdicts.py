@@ -12,6 +12,8 @@ import pandas
 
 from lth_scale.config.markdown import Section, Table
 from lth_scale.pruning.registries import CONTROLS
+from lth_scale.science.example_facts import example_facts
+from lth_scale.science.flaws import flaw_of_training
 from lth_scale.science.matching import (
     PAPERS_RULES,
     RULES,
@@ -27,15 +29,17 @@ from lth_scale.science.matching import (
     summary,
 )
 from lth_scale.science.noninferiority import (
+    FEWEST_SEEDS,
+    NO_VERDICT,
     Answer,
     Verdict,
     correct,
-    lower_bound,
     verdict,
     without_verdict,
 )
 from lth_scale.science.paper import closest_to_table2, printed
 from lth_scale.science.results import CLOSE, Network, StudyResults, percent, score_text
+from lth_scale.science.sections import examples
 from lth_scale.tasks.registry import metric_named
 from lth_scale.tracking.mlflow.models import Registration
 
@@ -47,11 +51,6 @@ READING = (
     "lies; the answer is that of Holm's p, over a network's sparsities. Further seeds: how many "
     "more would settle it at the spread seen. The paper's rules are those by which it matches."
 )
-PREDICTORS = {
-    "constant": "the best constant prediction",
-    "chance": "random predictions",
-    "unigram": "the unigram model",
-}
 VERDICT_COLUMNS = (
     *("difference", "low_90", "high_90", "low_95", "high_95", "delta"),
     *("p", "p_worse", "holm_p", "holm_p_worse"),
@@ -108,28 +107,25 @@ def judge(
     return [*map(Judged, comparisons, correct(verdicts))]
 
 
+@functools.lru_cache(maxsize=4096)  # every table asks for the flaws of its networks
 def flaw_of(study: StudyResults, network: Network) -> str:
-    """Why a network gets no verdict: it, or its task's full network, is dead or untrained; or "".
+    """Why a network gets no verdict, or "": it, or its task's full network, is dead or untrained.
 
-    Dead: it gives one prediction for all rows, with every seed. Untrained: it is not shown to be
-    better than the best trivial predictor, which needs three seeds.
+    See `flaws.flaw_of_training`.
     """
     if network.sparsity and (flaw := flaw_of(study, network.full)):
         return flaw
     name = f"the {CONTROLS[network.control].label}" if network.sparsity else "the full network"
-    if study.is_constant(network):
-        return f"{name} is dead (one prediction for all rows)"
     scores = study.scores(network).dropna()
-    baseline = study.baseline(network.task)
-    sign = metric_named(study.metric(network.task)).sign
-    bound = lower_bound((sign * scores).to_list())
-    if baseline is None or bound == -math.inf or bound > sign * baseline[1]:
-        return ""
-    predictor, score = baseline
-    return (
-        f"{name} is untrained (its mean is not shown to be better than {score:.1f}, the score of "
-        f"{PREDICTORS.get(predictor, predictor)})"
+    trainings = example_facts(study).seeds(network) if len(scores) < FEWEST_SEEDS else {}
+    flaw = flaw_of_training(
+        study.is_constant(network),
+        scores.to_list(),
+        [training.bound for training in trainings.values()],
+        study.baseline(network.task),
+        metric_named(study.metric(network.task)).sign,
     )
+    return flaw and f"{name} {flaw}"
 
 
 @functools.lru_cache(maxsize=1024)  # several tables ask for the same family
@@ -175,17 +171,34 @@ def families(study: StudyResults) -> list[Network]:
 
 
 def with_verdicts(study: StudyResults, delta: float | None) -> pandas.DataFrame:
-    """The table of a study with VERDICT_COLUMNS, on the primary metric of each subnetwork."""
-    rows = [
-        (*family._replace(sparsity=sparsity), True, *_columns(judged.verdict))
-        for family in families(study)
-        for sparsity, judged in by_sparsity(study, family, delta).items()
-    ]
+    """The table of a study with VERDICT_COLUMNS and those of each seed's examples.
+
+    They are on the primary metric of each subnetwork.
+    """
+    compared = _compared(study, delta)
+    rows = [(*one.network, True, *_columns(judged.verdict)) for one, judged in compared]
     keys = [*Network._fields, "primary"]
     verdicts = pandas.DataFrame(rows, columns=[*keys, *VERDICT_COLUMNS])
     verdicts = verdicts.astype({"sparsity": float, "primary": bool})
     verdicts = verdicts.astype({"n": "Int64", "further_seeds": "Int64"})
-    return study.table.merge(verdicts, how="left", on=keys)
+    by_seed = examples.example_table(study, [one for one, _ in compared])
+    table = study.table.merge(verdicts, how="left", on=keys)
+    return table.merge(by_seed, how="left", on=[*keys, "seed"])
+
+
+def _compared(study: StudyResults, delta: float | None) -> list[tuple[examples.Subnetwork, Judged]]:
+    """All subnetworks of a study, with the cells of task, name and sparsity, and their verdicts."""
+    return [
+        (_subnetwork(family._replace(sparsity=sparsity), judged.verdict), judged)
+        for family in families(study)
+        for sparsity, judged in by_sparsity(study, family, delta).items()
+    ]
+
+
+def _subnetwork(network: Network, verdict: Verdict) -> examples.Subnetwork:
+    cells = [network.task, network_name(network), percent(network.sparsity)]
+    has_verdict = not verdict.reason.startswith(NO_VERDICT)
+    return examples.Subnetwork(network, cells, verdict.delta, has_verdict)
 
 
 def _columns(verdict: Verdict) -> tuple[object, ...]:
@@ -297,16 +310,18 @@ def _first_ticket(study: StudyResults, task: str, sparsity: float) -> tuple[int,
 
 def all_verdicts(study: StudyResults, delta: float | None) -> Section:
     """All networks compared with the full network, and the metrics other than the primary one."""
-    rows = [
-        ([family.task, network_name(family), percent(sparsity)], judged)
-        for family in families(study)
-        for sparsity, judged in by_sparsity(study, family, delta).items()
+    compared, labels = _compared(study, delta), ["task", "network", "sparsity"]
+    subnetworks = [one for one, _ in compared]
+    title = "All networks compared with the full network"
+    verdicts = verdict_table(title, labels, [(one.cells, judged) for one, judged in compared])
+    tables = [
+        examples.beside(study, verdicts, subnetworks),
+        examples.test_set_table(study, labels, subnetworks),
+        _other_metrics(study),
     ]
-    labels = ["task", "network", "sparsity"]
-    tables = [verdict_table("All networks compared with the full network", labels, rows)]
-    if (metrics := _other_metrics(study)).rows:
-        tables.append(metrics)
-    return Section("All verdicts", [READING], tables)
+    shown, reading = [table for table in tables if table.rows], [READING, examples.READING]
+    text = examples.missing_text(study)
+    return Section("All verdicts", text, reading=reading, details=shown)
 
 
 def network_name(network: Network) -> str:

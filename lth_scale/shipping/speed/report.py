@@ -63,23 +63,23 @@ def write(output: Path, cells: list[Row], notes: list[str], settings: dict[str, 
     gpu, instructions = here["gpu"] or "no GPU", ", ".join(here["instructions"])
     hardware = "; ".join([here["cpu"], here["cores"], instructions, gpu, here["system"]])
     versions = ", ".join(" ".join(item) for item in here["versions"].items())
-    png, crossings = break_evens(cells, here["cpu"])
-    pictures = {"speed.png": ("Speed-up over the best dense backend, against sparsity", png)}
+    picture, crossings = break_evens(cells, here["cpu"])
+    caption = "Speed-up over the best dense backend, against sparsity: medians and quartiles"
     sections = [
         Section("Machine", [f"{hardware}.", f"{versions}.", *changes]),
         Section("How to read this", [READING, *notes]),
         *map(section, cells),
-        Section("Break-even", crossings, pictures=pictures),
+        Section("Break-even", crossings, pictures={"speed.png": (caption, picture)}),
     ]
     page = pages.markdown("Speed check", "", sections)
     record = {"machine": here, "elsewhere": changes, "settings": redacted(settings)}
     record |= {"notes": notes, "cells": cells}
-    contents = zip(FILES, (page.encode(), files.as_json(record), png), strict=True)
+    contents = zip(FILES, (page.encode(), files.as_json(record), picture.png), strict=True)
     manifest.write_listed(output, {name: content for name, content in contents if content})
 
 
-def break_evens(cells: list[Row], cpu: str) -> tuple[bytes, list[str]]:
-    """Return speed-ups against sparsity as PNG, and a line for each sparse backend and shape."""
+def break_evens(cells: list[Row], cpu: str) -> tuple[figures.Picture, list[str]]:
+    """Return speed-ups against sparsity, and a line for each sparse backend and shape."""
     # shape → backend → sparsity in percent, increasing → × the best dense backend
     panels: dict[str, dict[str, dict[float, Spread]]] = {}
     for cell in sorted(cells, key=lambda cell: cell["sparsity"]):
@@ -95,8 +95,8 @@ def break_evens(cells: list[Row], cpu: str) -> tuple[bytes, list[str]]:
         if name in sparse
     }
     crossings = {key: sparsity for key, curve in curves.items() if (sparsity := break_even(curve))}
-    png = figures.speed_ups(panels, crossings, sparse, cpu)
-    return png, [_crossing(*key, curve, crossings.get(key)) for key, curve in curves.items()]
+    picture = figures.speed_ups(panels, crossings, sparse, cpu)
+    return picture, [_crossing(*key, curve, crossings.get(key)) for key, curve in curves.items()]
 
 
 def break_even(curve: Mapping[float, Spread]) -> float | None:

@@ -216,7 +216,8 @@ def log_report(
 ) -> None:
     """Log a report's files and metrics to the run `report · NAME`, which is reused.
 
-    kind: `study` or `speed`. registrations: for the model registry.
+    paths: the first Markdown file becomes the run's description. kind: `study` or `speed`.
+    registrations: for the model registry.
     """
     client, experiment = connect(store)
     name = clean(without_secrets(name))
@@ -229,8 +230,8 @@ def log_report(
     run = runs[0].info.run_id
     for path in paths:
         client.log_artifact(run, str(path))
-        if path.suffix == ".md":
-            client.set_tag(run, NOTE, _as_note(path.read_text(), run))
+    for page in [path for path in paths if path.suffix == ".md"][:1]:
+        client.set_tag(run, NOTE, _as_note(page.read_text(), run))
     client.set_tag(run, "curve", title)
     for registration in registrations:
         register(client, experiment, name, registration)
@@ -243,9 +244,10 @@ def log_report(
 def _as_note(text: str, run: str) -> str:
     """Return a report as the note of its run: as many sections as MLflow stores.
 
-    Pictures are linked to the run's artifacts.
+    Pictures are linked to the run's artifacts, and folded details are left out.
     """
-    text = re.sub(r"(?<!\\)\]\((?!http)([^)]+)\)", lambda path: f"]({link(run, path[1])})", text)
+    text = re.sub(r"(?ms)^<details>.*?^</details>\n+", "", text)
+    text = re.sub(r"(?<!\\)\]\((?!http|#)([^)]+)\)", lambda path: f"]({link(run, path[1])})", text)
     note, rest = "", "\n\n… the rest is in report.html, under Artifacts."
     for section in re.split(r"(?m)^(?=#{1,3} )", text):
         if len(note) + len(section) + len(rest) > NOTE_LENGTH:

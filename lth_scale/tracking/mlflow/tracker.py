@@ -24,7 +24,13 @@ from lth_scale.tracking.mlflow import journal, settings
 from lth_scale.tracking.mlflow.connection import by_percent
 from lth_scale.tracking.mlflow.delivery import start_sending
 from lth_scale.tracking.mlflow.models import describe_ticket
-from lth_scale.tracking.stages import Row, Stage, describe_starved, recorded_trivial
+from lth_scale.tracking.stages import (
+    Row,
+    Stage,
+    describe_starved,
+    recorded_trivial,
+    sparsity_beside,
+)
 from lth_scale.tracking.trackers import Listener
 
 if TYPE_CHECKING:
@@ -155,7 +161,7 @@ class MlflowTracker(Listener):
             metrics={**numbers, **evaluated},
             curve=curve if is_new else {},
             ticket=describe_ticket(file, self.args.seed) if has_ticket else {},
-            percent=round(100 * row["sparsity"]),
+            percent=round(100 * sparsity_beside(row)),
             point=point if is_new or stage.is_control else {},
             owner=stage.name if stage.is_control else "parent",
             starved=describe_starved(row),

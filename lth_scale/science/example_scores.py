@@ -1,0 +1,180 @@
+"""Scores as functions of how often each example counts, as resampling needs them.
+
+They are computed from the arrays that evaluations keep (`tracking.predictions`).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy
+from numpy import ndarray
+
+# Weights (draws, examples), and sums of the parts (draws, k) by them → scores (draws,), fractions.
+Score = Callable[[ndarray, ndarray], ndarray]
+Arrays = Mapping[str, ndarray]
+TINY = 1e-12  # variance, relative to the squares it is computed from, that is rounding
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a network gave on each example of a test set.
+
+    rows: (examples,), what identifies them: networks with other rows cannot be compared. parts:
+    float64 (examples, k), whose sums determine most scores. score: of the network, if each example
+    counts as often as its weight. right: bool (examples,) if the score is the share of right
+    examples, else None.
+    """
+
+    rows: ndarray
+    parts: ndarray
+    score: Score
+    right: ndarray | None = None
+
+    @property
+    def value(self) -> float:
+        """The score of all examples, each counted once."""
+        weights = numpy.ones((1, len(self.rows)))
+        return float(self.score(weights, weights @ self.parts)[0])
+
+
+def examples_of(arrays: Arrays, metric: str) -> Examples | None:
+    """The examples of one evaluation under a metric; None if the arrays do not determine it.
+
+    arrays: as `predictions.read` returns them.
+    """
+    if metric in arrays and _are_alike(values := arrays[metric]):
+        return _of_values(values)
+    names = ("correct", "masked") if "masked" in arrays else ("prediction", "label")
+    pair = [arrays[name] for name in names if name in arrays]
+    scores = {"accuracy": _of_blocks} if "masked" in arrays else SCORES
+    if metric not in scores or len(pair) < 2 or not _are_alike(*pair):
+        return None
+    return scores[metric](*pair)
+
+
+def _are_alike(*arrays: ndarray) -> bool:
+    """True if each has one number for each of the same examples."""
+    return arrays[0].ndim == 1 and arrays[0].size > 0 and len({x.shape for x in arrays}) == 1
+
+
+def _of_values(values: ndarray) -> Examples:
+    """A mean over examples, such as SQuAD's F1; 0 and 1 alone are a share of right ones."""
+    rows = numpy.zeros(len(values))  # nothing identifies them but their number
+    right = values == 1 if numpy.isin(values, (0, 1)).all() else None
+    return Examples(rows, _columns(values), _mean, right)
+
+
+def _of_blocks(correct: ndarray, masked: ndarray) -> Examples:
+    """Masked accuracy; an example is a block, because its tokens are not independent."""
+
+    def score(_: ndarray, sums: ndarray) -> ndarray:
+        return _ratio(sums[:, 0], sums[:, 1])
+
+    return Examples(masked, _columns(correct, masked), score)
+
+
+def _accuracy(predictions: ndarray, labels: ndarray) -> Examples:
+    right = predictions == labels
+    return Examples(labels, _columns(right), _mean, right)
+
+
+def _mean(weights: ndarray, sums: ndarray) -> ndarray:
+    return sums[:, 0] / weights.sum(axis=1)
+
+
+def _f1(predictions: ndarray, labels: ndarray) -> Examples:
+    """F1 of class 1."""
+    ours, theirs = predictions == 1, labels == 1
+
+    def score(_: ndarray, sums: ndarray) -> ndarray:
+        hits, ours, theirs = sums.T
+        return _ratio(2 * hits, ours + theirs)
+
+    return Examples(labels, _columns(ours & theirs, ours, theirs), score)
+
+
+def _matthews(predictions: ndarray, labels: ndarray) -> Examples:
+    """Matthews correlation of any number of classes (Gorodkin 2004)."""
+    classes = numpy.union1d(predictions, labels)
+    ours, theirs = (classes[:, None] == values for values in (predictions, labels))
+
+    def score(weights: ndarray, sums: ndarray) -> ndarray:
+        hits, p, t = numpy.split(sums.T, [1, 1 + len(classes)])
+        n = weights.sum(axis=1)
+        spreads = (n**2 - (counts**2).sum(axis=0) for counts in (p, t))
+        return _correlation(hits[0] * n - (p * t).sum(axis=0), *spreads)
+
+    return Examples(labels, _columns(predictions == labels, *ours, *theirs), score)
+
+
+def _pearson(predictions: ndarray, labels: ndarray) -> Examples:
+    x, y = (values - values.mean() for values in _columns(predictions, labels).T)
+
+    def score(weights: ndarray, sums: ndarray) -> ndarray:
+        x, y, xx, yy, xy = sums.T
+        n = weights.sum(axis=1)
+        return _correlation(n * xy - x * y, _spread(n, x, xx), _spread(n, y, yy))
+
+    return _unless_constant(predictions, labels, _columns(x, y, x * x, y * y, x * y), score)
+
+
+def _spread(n: ndarray, total: ndarray, squares: ndarray) -> ndarray:
+    """n² × the variance, and 0 if that is within rounding."""
+    spread = n * squares - total**2
+    return numpy.where(spread > TINY * n * squares, spread, 0)
+
+
+def _spearman(predictions: ndarray, labels: ndarray) -> Examples:
+    """The ranks are those of each resample, means among ties."""
+
+    def score(weights: ndarray, _: ndarray) -> ndarray:
+        middle = (weights.sum(axis=1, keepdims=True) + 1) / 2
+        x, y = (_ranks(values, weights) - middle for values in (predictions, labels))
+        xy, xx, yy = ((weights * product).sum(axis=1) for product in (x * y, x * x, y * y))
+        return _correlation(xy, xx, yy)
+
+    return _unless_constant(predictions, labels, numpy.empty((len(labels), 0)), score)
+
+
+def _ranks(values: ndarray, weights: ndarray) -> ndarray:
+    """The mean rank of each example among all, each counted as often as its weight."""
+    order = numpy.argsort(values, kind="stable")
+    _, group, sizes = numpy.unique(values, return_inverse=True, return_counts=True)
+    upto = numpy.cumsum(weights[:, order], axis=1)[:, numpy.cumsum(sizes) - 1]
+    before = numpy.concatenate([numpy.zeros((len(weights), 1)), upto[:, :-1]], axis=1)
+    return ((before + upto + 1) / 2)[:, group]
+
+
+def _unless_constant(
+    predictions: ndarray, labels: ndarray, parts: ndarray, score: Score
+) -> Examples:
+    """An undefined correlation counts as 0."""
+    is_constant = min(numpy.ptp(predictions), numpy.ptp(labels)) == 0
+    return Examples(labels, parts, _zero if is_constant else score)
+
+
+def _zero(weights: ndarray, _: ndarray) -> ndarray:
+    return numpy.zeros(len(weights))
+
+
+def _columns(*values: ndarray) -> ndarray:
+    return numpy.stack(values, axis=1).astype(float)
+
+
+def _correlation(product: ndarray, x: ndarray, y: ndarray) -> ndarray:
+    return _ratio(product, numpy.sqrt(x * y))
+
+
+def _ratio(numerator: ndarray, denominator: ndarray) -> ndarray:
+    """The quotient, and 0 where the denominator is."""
+    is_defined = denominator > 0
+    return numpy.where(is_defined, numerator, 0) / numpy.where(is_defined, denominator, 1)
+
+
+SCORES: Mapping[str, Callable[[ndarray, ndarray], Examples]] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews_correlation": _matthews,
+    "pearson": _pearson,
+    "spearman": _spearman,
+}
