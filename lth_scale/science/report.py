@@ -13,7 +13,7 @@ from lth_scale.science.sections.answer import answer
 from lth_scale.science.sections.masks import masks
 from lth_scale.science.sections.scores import TABLE2_TITLE, curves, matching, rewinding, table2
 from lth_scale.science.sections.starting_weights import starting_weights
-from lth_scale.science.sections.transfer import transfer
+from lth_scale.science.sections.transfer import sources_of, transfer
 from lth_scale.science.sections.transferability import transferability
 from lth_scale.science.sections.verdicts import (
     all_verdicts,
@@ -39,11 +39,10 @@ def build_sections(study: StudyResults, delta: float | None) -> list[Section]:
         sections += [matching(study, tasks, delta), table2(study, tasks, delta)]
         sections.append(curves(study, tasks))
     transfers = study.transfer_sparsities()
-    sections += [
-        section(study, sparsity)
-        for sparsity in transfers
-        for section in (transfer, transferability)
-    ]
+    for sparsity in transfers:
+        sections.append(transfer(study, sparsity))
+        if len(sources_of(study, sparsity)) > 1:  # nothing to compare otherwise
+            sections.append(transferability(study, sparsity))
     rewound_sparsities = sorted({network.sparsity for network in study.rewound_transfers()})
     sections += [starting_weights(study, sparsity, delta) for sparsity in rewound_sparsities]
     if rewound := [task for task in study.tasks if study.sparsities(task, rewound=True)]:
