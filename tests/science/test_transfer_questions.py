@@ -140,7 +140,7 @@ def test_transferability_counts_other_targets_beside_the_recorded_training_rows(
     study = results.load_results(plan.directory)
     assert study.training_rows == {task: ROWS[task] for task in ("sst2", "mrpc", "mlm")}
     section = transferability.transferability(study, 0.7)
-    correlations, ours, _ = section.tables
+    (correlations,), (ours, _) = section.tables, section.details
     rows = {row[0]: row[1:] for row in ours.rows}
     assert rows["mlm"] == ["language modelling", "5,000", "3 of 3", "−4.00"]
     assert rows["wnli"] == ["inference", "not known", "0 of 3", "−6.00"]
