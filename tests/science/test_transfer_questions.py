@@ -50,6 +50,11 @@ def rewound(plan):
     return plan
 
 
+def test_every_question_on_transfer_has_one_table(rewound):
+    sections = report.build_sections(results.load_results(rewound.write()), None)
+    assert {len(section.tables) for section in sections if "transfer" in section.title} == {1}
+
+
 def test_starting_weights_are_compared_with_theta_0_in_a_family_of_target_and_source(rewound):
     study = results.load_results(rewound.write())
     section = starting_weights.starting_weights(study, 0.7, 1.0)
