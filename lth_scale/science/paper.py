@@ -41,7 +41,14 @@ def figure2() -> dict[str, dict[str, Any]]:
 def sources(entries: Iterable[Mapping[str, Any]]) -> list[str]:
     """Where the paper's numbers come from and how they were verified, a sentence each."""
     known = dict.fromkeys((entry["source"], str(entry["verified"])) for entry in entries)
-    return [f"{PAPER}: {_readable(source)} ({VERIFIED.get(how, how)})." for source, how in known]
+    return [f"{PAPER}: {_readable(source)} ({_verified(how)})." for source, how in known]
+
+
+def _verified(how: str) -> str:
+    """How a number was verified, with the remark in parentheses that may follow."""
+    kind, _, remark = how.partition(" (")
+    text = VERIFIED.get(kind, kind)
+    return f"{text}; {remark.removesuffix(')')}" if remark else text
 
 
 def _readable(source: str) -> str:

@@ -67,7 +67,8 @@ def _trainings(study: StudyResults) -> Section:
         [name, str(len(values)), str(values.count()), str(values.isna().sum())]
         for name, values in [*by_network, ("total", study.conditions.value)]
     ]
-    tables = [Table("Training runs", ["network", "planned", "finished", "missing"], rows)]
+    trainings = Table("Training runs", ["network", "planned", "finished", "missing"], rows)
+    details = []
     baselines = [
         [task, study.metric(task), PREDICTORS.get(best[0], best[0]), f"{best[1]:.1f}"]
         for task in study.tasks
@@ -75,19 +76,22 @@ def _trainings(study: StudyResults) -> Section:
     ]
     if baselines:
         header = ["task", "metric", "best trivial predictor", "score"]
-        tables.append(Table("Trivial baselines", header, baselines))
+        details.append(Table("Trivial baselines", header, baselines))
     if flaws := [*_flawed_networks(study), *_starved_networks(study)]:
         header = ["task", "network", "sparsity", "flaw"]
-        tables.append(Table("Dead, untrained and starved networks", header, flaws))
+        details.append(Table("Dead, untrained and starved networks", header, flaws))
+        text.append(f"Dead, untrained or starved networks: {len(flaws)}, listed in the details.")
     reading = [f"{state.capitalize()}: {', '.join(x)}." for state, x in study.unfinished.items()]
-    return Section("What was trained, and what is missing?", text, tables, reading=reading)
+    title = "What was trained, and what is missing?"
+    return Section(title, text, [trainings], reading=reading, details=details)
 
 
 def _states(study: StudyResults) -> str:
     """`3 not finished (1 running, 2 not started)`."""
     unfinished = study.unfinished
     counts = ", ".join(f"{len(jobs)} {state}" for state, jobs in unfinished.items())
-    return f"{sum(map(len, unfinished.values()))} not finished" + f" ({counts})" * bool(counts)
+    is_detailed = bool(unfinished.keys() - {"not finished"})
+    return f"{sum(map(len, unfinished.values()))} not finished" + f" ({counts})" * is_detailed
 
 
 def _readable(model: str) -> str:

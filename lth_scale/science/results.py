@@ -187,7 +187,7 @@ class StudyResults:
 
     def metric(self, task: str) -> str:
         """The name of the task's primary metric."""
-        return self._metrics.get(task, "score")
+        return self._metrics.get(task) or TASKS[task].metric
 
     def title(self, text: str) -> str:
         """The title of a figure, with the model and the study's note."""

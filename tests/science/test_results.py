@@ -690,7 +690,7 @@ def test_nearly_empty_matrices_are_in_a_table(tmp_path):
     rows[-1]["starved"] = {"encoder.layer.0.attention.self.key.weight": 7}
     write_json(path, rows)
     sections = report.build_sections(results.load_results(tmp_path), 1.0)
-    titled = {table.title: table for section in sections for table in section.tables}
+    titled = {table.title: table for section in sections for table in section.details}
     flaw = "starved: encoder.layer.0.attention.self.key.weight keeps 7 weights, fewer than it has"
     ((*network, text),) = titled["Dead, untrained and starved networks"].rows
     assert network == ["—", "search-sst2-0-seed1, round 4", "—"] and text == f"{flaw} outputs"

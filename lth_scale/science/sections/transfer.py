@@ -127,7 +127,9 @@ def transfer(study: StudyResults, sparsity: float) -> Section:
     heading = "Transfer minus full network, points"
     name = f"transfer_{100 * sparsity:.3g}.png"
     title = study.title(f"Transfer at {percent(sparsity)}: difference to the full network (points)")
-    _add_grid(section, ours.grid(tickets, targets), heading, name, title)
+    grid = ours.grid(tickets, targets)
+    section.tables.append(grid.table(heading))
+    _add_picture(section, grid, heading, name, title)
     columns = {"ours": ours}
     if is_papers(sparsity):
         columns["paper"] = papers_transfers()
@@ -135,8 +137,9 @@ def transfer(study: StudyResults, sparsity: float) -> Section:
         heading = "The same cells in the paper (n = 3), points"
         title = "The same cells in the paper's Figure 2 (points)"
         grid = columns["paper"].grid(tickets, targets)
-        _add_grid(section, grid, heading, "transfer_paper.png", title)
-    section.tables.append(_dark_cells(columns, tickets, targets))
+        section.details.append(grid.table(heading))
+        _add_picture(section, grid, heading, "transfer_paper.png", title)
+    section.details.append(_dark_cells(columns, tickets, targets))
     return section
 
 
@@ -155,8 +158,7 @@ def _introduction(
     )
 
 
-def _add_grid(section: Section, grid: figures.Grid, heading: str, name: str, title: str) -> None:
-    section.tables.append(grid.table(heading))
+def _add_picture(section: Section, grid: figures.Grid, heading: str, name: str, title: str) -> None:
     section.pictures[name] = (heading, figures.heat_maps({"": grid}, title, shades=SHADES))
 
 
