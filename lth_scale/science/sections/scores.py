@@ -134,7 +134,8 @@ def table2(study: StudyResults, tasks: Sequence[str], delta: float | None) -> Se
     comparisons = [row for task in tasks for row in control_comparisons(study, task, delta)]
     rows, rankings = [], []
     for task in tasks:
-        rows += [_our_row(study, task, delta, controls, comparisons), _paper_row(task, keys)]
+        rows.append(_our_row(study, task, delta, controls, comparisons))
+        rows += [_paper_row(task, keys)] if printed(task) else []
         rankings.append(_rankings(study, task, keys))
     header = ["task", "study", "sparsity", "n", "trivial", "full network", "ticket"]
     header += [heading for heading, _ in columns.values()]
@@ -219,6 +220,7 @@ def _paper_row(task: str, keys: Mapping[str, str]) -> list[str]:
 def _rankings(study: StudyResults, task: str, controls: Mapping[str, str]) -> list[str]:
     """The ranking, here and in the paper, of the networks for which both have a mean.
 
+    Of a task that the paper does not have, the ranking here of those that it has for others.
     controls: as `keys` of `_paper_row`.
     """
     sparsity, text = closest_to_table2(task, study.control_sparsities(task))
@@ -227,8 +229,9 @@ def _rankings(study: StudyResults, task: str, controls: Mapping[str, str]) -> li
     keys = {"full": "full_bert_mean", "IMP": "f(m_IMP,theta0)_mean", **controls}
     means = {name: summarize(study.scores(network)).mean for name, network in networks.items()}
     both = [name for name, key in keys.items() if key and not math.isnan(means[name])]
-    papers = {name: printed(task)[keys[name]] for name in both}
-    return [task, text, ranked({name: means[name] for name in both}), ranked(papers)]
+    row = printed(task)
+    papers = ranked({name: row[keys[name]] for name in both}) if row else "—"
+    return [task, text, ranked({name: means[name] for name in both}), papers]
 
 
 def ranked(means: Mapping[str, float]) -> str:

@@ -260,7 +260,8 @@ def highest_matching(study: StudyResults, tasks: Sequence[str], delta: float | N
     rows = []
     for task in tasks:
         judged = by_sparsity(study, Network(task), delta)
-        paper = [f"{printed(task)[key]} %" for key in ("sparsity", "strict")]
+        row = printed(task)
+        paper = [f"{row[key]} %" if row else "—" for key in ("sparsity", "strict")]
         by_rule = highest_by_rule(study, task).items()
         rules = "; ".join(f"{rule} {sparsity}" for rule, sparsity in by_rule)
         rows.append([task, *_sparsities_by_answer(judged).values(), rules, *paper])
