@@ -619,6 +619,7 @@ def test_other_metrics_are_in_a_table(written):
         "network": "full network",
         "sparsity": "0 %",
         "metric": "f1",
+        "trivial": "—",
         "mean ± sd": "86.0 ± 0.4 (n = 3)",
     } in rows
     assert any(row["metric"] == "loss" and row["mean ± sd"].startswith("0.250") for row in rows)
