@@ -19,10 +19,11 @@ from lth_scale.science.sections.verdicts import (
     all_verdicts,
     by_sparsity,
     families,
-    flaw_of,
     network_name,
+    own_flaw,
     with_verdicts,
 )
+from lth_scale.tasks.registry import metric_named
 
 # The beginning of report.html in version 0.1.0, which wrote no list of its files.
 BEGINNING = b'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Report: '
@@ -58,7 +59,7 @@ def _trainings(study: StudyResults) -> Section:
     seeds = sorted(study.conditions.seed.unique())
     text = [
         f"Model: {_readable(study.model)}. Seeds: {', '.join(map(str, seeds))}. Scores are in "
-        "percentage points; ± is one standard deviation over seeds (n − 1 in the denominator), n "
+        f"{_unit(study)}; ± is one standard deviation over seeds (n − 1 in the denominator), n "
         f"the number of seeds. “The paper” is {paper()['paper']}.",
         f"Jobs: {len(study.states)} planned, {_states(study)}.",
     ]
@@ -70,7 +71,7 @@ def _trainings(study: StudyResults) -> Section:
     trainings = Table("Training runs", ["network", "planned", "finished", "missing"], rows)
     details = []
     baselines = [
-        [task, study.metric(task), PREDICTORS.get(best[0], best[0]), f"{best[1]:.1f}"]
+        [task, study.metric(task), PREDICTORS.get(best[0], best[0]), study.trivial_text(task)]
         for task in study.tasks
         if (best := study.baseline(task))
     ]
@@ -94,6 +95,13 @@ def _states(study: StudyResults) -> str:
     return f"{sum(map(len, unfinished.values()))} not finished" + f" ({counts})" * is_detailed
 
 
+def _unit(study: StudyResults) -> str:
+    """`percentage points`, and which metrics have another unit."""
+    metrics = sorted({*study.table.metric})
+    others = [name for name in metrics if metric_named(name).scale != 100]
+    return "percentage points" + f" ({', '.join(others)}: in its own unit)" * bool(others)
+
+
 def _readable(model: str) -> str:
     """The names of the models, without the directories of local ones."""
     names = (
@@ -104,15 +112,13 @@ def _readable(model: str) -> str:
 
 
 def _flawed_networks(study: StudyResults) -> Iterator[list[str]]:
-    """A row for each network that is dead or untrained; only the full one, if that is."""
-    full_flaws = {task: flaw_of(study, Network(task)) for task in study.tasks}
+    """A row for each network that is dead or untrained."""
     for task in study.tasks:
-        if full_flaws[task]:
-            yield [task, "full network", "0 %", full_flaws[task]]
+        if flaw := own_flaw(study, Network(task)):
+            yield [task, "full network", "0 %", flaw]
     for family in families(study):
         for sparsity in by_sparsity(study, family, None):
-            flaw = flaw_of(study, family._replace(sparsity=sparsity))
-            if flaw != full_flaws[family.task]:
+            if flaw := own_flaw(study, family._replace(sparsity=sparsity)):
                 yield [family.task, network_name(family), percent(sparsity), flaw]
 
 

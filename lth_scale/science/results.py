@@ -153,12 +153,17 @@ class StudyResults:
         """True if every finished training of a network gave one prediction for all rows."""
         return network.key in self._constant
 
-    def baseline(self, task: str) -> tuple[str, float] | None:
+    def baseline(self, task: str, metric: str = "") -> tuple[str, float] | None:
         """The best trivial predictor of a task and its score in the unit printed.
 
-        None if no run recorded one, as before version 0.2.0.
+        metric: the primary one by default. None if no run recorded one, as before version 0.2.0.
         """
-        return best_trivial(self.trivial.get(task, {}), self.metric(task))
+        return best_trivial(self.trivial.get(task, {}), metric or self.metric(task))
+
+    def trivial_text(self, task: str, metric: str = "") -> str:
+        """The best trivial predictor's score, by default of the primary metric; `—` if unknown."""
+        best, scale = self.baseline(task, metric), metric_named(metric or self.metric(task)).scale
+        return format(best[1], ".3f" if scale == 1 else ".1f") if best else "—"
 
     def sparsities(self, task: str, rewound: bool = False) -> list[float]:
         """Sparsities of a task's own tickets; `rewound`: of those that do not rewind to θ₀."""

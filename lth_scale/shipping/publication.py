@@ -154,6 +154,15 @@ class PublishedRun:
         self.base_model = "lth_scale-embedded-bert" if base == EMBEDDED else public
 
     @property
+    def kind(self) -> str:
+        """What the network is: a ticket, a control, a reference of equal budget, or dense."""
+        if self.control == "none":
+            return "A lottery ticket" if self.ticket.pruned else "The full network"
+        control = CONTROLS[self.control]
+        kind = "reference" if control.budget else "control"
+        return f"A {kind} of a lottery ticket (`{self.control}`: {control.label})"
+
+    @property
     def applies_to_base(self) -> bool:
         """True if the run trained m ⊙ θ₀, with θ₀ the weights of the base model."""
         args = self.args

@@ -111,7 +111,9 @@ def test_the_ticket_of_the_highest_match_has_the_alias_and_its_interval(register
     text = re.sub(r"\\(.)", r"\1", version.description)
     assert text.startswith("matches at 60 %: difference −0.40, 90 % interval [−")
     assert "δ = 1, p " in text and ", Holm p " in text and "n = 3 pairs" in text
-    assert text.endswith("All: matches at 30 %, 50 %, 60 %; worse at 70 %; undecided at none")
+    assert text.endswith(
+        "All: matches at 30 %, 50 %, 60 %; worse at 70 %; undecided at none; no verdict at none"
+    )
     assert version.tags["study"] == "small" and version.tags["seed"] == "1"
     main(tmp_path, "--delta", 0.3)
     lower = registered.get_model_version_by_alias(NAME, "matches")

@@ -7,7 +7,7 @@ from itertools import groupby
 from lth_scale.config.markdown import Section
 from lth_scale.pruning.registries import CONTROLS
 from lth_scale.science.matching import short_answer
-from lth_scale.science.noninferiority import FEWEST_SEEDS, Answer
+from lth_scale.science.noninferiority import FEWEST_SEEDS
 from lth_scale.science.results import Network, StudyResults
 from lth_scale.science.sections.scores import control_comparisons, spans
 from lth_scale.science.sections.verdicts import Judged, by_sparsity, families, sparsities_with
@@ -49,7 +49,7 @@ def _matching(judged_families: Families) -> str:
     return f"{text}. They are worse on {'; '.join(worse)}." if worse else f"{text}."
 
 
-def _where(judged: Families, answer: Answer) -> Iterator[str]:
+def _where(judged: Families, answer: str) -> Iterator[str]:
     """`sst2 at 20 %, 40 % (n = 5)` for each task that has the answer."""
     for family, by in judged.items():
         if sparsities := sparsities_with(by, answer):
@@ -74,7 +74,7 @@ def _margins(judged_families: Families) -> str:
 def _margin(metric: str, delta: float | None) -> str:
     """`= 1 point`, or `= 0.1` of a metric that is not printed in percentage points."""
     if delta is None:
-        return "is not given"
+        return "is not given (--delta)"
     points = f" point{'s' * (delta != 1)}" if metric_named(metric).scale == 100 else ""
     return f"= {delta:g}{points}"
 

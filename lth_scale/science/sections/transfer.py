@@ -11,7 +11,15 @@ from lth_scale.config.markdown import Section, Table
 from lth_scale.science import figures
 from lth_scale.science.matching import at_least, signed
 from lth_scale.science.paper import PRUNED_THETA0, figure2, sources
-from lth_scale.science.results import CLOSE, OTHER, Network, StudyResults, mean_difference, percent
+from lth_scale.science.results import (
+    CLOSE,
+    OTHER,
+    Network,
+    StudyResults,
+    mean_difference,
+    percent,
+    summarize,
+)
 from lth_scale.science.sections.verdicts import flaw_of
 from lth_scale.tasks.registry import TASKS, metric_named
 
@@ -82,8 +90,12 @@ def transfers_of(study: StudyResults, sparsity: float) -> Transfers:
 
 
 def _improvement(study: StudyResults, network: Network) -> float:
-    sign = metric_named(study.metric(network.task)).sign
-    return sign * mean_difference(study.scores(network), study.scores(network.full))
+    difference = mean_difference(study.scores(network), study.scores(network.full))
+    return _sign(study, network.task) * difference
+
+
+def _sign(study: StudyResults, task: str) -> int:
+    return metric_named(study.metric(task)).sign
 
 
 def papers_transfers() -> Transfers:
@@ -154,8 +166,18 @@ def _introduction(
         f"ticket is better, n = {' or '.join(map(str, sorted(counts)))}. Dark "
         "cells (●): the ticket of another task scores at least as high as the task's own, both at "
         f"{percent(sparsity)}; this compares means, without a test. Rows are the source tasks of "
-        "the tickets, columns the target tasks."
+        "the tickets, columns the target tasks." + _trivial(study, targets)
     )
+
+
+def _trivial(study: StudyResults, targets: Sequence[str]) -> str:
+    """What the best trivial predictor of each target would have in the table."""
+    parts = []
+    for target in targets:
+        if best := study.baseline(target):
+            full, sign = summarize(study.scores(Network(target))).mean, _sign(study, target)
+            parts.append(f"{target} {signed(sign * (best[1] - full))}")
+    return f" The best trivial predictor would have {', '.join(parts)}." if parts else ""
 
 
 def _add_picture(section: Section, grid: figures.Grid, heading: str, name: str, title: str) -> None:
