@@ -146,8 +146,11 @@ class StudyResults:
         return self._finished.groupby("task").metric.first().to_dict()
 
     def scores(self, network: Network) -> pandas.Series:
-        """Scores of a network by seed; NaN for a missing seed, empty if not planned."""
-        return self._scores.get(network.key, NOT_PLANNED)
+        """Scores of a network by seed, named after their metric; NaN for a missing seed.
+
+        Empty if the network was not planned.
+        """
+        return self._scores.get(network.key, NOT_PLANNED).rename(self.metric(network.task))
 
     def is_constant(self, network: Network) -> bool:
         """True if every finished training of a network gave one prediction for all rows."""
@@ -162,8 +165,8 @@ class StudyResults:
 
     def trivial_text(self, task: str, metric: str = "") -> str:
         """The best trivial predictor's score, by default of the primary metric; `—` if unknown."""
-        best, scale = self.baseline(task, metric), metric_named(metric or self.metric(task)).scale
-        return format(best[1], ".3f" if scale == 1 else ".1f") if best else "—"
+        best, digits = self.baseline(task, metric), metric_named(metric or self.metric(task)).digits
+        return f"{best[1]:.{digits}f}" if best else "—"
 
     def sparsities(self, task: str, rewound: bool = False) -> list[float]:
         """Sparsities of a task's own tickets; `rewound`: of those that do not rewind to θ₀."""
@@ -382,10 +385,14 @@ def summarize(scores: pandas.Series) -> Summary:
 
 
 def score_text(scores: pandas.Series) -> str:
-    """`82.6 ± 0.2 (n = 3)`, or `(n = 2 of 3)` if a seed is missing; `—` if none was planned."""
+    """`82.6 ± 0.2 (n = 3)`, or `(n = 2 of 3)` if a seed is missing; `—` if none was planned.
+
+    scores: named after their metric, which has the number of decimals.
+    """
     if scores.empty:
         return "—"
-    text, n = str(summarize(scores)), scores.count()
+    digits, n = metric_named(str(scores.name)).digits, scores.count()
+    text = format(summarize(scores), f".{digits}f")
     return text.replace(")", f" of {len(scores)})") if 0 < n < len(scores) else text
 
 

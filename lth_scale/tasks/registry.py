@@ -68,6 +68,11 @@ class Metric:
     delta: float | None = None
     sign: int = 1
 
+    @property
+    def digits(self) -> int:
+        """The decimals of a score as it is printed; a difference has one more."""
+        return 1 if self.scale == 100 else 3
+
 
 _PERCENT = "accuracy f1 exact_match matthews_correlation pearson spearman"
 METRICS: Mapping[str, Metric] = {

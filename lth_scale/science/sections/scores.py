@@ -112,14 +112,15 @@ def _matching_row(study: StudyResults, task: str, delta: float | None) -> list[s
     judged = by_sparsity(study, Network(task), delta)
     by_answer = {answer: sparsities_with(judged, answer) for answer in ANSWERS}
     highest = max(by_answer["matches"], default=min(judged))
-    verdict = judged[highest].verdict
+    verdict, digits = judged[highest].verdict, metric_named(study.metric(task)).digits + 1
     seeds = [x.verdict.more_seeds for x in judged.values() if x.verdict.more_seeds]
     return [
         f"{task} ({study.metric(task)})",
         score_text(study.scores(Network(task))),
         study.trivial_text(task),
         *(spans(x, [*judged]) or "—" for x in by_answer.values()),
-        f"{signed(verdict.difference)} {interval_text(verdict.interval)} at {percent(highest)}",
+        f"{signed(verdict.difference, digits)} {interval_text(verdict.interval, digits)} at "
+        f"{percent(highest)}",
         f"up to {max(seeds)}" if seeds else "—",
     ]
 

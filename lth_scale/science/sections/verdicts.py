@@ -230,12 +230,13 @@ def verdict_table(
 
 
 def _cells(comparison: Comparison, verdict: Verdict) -> list[str]:
+    digits = metric_named(comparison.metric).digits + 1
     return [
         score_text(comparison.subnetwork),
         score_text(comparison.reference),
-        signed(verdict.difference),
-        interval_text(verdict.interval),
-        interval_text(verdict.interval_95),
+        signed(verdict.difference, digits),
+        interval_text(verdict.interval, digits),
+        interval_text(verdict.interval_95, digits),
         "—" if verdict.delta is None else f"{verdict.delta:g}",
         *p_texts(verdict),
         n_text(verdict),
@@ -374,7 +375,7 @@ def _other_metrics(study: StudyResults) -> Table:
         [
             *key,
             study.trivial_text(key[0], key[-1]),
-            format(summary(values.to_list()), ".3f" if metric_named(key[-1]).scale == 1 else ".1f"),
+            format(summary(values.to_list()), f".{metric_named(key[-1]).digits}f"),
         ]
         for key, values in rows.groupby(keys).value
     ]
