@@ -131,6 +131,16 @@ def test_the_alias_is_deleted_when_nothing_matches(registered, tmp_path, main):
     assert version.description == "no match in the last report" and "matches" not in version.tags
 
 
+def test_the_alias_of_another_study_stays_when_nothing_matches(registered, tmp_path, main):
+    number = registered.get_model_version_by_alias(NAME, "matches").version
+    registered.set_model_version_tag(NAME, number, "study", "theirs")
+    before = registered.get_model_version(NAME, number).description
+    main(tmp_path, "--delta", "0")
+    (model,) = registered.search_registered_models()
+    assert {**model.aliases} == {"matches": number}
+    assert registered.get_model_version(NAME, number).description == before
+
+
 def test_aliases_by_rule_that_a_report_of_this_study_set_are_deleted(registered, tmp_path, main):
     number = registered.get_model_version_by_alias(NAME, "matches").version
     for alias in ("matches-strict", "matches-welch", "matches-mine", "matches-paired"):
