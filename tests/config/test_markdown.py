@@ -1,7 +1,9 @@
 """Markdown and HTML show names and notes as they were written, whatever they contain."""
 
 import random
+from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import markdown as python_markdown
 import pytest
@@ -119,9 +121,19 @@ def words(text):
     return " ".join(text.split())
 
 
+PICTURE = SimpleNamespace(png=bytes(24))
+
+
 def sections(text):
     table = Table(text, [text, "b"], [["a", text]])
-    return text, text, [Section(text, [text], [table], {"x.png": (text, bytes(24))})]
+    return text, text, [Section(text, [text], [table], {"x.png": (text, PICTURE)})]
+
+
+def whole_report(text):
+    """A page with everything that a report may have: an answer, folded details and sources."""
+    (section,) = sections(text)[2]
+    more = replace(section, reading=[text], details=section.tables, sources=[text])
+    return text, text, [more], Section(text, [text])
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -143,6 +155,19 @@ def test_html_shows_every_text_unchanged_and_adds_no_tag():
         found = Read(pages.html(*sections(text)))
         assert found.tags == plain
         assert words(" ".join(found.text)).count(words(markdown.clean(text))) >= 9
+
+
+def test_folded_details_sources_and_contents_show_every_text_and_add_no_tag():
+    def read(text):
+        given = whole_report(text)
+        return Read(READERS["CommonMark"](pages.markdown(*given))), Read(pages.html(*given))
+
+    plain = read("☃")
+    for text in [*TEXTS, *OURS, *drawn(5)[:100]]:
+        for page, expected in zip(read(text), plain, strict=True):
+            assert page.tags == expected.tags, text
+            count = words(" ".join(page.text)).count(words(markdown.clean(text)))
+            assert count >= words(" ".join(expected.text)).count("☃"), text
 
 
 @pytest.mark.parametrize("reader", READERS)
