@@ -2,11 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from operator import mul
 
 import numpy
 
 from lth_scale.tasks.metrics import load_metric
 from lth_scale.tasks.metrics.squad.squad import exact_match, f1, normalize
+from lth_scale.tasks.registry import metric_named
 
 DRAWS = 20  # of random predictions; their mean is the score by chance of F1
 Trivial = Mapping[str, Mapping[str, float]]  # predictor → metric → score
@@ -24,7 +27,7 @@ def trivial_scores(labels: numpy.ndarray, classes: int, metrics: Sequence[str]) 
         return metric.compute(predictions=predictions, references=labels)
 
     candidates = [labels.mean()] if classes == 1 else range(classes)
-    constant = _best([scores(numpy.full_like(labels, value)) for value in candidates])
+    constant = best_of([scores(numpy.full_like(labels, value)) for value in candidates])
     if classes == 1:
         return {"constant": constant}
     generator = numpy.random.default_rng(0)
@@ -78,8 +81,12 @@ def constant_answer_scores(answers: Sequence[Sequence[str]], candidates: int = 5
         }
 
     frequent = sorted(counts, key=lambda text: (-counts[text], text))[:candidates]
-    return {"constant": _best([scores(text) for text in frequent])}
+    return {"constant": best_of([scores(text) for text in frequent])}
 
 
-def _best(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: max(each[name] for each in scores) for name in scores[0]}
+def best_of(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The best of several scores under each metric."""
+    return {
+        name: max((each[name] for each in scores), key=partial(mul, metric_named(name).sign))
+        for name in scores[0]
+    }
