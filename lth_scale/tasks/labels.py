@@ -34,6 +34,18 @@ class Labels:
         first = next((value for value in train.rows[column] if value is not None), None)
         self.several = separator is not None or isinstance(first, list)
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What decides, besides the rows, how labels are read."""
+        return self.column, self.separator, self.several, self.declared
+
+    def texts(self, source: Source) -> list[str]:
+        """The labels of each row as text; [] if the source has no column of them."""
+        if self.column not in source.rows.column_names:
+            return []
+        declared = class_names(source, self.column)
+        return [_text(value, declared) for value in source.rows[self.column][:]]
+
     def values(self, source: Source) -> list[list[Any]]:
         """The raw labels of each row, as a list. Raises BadInput if a label is missing."""
         column = self.column
@@ -137,6 +149,14 @@ class Labels:
                 )
             numbers.append(finite)
         return numbers
+
+
+def _text(value: Any, declared: Sequence[str]) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return "; ".join(_text(part, declared) for part in value)
+    return declared[value] if declared and 0 <= value < len(declared) else str(value)
 
 
 def _number(value: Any) -> float | None:

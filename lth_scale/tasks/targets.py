@@ -43,6 +43,11 @@ class Targets(ABC):
         """The number of predictions of an example."""
         return len(self.labels)
 
+    @property
+    def unlabelled(self) -> Any:
+        """A label as `read` returns them, of a row that has none."""
+        return 0.0 if self.width == 1 else [0.0] * self.width
+
     @abstractmethod
     def read(self, labels: Labels, source: Source) -> list[Any]:
         """The labels of a source as the model's loss takes them. Raises BadInput."""
@@ -108,6 +113,11 @@ class OneClass(Targets):
         """One class."""
         return 1
 
+    @property
+    def unlabelled(self) -> int:
+        """The first class."""
+        return 0
+
     def read(self, labels: Labels, source: Source) -> list[Any]:
         return [row[0] for row in labels.numbered(source, self.labels)]
 
@@ -140,6 +150,11 @@ class SeveralLabels(Targets):
     """Any number of labels, each predicted if its probability is above 0.5: int8 (n, labels)."""
 
     problem_type = "multi_label_classification"
+
+    @property
+    def unlabelled(self) -> list[float]:
+        """No label."""
+        return [0.0] * self.width
 
     def read(self, labels: Labels, source: Source) -> list[Any]:
         rows = numpy.zeros((len(source), self.width), dtype=numpy.float32)

@@ -1,6 +1,6 @@
 """Text classification on the user's own data: a class, several labels or numbers of a text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ class TextClassificationTask(LoadedTask):
 
     targets: Targets
     facts: Mapping[str, Any] = field(default_factory=dict)
+    test: Dataset | None = None
+    test_labels: Sequence[str] = ()
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The model's own loss, and its logits (n, outputs)."""
@@ -51,6 +53,11 @@ class TextClassificationTask(LoadedTask):
         pair = self.targets.pair(in_row_order(table, order))
         prediction, label = (self.targets.kept(values) for values in pair)
         return Predictions({"prediction": prediction, "label": label}, is_constant(prediction))
+
+    def answers(self, table: numpy.ndarray, order: numpy.ndarray) -> list[str]:
+        """The predicted class, labels (joined by `; `) or numbers of each test row."""
+        values, _ = self.targets.pair(in_row_order(table, order))
+        return [self.targets.text(value) for value in values]
 
     def trivial(self) -> Trivial:
         """The best constant and, except for numbers, chance."""
@@ -78,16 +85,20 @@ def load_text_classification(args: Training) -> TextClassificationTask:
     loaded = load_model(args, AutoModelForSequenceClassification, tokenizer, **config)
     inputs = agree_on_inputs(args, loaded.model, tokenizer, len(texts))
     options = {"texts": texts, "length": inputs.length, "segments": inputs.segments}
+    if "test" in sources:
+        splits["test"] = _labelled(sources["test"], texts, None, targets)
     encoded = {
         split: data.encode(rows, tokenize, tokenizer, **options) for split, rows in splits.items()
     }
     data_warnings.warn_about_texts(args, splits, texts, filled=texts)
-    for split, rows in splits.items():
-        targets.warn(args, split, rows["label"][:])
+    for split in ("train", "validation"):
+        targets.warn(args, split, splits[split]["label"][:])
     task = TextClassificationTask(
         **vars(loaded),
         train=encoded["train"],
         validation=encoded["validation"],
+        test=encoded.get("test"),
+        test_labels=labels.texts(sources["test"]) if "test" in sources else (),
         targets=targets,
         collator=DataCollatorWithPadding(tokenizer, inputs.padding, inputs.length),
         facts={"text_columns": [*texts], "label_column": column, "labels": [*targets.labels]},
@@ -124,14 +135,20 @@ def _targets(args: Training, labels: Labels, train: Source) -> Targets:
     return kind(labels=classes, metrics=metrics_of(kind.problem_type, args.metric_name))
 
 
-def _labelled(source: Source, texts: tuple[str, ...], labels: Labels, targets: Targets) -> Dataset:
-    """The texts of a split, and `label` as the model's loss takes it. Raises BadInput."""
+def _labelled(
+    source: Source, texts: tuple[str, ...], labels: Labels | None, targets: Targets
+) -> Dataset:
+    """The texts of a split, and `label` as the model's loss takes it. Raises BadInput.
+
+    labels: None if the split is to be predicted only.
+    """
     source.require(texts, "text_column_names")
     check_texts(source, texts)
     columns = source.rows.with_format("arrow")[:]
     table = {text: columns[text] for text in texts}
-    table["label"] = pyarrow.array(targets.read(labels, source))
-    content = (compat.fingerprint(source.rows), texts, labels.column, labels.separator)
+    values = targets.read(labels, source) if labels else [targets.unlabelled] * len(source)
+    table["label"] = pyarrow.array(values)
+    content = (compat.fingerprint(source.rows), texts, labels and labels.key)
     key = data.fingerprint("text-classification", *content, targets.problem_type, targets.labels)
     return data.materialize_table(lambda: pyarrow.table(table), key)
 
