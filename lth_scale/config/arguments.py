@@ -53,7 +53,9 @@ class Training:
     Raises BadInput for an earlier name of an entry that was renamed, such as a score.
     """
 
-    task: str = data_flag("task to train on", MISSING, registry="task", grid=True)
+    task: str = data_flag(
+        "task to train on, or package.module:function", MISSING, registry="task", grid=True
+    )
     preset: str | None = data_flag(
         "demo: embedded model and data, no network; quick: a small encoder, part of the real data",
         choices=("demo", "quick"),
