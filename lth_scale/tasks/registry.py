@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lth_scale.config.arguments import Training, flags_in
@@ -113,7 +114,7 @@ def adopt_metric(flags: Mapping[str, Any]) -> None:
     name, greater = flags.get("metric_name"), flags.get("greater_is_better")
     if not name or not greater:
         return
-    sign = 1 if greater == "true" else -1
+    name, sign = Path(name).stem, 1 if greater == "true" else -1
     if name not in METRICS:
         METRICS.register(name, Metric(scale=1, sign=sign))
     elif METRICS[name].sign != sign:
