@@ -12,6 +12,7 @@ import numpy
 from numpy import ndarray
 
 # Weights (draws, examples), and sums of the parts (draws, k) by them → scores (draws,), fractions.
+# Every draw has the same number of examples, and so the same sum of weights.
 Score = Callable[[ndarray, ndarray], ndarray]
 Arrays = Mapping[str, ndarray]
 TINY = 1e-12  # variance, relative to the squares it is computed from, that is rounding
@@ -83,7 +84,12 @@ def _accuracy(predictions: ndarray, labels: ndarray) -> Examples:
 
 
 def _mean(weights: ndarray, sums: ndarray) -> ndarray:
-    return sums[:, 0] / weights.sum(axis=1)
+    return sums[:, 0] / _count(weights)
+
+
+def _count(weights: ndarray) -> float:
+    """The number of examples in a draw; adding up all draws would dominate a large report."""
+    return weights[0].sum()
 
 
 def _f1(predictions: ndarray, labels: ndarray) -> Examples:
@@ -176,7 +182,7 @@ def _matthews(predictions: ndarray, labels: ndarray) -> Examples:
 
     def score(weights: ndarray, sums: ndarray) -> ndarray:
         hits, p, t = numpy.split(sums.T, [1, 1 + len(classes)])
-        n = weights.sum(axis=1)
+        n = _count(weights)
         spreads = (n**2 - (counts**2).sum(axis=0) for counts in (p, t))
         return _correlation(hits[0] * n - (p * t).sum(axis=0), *spreads)
 
@@ -188,13 +194,13 @@ def _pearson(predictions: ndarray, labels: ndarray) -> Examples:
 
     def score(weights: ndarray, sums: ndarray) -> ndarray:
         x, y, xx, yy, xy = sums.T
-        n = weights.sum(axis=1)
+        n = _count(weights)
         return _correlation(n * xy - x * y, _spread(n, x, xx), _spread(n, y, yy))
 
     return _unless_constant(predictions, labels, _columns(x, y, x * x, y * y, x * y), score)
 
 
-def _spread(n: ndarray, total: ndarray, squares: ndarray) -> ndarray:
+def _spread(n: float, total: ndarray, squares: ndarray) -> ndarray:
     """n² × the variance, and 0 if that is within rounding."""
     spread = n * squares - total**2
     return numpy.where(spread > TINY * n * squares, spread, 0)
@@ -204,7 +210,7 @@ def _spearman(predictions: ndarray, labels: ndarray) -> Examples:
     """The ranks are those of each resample, means among ties."""
 
     def score(weights: ndarray, _: ndarray) -> ndarray:
-        middle = (weights.sum(axis=1, keepdims=True) + 1) / 2
+        middle = (_count(weights) + 1) / 2
         x, y = (_ranks(values, weights) - middle for values in (predictions, labels))
         xy, xx, yy = ((weights * product).sum(axis=1) for product in (x * y, x * x, y * y))
         return _correlation(xy, xx, yy)

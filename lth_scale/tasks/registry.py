@@ -68,6 +68,11 @@ class TaskKind:
         return "train_file" in self.data_flags
 
     @property
+    def needs_data(self) -> bool:
+        """True if the flags must say where the data is: no function of the user's brings it."""
+        return self.is_of_own_data and bool(self.auto_class)
+
+    @property
     def metric(self) -> str:
         """The metric by which networks are compared."""
         return self.metrics[0]
@@ -90,6 +95,11 @@ class Metric:
     scale: int = 100
     delta: float | None = None
     sign: int = 1
+
+    @property
+    def digits(self) -> int:
+        """The decimals of a score as it is printed; a difference has one more."""
+        return 1 if self.scale == 100 else 3
 
 
 METRICS: Registry[Metric] = Registry("metric")
