@@ -1,0 +1,48 @@
+"""CoNLL-like text: a word and its tag on each line, and a blank line between sentences."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from lth_scale.config.texts import brief
+
+WORDS, TAGS = "tokens", "ner_tags"  # the columns of the sentences, named as on the Hub
+DOCUMENT = "-DOCSTART-"  # a line that begins with it begins a document
+BLANKS = re.compile("[ \t]+")
+
+
+def sentences(lines: Iterable[str]) -> Iterator[dict[str, list[str]]]:
+    """The words and the tags of each sentence.
+
+    Columns are separated by tabs if the first line has any, else by spaces; the word is in the
+    first, and the tag in the last. Raises ValueError with the number of the line.
+    """
+    separator, columns = BLANKS, 0
+    words: list[str] = []
+    tags: list[str] = []
+    for number, line in enumerate([*lines, ""], 1):
+        if not line.strip() or line.startswith(DOCUMENT):
+            if words:
+                yield {WORDS: words, TAGS: tags}
+                words, tags = [], []
+            continue
+        if columns == 0 and "\t" in line:
+            separator = re.compile("\t")
+        fields = separator.split(line.rstrip() if separator is BLANKS else line)
+        columns = columns or len(fields)
+        _check(number, line, len(fields), columns, fields[-1])
+        words.append(fields[0])
+        tags.append(fields[-1].strip())
+
+
+def _check(number: int, line: str, count: int, columns: int, tag: str) -> None:
+    if columns < 2:
+        raise ValueError(
+            f"line {number}: {brief(line)!r} is a single column; write a word, a tab and its tag "
+            "on each line, and a blank line between sentences"
+        )
+    if count != columns or not tag.strip():
+        raise ValueError(
+            f"line {number}: {brief(line)!r} has {count} columns, and the first line has {columns}"
+            f"{'' if tag.strip() else ', of which the last is empty'}; write a word first and its "
+            "tag last on each line"
+        )
