@@ -27,7 +27,7 @@ def sentences(lines: Iterable[str]) -> Iterator[dict[str, list[str]]]:
             continue
         if columns == 0 and "\t" in line:
             separator = re.compile("\t")
-        fields = separator.split(line.rstrip() if separator is BLANKS else line)
+        fields = separator.split(line.strip() if separator is BLANKS else line)
         columns = columns or len(fields)
         _check(number, line, len(fields), columns, fields[-1])
         words.append(fields[0])

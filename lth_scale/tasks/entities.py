@@ -60,7 +60,5 @@ def count_entities(predicted: Sequence[str], labels: Sequence[str]) -> Counts:
 def count_tags(predicted: Sequence[str], labels: Sequence[str]) -> Counts:
     """Counts of one row whose tags mark no entities; see `Counts`."""
     equal = [tag for tag, label in zip(predicted, labels, strict=True) if tag == label]
-    ours, theirs, hits = (
-        len(tags) - [*tags].count(OUTSIDE) for tags in (predicted, labels, equal)
-    )
+    ours, theirs, hits = (len(tags) - [*tags].count(OUTSIDE) for tags in (predicted, labels, equal))
     return Counts(hits, ours, theirs, len(equal), len(labels))

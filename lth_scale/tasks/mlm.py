@@ -101,9 +101,14 @@ def load_mlm(args: Training) -> MlmTask:
             f"--task mlm: the tokenizer of {args.model_name_or_path} has no mask token; "
             "use an encoder pre-trained by MLM"
         )
+    texts = _load_texts(args)
     loaded = load_model(args, AutoModelForMaskedLM, tokenizer, **label_config())
     inputs = agree_on_inputs(args, loaded.model, tokenizer, equal_lengths=True)
-    train, validation = _load_blocks(args, tokenizer, inputs.length)
+    train, validation = (
+        _pack_texts(args, tokenizer, texts, inputs.length)
+        if texts
+        else _stream_blocks(args, tokenizer, inputs.length)
+    )
     validation = data.encode(validation, mask_for_evaluation, tokenizer, seed=EVAL_SEED)
     _check_masked(args, validation)
     choose_positions(loaded.model)
@@ -116,23 +121,40 @@ def load_mlm(args: Training) -> MlmTask:
     )
 
 
-def _load_blocks(args: Training, tokenizer: PreTrainedTokenizerBase, length: int) -> list[Dataset]:
-    """The blocks of train and validation."""
-    directory = local_directory(args.task, args.dataset_path)
-    if directory is None:
-        return _stream_blocks(args, tokenizer, length)
-    texts, blocks = {}, []
-    for split in TASKS["mlm"].splits:
-        file = data.local_file(directory, split)
-        texts[split] = data.load_local(file, {"text": "string"})
-        packed = data.encode(texts[split], pack, tokenizer, length=length)
+def _load_texts(args: Training) -> dict[str, Texts] | None:
+    """The texts of train and validation, or None of the paper's stream. Raises BadInput."""
+    if TASKS[args.task].is_of_own_data:
+        return {split: _texts_of(args, source) for split, source in load_sources(args).items()}
+    if directory := local_directory(args.task, args.dataset_path):
+        paths = {split: data.local_file(directory, split) for split in TASKS["mlm"].splits}
+        return {
+            split: Texts(str(path), data.load_local(path, {"text": "string"}))
+            for split, path in paths.items()
+        }
+    return None
+
+
+def _texts_of(args: Training, source: Source) -> Texts:
+    """The column of a source that holds texts. Raises BadInput."""
+    strings = [name for name, kind in source.rows.features.items() if is_string(kind)]
+    ...
+
+
+def _pack_texts(
+    args: Training, tokenizer: PreTrainedTokenizerBase, texts: dict[str, Texts], length: int
+) -> list[Dataset]:
+    """The blocks of train and validation. Raises BadInput if there is not enough text for one."""
+    blocks = []
+    for split in ("train", "validation"):
+        packed = data.encode(texts[split].rows, pack, tokenizer, length=length)
         if len(packed) == 0:
             raise BadInput(
-                f"--max_seq_length {length}: {file} has too little text for one block; add text, "
-                "or use a smaller length"
+                f"--max_seq_length {length}: {texts[split].name} has too little text for one "
+                "block; add text, or use a smaller length"
             )
         blocks.append(data.limit_rows(args, split, packed))
-    data_warnings.warn_about_texts(args, texts, ("text",))
+    rows = {split: texts[split].rows for split in ("train", "validation")}
+    data_warnings.warn_about_texts(args, rows, ("text",))
     return blocks
 
 

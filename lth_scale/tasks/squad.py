@@ -26,12 +26,15 @@ from transformers import (
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief
+from lth_scale.distributed import compat
 from lth_scale.tasks import data, data_warnings
 from lth_scale.tasks.inputs import agree_on_inputs
 from lth_scale.tasks.loading import load_model, load_tokenizer
 from lth_scale.tasks.metrics import load_metric
 from lth_scale.tasks.metrics.squad.squad import exact_match, f1
 from lth_scale.tasks.registry import TASKS
+from lth_scale.tasks.rows import checked_answers, features, shown
+from lth_scale.tasks.sources import Source, limit_sources, load_sources
 from lth_scale.tasks.task import Batch, LoadedTask, Predictions, Row, label_config
 from lth_scale.tasks.trivial import Trivial, constant_answer_scores
 
@@ -134,7 +137,7 @@ def scores_by_kind(given: list[str], accepted: list[list[str]]) -> dict[str, flo
     """Mean F1 and exact match of all questions, and of those with and without an answer."""
     scores = question_scores(given, accepted)
     has_answer = numpy.array([bool(answers) for answers in accepted])
-    kinds = {name: kind for name, kind in (("HasAns", has_answer), ("NoAns", ~has_answer))}
+    kinds = {"HasAns": has_answer, "NoAns": ~has_answer}
     return {name: float(values.mean()) for name, values in scores.items()} | {
         f"{kind}_{short}": float(scores[name][chosen].mean())
         for kind, chosen in kinds.items()
@@ -146,6 +149,48 @@ def scores_by_kind(given: list[str], accepted: list[list[str]]) -> dict[str, flo
 def load_squad(args: Training) -> SquadTask:
     """Load SQuAD; --max_train_samples and --max_eval_samples count questions. Raises BadInput."""
     return _load(args, load_offset_tokenizer(args), data.load_splits(args, COLUMNS))
+
+
+def load_question_answering(args: Training) -> SquadTask:
+    """Load the user's own questions; with --version_2_with_negative some without an answer.
+
+    Limits count questions. Raises BadInput.
+    """
+    tokenizer = load_offset_tokenizer(args)
+    sources = limit_sources(args, load_sources(args))
+    splits = {split: checked_questions(args, source) for split, source in sources.items()}
+    return _load(args, tokenizer, splits)
+
+
+def checked_questions(args: Training, source: Source) -> Dataset:
+    """The rows of a source with the columns of COLUMNS. Raises BadInput for a row that is wrong."""
+    for column in COLUMNS:
+        if column not in source.rows.column_names:
+            raise BadInput(
+                f"{source.name}: no column {column!r}, only {source.column_list()}; use SQuAD's: "
+                f"{', '.join(COLUMNS)}"
+            )
+    rows = source.rows.select_columns([*COLUMNS])
+    checked = (_checked_question(args, source, i, row) for i, row in enumerate(rows))
+    key = data.fingerprint("questions", args.version_2_with_negative, compat.fingerprint(rows))
+    return data.materialize(lambda: checked, key, features(COLUMNS))
+
+
+def _checked_question(args: Training, source: Source, number: int, row: Row) -> Row:
+    for column in ("context", "question"):
+        if not isinstance(row[column], str):
+            raise source.bad(number, column, f"{shown(row[column])} is no text; write a string")
+    try:
+        answers = checked_answers(row["answers"], row["context"])
+    except ValueError as error:
+        raise source.bad(number, "answers", str(error)) from None
+    if not (answers["text"] or args.version_2_with_negative):
+        raise source.bad(
+            number,
+            "answers",
+            "the question has no answer; use --version_2_with_negative, or remove the row",
+        )
+    return {**row, "answers": answers}
 
 
 def load_offset_tokenizer(args: Training) -> PreTrainedTokenizerBase:

@@ -5,14 +5,14 @@ Words are aligned as in transformers' run_ner.py: the first piece of a word carr
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, LargeList, List
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,11 +24,22 @@ from transformers import (
 
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput, warn
+from lth_scale.config.texts import brief
 from lth_scale.tasks import data
-from lth_scale.tasks.entities import OUTSIDE, Counts, count_entities, count_tags, marks_entities
+from lth_scale.tasks.conll import sentences
+from lth_scale.tasks.entities import (
+    OUTSIDE,
+    Counts,
+    count_entities,
+    count_tags,
+    find_entities,
+    marks_entities,
+)
 from lth_scale.tasks.inputs import agree_on_inputs
 from lth_scale.tasks.loading import check_labels, load_model, load_tokenizer
 from lth_scale.tasks.metrics import is_constant
+from lth_scale.tasks.rows import shown
+from lth_scale.tasks.sources import Source, limit_sources, load_sources
 from lth_scale.tasks.task import Batch, LoadedTask, Predictions, label_config
 from lth_scale.tasks.trivial import Trivial, best_of
 
@@ -36,7 +47,22 @@ IGNORED = -100  # the label of a token that no word begins with
 LOST = -1  # the prediction for a word that the network does not see
 CANDIDATES = 8  # the most frequent tags, one of which is the best constant prediction
 
+STRINGS = ("string", "large_string")
+MOST_SHOWN = 5  # tags or kinds of entities in a message
+
 Tags = Sequence[Sequence[str]]  # of the words of each row
+
+
+class ColumnKind(NamedTuple):
+    """What a column holds a list of in each row, the flag that names it, and its usual names."""
+
+    content: str
+    flag: str
+    usual: tuple[str, ...]
+
+
+WORDS = ColumnKind("words", "text_column_name", ("tokens", "words"))
+TAGS = ColumnKind("tags", "label_column_name", ("ner_tags", "tags", "labels"))
 
 
 @dataclass(kw_only=True)
@@ -163,28 +189,238 @@ def constant_tag_scores(
     return {"constant": best_of([*by_tag.values()]), "majority": by_tag[tags[0]], **outside}
 
 
+class Tagging(NamedTuple):
+    """Columns of words and of their tags, and the tags: as they are in the rows, and their names.
+
+    The number of a tag is its position.
+    """
+
+    words: str
+    tags: str
+    values: tuple[Any, ...]
+    names: tuple[str, ...]
+
+
 def align(
-    batch: dict, tokenizer: PreTrainedTokenizerBase, length: int, segments: bool
+    batch: dict, tokenizer: PreTrainedTokenizerBase, length: int, segments: bool, tagging: Tagging
 ) -> dict[str, Any]:
     """Encode words, truncated to `length` tokens; the first piece of each has its tag as label.
 
-    batch: `words` and `tags` (their numbers). `seen` says of each word whether it has a piece
-    within the length. segments: whether the model takes token types.
+    Adds `tags` (the number of each word's) and `seen` (whether the word has a piece within the
+    length). segments: whether the model takes token types.
     """
     encoded = tokenizer(
-        batch["words"],
+        batch[tagging.words],
         is_split_into_words=True,
         truncation=True,
         max_length=length,
         return_token_type_ids=None if segments else False,  # None: if the tokenizer has them
     )
-    labels, seen = [], []
-    for i, tags in enumerate(batch["tags"]):
-        words = encoded.word_ids(i)
-        is_first = [word is not None and word != before for before, word in pairwise([None, *words])]
-        labels.append(
-            [tags[word] if first else IGNORED for word, first in zip(words, is_first, strict=True)]
+    numbers = {value: number for number, value in enumerate(tagging.values)}
+    rows = [[numbers[tag] for tag in tags] for tags in batch[tagging.tags]]
+    words = [encoded.word_ids(i) for i in range(len(rows))]
+    seen = [
+        [word in present for word in range(len(tags))]
+        for tags, present in zip(rows, map(set, words), strict=True)
+    ]
+    labels = [first_pieces(of_row, tags) for of_row, tags in zip(words, rows, strict=True)]
+    return {**encoded, "labels": labels, "tags": rows, "seen": seen}
+
+
+def first_pieces(words: Sequence[int | None], tags: Sequence[int]) -> list[int]:
+    """The label of each token, IGNORED unless it is the first of a word; words: of each token."""
+    return [
+        IGNORED if word is None or word == before else tags[word]
+        for before, word in pairwise([None, *words])
+    ]
+
+
+def load_token_classification(args: Training) -> TokenTask:
+    """Load a model that tags words, and the rows of the user's own data. Raises BadInput."""
+    tokenizer = load_word_tokenizer(args)
+    sources = load_sources(args, prepare=as_sentences)
+    tagging = find_tagging(args, sources["train"])
+    for source in sources.values():
+        check_rows(source, tagging)
+    sources = limit_sources(args, sources)
+    if args.keep_head:
+        check_labels(args, tagging.names)
+    config = label_config(tagging.names)
+    loaded = load_model(args, AutoModelForTokenClassification, tokenizer, **config)
+    inputs = agree_on_inputs(args, loaded.model, tokenizer)
+    options = {"length": inputs.length, "segments": inputs.segments, "tagging": tagging}
+    train, validation = (
+        data.encode(sources[split].rows, align, tokenizer, **options)
+        for split in ("train", "validation")
+    )
+    for source, rows in ((sources["train"], train), (sources["validation"], validation)):
+        check_lost_words(source.name, rows, inputs.length)
+    words = ["tags", "seen"]
+    loaded.remark = "; ".join(filter(None, (loaded.remark, description(tagging, train))))
+    return TokenTask(
+        **vars(loaded),
+        train=train.remove_columns(words),
+        validation=validation.remove_columns(words),
+        collator=DataCollatorForTokenClassification(
+            tokenizer, inputs.padding, inputs.length, label_pad_token_id=IGNORED
+        ),
+        labels=tagging.names,
+        words=validation.select_columns(words),
+    )
+
+
+def load_word_tokenizer(args: Training) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that says which word a piece belongs to. Raises BadInput.
+
+    Byte-level ones take each word as one that follows a space, as it does in their pre-training.
+    """
+    tokenizer = load_tokenizer(args)
+    if not tokenizer.is_fast:
+        raise BadInput(
+            f"--task {args.task}: {type(tokenizer).__name__}, the tokenizer of "
+            f"{args.model_name_or_path}, does not report the words of its tokens; use a model with "
+            "a tokenizer.json, or another task"
         )
-        present = {*words}
-        seen.append([word in present for word in range(len(tags))])
-    return {**encoded, "labels": labels, "tags": batch["tags"], "seen": seen}
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    if _add_spaces(state["pre_tokenizer"]):
+        with_spaces = Tokenizer.from_str(json.dumps(state)).pre_tokenizer
+        tokenizer.backend_tokenizer.pre_tokenizer = with_spaces
+        tokenizer.init_kwargs["add_prefix_space"] = True  # what it is saved with
+    return tokenizer
+
+
+def _add_spaces(pre_tokenizer: dict[str, Any] | None) -> bool:
+    """Set add_prefix_space in the state of a pre-tokenizer; returns whether that changes it."""
+    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
+    changed = [step for step in steps if step.get("add_prefix_space") is False]
+    for step in changed:
+        step["add_prefix_space"] = True
+    return bool(changed)
+
+
+def as_sentences(source: Source) -> Source:
+    """CoNLL-like lines as rows of words and tags; any other rows as they are. Raises BadInput."""
+    if source.rows.column_names != ["text"]:
+        return source
+    try:
+        rows = [*sentences(source.rows["text"])]
+    except ValueError as error:
+        raise BadInput(f"{source.name}: {error}") from None
+    return replace(source, rows=Dataset.from_list(rows))
+
+
+def find_tagging(args: Training, source: Source) -> Tagging:
+    """The columns of words and tags, and the tags of the training rows. Raises BadInput."""
+    kinds = {
+        name: getattr(feature.feature, "dtype", "")
+        for name, feature in source.rows.features.items()
+        if isinstance(feature, List | LargeList)
+    }
+    texts = [name for name, kind in kinds.items() if kind in STRINGS]
+    words = find_column(source, WORDS, texts, args.text_column_name)
+    tagged = [n for n, kind in kinds.items() if n != words and (kind in STRINGS or "int" in kind)]
+    tags = find_column(source, TAGS, tagged, args.label_column_name)
+    if isinstance(names := source.rows.features[tags].feature, ClassLabel):
+        return Tagging(words, tags, (*range(names.num_classes),), (*names.names,))
+    values = sorted({tag for row in source.rows[tags] for tag in row or ()} - {None, ""})
+    if len(values) < 2:
+        known = f"only the tag {values[0]!r}" if values else "no tags"
+        raise BadInput(f"{source.name}: column {tags!r} has {known}; use data with two or more")
+    return Tagging(words, tags, (*values,), (*map(str, values),))
+
+
+def find_column(source: Source, kind: ColumnKind, columns: list[str], given: str | None) -> str:
+    """The column that a flag names, or else the only one that it can be. Raises BadInput.
+
+    columns: those that hold what is needed.
+    """
+    if given:
+        source.require([given], kind.flag)
+    named = [given] if given else [name for name in kind.usual if name in columns]
+    column = (named or (columns if len(columns) == 1 else [""]))[0]
+    if column in columns:
+        return column
+    lists = f"lists of {kind.content}"
+    if given:
+        problem = f"--{kind.flag} {given}: {source.name}: that column does not hold {lists}"
+    elif columns:
+        problem = f"{source.name}: columns {', '.join(map(repr, columns))} hold {lists}"
+    else:
+        problem = f"{source.name}: none of the columns {source.column_list()} holds {lists}"
+    remedy = "use JSON Lines, Parquet, or a .conll file with a word and its tag on each line"
+    raise BadInput(f"{problem}; {f'choose with --{kind.flag}' if columns else remedy}")
+
+
+def check_rows(source: Source, tagging: Tagging) -> None:
+    """Raise BadInput for a row without words, or whose tags are missing or unknown."""
+    row = 0
+    for batch in source.rows.select_columns([tagging.words, tagging.tags]).iter(1_000):
+        for words, tags in zip(batch[tagging.words], batch[tagging.tags], strict=True):
+            if not words or None in words:
+                problem = "has a null among the words" if words else "has no words"
+                raise source.bad(row, tagging.words, f"{problem}; fill it in, or remove the row")
+            if problem := _tag_problem(tags or [], len(words), tagging):
+                raise source.bad(row, tagging.tags, problem)
+            row += 1
+
+
+def _tag_problem(tags: Sequence[Any], words: int, tagging: Tagging) -> str:
+    """What is wrong with the tags of a row of `words` words, or ""."""
+    if len(tags) != words:
+        return (
+            f"{len(tags)} tags for {words} words in column {tagging.words!r}; give each word one "
+            "tag"
+        )
+    if not (unknown := [tag for tag in tags if tag not in tagging.values]):
+        return ""
+    known = brief(", ".join(tagging.names), 80)
+    return (
+        f"tag {shown(unknown[0])} is none of those in train ({known}); correct it, or add rows "
+        "with it to train"
+    )
+
+
+def description(tagging: Tagging, rows: Dataset) -> str:
+    """How often the training rows have each tag or kind of entity, and what the score is."""
+    names = [[tagging.names[tag] for tag in tags] for tags in rows["tags"]]
+    by_tag = Counter(tag for row in names for tag in row)
+    words = sum(by_tag.values())
+    if marks_entities(tagging.names):
+        by_kind = Counter(kind for row in names for kind, _, _ in find_entities(row))
+        found, score = "entities", "the F1 of whole entities (seqeval)"
+    else:
+        by_kind = Counter({tag: n for tag, n in by_tag.items() if tag != OUTSIDE})
+        found, score = "tagged words", "the micro F1 over words, as the tags have no B- and I-"
+    shares = ", ".join(f"{kind} {count:,}" for kind, count in by_kind.most_common(MOST_SHOWN))
+    more = f" and {len(by_kind) - MOST_SHOWN} more" if len(by_kind) > MOST_SHOWN else ""
+    outside = f", and {by_tag[OUTSIDE] / words:.1%} of {words:,} words are O" if words else ""
+    return (
+        f"words are in column {tagging.words!r}, tags in {tagging.tags!r}; train has "
+        f"{by_kind.total():,} {found} ({shares}{more}){outside}; the score is {score}"
+    )
+
+
+def check_lost_words(name: str, rows: Dataset, length: int) -> None:
+    """Warn about words that the network does not see. Raises BadInput if it sees none."""
+    seen, full = rows["seen"][:], [len(ids) >= length for ids in rows["input_ids"][:]]
+    if not any(map(any, seen)):
+        raise BadInput(f"{name}: the tokenizer turns no word into a token; use other words")
+    ends = [len(row) - 1 - row[::-1].index(True) if True in row else -1 for row in seen]
+    beyond = [
+        len(row) - 1 - end if is_full else 0
+        for row, end, is_full in zip(seen, ends, full, strict=True)
+    ]
+    lost = [row.count(False) - cut for row, cut in zip(seen, beyond, strict=True)]
+    ignored = "they are neither trained on nor scored"
+    if count := sum(beyond):
+        cut = sum(map(bool, beyond))
+        warn(
+            f"{name}: {count:,} of its {sum(map(len, seen)):,} words, in {cut:,} rows, are beyond "
+            f"{length} tokens: {ignored}; raise --max_seq_length, or split the rows"
+        )
+    if count := sum(lost):
+        first = next(i for i, n in enumerate(lost) if n) + 1
+        warn(
+            f"{name}: {count:,} words, the first of them in row {first}, are no token of this "
+            f"tokenizer: {ignored}; remove them if they are blank"
+        )
