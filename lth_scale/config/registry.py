@@ -19,12 +19,13 @@ class Renamed(NamedTuple):
 class Registry(Mapping[str, Entry]):
     """Entries by name, in the order of registration.
 
-    kind: what messages call an entry, and the key of the registry in `REGISTRIES`. renamed: earlier
-    names, which new commands may not use and which saved flags may have.
+    kind: what messages call an entry, and the key of the registry in `REGISTRIES`. find: the entry
+    of a name that is not registered, or None. renamed: earlier names, which new commands may not
+    use and which saved flags may have.
     """
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, find: Callable[[str], Entry | None] = lambda name: None):
+        self.kind, self.find = kind, find
         self.renamed: dict[str, Renamed] = {}
         self._entries: dict[str, Entry] = {}
         REGISTRIES[kind] = self
@@ -48,6 +49,8 @@ class Registry(Mapping[str, Entry]):
         return f"is called {current} now, because {why}; use {current}"
 
     def __getitem__(self, name: str) -> Entry:
+        if name not in self._entries and (entry := self.find(name)) is not None:
+            return entry
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:

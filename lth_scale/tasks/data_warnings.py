@@ -11,6 +11,7 @@ from pyarrow import compute
 
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import warn
+from lth_scale.tasks.locations import data_origin
 from lth_scale.tasks.registry import TASKS
 from lth_scale.tasks.rows import shown
 
@@ -21,9 +22,7 @@ LEAKED = 0.5  # share of the distinct validation rows that are also in train
 
 def split_name(args: Training, split: str) -> str:
     """A split in a message: where its data comes from, and its name."""
-    if args.dataset_path:
-        return f"--dataset_path {args.dataset_path}: {split}"
-    return f"dataset {TASKS[args.task].dataset[0]}: {split}"
+    return f"{data_origin(args, TASKS[args.task].dataset)}: {split}"
 
 
 def warn_about_texts(

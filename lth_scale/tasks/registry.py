@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lth_scale.config.arguments import Training
+from lth_scale.config.arguments import Training, flags_in
 from lth_scale.config.defaults import DEFAULTS, GLUE_DEFAULTS
+from lth_scale.config.errors import BadInput
+from lth_scale.config.flags import Group
 from lth_scale.config.registry import Registry, lazy
 
 if TYPE_CHECKING:
@@ -16,6 +18,17 @@ if TYPE_CHECKING:
 _SINGLE, _SIMILARITY, _INFERENCE = "single sentence", "similarity and paraphrase", "inference"
 _ANSWERING, _MODELLING = "question answering", "language modelling"
 CATEGORIES = (_SINGLE, _SIMILARITY, _INFERENCE, _ANSWERING, _MODELLING, "other")
+
+
+# Flags by which the user's own data is read, and those that every kind of task on it takes.
+OWN_DATA = flags_in(Group.OWN_DATA)
+_SOURCES = frozenset(
+    {
+        *("dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file"),
+        *("validation_split_percentage", "shuffle_train_dataset"),
+    }
+)
+_METRIC = frozenset({"metric_name", "greater_is_better"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +45,7 @@ class TaskKind:
     """
 
     load: Callable[[Training], "Task"]
-    dataset: tuple[str, str]
+    dataset: tuple[str, str] = ("", "")
     metrics: tuple[str, ...]
     training_rows: int | None = None
     texts: tuple[str, ...] = ()
@@ -43,6 +56,12 @@ class TaskKind:
     auto_class: str = "AutoModelForSequenceClassification"
     own_head: bool = False
     category: str = "other"
+    data_flags: frozenset[str] = frozenset()
+
+    @property
+    def is_of_own_data(self) -> bool:
+        """True if the flags say where the data is: there is no dataset of this name."""
+        return "train_file" in self.data_flags
 
     @property
     def metric(self) -> str:
@@ -69,16 +88,36 @@ class Metric:
     sign: int = 1
 
 
-_PERCENT = "accuracy f1 exact_match matthews_correlation pearson spearman"
-METRICS: Mapping[str, Metric] = {
-    **{name: Metric(delta=1.0) for name in _PERCENT.split()},
-    **{name: Metric(scale=1, sign=-1) for name in ("loss", "perplexity")},
-}
+METRICS: Registry[Metric] = Registry("metric")
+for _name in ["accuracy", "f1", "exact_match", "matthews_correlation", "pearson", "spearman"]:
+    METRICS.register(_name, Metric(delta=1.0))
+for _name in ("macro_f1", "micro_f1"):
+    METRICS.register(_name, Metric(delta=1.0))
+for _name in ("loss", "perplexity", "mse", "mae"):
+    METRICS.register(_name, Metric(scale=1, sign=-1))
 
 
 def metric_named(name: str) -> Metric:
     """How the metric `name` is printed and compared; one that is not in METRICS is a fraction."""
     return METRICS.get(name, Metric())
+
+
+def adopt_metric(flags: Mapping[str, Any]) -> None:
+    """Know the metric of --metric_name as --greater_is_better says: the flags of a run decide.
+
+    It is printed as it is, and has no default δ. Raises BadInput if another run says the opposite.
+    """
+    name, greater = flags.get("metric_name"), flags.get("greater_is_better")
+    if not name or not greater:
+        return
+    sign = 1 if greater == "true" else -1
+    if name not in METRICS:
+        METRICS.register(name, Metric(scale=1, sign=sign))
+    elif METRICS[name].sign != sign:
+        raise BadInput(
+            f"--greater_is_better {greater}: --metric_name {name} is known with the opposite; "
+            "omit the flag, or use the value of the other runs"
+        )
 
 
 def best_trivial(
@@ -110,6 +149,7 @@ def register_task(name: str, kind: TaskKind, **defaults: Any) -> None:
 
 def load_task(args: Training) -> "Task":
     """Load the model, the encoded data and the metric of --task. Raises BadInput."""
+    adopt_metric(args.as_dict())
     return TASKS[args.task].load(args)
 
 
@@ -193,5 +233,15 @@ register_task(
         auto_class="AutoModelForMaskedLM",
         own_head=True,
         category=_MODELLING,
+    ),
+)
+register_task(
+    "text-classification",
+    TaskKind(
+        load=lazy("lth_scale.tasks.text_classification:load_text_classification"),
+        metrics=("accuracy", "macro_f1"),
+        data_flags=_SOURCES
+        | _METRIC
+        | {"text_column_names", "label_column_name", "label_separator", "do_regression"},
     ),
 )

@@ -164,6 +164,34 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 
 
+def json_values(file: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
+    """Line number and value of each line of a JSON Lines file, or element of a single array.
+
+    Raises ValueError with the number of the line.
+    """
+    return _values(_lines(file))
+
+
+def decode_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that makes up the text and has the key "data", or None.
+
+    Raises ValueError for an object with duplicate keys.
+    """
+    if not text.lstrip().startswith("{"):
+        return None
+    value, end = _decode_value(1, text, _skip_blanks(text, 0))
+    return value if end == len(text) and "data" in value else None
+
+
+def without_surrogates(value: Any) -> Any:
+    """A JSON value with U+FFFD in place of each unpaired surrogate in its strings."""
+    if isinstance(value, list):
+        return [without_surrogates(entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: without_surrogates(entry) for name, entry in value.items()}
+    return _without_surrogates(value)
+
+
 def _checked_row(row: Any, columns: Columns, bounds: Bounds | None) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object; write one object per line, with the Hub's columns")
