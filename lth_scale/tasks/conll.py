@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from lth_scale.config.texts import brief
 
-WORDS, TAGS = "tokens", "ner_tags"  # the columns of the sentences, named as on the Hub
+WORD_COLUMN, TAG_COLUMN = "tokens", "ner_tags"  # named as on the Hub
 DOCUMENT = "-DOCSTART-"  # a line that begins with it begins a document
 BLANKS = re.compile("[ \t]+")
 
@@ -22,7 +22,7 @@ def sentences(lines: Iterable[str]) -> Iterator[dict[str, list[str]]]:
     for number, line in enumerate([*lines, ""], 1):
         if not line.strip() or line.startswith(DOCUMENT):
             if words:
-                yield {WORDS: words, TAGS: tags}
+                yield {WORD_COLUMN: words, TAG_COLUMN: tags}
                 words, tags = [], []
             continue
         if columns == 0 and "\t" in line:

@@ -5,6 +5,7 @@ Source: paper_reference, mlm_details.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy
 import torch
@@ -22,11 +23,13 @@ from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput, warn
 from lth_scale.distributed.pieces import base_model
 from lth_scale.tasks import data, data_warnings
+from lth_scale.tasks.columns import STRINGS, ColumnKind, find_column
 from lth_scale.tasks.inputs import agree_on_inputs, special_tokens_around
 from lth_scale.tasks.loading import load_model, load_tokenizer
 from lth_scale.tasks.locations import local_directory
 from lth_scale.tasks.metrics import is_constant, prediction_rows, prediction_scores
 from lth_scale.tasks.registry import TASKS
+from lth_scale.tasks.sources import Source, load_sources
 from lth_scale.tasks.task import Batch, LoadedTask, Predictions, Row, label_config
 from lth_scale.tasks.tokenizer import tokenizer_digest
 from lth_scale.tasks.trivial import Trivial, unigram_scores
@@ -38,6 +41,16 @@ FEW_MASKED = 100  # tokens
 HELD_OUT_ARTICLES = 2_000  # the first ones of the stream: the validation split
 HELD_OUT_BLOCKS = 1_000
 SHUFFLE_BUFFER = 10_000
+
+
+TEXT = ColumnKind("texts", "text_column_name", ("text",), "use a text file, or one with such rows")
+
+
+class Texts(NamedTuple):
+    """Where texts are, for messages, and rows with a column `text`."""
+
+    name: str
+    rows: Dataset
 
 
 @dataclass(kw_only=True)
@@ -124,7 +137,7 @@ def load_mlm(args: Training) -> MlmTask:
 def _load_texts(args: Training) -> dict[str, Texts] | None:
     """The texts of train and validation, or None of the paper's stream. Raises BadInput."""
     if TASKS[args.task].is_of_own_data:
-        return {split: _texts_of(args, source) for split, source in load_sources(args).items()}
+        return {split: _own_texts(args, source) for split, source in load_sources(args).items()}
     if directory := local_directory(args.task, args.dataset_path):
         paths = {split: data.local_file(directory, split) for split in TASKS["mlm"].splits}
         return {
@@ -134,10 +147,16 @@ def _load_texts(args: Training) -> dict[str, Texts] | None:
     return None
 
 
-def _texts_of(args: Training, source: Source) -> Texts:
+def _own_texts(args: Training, source: Source) -> Texts:
     """The column of a source that holds texts. Raises BadInput."""
-    strings = [name for name, kind in source.rows.features.items() if is_string(kind)]
-    ...
+    kinds = {name: getattr(kind, "dtype", "") for name, kind in source.rows.features.items()}
+    strings = [name for name, kind in kinds.items() if kind in STRINGS]
+    column = find_column(source, TEXT, strings, args.text_column_name)
+    rows = source.rows.select_columns([column]).rename_columns({column: "text"})
+    if rows.data["text"].null_count:
+        first = rows["text"][:].index(None)
+        raise source.bad(first, column, "null is no text; write a string, or remove the row")
+    return Texts(source.name, rows)
 
 
 def _pack_texts(

@@ -171,12 +171,16 @@ def checked_questions(args: Training, source: Source) -> Dataset:
                 f"{', '.join(COLUMNS)}"
             )
     rows = source.rows.select_columns([*COLUMNS])
-    checked = (_checked_question(args, source, i, row) for i, row in enumerate(rows))
+
+    def checked() -> Iterator[Row]:
+        return (_checked_question(args, source, i, row) for i, row in enumerate(rows))
+
     key = data.fingerprint("questions", args.version_2_with_negative, compat.fingerprint(rows))
-    return data.materialize(lambda: checked, key, features(COLUMNS))
+    return data.materialize(checked, key, features(COLUMNS))
 
 
 def _checked_question(args: Training, source: Source, number: int, row: Row) -> Row:
+    """The row with the answers as two lists. Raises BadInput."""
     for column in ("context", "question"):
         if not isinstance(row[column], str):
             raise source.bad(number, column, f"{shown(row[column])} is no text; write a string")
@@ -277,8 +281,8 @@ def cut_windows(
             return_token_type_ids=None if segments else False,  # None: if the tokenizer has them
         )
         rows += _windows(encoded, answers, step, tokenizer.cls_token_id)
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return columns if unanswerable else {k: v for k, v in columns.items() if k != "cls"}
+    names = rows[0].keys() - (set() if unanswerable else {"cls"})
+    return {name: [row[name] for row in rows] for name in rows[0] if name in names}
 
 
 def _fit(question: str, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[str, int]:

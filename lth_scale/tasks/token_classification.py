@@ -5,14 +5,14 @@ Words are aligned as in transformers' run_ner.py: the first piece of a word carr
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy
 import torch
-from datasets import ClassLabel, Dataset, LargeList, List
+from datasets import ClassLabel, Dataset, Features, LargeList, List, Value
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,8 +25,10 @@ from transformers import (
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput, warn
 from lth_scale.config.texts import brief
+from lth_scale.distributed import compat
 from lth_scale.tasks import data
-from lth_scale.tasks.conll import sentences
+from lth_scale.tasks.columns import STRINGS, ColumnKind, find_column
+from lth_scale.tasks.conll import TAG_COLUMN, WORD_COLUMN, sentences
 from lth_scale.tasks.entities import (
     OUTSIDE,
     Counts,
@@ -40,29 +42,23 @@ from lth_scale.tasks.loading import check_labels, load_model, load_tokenizer
 from lth_scale.tasks.metrics import is_constant
 from lth_scale.tasks.rows import shown
 from lth_scale.tasks.sources import Source, limit_sources, load_sources
-from lth_scale.tasks.task import Batch, LoadedTask, Predictions, label_config
+from lth_scale.tasks.task import Batch, LoadedTask, Predictions, Row, label_config
 from lth_scale.tasks.trivial import Trivial, best_of
 
 IGNORED = -100  # the label of a token that no word begins with
 LOST = -1  # the prediction for a word that the network does not see
 CANDIDATES = 8  # the most frequent tags, one of which is the best constant prediction
 
-STRINGS = ("string", "large_string")
 MOST_SHOWN = 5  # tags or kinds of entities in a message
+
+SENTENCE = {name: List(Value("string")) for name in (WORD_COLUMN, TAG_COLUMN)}
 
 Tags = Sequence[Sequence[str]]  # of the words of each row
 
 
-class ColumnKind(NamedTuple):
-    """What a column holds a list of in each row, the flag that names it, and its usual names."""
-
-    content: str
-    flag: str
-    usual: tuple[str, ...]
-
-
-WORDS = ColumnKind("words", "text_column_name", ("tokens", "words"))
-TAGS = ColumnKind("tags", "label_column_name", ("ner_tags", "tags", "labels"))
+LISTS = "use JSON Lines, Parquet, or a .conll file with a word and its tag on each line"
+WORDS = ColumnKind("lists of words", "text_column_name", ("tokens", "words"), LISTS)
+TAGS = ColumnKind("lists of tags", "label_column_name", ("ner_tags", "tags", "labels"), LISTS)
 
 
 @dataclass(kw_only=True)
@@ -110,7 +106,7 @@ class TokenTask(LoadedTask):
         table = table[numpy.argsort(row_of_line, kind="stable")]
         prediction = numpy.full(sum(map(len, seen)), LOST, numpy.int16)
         prediction[numpy.concatenate(seen).astype(bool)] = table[:, 1]
-        kept = {
+        kept: dict[str, numpy.ndarray] = {
             "prediction": prediction,
             "label": numpy.concatenate(self.words["tags"][:]).astype(numpy.int16),
             "length": numpy.array([*map(len, seen)], numpy.int32),
@@ -302,11 +298,15 @@ def as_sentences(source: Source) -> Source:
     """CoNLL-like lines as rows of words and tags; any other rows as they are. Raises BadInput."""
     if source.rows.column_names != ["text"]:
         return source
-    try:
-        rows = [*sentences(source.rows["text"])]
-    except ValueError as error:
-        raise BadInput(f"{source.name}: {error}") from None
-    return replace(source, rows=Dataset.from_list(rows))
+
+    def rows() -> Iterator[Row]:
+        try:
+            yield from sentences(source.rows["text"])
+        except ValueError as error:
+            raise BadInput(f"{source.name}: {error}") from None
+
+    key = data.fingerprint("sentences", compat.fingerprint(source.rows))
+    return replace(source, rows=data.materialize(rows, key, Features(SENTENCE)))
 
 
 def find_tagging(args: Training, source: Source) -> Tagging:
@@ -327,28 +327,6 @@ def find_tagging(args: Training, source: Source) -> Tagging:
         known = f"only the tag {values[0]!r}" if values else "no tags"
         raise BadInput(f"{source.name}: column {tags!r} has {known}; use data with two or more")
     return Tagging(words, tags, (*values,), (*map(str, values),))
-
-
-def find_column(source: Source, kind: ColumnKind, columns: list[str], given: str | None) -> str:
-    """The column that a flag names, or else the only one that it can be. Raises BadInput.
-
-    columns: those that hold what is needed.
-    """
-    if given:
-        source.require([given], kind.flag)
-    named = [given] if given else [name for name in kind.usual if name in columns]
-    column = (named or (columns if len(columns) == 1 else [""]))[0]
-    if column in columns:
-        return column
-    lists = f"lists of {kind.content}"
-    if given:
-        problem = f"--{kind.flag} {given}: {source.name}: that column does not hold {lists}"
-    elif columns:
-        problem = f"{source.name}: columns {', '.join(map(repr, columns))} hold {lists}"
-    else:
-        problem = f"{source.name}: none of the columns {source.column_list()} holds {lists}"
-    remedy = "use JSON Lines, Parquet, or a .conll file with a word and its tag on each line"
-    raise BadInput(f"{problem}; {f'choose with --{kind.flag}' if columns else remedy}")
 
 
 def check_rows(source: Source, tagging: Tagging) -> None:
