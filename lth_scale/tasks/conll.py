@@ -35,14 +35,16 @@ def sentences(lines: Iterable[str]) -> Iterator[dict[str, list[str]]]:
 
 
 def _check(number: int, line: str, count: int, columns: int, tag: str) -> None:
+    """Raise ValueError unless a line has as many columns as the first one, and a tag."""
     if columns < 2:
-        raise ValueError(
-            f"line {number}: {brief(line)!r} is a single column; write a word, a tab and its tag "
-            "on each line, and a blank line between sentences"
-        )
-    if count != columns or not tag.strip():
-        raise ValueError(
-            f"line {number}: {brief(line)!r} has {count} columns, and the first line has {columns}"
-            f"{'' if tag.strip() else ', of which the last is empty'}; write a word first and its "
-            "tag last on each line"
-        )
+        problem = "is a single column"
+    elif count != columns:
+        problem = f"does not have {columns} columns, as the first line has"
+    elif not tag.strip():
+        problem = "has no tag"
+    else:
+        return
+    raise ValueError(
+        f"line {number}: {brief(line)!r} {problem}; write a word first and its tag last on each "
+        "line, and a blank line between sentences"
+    )

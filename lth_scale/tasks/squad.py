@@ -185,7 +185,7 @@ def _checked_question(args: Training, source: Source, number: int, row: Row) -> 
         if not isinstance(row[column], str):
             raise source.bad(number, column, f"{shown(row[column])} is no text; write a string")
     try:
-        answers = checked_answers(row["answers"], row["context"])
+        answers = checked_answers(as_lists(row["answers"]), row["context"])
     except ValueError as error:
         raise source.bad(number, "answers", str(error)) from None
     if not (answers["text"] or args.version_2_with_negative):
@@ -207,6 +207,17 @@ def load_offset_tokenizer(args: Training) -> PreTrainedTokenizerBase:
             "with a tokenizer.json, or another task"
         )
     return tokenizer
+
+
+def as_lists(answers: Any) -> dict[str, list]:
+    """Answers as SQuAD on the Hub has them, from these or from a list of objects.
+
+    Anything else is returned as answers without a text, which no check accepts.
+    """
+    if isinstance(answers, list) and all(isinstance(answer, dict) for answer in answers):
+        names = ("text", "answer_start")
+        return {name: [answer.get(name) for answer in answers] for name in names}
+    return answers if isinstance(answers, dict) else {}
 
 
 def _load(
