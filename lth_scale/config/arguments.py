@@ -53,7 +53,9 @@ class Training:
     Raises BadInput for an earlier name of an entry that was renamed, such as a score.
     """
 
-    task: str = data_flag("task to train on", MISSING, registry="task", grid=True)
+    task: str = data_flag(
+        "task to train on, or package.module:function", MISSING, registry="task", grid=True
+    )
     preset: str | None = data_flag(
         "demo: embedded model and data, no network; quick: a small encoder, part of the real data",
         choices=("demo", "quick"),
@@ -69,8 +71,7 @@ class Training:
         "all but mlm: start from the checkpoint's head instead of a fresh one", False
     )
     dataset_path: str | None = data_flag(
-        "directory with train.jsonl and validation.jsonl in the Hub's columns; your own data: "
-        "train.* and validation.*, of any format of --train_file",
+        "directory with train.jsonl and validation.jsonl; your own data: train.* and so on",
         metavar="DIR",
     )
     dataset_name: str | None = own_data_flag(
@@ -80,12 +81,12 @@ class Training:
         "configuration of --dataset_name", metavar="CONFIG"
     )
     train_file: str | None = own_data_flag(
-        "training rows: .csv, .tsv, .json, .jsonl, .parquet, .arrow or .txt, also .gz or .xz",
+        "training rows: csv, tsv, json, jsonl, parquet, arrow or txt, also .gz or .xz",
         metavar="FILE",
     )
     validation_file: str | None = own_data_flag("validation rows", metavar="FILE")
     test_file: str | None = own_data_flag(
-        "rows that the last ticket and the dense network predict at the end, into predictions.csv",
+        "rows that the dense network and the last ticket predict, in predictions.csv",
         metavar="FILE",
     )
     text_column_names: str | None = own_data_flag(
@@ -106,7 +107,7 @@ class Training:
         "question-answering: some questions have no answer, as in SQuAD v2", False
     )
     validation_split_percentage: int | None = own_data_flag(
-        "percentage of the training rows to validate on if there is no validation file",
+        "percentage of the training rows to validate on",
         range=Range(1, 99, "an integer from 1 to 99"),
     )
     shuffle_train_dataset: bool = own_data_flag(

@@ -131,6 +131,8 @@ def check_search(args: Arguments) -> None:
             and args.dense,
             "--early_bird: requires a schedule of its own for each round; "
             "use --lr_span round": one_schedule and args.early_bird,
+            f"--test_file {args.test_file}: round 0 of --dense is not trained here, so its network "
+            "is not there to predict; omit one of them": args.test_file and args.dense,
             f"--dense: --score {args.score} needs sums over round 0, which are not stored; "
             "omit --dense or use --score magnitude": accumulates and args.dense,
             f"--score {args.score}: sums gradients over training; use --max_steps above 0, and "
@@ -161,6 +163,8 @@ def check_transfer(args: Transfer) -> None:
             "them": has_budget and args.connectivity,
             f"--scope {args.scope}: only for --control one_shot with --target_sparsity; "
             "omit it": args.scope and not (controls[control].by_scope and sparsity),
+            f"--test_file {args.test_file}: predicted by lth_scale.imp only; omit "
+            "it": args.test_file,
             f"--connectivity: requires two seeds, but there is one ({args.seeds[0]}); "
             "use --seeds 1 2": args.connectivity and len(args.seeds) < 2,
         }

@@ -19,7 +19,8 @@ Flags = dict[str, Any]
 KINDS: dict[str, type[Training]] = {"imp": Arguments, "transfer": Transfer}
 FLAGS = {kind: {spec.name for spec in fields(of)} for kind, of in KINDS.items()}
 # Only one-shot pruning uses the scope of a transfer; `plans` sets it to that of the searches.
-FLAGS["transfer"].discard("scope")
+# Only searches predict test rows.
+FLAGS["transfer"] -= {"scope", "test_file"}
 RESERVED = flags_with("grid")  # set by the grid
 LISTS = flags_with("several") - RESERVED  # take several values
 MOST_BYTES, MOST_NAME_BYTES = 2**18, 200

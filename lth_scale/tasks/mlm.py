@@ -23,7 +23,7 @@ from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput, warn
 from lth_scale.distributed.pieces import base_model
 from lth_scale.tasks import data, data_warnings
-from lth_scale.tasks.columns import STRINGS, ColumnKind, find_column
+from lth_scale.tasks.columns import ColumnKind, find_column, is_text
 from lth_scale.tasks.inputs import agree_on_inputs, special_tokens_around
 from lth_scale.tasks.loading import load_model, load_tokenizer
 from lth_scale.tasks.locations import local_directory
@@ -149,8 +149,7 @@ def _load_texts(args: Training) -> dict[str, Texts] | None:
 
 def _own_texts(args: Training, source: Source) -> Texts:
     """The column of a source that holds texts. Raises BadInput."""
-    kinds = {name: getattr(kind, "dtype", "") for name, kind in source.rows.features.items()}
-    strings = [name for name, kind in kinds.items() if kind in STRINGS]
+    strings = [name for name in source.rows.column_names if is_text(source.rows, name)]
     column = find_column(source, TEXT, strings, args.text_column_name)
     rows = source.rows.select_columns([column]).rename_columns({column: "text"})
     if rows.data["text"].null_count:

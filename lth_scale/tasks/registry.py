@@ -9,6 +9,7 @@ from lth_scale.config.defaults import DEFAULTS, GLUE_DEFAULTS
 from lth_scale.config.errors import BadInput
 from lth_scale.config.flags import Group
 from lth_scale.config.registry import Registry, lazy
+from lth_scale.tasks import custom
 
 if TYPE_CHECKING:
     from lth_scale.tasks.task import Task
@@ -135,7 +136,14 @@ def best_trivial(
     return best, known[best]
 
 
-TASKS: Registry[TaskKind] = Registry("task")
+def _custom_kind(name: str) -> TaskKind | None:
+    """The kind of `package.module:function`, or None for another name."""
+    if not custom.NAME.fullmatch(name):
+        return None
+    return TaskKind(load=custom.load_custom, metrics=("score",), data_flags=OWN_DATA)
+
+
+TASKS: Registry[TaskKind] = Registry("task", find=_custom_kind)
 
 
 def register_task(name: str, kind: TaskKind, **defaults: Any) -> None:
@@ -279,7 +287,7 @@ register_task(
         auto_class="AutoModelForMaskedLM",
         own_head=True,
         category=_MODELLING,
-        data_flags=_SOURCES | {"text_column_name"},
+        data_flags=_SOURCES - {"test_file"} | {"text_column_name"},
     ),
     **DEFAULTS["mlm"] | {"max_steps": -1, "num_train_epochs": 3.0},
 )

@@ -5,8 +5,8 @@ SQuAD v2 does (Rajpurkar et al. 2018, arXiv:1806.03822); these are handled as in
 run_qa.py.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -57,13 +57,18 @@ class SquadTask(LoadedTask):
     """Question answering.
 
     questions: the validation questions. question_of: int (windows,), the question of each window.
-    unanswerable: whether some questions have no answer.
+    unanswerable: whether some questions have no answer. test: windows of questions to predict, or
+    None; test_questions, test_question_of, test_labels: these, and their answers.
     """
 
     questions: Dataset
     question_of: numpy.ndarray
     metric: Any
     unanswerable: bool = False
+    test: Dataset | None = None
+    test_questions: Dataset | None = None
+    test_question_of: numpy.ndarray | None = None
+    test_labels: Sequence[str] = ()
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy, and fp32 start and end logits (n, 2, length), PADDING for padding."""
@@ -103,21 +108,40 @@ class SquadTask(LoadedTask):
         """The best constant answer, which may be that there is none."""
         return constant_answer_scores([row["text"] for row in self.questions["answers"][:]])
 
+    def answers(self, table: numpy.ndarray, order: numpy.ndarray) -> list[str]:
+        """The answer to each test question; "" if there is none."""
+        assert self.test_questions is not None and self.test_question_of is not None
+        return best_answers(table, self.test_questions, self.test_question_of, self.unanswerable)
+
     def _answers(self, rows: numpy.ndarray) -> tuple[list[str], list[list[str]]]:
         """The answer given to each question, in their order, and those that are accepted."""
-        # A question's best window first; among ties the earlier one.
-        rows = rows[numpy.lexsort((rows[:, 0], -rows[:, 3]))]
-        questions = self.question_of[rows[:, 0].astype(int)]
-        answered, best = numpy.unique(questions, return_index=True)
-        asked = self.questions.select(answered)
-        spans = zip(asked["context"], rows[best, 1:3].astype(int), strict=True)
-        given = [context[start:stop].strip() for context, (start, stop) in spans]
-        if self.unanswerable:
-            null_scores = numpy.full(len(self.questions), numpy.inf)
-            numpy.minimum.at(null_scores, questions, rows[:, 4])
-            is_null = null_scores[answered] - rows[best, 3] > NULL_THRESHOLD
-            given = ["" if null else text for text, null in zip(given, is_null, strict=True)]
-        return given, [answers["text"] for answers in asked["answers"]]
+        answered = numpy.unique(self.question_of[rows[:, 0].astype(int)])
+        accepted = [answers["text"] for answers in self.questions.select(answered)["answers"]]
+        given = best_answers(rows, self.questions, self.question_of, self.unanswerable)
+        return given, accepted
+
+
+def best_answers(
+    rows: numpy.ndarray, questions: Dataset, question_of: numpy.ndarray, unanswerable: bool
+) -> list[str]:
+    """The answers of the questions that have windows in `rows`, in the order of the questions.
+
+    rows: as `best_spans` returns them. question_of: int (windows,), the question of each window.
+    unanswerable: whether the answer may be "", if the lowest score of CLS is above that of the
+    best span by more than NULL_THRESHOLD.
+    """
+    # A question's best window first; among ties the earlier one.
+    rows = rows[numpy.lexsort((rows[:, 0], -rows[:, 3]))]
+    numbers = question_of[rows[:, 0].astype(int)]
+    answered, best = numpy.unique(numbers, return_index=True)
+    spans = zip(questions.select(answered)["context"], rows[best, 1:3].astype(int), strict=True)
+    given = [context[start:stop].strip() for context, (start, stop) in spans]
+    if not unanswerable:
+        return given
+    null_scores = numpy.full(len(questions), numpy.inf)
+    numpy.minimum.at(null_scores, numbers, rows[:, 4])
+    is_null = null_scores[answered] - rows[best, 3] > NULL_THRESHOLD
+    return ["" if null else text for text, null in zip(given, is_null, strict=True)]
 
 
 def question_scores(given: list[str], accepted: list[list[str]]) -> dict[str, numpy.ndarray]:
@@ -158,12 +182,21 @@ def load_question_answering(args: Training) -> SquadTask:
     """
     tokenizer = load_offset_tokenizer(args)
     sources = limit_sources(args, load_sources(args))
-    splits = {split: checked_questions(args, source) for split, source in sources.items()}
+    splits = {
+        split: checked_questions(args, source, needs_answers=split != "test")
+        for split, source in sources.items()
+    }
     return _load(args, tokenizer, splits)
 
 
-def checked_questions(args: Training, source: Source) -> Dataset:
-    """The rows of a source with the columns of COLUMNS. Raises BadInput for a row that is wrong."""
+def checked_questions(args: Training, source: Source, needs_answers: bool = True) -> Dataset:
+    """The rows of a source with the columns of COLUMNS. Raises BadInput for a row that is wrong.
+
+    needs_answers: False if the rows are to be predicted only.
+    """
+    if not needs_answers and "answers" not in source.rows.column_names:
+        none: list[dict[str, list]] = [{"text": [], "answer_start": []}] * len(source)
+        source = replace(source, rows=source.rows.add_column("answers", none))
     for column in COLUMNS:
         if column not in source.rows.column_names:
             raise BadInput(
@@ -173,14 +206,18 @@ def checked_questions(args: Training, source: Source) -> Dataset:
     rows = source.rows.select_columns([*COLUMNS])
 
     def checked() -> Iterator[Row]:
-        return (_checked_question(args, source, i, row) for i, row in enumerate(rows))
+        return (_checked_question(source, i, row, answerable) for i, row in enumerate(rows))
 
-    key = data.fingerprint("questions", args.version_2_with_negative, compat.fingerprint(rows))
+    answerable = needs_answers and not args.version_2_with_negative
+    key = data.fingerprint("questions", answerable, compat.fingerprint(rows))
     return data.materialize(checked, key, features(COLUMNS))
 
 
-def _checked_question(args: Training, source: Source, number: int, row: Row) -> Row:
-    """The row with the answers as two lists. Raises BadInput."""
+def _checked_question(source: Source, number: int, row: Row, answerable: bool) -> Row:
+    """The row with the answers as two lists. Raises BadInput.
+
+    answerable: whether there has to be an answer.
+    """
     for column in ("context", "question"):
         if not isinstance(row[column], str):
             raise source.bad(number, column, f"{shown(row[column])} is no text; write a string")
@@ -188,7 +225,7 @@ def _checked_question(args: Training, source: Source, number: int, row: Row) -> 
         answers = checked_answers(as_lists(row["answers"]), row["context"])
     except ValueError as error:
         raise source.bad(number, "answers", str(error)) from None
-    if not (answers["text"] or args.version_2_with_negative):
+    if answerable and not answers["text"]:
         raise source.bad(
             number,
             "answers",
@@ -231,14 +268,18 @@ def _load(
     options = {"length": inputs.length, "stride": args.doc_stride, "segments": inputs.segments}
     if args.version_2_with_negative:
         options["unanswerable"] = True
-    train, validation = (
-        data.encode(splits[split], cut_windows, tokenizer, **options)
-        for split in ("train", "validation")
-    )
-    _warn_about_data(args, splits)
-    part = validation["part"][:]
-    validation = validation.remove_columns("part").add_column("window", [*range(len(part))])
+    encoded = {
+        split: data.encode(rows, cut_windows, tokenizer, **options)
+        for split, rows in splits.items()
+    }
+    _warn_about_data(args, {split: splits[split] for split in ("train", "validation")})
+    train, (validation, question_of) = encoded["train"], _numbered(encoded["validation"])
     unused = [name for name in (*SPANS, "part", "cls") if name in train.column_names]
+    test: dict[str, Any] = {}
+    if "test" in splits:
+        test["test"], test["test_question_of"] = _numbered(encoded["test"])
+        answers = [row["text"] for row in splits["test"]["answers"][:]]
+        test |= {"test_questions": splits["test"], "test_labels": [*map("; ".join, answers)]}
     return SquadTask(
         **vars(loaded),
         train=train.remove_columns(unused),
@@ -247,10 +288,18 @@ def _load(
             collate, collator=DataCollatorWithPadding(tokenizer, inputs.padding, inputs.length)
         ),
         questions=splits["validation"],
-        question_of=numpy.cumsum(numpy.equal(part, 0)) - 1,
+        question_of=question_of,
         metric=load_metric("squad"),
         unanswerable=args.version_2_with_negative,
+        **test,
     )
+
+
+def _numbered(windows: Dataset) -> tuple[Dataset, numpy.ndarray]:
+    """Windows to evaluate with their numbers, and the question of each, int (windows,)."""
+    part = windows["part"][:]
+    numbered = windows.remove_columns("part").add_column("window", [*range(len(part))])
+    return numbered, numpy.cumsum(numpy.equal(part, 0)) - 1
 
 
 def _warn_about_data(args: Training, splits: dict[str, Dataset]) -> None:

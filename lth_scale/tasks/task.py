@@ -100,6 +100,28 @@ class KnowsTrivialScores(Protocol):
         """
 
 
+@runtime_checkable
+class PredictsTest(Protocol):
+    """A task with rows that are predicted once, by the dense network and the last ticket. Optional.
+
+    test: encoded rows, with labels that are not used; None if there are none. test_labels: of each
+    row as text, or () if they are unknown.
+    """
+
+    test: Dataset | None
+    test_labels: Sequence[str]
+
+    def answers(self, table: numpy.ndarray, order: numpy.ndarray) -> list[str]:
+        """The prediction of each test row as text; the arguments are those of `predictions`."""
+
+
+@runtime_checkable
+class RecordsFacts(Protocol):
+    """A task that says what it took from the user's data, for arguments.json. Optional."""
+
+    facts: Mapping[str, Any]
+
+
 def in_row_order(table: numpy.ndarray, order: numpy.ndarray) -> numpy.ndarray:
     """Return a table with one line for each row of a split in the order of these rows.
 

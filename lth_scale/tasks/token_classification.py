@@ -5,12 +5,14 @@ Words are aligned as in transformers' run_ner.py: the first piece of a word carr
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy
+import pyarrow
 import torch
 from datasets import ClassLabel, Dataset, Features, LargeList, List, Value
 from tokenizers import Tokenizer
@@ -26,8 +28,8 @@ from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput, warn
 from lth_scale.config.texts import brief
 from lth_scale.distributed import compat
-from lth_scale.tasks import data
-from lth_scale.tasks.columns import STRINGS, ColumnKind, find_column
+from lth_scale.tasks import data, data_warnings
+from lth_scale.tasks.columns import ColumnKind, find_column
 from lth_scale.tasks.conll import TAG_COLUMN, WORD_COLUMN, sentences
 from lth_scale.tasks.entities import (
     OUTSIDE,
@@ -46,11 +48,14 @@ from lth_scale.tasks.task import Batch, LoadedTask, Predictions, Row, label_conf
 from lth_scale.tasks.trivial import Trivial, best_of
 
 IGNORED = -100  # the label of a token that no word begins with
-LOST = -1  # the prediction for a word that the network does not see
+LOST = -1  # the prediction for a word that the network does not see,
+UNSEEN = "?"  # and as text
+OF_WORDS = ["tags", "seen"]  # columns that `align` adds
 CANDIDATES = 8  # the most frequent tags, one of which is the best constant prediction
 
 MOST_SHOWN = 5  # tags or kinds of entities in a message
 
+STRINGS = ("string", "large_string")  # types of `datasets`
 SENTENCE = {name: List(Value("string")) for name in (WORD_COLUMN, TAG_COLUMN)}
 
 Tags = Sequence[Sequence[str]]  # of the words of each row
@@ -66,11 +71,16 @@ class TokenTask(LoadedTask):
     """Tags of words.
 
     labels: the tags, by number. words: of the validation rows, `tags` (the number of each word's
-    tag) and `seen` (whether the network sees the word).
+    tag) and `seen` (whether the network sees the word). facts: what was taken from the data. test,
+    test_words, test_labels: rows to predict, their `seen`, and their tags as text.
     """
 
     labels: tuple[str, ...]
     words: Dataset
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    test: Dataset | None = None
+    test_words: Dataset | None = None
+    test_labels: Sequence[str] = ()
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy over the n tagged words, and their fp32 logits (n, tags)."""
@@ -102,17 +112,22 @@ class TokenTask(LoadedTask):
         """
         seen = self.words["seen"][:]
         counts = numpy.array([sum(row) for row in seen])
-        row_of_line = numpy.repeat(order, counts[order])
-        table = table[numpy.argsort(row_of_line, kind="stable")]
-        prediction = numpy.full(sum(map(len, seen)), LOST, numpy.int16)
-        prediction[numpy.concatenate(seen).astype(bool)] = table[:, 1]
+        table = in_word_order(table, counts, order)
         kept: dict[str, numpy.ndarray] = {
-            "prediction": prediction,
+            "prediction": numpy.concatenate(predicted_numbers(table, seen)),
             "label": numpy.concatenate(self.words["tags"][:]).astype(numpy.int16),
             "length": numpy.array([*map(len, seen)], numpy.int32),
             **self._row_counts(table, counts),
         }
         return Predictions(kept, is_constant(table[:, 1].astype(int)))
+
+    def answers(self, table: numpy.ndarray, order: numpy.ndarray) -> list[str]:
+        """The tags of each test row, separated by spaces; `?` for a word that is not seen."""
+        assert self.test_words is not None
+        seen = self.test_words["seen"][:]
+        table = in_word_order(table, numpy.array([sum(row) for row in seen]), order)
+        names = [*self.labels, UNSEEN]  # LOST is the last
+        return [" ".join(names[i] for i in row) for row in predicted_numbers(table, seen)]
 
     def _row_counts(self, table: numpy.ndarray, counts: numpy.ndarray) -> dict[str, numpy.ndarray]:
         """The `Counts` of each row, zeros if it has no words; counts: the lines of each row."""
@@ -139,6 +154,26 @@ class TokenTask(LoadedTask):
     @property
     def _count(self) -> Callable[[Sequence[str], Sequence[str]], Counts]:
         return count_entities if marks_entities(self.labels) else count_tags
+
+
+def in_word_order(
+    table: numpy.ndarray, counts: numpy.ndarray, order: numpy.ndarray
+) -> numpy.ndarray:
+    """The lines of a table in the order of the rows and their words.
+
+    counts: int (rows,), the lines of each row. order: as in `KeepsPredictions.predictions`.
+    """
+    return table[numpy.argsort(numpy.repeat(order, counts[order]), kind="stable")]
+
+
+def predicted_numbers(table: numpy.ndarray, seen: Sequence[list[bool]]) -> list[numpy.ndarray]:
+    """The tag that is predicted for each word of each row, int16; LOST if it is not seen.
+
+    table: in the order of the words. seen: of each row, whether the network sees the word.
+    """
+    predicted = numpy.full(sum(map(len, seen)), LOST, numpy.int16)
+    predicted[numpy.concatenate(seen).astype(bool)] = table[:, 1]
+    return numpy.split(predicted, numpy.cumsum([*map(len, seen)])[:-1])
 
 
 def tag_scores(
@@ -234,35 +269,50 @@ def first_pieces(words: Sequence[int | None], tags: Sequence[int]) -> list[int]:
 def load_token_classification(args: Training) -> TokenTask:
     """Load a model that tags words, and the rows of the user's own data. Raises BadInput."""
     tokenizer = load_word_tokenizer(args)
-    sources = load_sources(args, prepare=as_sentences)
-    tagging = find_tagging(args, sources["train"])
-    for source in sources.values():
-        check_rows(source, tagging)
-    sources = limit_sources(args, sources)
+    sources, tagging, test_labels = _load_rows(args)
     if args.keep_head:
         check_labels(args, tagging.names)
     config = label_config(tagging.names)
     loaded = load_model(args, AutoModelForTokenClassification, tokenizer, **config)
     inputs = agree_on_inputs(args, loaded.model, tokenizer)
     options = {"length": inputs.length, "segments": inputs.segments, "tagging": tagging}
-    train, validation = (
-        data.encode(sources[split].rows, align, tokenizer, **options)
-        for split in ("train", "validation")
-    )
-    for source, rows in ((sources["train"], train), (sources["validation"], validation)):
-        check_lost_words(source.name, rows, inputs.length)
-    words = ["tags", "seen"]
-    loaded.remark = "; ".join(filter(None, (loaded.remark, description(tagging, train))))
+    encoded = {
+        split: data.encode(source.rows, align, tokenizer, **options)
+        for split, source in sources.items()
+    }
+    for split, rows in encoded.items():
+        check_lost_words(sources[split].name, rows, inputs.length)
+    loaded.remark = "\n".join(filter(None, (loaded.remark, description(tagging, encoded["train"]))))
+    inputs_of = {split: rows.remove_columns(OF_WORDS) for split, rows in encoded.items()}
+    words_of = {split: rows.select_columns(OF_WORDS) for split, rows in encoded.items()}
+    columns = {"text_columns": [tagging.words], "label_column": tagging.tags}
     return TokenTask(
         **vars(loaded),
-        train=train.remove_columns(words),
-        validation=validation.remove_columns(words),
+        train=inputs_of["train"],
+        validation=inputs_of["validation"],
         collator=DataCollatorForTokenClassification(
             tokenizer, inputs.padding, inputs.length, label_pad_token_id=IGNORED
         ),
         labels=tagging.names,
-        words=validation.select_columns(words),
+        words=words_of["validation"],
+        facts={**columns, "labels": [*tagging.names]},
+        test=inputs_of.get("test"),
+        test_words=words_of.get("test"),
+        test_labels=test_labels,
     )
+
+
+def _load_rows(args: Training) -> tuple[dict[str, Source], Tagging, list[str]]:
+    """The rows of each split, their columns, and the tags of the test rows as text."""
+    sources = load_sources(args, prepare=as_sentences)
+    tagging = find_tagging(args, sources["train"])
+    for split in ("train", "validation"):
+        check_rows(sources[split], tagging)
+    sources, test_labels = limit_sources(args, sources), list[str]()
+    if "test" in sources:
+        sources["test"], test_labels = untagged(sources["test"], tagging)
+    warn_about_words(args, sources, tagging)
+    return sources, tagging, test_labels
 
 
 def load_word_tokenizer(args: Training) -> PreTrainedTokenizerBase:
@@ -331,6 +381,12 @@ def find_tagging(args: Training, source: Source) -> Tagging:
 
 def check_rows(source: Source, tagging: Tagging) -> None:
     """Raise BadInput for a row without words, or whose tags are missing or unknown."""
+    for column, kind in ((tagging.words, WORDS), (tagging.tags, TAGS)):
+        source.require([column], kind.flag)
+        if not isinstance(source.rows.features[column], List | LargeList):
+            raise BadInput(
+                f"{source.name}: column {column!r} does not hold {kind.content}; {kind.remedy}"
+            )
     row = 0
     for batch in source.rows.select_columns([tagging.words, tagging.tags]).iter(1_000):
         for words, tags in zip(batch[tagging.words], batch[tagging.tags], strict=True):
@@ -340,6 +396,34 @@ def check_rows(source: Source, tagging: Tagging) -> None:
             if problem := _tag_problem(tags or [], len(words), tagging):
                 raise source.bad(row, tagging.tags, problem)
             row += 1
+
+
+def untagged(source: Source, tagging: Tagging) -> tuple[Source, list[str]]:
+    """Rows to predict, all with the first tag, and the tags that they have, as text, or [].
+
+    Raises BadInput for a row without words.
+    """
+    source.require([tagging.words], "text_column_name")
+    words, labels = source.rows[tagging.words][:], []
+    if tagging.tags in source.rows.column_names:
+        names = dict(zip(tagging.values, tagging.names, strict=True))
+        rows = source.rows[tagging.tags][:]
+        labels = [" ".join(str(names.get(tag, tag)) for tag in row or ()) for row in rows]
+    tags = [[tagging.values[0]] * len(row or ()) for row in words]
+    key = data.fingerprint("untagged", tagging, compat.fingerprint(source.rows))
+    table = partial(pyarrow.table, {tagging.words: words, tagging.tags: tags})
+    source = replace(source, rows=data.materialize_table(table, key))
+    check_rows(source, tagging)
+    return source, labels
+
+
+def warn_about_words(args: Training, sources: Mapping[str, Source], tagging: Tagging) -> None:
+    """Warn about lost characters, and about validation rows that are also in train."""
+    texts = {
+        split: Dataset.from_dict({"text": [*map(" ".join, sources[split].rows[tagging.words])]})
+        for split in ("train", "validation")
+    }
+    data_warnings.warn_about_texts(args, texts, ["text"])
 
 
 def _tag_problem(tags: Sequence[Any], words: int, tagging: Tagging) -> str:

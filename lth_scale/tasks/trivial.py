@@ -2,11 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from operator import mul
 
 import numpy
 
 from lth_scale.tasks.metrics import load_metric
 from lth_scale.tasks.metrics.squad.squad import exact_match, f1, normalize
+from lth_scale.tasks.registry import metric_named
 
 DRAWS = 20  # of random predictions; their mean is the score by chance of F1
 Trivial = Mapping[str, Mapping[str, float]]  # predictor → metric → score
@@ -85,5 +88,8 @@ def constant_answer_scores(answers: Sequence[Sequence[str]], candidates: int = 5
 
 
 def best_of(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The best of several predictors' scores under each metric, where more is better."""
-    return {name: max(each[name] for each in scores) for name in scores[0]}
+    """The best of several scores under each metric."""
+    return {
+        name: max((each[name] for each in scores), key=partial(mul, metric_named(name).sign))
+        for name in scores[0]
+    }

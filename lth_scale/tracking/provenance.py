@@ -30,7 +30,7 @@ DATA_FILES = ("train_file", "validation_file", "test_file")
 SINGLE_FILES = ("ticket", "theta", *DATA_FILES)  # may have any name
 # What --dense starts from; the ticket holds the digest of θᵢ.
 DENSE = ("rounds/00/ticket.safetensors", "rounds/00/metrics.json")
-MAY_CHANGE = {"threads", "versions"}
+MAY_CHANGE = {"threads", "versions", "data"}  # what the data is follows from its digests
 
 
 class Inputs(NamedTuple):
@@ -133,6 +133,7 @@ def _is_map(value: Any, *types: type) -> bool:
 
 VALID: dict[str, Callable[[Any], bool]] = {
     "digests": lambda value: _is_map(value, dict) and all(_is_map(v, str) for v in value.values()),
+    "data": lambda value: isinstance(value, dict),
     "revisions": lambda value: _is_map(value, str),
     "versions": lambda value: _is_map(value, str, NoneType),
     "ladder": lambda value: isinstance(value, list) and {*map(type, value)} <= {int, float},

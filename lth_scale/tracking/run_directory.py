@@ -36,6 +36,7 @@ NAMES = (
     *("arguments.json", "rounds", "seeds", "controls", "connectivity", "figures", "complete"),
     *("results.json", "controls.json", "connectivity.json", "ticket.safetensors", ".lock"),
     *("theta.safetensors", "theta-[0-9]*.safetensors", "mlflow.json", "mlflow.jsonl", "hub.json"),
+    run_files.TEST_TABLE,
 )
 
 

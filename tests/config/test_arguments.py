@@ -70,7 +70,8 @@ def test_the_facts_of_flags_are_those_of_earlier_versions():
     assert flags_with("grid") == {*grid.split()}
     method = "scope pattern score rewind rewind_step distill early_bird"
     assert flags_with("method") == {*method.split()}
-    paths = "dataset_path output_dir dense compare_with ticket theta"
+    paths = """dataset_path output_dir dense compare_with ticket theta train_file validation_file
+        test_file"""
     assert flags_with("path") == {*paths.split()}
     assert flags_with("several") == {"ignore", "seeds"}
 

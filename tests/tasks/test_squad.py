@@ -1,5 +1,6 @@
 """tasks/squad.py: windows, labels, and answers that are copied from the context."""
 
+import csv
 import json
 import shutil
 import time
@@ -639,3 +640,20 @@ def test_own_data_without_a_column_is_refused_with_those_it_has(load_own):
     rows = [{"question": "a", "text": "b"}]
     with pytest.raises(BadInput, match="no column 'context', only 'question', 'text'; use SQuAD's"):
         load_own(rows)
+
+
+def test_a_search_predicts_questions_of_a_test_file(search, tmp_path):
+    rows = [MIXED[0], MIXED[2], MIXED[0]]
+    train = write_jsonl(tmp_path / "train.jsonl", [*MIXED, *MIXED])
+    without = [{name: row[name] for name in ("question", "context")} for row in rows]
+    flags = {
+        **{"task": "question-answering", "dataset_path": None, "train_file": train},
+        **{"validation_file": train, "version_2_with_negative": True, "doc_stride": 8},
+        **{"test_file": write_jsonl(tmp_path / "test.jsonl", without)},
+    }
+    out = search(**flags, max_steps=2, target_sparsity=0.1)
+    with (out / "predictions.csv").open() as file:
+        lines = [*csv.DictReader(file)]
+    assert len(lines) == 3 and lines[0] == lines[2] | {"row": "1"}
+    for line, row in zip(lines, rows, strict=True):
+        assert line["ticket"] in row["context"] and line["dense"] in row["context"]

@@ -1,5 +1,6 @@
 """tasks/token_classification.py: tags of words, aligned with tokens, and their scores."""
 
+import csv
 import json
 import logging
 
@@ -19,6 +20,7 @@ from lth_scale.science.example_scores import examples_of
 from lth_scale.tasks import registry
 from lth_scale.tasks.entities import count_entities, count_tags
 from lth_scale.tasks.inputs import has_segments
+from lth_scale.tasks.task import PredictsTest
 from lth_scale.tasks.token_classification import (
     IGNORED,
     constant_tag_scores,
@@ -277,6 +279,31 @@ def test_byte_level_tokenizers_see_words_as_within_a_text(load, byte_level_bert,
     words = ROWS[1]["tokens"]
     assert again(words, is_split_into_words=True)["input_ids"] == task.train[1]["input_ids"]
     assert has_segments(task.model)
+
+
+def test_test_rows_are_predicted_word_by_word(load, tmp_path):
+    rows = [{"tokens": row["tokens"]} for row in ROWS]
+    path = write_jsonl(tmp_path / "test.jsonl", rows)
+    task = load(ROWS, max_seq_length=8, test_file=path)
+    assert isinstance(task, PredictsTest) and not task.test_labels
+    order = numpy.array([5, 0, 1, 2, 3, 4, 6, 7, 8, 11, 10, 9])
+    batch = task.eval_collate([task.validation[i] for i in order])
+    labels = batch["labels"][batch["labels"] != IGNORED]
+    table = task.rows(torch.nn.functional.one_hot(labels, 4) * 9.0, batch)
+    expected = [row["ner_tags"][:6] + ["?"] * (len(row["tokens"]) - 6) for row in ROWS]
+    assert task.answers(table, order) == [*map(" ".join, expected)]
+
+
+def test_a_search_predicts_a_test_file_with_tags(search, flags, tmp_path):
+    path = tmp_path / "test.conll"
+    path.write_text(conll([{"tokens": ["the", "cat"], "ner_tags": ["O", "B-NEW"]}, ROWS[0]]))
+    out = search(**flags(ROWS, max_steps=2, target_sparsity=0.1, test_file=path))
+    with (out / "predictions.csv").open() as file:
+        lines = [*csv.DictReader(file)]
+    assert [line["label"] for line in lines] == ["O B-NEW", " ".join(ROWS[0]["ner_tags"])]
+    for line in lines:
+        assert len(line["ticket"].split()) == len(line["label"].split())
+        assert {*line["ticket"].split(), *line["dense"].split()} <= {"B-LOC", "B-PER", "I-PER", "O"}
 
 
 def test_a_search_keeps_its_labels_and_predictions_and_transfers(search, transfer, flags, tmp_path):
