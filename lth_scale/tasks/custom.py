@@ -1,7 +1,6 @@
 """Tasks by the name of a function: `--task package.module:function`. Does not import torch."""
 
 import os
-import re
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,6 @@ from lth_scale.config.texts import first_line
 
 if TYPE_CHECKING:
     from lth_scale.tasks.task import Task
-
-NAME = re.compile(r"\w+(\.\w+)*:\w+")
 
 
 def load_custom(args: Training) -> "Task":

@@ -1,5 +1,6 @@
 """The tasks that --task may name, one line an entry. Does not import torch."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,12 @@ from lth_scale.config.defaults import DEFAULTS, GLUE_DEFAULTS
 from lth_scale.config.errors import BadInput
 from lth_scale.config.flags import Group
 from lth_scale.config.registry import Registry, lazy
-from lth_scale.tasks import custom
 
 if TYPE_CHECKING:
     from lth_scale.tasks.task import Task
 
 
+FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")  # package.module:function
 # Groups of tasks, as GLUE's paper (Wang et al. 2019, arXiv:1804.07461) has them, and the others.
 _SINGLE, _SIMILARITY, _INFERENCE = "single sentence", "similarity and paraphrase", "inference"
 _ANSWERING, _MODELLING = "question answering", "language modelling"
@@ -41,8 +42,9 @@ class TaskKind:
     tokens), or None if rounds are counted in steps. texts: the text columns. labels: the names of
     the classes, in order; a single one means regression. validation: the validation split. more:
     additional ones, by the suffix of their metrics; their local files are optional. pipeline,
-    auto_class: transformers' names for a network with this head. own_head: the task trains the head
-    that the encoder was pre-trained with. category: what is asked of the text, one of CATEGORIES.
+    auto_class: transformers' names for a network with this head, or "" if it may have any.
+    own_head: the task trains the head that the encoder was pre-trained with. category: what is
+    asked of the text, one of CATEGORIES. data_flags: the flags of `OWN_DATA` that it takes.
     """
 
     load: Callable[[Training], "Task"]
@@ -138,9 +140,15 @@ def best_trivial(
 
 def _custom_kind(name: str) -> TaskKind | None:
     """The kind of `package.module:function`, or None for another name."""
-    if not custom.NAME.fullmatch(name):
+    if not FUNCTION.fullmatch(name):
         return None
-    return TaskKind(load=custom.load_custom, metrics=("score",), data_flags=OWN_DATA)
+    return TaskKind(
+        load=lazy("lth_scale.tasks.custom:load_custom"),
+        metrics=("score",),
+        pipeline="",
+        auto_class="",
+        data_flags=OWN_DATA,
+    )
 
 
 TASKS: Registry[TaskKind] = Registry("task", find=_custom_kind)

@@ -19,6 +19,7 @@ from lth_scale.tasks import data_warnings
 from lth_scale.tasks.labels import Labels
 from lth_scale.tasks.metrics import prediction_rows
 from lth_scale.tasks.metrics.scores import Scorer
+from lth_scale.tasks.registry import metric_named
 from lth_scale.tasks.sources import Source
 from lth_scale.tasks.trivial import DRAWS, best_of
 
@@ -91,7 +92,9 @@ class Targets(ABC):
     def trivial(self, labels: ndarray) -> dict[str, Mapping[str, float]]:
         """The scores of the best constant and, if there is one, of chance."""
         constants = [numpy.broadcast_to(value, labels.shape) for value in self.constants(labels)]
-        scores = {"constant": best_of([self.score(value, labels) for value in constants])}
+        less_is_better = {name for name in self.metrics if metric_named(name).sign < 0}
+        scored = [self.score(value, labels) for value in constants]
+        scores = {"constant": best_of(scored, less_is_better)}
         generator = numpy.random.default_rng(0)
         draws = [self.drawn(labels, generator) for _ in range(DRAWS)]
         drawn = [self.score(values, labels) for values in draws if values is not None]

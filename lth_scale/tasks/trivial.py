@@ -1,15 +1,12 @@
 """Scores of trivial predictors: what a network must beat before its score means anything."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from operator import mul
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy
 
 from lth_scale.tasks.metrics import load_metric
 from lth_scale.tasks.metrics.squad.squad import exact_match, f1, normalize
-from lth_scale.tasks.registry import metric_named
 
 DRAWS = 20  # of random predictions; their mean is the score by chance of F1
 Trivial = Mapping[str, Mapping[str, float]]  # predictor → metric → score
@@ -87,9 +84,11 @@ def constant_answer_scores(answers: Sequence[Sequence[str]], candidates: int = 5
     return {"constant": best_of([*map(scores, frequent), *none])}
 
 
-def best_of(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def best_of(
+    scores: Sequence[Mapping[str, float]], less_is_better: Collection[str] = ()
+) -> dict[str, float]:
     """The best of several scores under each metric."""
     return {
-        name: max((each[name] for each in scores), key=partial(mul, metric_named(name).sign))
+        name: (min if name in less_is_better else max)(each[name] for each in scores)
         for name in scores[0]
     }
