@@ -3,9 +3,9 @@
 Source: paper_reference, mlm_details.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -47,15 +47,21 @@ TEXT = ColumnKind("texts", "text_column_name", ("text",), "use a text file, or o
 
 
 class Texts(NamedTuple):
-    """Where texts are, for messages, and rows with a column `text`."""
+    """Where texts are, for messages, rows with a column `text`, and its name in the file."""
 
     name: str
     rows: Dataset
+    column: str = "text"
 
 
 @dataclass(kw_only=True)
 class MlmTask(LoadedTask):
-    """Masked language modelling; evaluation predicts the same tokens every time."""
+    """Masked language modelling; evaluation predicts the same tokens every time.
+
+    facts: what was taken from the user's own data.
+    """
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def eval_collate(self, rows: list[Row]) -> Batch:
         """Masked blocks of one length as tensors; training blocks are masked anew."""
@@ -114,7 +120,7 @@ def load_mlm(args: Training) -> MlmTask:
             f"--task mlm: the tokenizer of {args.model_name_or_path} has no mask token; "
             "use an encoder pre-trained by MLM"
         )
-    texts = _load_texts(args)
+    is_own, texts = TASKS[args.task].is_of_own_data, _load_texts(args)
     loaded = load_model(args, AutoModelForMaskedLM, tokenizer, **label_config())
     inputs = agree_on_inputs(args, loaded.model, tokenizer, equal_lengths=True)
     train, validation = (
@@ -131,6 +137,7 @@ def load_mlm(args: Training) -> MlmTask:
         validation=validation,
         grouped=False,
         collator=DataCollatorForLanguageModeling(tokenizer),
+        facts={"text_columns": [texts["train"].column]} if texts and is_own else {},
     )
 
 
@@ -155,7 +162,7 @@ def _own_texts(args: Training, source: Source) -> Texts:
     if rows.data["text"].null_count:
         first = rows["text"][:].index(None)
         raise source.bad(first, column, "null is no text; write a string, or remove the row")
-    return Texts(source.name, rows)
+    return Texts(source.name, rows, column)
 
 
 def _pack_texts(

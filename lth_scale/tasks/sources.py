@@ -75,8 +75,13 @@ class Source:
         )
 
 
+def as_they_are(source: Source) -> Source:
+    """The source: its rows are those of the task."""
+    return source
+
+
 def load_sources(
-    args: Training, strata: Strata | None = None, prepare: Prepare = lambda source: source
+    args: Training, strata: Strata | None = None, prepare: Prepare = as_they_are
 ) -> dict[str, Source]:
     """Load the rows of `train`, `validation` and, if there is one, `test`.
 

@@ -5,8 +5,8 @@ SQuAD v2 does (Rajpurkar et al. 2018, arXiv:1806.03822); these are handled as in
 run_qa.py.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -58,7 +58,8 @@ class SquadTask(LoadedTask):
 
     questions: the validation questions. question_of: int (windows,), the question of each window.
     unanswerable: whether some questions have no answer. test: windows of questions to predict, or
-    None; test_questions, test_question_of, test_labels: these, and their answers.
+    None; test_questions, test_question_of, test_labels: these, and their answers. facts: what was
+    taken from the user's own data.
     """
 
     questions: Dataset
@@ -69,6 +70,7 @@ class SquadTask(LoadedTask):
     test_questions: Dataset | None = None
     test_question_of: numpy.ndarray | None = None
     test_labels: Sequence[str] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy, and fp32 start and end logits (n, 2, length), PADDING for padding."""
@@ -186,7 +188,9 @@ def load_question_answering(args: Training) -> SquadTask:
         split: checked_questions(args, source, needs_answers=split != "test")
         for split, source in sources.items()
     }
-    return _load(args, tokenizer, splits)
+    task = _load(args, tokenizer, splits)
+    task.facts = {"text_columns": [*TASKS[args.task].texts]}
+    return task
 
 
 def checked_questions(args: Training, source: Source, needs_answers: bool = True) -> Dataset:
