@@ -65,7 +65,7 @@ def check_own_data(args: Training) -> None:
     _refuse(
         {
             f"--task {args.task}: reads your own data; specify --train_file FILE, --dataset_name "
-            "NAME or --dataset_path DIR": kinds[args.task].is_of_own_data and not ways,
+            "NAME or --dataset_path DIR": kinds[args.task].needs_data and not ways,
             f"--{' --'.join(ways)}: each says where the data is; use one": len(ways) > 1,
             f"--{' --'.join(files_given)}: --dataset_path has its own files; omit one of "
             "them": files_given and args.dataset_path,

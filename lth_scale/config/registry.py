@@ -21,12 +21,13 @@ class Registry(Mapping[str, Entry]):
 
     kind: what messages call an entry, and the key of the registry in `REGISTRIES`. find: the entry
     of a name that is not registered, or None. renamed: earlier names, which new commands may not
-    use and which saved flags may have.
+    use and which saved flags may have. aliases: further names of entries in this process.
     """
 
     def __init__(self, kind: str, find: Callable[[str], Entry | None] = lambda name: None):
         self.kind, self.find = kind, find
         self.renamed: dict[str, Renamed] = {}
+        self.aliases: dict[str, str] = {}
         self._entries: dict[str, Entry] = {}
         REGISTRIES[kind] = self
 
@@ -36,6 +37,16 @@ class Registry(Mapping[str, Entry]):
             raise ValueError(f"the {self.kind} {name!r} is registered already")
         self._entries[name] = entry
         return entry
+
+    def alias(self, name: str, entry: str) -> None:
+        """Know the entry under a further name, in this process. Raises ValueError if it is taken.
+
+        Another alias is replaced.
+        """
+        if name in self._entries and name not in self.aliases:
+            raise ValueError(f"the {self.kind} {name!r} is registered already")
+        self._entries[name] = self[entry]
+        self.aliases[name] = entry
 
     def rename(self, old: str, name: str, why: str) -> None:
         """Refuse the name `old` of the entry `name` from now on; saved flags may still have it."""

@@ -65,7 +65,9 @@ class Ticket:
 
     def layer_sparsity(self) -> dict[str, float]:
         """Sparsity of each matrix, in the order of the model."""
-        return {name: 1 - int(mask.sum()) / mask.numel() for name, mask in self.masks.items()}
+        return {
+            name: 1 - int(mask.count_nonzero()) / mask.numel() for name, mask in self.masks.items()
+        }
 
     def starved(self, transposed: Collection[str] = ()) -> dict[str, int]:
         """Matrices that keep fewer weights than they have outputs, and how many they keep.
@@ -76,7 +78,7 @@ class Ticket:
         return {
             name: kept
             for name, mask in self.masks.items()
-            if (kept := int(mask.sum())) < mask.shape[name in transposed]
+            if (kept := int(mask.count_nonzero())) < mask.shape[name in transposed]
         }
 
     def save(self, path: str | Path) -> None:

@@ -32,7 +32,7 @@ DTYPES = {"U8": "uint8", "I8": "int8"}  # names in safetensors: names in message
 def count(masks: Mapping[str, Tensor]) -> tuple[int, int]:
     """How many weights the masks prune, and how many they cover."""
     prunable = sum(mask.numel() for mask in masks.values())
-    return prunable - sum(int(mask.sum()) for mask in masks.values()), prunable
+    return prunable - sum(int(mask.count_nonzero()) for mask in masks.values()), prunable
 
 
 def write(path: Path, masks: Mapping[str, Tensor], fields: Mapping[str, Any]) -> None:

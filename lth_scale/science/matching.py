@@ -72,15 +72,17 @@ def rules_text(matches: Mapping[str, bool | None]) -> str:
     return ", ".join(names) or "none"
 
 
-def signed(number: float) -> str:
+def signed(number: float, digits: int = 2) -> str:
     """`+0.14`, `−1.20` or `0.00`; `missing` for NaN."""
-    text = f"{number:+.2f}".replace("-", "−") if round(number, 2) else "0.00"
-    return "missing" if math.isnan(number) else text
+    rounded = round(number, digits)
+    sign = "+" if rounded > 0 else "−" if rounded < 0 else ""
+    return "missing" if math.isnan(number) else f"{sign}{abs(rounded):.{digits}f}"
 
 
-def interval_text(interval: tuple[float, float]) -> str:
+def interval_text(interval: tuple[float, float], digits: int = 2) -> str:
     """`[−1.20, +0.14]`, or `—` without a test."""
-    return "—" if math.isnan(interval[0]) else f"[{', '.join(map(signed, interval))}]"
+    low, high = (signed(bound, digits) for bound in interval)
+    return "—" if math.isnan(interval[0]) else f"[{low}, {high}]"
 
 
 def p_text(p: float) -> str:

@@ -57,7 +57,7 @@ def _unbroken(text: str) -> str:
 
 def _answer(cell: str, header: str) -> str:
     """The class of a cell that begins or ends with an answer, as does its header; "" of others."""
-    texts = (cell, cell.rpartition(", ")[2], header if cell != "—" else "")
+    texts = (cell, cell.rpartition(", ")[2], header if cell not in ("—", "none") else "")
     answers = [name for x in texts for answer, name in ANSWERS.items() if x.startswith(answer)]
     return next(iter(answers), "")
 

@@ -17,6 +17,7 @@ VERIFIED = {
     "arithmetic": "computed from other numbers",
     "False": "from memory, not verified",
 }
+UNIVERSAL = 70  # percent: the sparsity of the paper's universal tickets
 PRUNED_THETA0 = "θ₀ pruned"  # the row of Figure 2 for one-shot pruning of θ₀
 
 
@@ -27,7 +28,12 @@ def paper() -> dict[str, Any]:
 
 
 def printed(task: str) -> dict[str, float]:
-    """The task's row of Table 2, in percentage points, and its sparsity in Table 4 as `strict`."""
+    """The task's row of Table 2, in percentage points, and its sparsity in Table 4 as `strict`.
+
+    Empty for a task that the paper does not have.
+    """
+    if task not in paper()["table4_strict_sparsity"]:
+        return {}
     row = {name: column["value"][task] for name, column in paper()["table2"].items()}
     return row | {"strict": paper()["table4_strict_sparsity"][task]["value"]}
 
@@ -41,7 +47,14 @@ def figure2() -> dict[str, dict[str, Any]]:
 def sources(entries: Iterable[Mapping[str, Any]]) -> list[str]:
     """Where the paper's numbers come from and how they were verified, a sentence each."""
     known = dict.fromkeys((entry["source"], str(entry["verified"])) for entry in entries)
-    return [f"{PAPER}: {_readable(source)} ({VERIFIED.get(how, how)})." for source, how in known]
+    return [f"{PAPER}: {_readable(source)} ({_verified(how)})." for source, how in known]
+
+
+def _verified(how: str) -> str:
+    """How a number was verified, with the remark in parentheses that may follow."""
+    kind, _, remark = how.partition(" (")
+    text = VERIFIED.get(kind, kind)
+    return f"{text}; {remark.removesuffix(')')}" if remark else text
 
 
 def _readable(source: str) -> str:
@@ -56,11 +69,13 @@ def _readable(source: str) -> str:
 def closest_to_table2(task: str, sparsities: Sequence[float]) -> tuple[float, str]:
     """The task's sparsity in Table 2 if available, else the next lower or the lowest; and as text.
 
-    sparsities: the available ones, as fractions.
+    That of UNIVERSAL for a task that the paper does not have. sparsities: the available ones, as
+    fractions.
     """
-    target = printed(task)["sparsity"] / 100
+    row = printed(task)
+    target = row.get("sparsity", UNIVERSAL) / 100
     lower = [sparsity for sparsity in sparsities if sparsity <= target + CLOSE]
     chosen = max(lower, default=min(sparsities))
-    if abs(chosen - target) <= CLOSE:
+    if not row or abs(chosen - target) <= CLOSE:
         return chosen, percent(chosen)
     return chosen, f"{percent(chosen)} ({'next lower' if lower else 'lowest'} available)"

@@ -13,16 +13,17 @@ from lth_scale.science.sections.answer import answer
 from lth_scale.science.sections.masks import masks
 from lth_scale.science.sections.scores import TABLE2_TITLE, curves, matching, rewinding, table2
 from lth_scale.science.sections.starting_weights import starting_weights
-from lth_scale.science.sections.transfer import transfer
+from lth_scale.science.sections.transfer import sources_of, transfer
 from lth_scale.science.sections.transferability import transferability
 from lth_scale.science.sections.verdicts import (
     all_verdicts,
     by_sparsity,
     families,
-    flaw_of,
     network_name,
+    own_flaw,
     with_verdicts,
 )
+from lth_scale.tasks.registry import metric_named
 
 # The beginning of report.html in version 0.1.0, which wrote no list of its files.
 BEGINNING = b'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Report: '
@@ -39,11 +40,10 @@ def build_sections(study: StudyResults, delta: float | None) -> list[Section]:
         sections += [matching(study, tasks, delta), table2(study, tasks, delta)]
         sections.append(curves(study, tasks))
     transfers = study.transfer_sparsities()
-    sections += [
-        section(study, sparsity)
-        for sparsity in transfers
-        for section in (transfer, transferability)
-    ]
+    for sparsity in transfers:
+        sections.append(transfer(study, sparsity))
+        if len(sources_of(study, sparsity)) > 1:  # nothing to compare otherwise
+            sections.append(transferability(study, sparsity))
     rewound_sparsities = sorted({network.sparsity for network in study.rewound_transfers()})
     sections += [starting_weights(study, sparsity, delta) for sparsity in rewound_sparsities]
     if rewound := [task for task in study.tasks if study.sparsities(task, rewound=True)]:
@@ -59,7 +59,7 @@ def _trainings(study: StudyResults) -> Section:
     seeds = sorted(study.conditions.seed.unique())
     text = [
         f"Model: {_readable(study.model)}. Seeds: {', '.join(map(str, seeds))}. Scores are in "
-        "percentage points; ± is one standard deviation over seeds (n − 1 in the denominator), n "
+        f"{_unit(study)}; ± is one standard deviation over seeds (n − 1 in the denominator), n "
         f"the number of seeds. “The paper” is {paper()['paper']}.",
         f"Jobs: {len(study.states)} planned, {_states(study)}.",
     ]
@@ -68,27 +68,38 @@ def _trainings(study: StudyResults) -> Section:
         [name, str(len(values)), str(values.count()), str(values.isna().sum())]
         for name, values in [*by_network, ("total", study.conditions.value)]
     ]
-    tables = [Table("Training runs", ["network", "planned", "finished", "missing"], rows)]
+    trainings = Table("Training runs", ["network", "planned", "finished", "missing"], rows)
+    details = []
     baselines = [
-        [task, study.metric(task), PREDICTORS.get(best[0], best[0]), f"{best[1]:.1f}"]
+        [task, study.metric(task), PREDICTORS.get(best[0], best[0]), study.trivial_text(task)]
         for task in study.tasks
         if (best := study.baseline(task))
     ]
     if baselines:
         header = ["task", "metric", "best trivial predictor", "score"]
-        tables.append(Table("Trivial baselines", header, baselines))
+        details.append(Table("Trivial baselines", header, baselines))
     if flaws := [*_flawed_networks(study), *_starved_networks(study)]:
         header = ["task", "network", "sparsity", "flaw"]
-        tables.append(Table("Dead, untrained and starved networks", header, flaws))
+        details.append(Table("Dead, untrained and starved networks", header, flaws))
+        text.append(f"Dead, untrained or starved networks: {len(flaws)}, listed in the details.")
     reading = [f"{state.capitalize()}: {', '.join(x)}." for state, x in study.unfinished.items()]
-    return Section("What was trained, and what is missing?", text, tables, reading=reading)
+    title = "What was trained, and what is missing?"
+    return Section(title, text, [trainings], reading=reading, details=details)
 
 
 def _states(study: StudyResults) -> str:
     """`3 not finished (1 running, 2 not started)`."""
     unfinished = study.unfinished
     counts = ", ".join(f"{len(jobs)} {state}" for state, jobs in unfinished.items())
-    return f"{sum(map(len, unfinished.values()))} not finished" + f" ({counts})" * bool(counts)
+    is_detailed = bool(unfinished.keys() - {"not finished"})
+    return f"{sum(map(len, unfinished.values()))} not finished" + f" ({counts})" * is_detailed
+
+
+def _unit(study: StudyResults) -> str:
+    """`percentage points`, and which metrics have another unit."""
+    metrics = sorted({*study.table.metric})
+    others = [name for name in metrics if metric_named(name).scale != 100]
+    return "percentage points" + f" ({', '.join(others)}: in its own unit)" * bool(others)
 
 
 def _readable(model: str) -> str:
@@ -101,15 +112,13 @@ def _readable(model: str) -> str:
 
 
 def _flawed_networks(study: StudyResults) -> Iterator[list[str]]:
-    """A row for each network that is dead or untrained; only the full one, if that is."""
-    full_flaws = {task: flaw_of(study, Network(task)) for task in study.tasks}
+    """A row for each network that is dead or untrained."""
     for task in study.tasks:
-        if full_flaws[task]:
-            yield [task, "full network", "0 %", full_flaws[task]]
+        if flaw := own_flaw(study, Network(task)):
+            yield [task, "full network", "0 %", flaw]
     for family in families(study):
         for sparsity in by_sparsity(study, family, None):
-            flaw = flaw_of(study, family._replace(sparsity=sparsity))
-            if flaw != full_flaws[family.task]:
+            if flaw := own_flaw(study, family._replace(sparsity=sparsity)):
                 yield [family.task, network_name(family), percent(sparsity), flaw]
 
 

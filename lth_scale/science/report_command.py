@@ -7,7 +7,7 @@ from typing import Any
 from lth_scale.config import directories
 from lth_scale.config.command import construct
 from lth_scale.config.flags import DELTA, flag, report_to_flag
-from lth_scale.config.texts import quoted
+from lth_scale.config.texts import printable, quoted
 from lth_scale.tracking.mlflow import settings
 
 
@@ -39,8 +39,9 @@ def resolve(values: dict[str, Any], flags: type[ReportFlags]) -> ReportFlags:
 
 
 def run(args: ReportFlags) -> None:
-    """Write the report, log it, and print where it is. Raises BadInput."""
+    """Write the report, log it, and print its answer and where it is. Raises BadInput."""
     from lth_scale.science import report, results, saved  # they import pandas and scipy
+    from lth_scale.science.sections.answer import answer
     from lth_scale.science.sections.verdicts import matching_tickets
 
     directory = Path(args.directory)
@@ -51,6 +52,7 @@ def run(args: ReportFlags) -> None:
     with directories.must_be_writable(f"--output_dir {output}"):
         written = report.write_report(study, output, args.delta)
     planned, finished = len(study.conditions), int(study.conditions.value.count())
+    print("\n".join(map(printable, answer(study, args.delta).text)), end="\n\n")
     print(f"report   {quoted(output / 'report.html')}\n         {quoted(output / 'report.md')}")
     print(f"runs     {planned} planned, {finished} finished, {planned - finished} missing")
     if args.report_to == "mlflow":

@@ -21,7 +21,7 @@ from lth_scale.science.study_record import (
     parse_record,
     read_json,
 )
-from lth_scale.tasks.registry import TASKS, best_trivial, metric_named
+from lth_scale.tasks.registry import TASKS, adopt_metric, best_trivial, metric_named
 from lth_scale.tracking.stages import (
     Row,
     has_constant_prediction,
@@ -146,19 +146,27 @@ class StudyResults:
         return self._finished.groupby("task").metric.first().to_dict()
 
     def scores(self, network: Network) -> pandas.Series:
-        """Scores of a network by seed; NaN for a missing seed, empty if not planned."""
-        return self._scores.get(network.key, NOT_PLANNED)
+        """Scores of a network by seed, named after their metric; NaN for a missing seed.
+
+        Empty if the network was not planned.
+        """
+        return self._scores.get(network.key, NOT_PLANNED).rename(self.metric(network.task))
 
     def is_constant(self, network: Network) -> bool:
         """True if every finished training of a network gave one prediction for all rows."""
         return network.key in self._constant
 
-    def baseline(self, task: str) -> tuple[str, float] | None:
+    def baseline(self, task: str, metric: str = "") -> tuple[str, float] | None:
         """The best trivial predictor of a task and its score in the unit printed.
 
-        None if no run recorded one, as before version 0.2.0.
+        metric: the primary one by default. None if no run recorded one, as before version 0.2.0.
         """
-        return best_trivial(self.trivial.get(task, {}), self.metric(task))
+        return best_trivial(self.trivial.get(task, {}), metric or self.metric(task))
+
+    def trivial_text(self, task: str, metric: str = "") -> str:
+        """The best trivial predictor's score, by default of the primary metric; `—` if unknown."""
+        best, digits = self.baseline(task, metric), metric_named(metric or self.metric(task)).digits
+        return f"{best[1]:.{digits}f}" if best else "—"
 
     def sparsities(self, task: str, rewound: bool = False) -> list[float]:
         """Sparsities of a task's own tickets; `rewound`: of those that do not rewind to θ₀."""
@@ -187,7 +195,7 @@ class StudyResults:
 
     def metric(self, task: str) -> str:
         """The name of the task's primary metric."""
-        return self._metrics.get(task, "score")
+        return self._metrics.get(task) or TASKS[task].metric
 
     def title(self, text: str) -> str:
         """The title of a figure, with the model and the study's note."""
@@ -265,6 +273,8 @@ def study_results(
     example_facts: Mapping[str, Any] | None = None,
 ) -> StudyResults:
     """Combine the plan of a study in `directory` with the rows of its jobs."""
+    for job in record.jobs:
+        adopt_metric(job.flags)
     searches = [
         _search(job, directory, rows[job.id])
         for job in record.jobs
@@ -285,7 +295,7 @@ def study_results(
         if (recorded := recorded_trivial(rows[condition.job]))
     }
     training_rows = {
-        str(job.flags["task"]): count
+        job.task_name: count
         for job in record.jobs
         if job.kind == "imp" and (count := recorded_training_rows(rows[job.id]))
     }
@@ -363,7 +373,7 @@ def _search(job: JobRecord, directory: Path, rows: list[Row]) -> SearchResult:
         for row in rows
     }
     flags: Any = job.flags  # checked by JobRecord
-    return SearchResult(flags["task"], flags["seed"], flags["target_sparsity"], tickets)
+    return SearchResult(job.task_name, flags["seed"], flags["target_sparsity"], tickets)
 
 
 def percent(fraction: float) -> str:
@@ -377,10 +387,14 @@ def summarize(scores: pandas.Series) -> Summary:
 
 
 def score_text(scores: pandas.Series) -> str:
-    """`82.6 ± 0.2 (n = 3)`, or `(n = 2 of 3)` if a seed is missing; `—` if none was planned."""
+    """`82.6 ± 0.2 (n = 3)`, or `(n = 2 of 3)` if a seed is missing; `—` if none was planned.
+
+    scores: named after their metric, which has the number of decimals.
+    """
     if scores.empty:
         return "—"
-    text, n = str(summarize(scores)), scores.count()
+    digits, n = metric_named(str(scores.name)).digits, scores.count()
+    text = format(summarize(scores), f".{digits}f")
     return text.replace(")", f" of {len(scores)})") if 0 < n < len(scores) else text
 
 

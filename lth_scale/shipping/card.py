@@ -21,14 +21,11 @@ from lth_scale.science.flaws import flaw_of_rows
 from lth_scale.shipping.publication import Publication, PublishedRun
 from lth_scale.shipping.speed import report
 from lth_scale.tracking.console import print_line
-from lth_scale.tracking.stages import describe_starved
+from lth_scale.tracking.stages import TICKET_SPARSITY, describe_starved
 
 PICTURE = "figures/score_against_sparsity.png"
 METRICS = {"spearman": "spearmanr"}  # our name → that in `evaluate`
-TAGS = (
-    *("lottery-ticket", "pruning", "sparsity", "sparse"),
-    *("iterative-magnitude-pruning", "lth_scale"),
-)
+TAGS = ("lottery-ticket", "pruning", "sparsity", "sparse", "iterative-magnitude-pruning")
 TEMPLATES = Environment(
     loader=PackageLoader("lth_scale.shipping"),
     undefined=StrictUndefined,
@@ -49,6 +46,7 @@ def write(folder: Path, run: PublishedRun, repo: str, online: bool) -> None:
     run_directory, args = run.run_directory, run.args
     if isinstance(args, Transfer) and not Path(args.compare_with or "", "results.json").is_file():
         run_directory = replace(run_directory, arguments=replace(args, compare_with=None))
+    restarts = len(run.metrics.get("restarts", ())) or 1
     card = TEMPLATES.get_template("model_card.md").render(
         run=run,
         repo=repo,
@@ -61,6 +59,8 @@ def write(folder: Path, run: PublishedRun, repo: str, online: bool) -> None:
         speed=speed_section(run),
         saved=run.publication.flags,
         seeds=len(run_directory.seed_rows()) or 1,
+        beside=run.metrics.get(TICKET_SPARSITY),
+        restarts=restarts,
         unused_layers=describe_starved(run.metrics),
         flaw=flaw_of_rows(run_directory.directory, [run.metrics], run.control),
     )
@@ -70,6 +70,7 @@ def write(folder: Path, run: PublishedRun, repo: str, online: bool) -> None:
     dataset, config = run.hub_dataset or run.task.dataset
     metric, value = next(iter(run.metrics["eval"].items()))
     notes = f"{metric} at {run.ticket.sparsity:.2%} sparsity, seed {run.seed}; {run.evaluated_on}"
+    notes += f"; the best of {restarts} trainings, chosen on this data" if restarts > 1 else ""
     entry = hf.EvalResultEntry(
         dataset_id=dataset, task_id=config, value=value, notes=notes.replace("`", "")
     )
@@ -89,6 +90,7 @@ def _metadata(run: PublishedRun, repo: str, licence: dict[str, Any]) -> hf.Model
     elif not on_hub:
         name_of_data = f"local files in the columns of {name_of_data}"
     scores, pattern = run.metrics["eval"], run.ticket.arguments.get("pattern", "unstructured")
+    tags = [*TAGS, *([] if pattern == "unstructured" else [pattern])] if run.ticket.pruned else []
     return hf.ModelCardData(
         base_model=run.base_model,
         datasets=[dataset] if on_hub else None,
@@ -96,7 +98,7 @@ def _metadata(run: PublishedRun, repo: str, licence: dict[str, Any]) -> hf.Model
         library_name="transformers",
         metrics=[METRICS.get(name, name) for name in scores if name != "loss"],
         pipeline_tag=run.task.pipeline or None,
-        tags=[*TAGS, run.args.task, *([] if pattern == "unstructured" else [pattern])],
+        tags=[*tags, "lth_scale", run.args.task],
         model_name=repo.split("/")[-1],
         eval_results=[
             hf.EvalResult(

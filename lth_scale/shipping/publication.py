@@ -156,6 +156,15 @@ class PublishedRun:
         self.base_model = "lth_scale-embedded-bert" if base == EMBEDDED else public
 
     @property
+    def kind(self) -> str:
+        """What the network is: a ticket, a control, a reference of equal budget, or dense."""
+        if self.control == "none":
+            return "A lottery ticket" if self.ticket.pruned else "The full network"
+        control = CONTROLS[self.control]
+        kind = "reference" if control.budget else "control"
+        return f"A {kind} of a lottery ticket (`{self.control}`: {control.label})"
+
+    @property
     def applies_to_base(self) -> bool:
         """True if the run trained m ⊙ θ₀, with θ₀ the weights of the base model."""
         args = self.args
@@ -175,7 +184,7 @@ class PublishedRun:
         if args.dataset_path or args.train_file:
             return None
         if not args.dataset_name:
-            return self.task.dataset
+            return self.task.dataset if self.task.dataset[0] else None
         if "dataset_name" in self.publication.flags.get("digests", {}):
             return None  # a directory
         return args.dataset_name, args.dataset_config_name or "default"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lth_scale.config.arguments import Training, flags_in
@@ -67,6 +68,11 @@ class TaskKind:
         return "train_file" in self.data_flags
 
     @property
+    def needs_data(self) -> bool:
+        """True if the flags must say where the data is: no function of the user's brings it."""
+        return self.is_of_own_data and bool(self.auto_class)
+
+    @property
     def metric(self) -> str:
         """The metric by which networks are compared."""
         return self.metrics[0]
@@ -89,6 +95,11 @@ class Metric:
     scale: int = 100
     delta: float | None = None
     sign: int = 1
+
+    @property
+    def digits(self) -> int:
+        """The decimals of a score as it is printed; a difference has one more."""
+        return 1 if self.scale == 100 else 3
 
 
 METRICS: Registry[Metric] = Registry("metric")
@@ -113,7 +124,7 @@ def adopt_metric(flags: Mapping[str, Any]) -> None:
     name, greater = flags.get("metric_name"), flags.get("greater_is_better")
     if not name or not greater:
         return
-    sign = 1 if greater == "true" else -1
+    name, sign = Path(name).stem, 1 if greater == "true" else -1
     if name not in METRICS:
         METRICS.register(name, Metric(scale=1, sign=sign))
     elif METRICS[name].sign != sign:

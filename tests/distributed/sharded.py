@@ -293,6 +293,29 @@ def search_rounds(directory: Path, kind: str, first: int, last: int) -> dict:
     return {"trained": trained}
 
 
+def references(directory: Path, kind: str, world: int) -> dict:
+    """Their rows in controls.json after a search of one round, and the sizes of their masks."""
+    import dataclasses
+
+    from accelerate.state import AcceleratorState
+
+    from lth_scale import Ticket, imp
+    from lth_scale.config import files
+
+    rows: dict = {}
+    for control in ("dense_long", "dense_restarts"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        out = directory / f"{control}-{kind}-{world}"
+        args = arguments(directory, "adamw", world)
+        flags = {"target_sparsity": 0.1, "max_steps": 3, "control": control}
+        imp.run(dataclasses.replace(args, output_dir=str(out), **flags))
+        torch.distributed.barrier()  # the main process has written the files
+        (row,) = files.read_json(out / "controls.json")
+        ticket = Ticket.load(out / f"controls/{control}/01/ticket.safetensors")
+        rows[control] = row | {"kept": sum(int(mask.sum()) for mask in ticket.masks.values())}
+    return rows
+
+
 def twenty_rounds(directory: Path, world: int) -> dict:
     """The resident memory, in bytes, after each of 20 rounds of a 7 MB model."""
     import dataclasses
@@ -413,6 +436,8 @@ def run(case: str, directory: Path, world: int) -> dict:
         results = search_rounds(directory, kind, 0, 1)
     elif task == "end":
         results = search_rounds(directory, kind, 2, 3)
+    elif task == "references":
+        results = references(directory, kind, world)
     elif task == "threshold":
         results = threshold_cases(int(os.environ["RANK"]), world)
     elif task == "examples":

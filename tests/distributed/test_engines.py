@@ -32,6 +32,7 @@ FORKS.set_forkserver_preload(["deepspeed", "lth_scale.training.search"])
 
 KINDS = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 MEASURED = ("ddp", "zero2", "zero3", "fsdp2")  # ZeRO-1 is ZeRO-2's code
+REFERENCED = ("ddp", "zero2", "zero3")
 HALF = (*(f"{kind}-bf16" for kind in KINDS), "zero3offload-bf16", "zero2-fp16")
 CASES = {
     2: [
@@ -40,9 +41,10 @@ CASES = {
         "zero3-begin",
         "ddp-threshold",
         "ddp-examples",
+        *(f"{kind}-references" for kind in REFERENCED),
         *(f"{kind}-memory" for kind in MEASURED),
     ],
-    1: [*(f"{kind}-no" for kind in KINDS), "ddp-end", "ddp-examples"],
+    1: [*(f"{kind}-no" for kind in KINDS), "ddp-end", "ddp-examples", "ddp-references"],
     3: [*(f"{kind}-no" for kind in KINDS), "zero2-end", "ddp-threshold", "ddp-examples"],
 }
 TRAINED = [
@@ -330,6 +332,24 @@ def test_a_search_begun_with_zero3_continues_with_another_engine(kind, world, re
     )
     for name, mask in tickets[3].masks.items():
         assert not model.bert.get_parameter(name)[~mask].any()
+
+
+@pytest.mark.parametrize("kind", REFERENCED)
+def test_dense_references_with_a_searchs_budget_are_those_of_one_process(kind, results):
+    (alone,) = ranks_of(results, "ddp-references", 1)
+    for rank in ranks_of(results, f"{kind}-references", 2):
+        assert {*rank} == {*alone} == {"dense_long", "dense_restarts"}
+        for control, row in rank.items():
+            expected = alone[control]
+            assert row["steps"] == expected["steps"] == 2 * 3
+            assert row["pruned"] == 0 and row["kept"] == row["prunable"] == expected["prunable"]
+            assert row["ticket_sparsity"] == expected["ticket_sparsity"] > row["sparsity"] == 0
+            trainings, others = (x.get("restarts", [x]) for x in (row, expected))
+            assert len(trainings) == len(others) == (2 if control == "dense_restarts" else 1)
+            for one, other in zip(trainings, others, strict=True):
+                assert one.get("seed") == other.get("seed")
+                assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
+                assert one["eval"] == pytest.approx(other["eval"], rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", MEASURED)

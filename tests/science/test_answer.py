@@ -1,6 +1,7 @@
 """The three sentences of a report, and the pages that show them."""
 
 import html
+import json
 import re
 
 import pytest
@@ -26,7 +27,7 @@ def study(tmp_path_factory):
 def test_the_sentences_say_what_matches_what_the_controls_do_and_what_is_undecided(study):
     matches, controls, undecided, missing = answer(study, None).text
     assert matches == (
-        "Tickets match the full network (a loss of δ = 1 point or more is rejected) on sst2 at "
+        "Tickets match the full network (a loss of δ or more is rejected; δ = 1 point) on sst2 at "
         "30 to 60 % (n = 3); mrpc at 30 to 60 % (n = 3). They are worse on sst2 at 70 % (n = 3); "
         "mrpc at 70 % (n = 3)."
     )
@@ -40,7 +41,7 @@ def test_the_sentences_say_what_matches_what_the_controls_do_and_what_is_undecid
 
 def test_the_sentences_change_with_the_results(study):
     matches, _, undecided, _ = answer(study, 0.0).text
-    assert matches.startswith("No ticket is shown to match the full network at δ = 0 points.")
+    assert matches.startswith("No ticket is shown to match the full network (δ = 0 points).")
     assert undecided.startswith("Undecided: 2 of 8 comparisons")
     matches, _, undecided, _ = answer(study, 5.01).text
     assert "sst2 at 30 to 60 % (n = 3)" in matches and "worse" not in matches
@@ -54,8 +55,32 @@ def test_transfers_alone_are_answered_for(tmp_path):
     for seed in plan.seeds:
         plan.cell("none-mlm-on-sst2-0.5-0", "sst2", seed, 0.0)
     matches, controls, _ = answer(results.load_results(plan.write()), None).text[:3]
-    assert matches == "No ticket is shown to match the full network at δ = 1 point."
+    assert matches == "No ticket is shown to match the full network (δ = 1 point)."
     assert controls == "No control was planned: nothing here shows that the mask or θ₀ matters."
+
+
+def test_each_task_has_its_own_margin_in_the_answer(tmp_path):
+    plan = Plan(tmp_path, tasks=["sst2", "mlm"])
+    for task in plan.tasks:
+        for seed in plan.seeds:
+            plan.search(task, seed)
+    for path in plan.write().glob("jobs/search-mlm*/results.json"):
+        rows = json.loads(path.read_text())
+        rows = [row | {"eval": {"loss": 3 - row["eval"]["accuracy"]}} for row in rows]
+        path.write_text(json.dumps(rows))
+    study = results.load_results(tmp_path)
+    matches, _, undecided = answer(study, None).text
+    assert "rejected; δ = 1 point on sst2; δ is not given on mlm) on sst2 at" in matches
+    assert undecided.endswith("; 4 of them have no δ (--delta gives one).")
+    assert (
+        "(a loss of δ or more is rejected; δ = 0.1 points on sst2; δ = 0.1 on mlm)"
+        in (answer(study, 0.1).text[0])
+    )
+
+
+def test_every_question_has_one_table_and_the_details_are_folded(study):
+    sections = report.build_sections(study, None)
+    assert max(len(section.tables) for section in sections) == 1
 
 
 @pytest.mark.parametrize(
@@ -89,11 +114,12 @@ def test_latex_shows_special_characters_literally():
 
 def test_answers_are_coloured_and_sources_are_numbered_footnotes():
     table = Table("t", ["task", "worse at", "answer"], [["a", "—", "matches"], ["b", "70 %", "—"]])
+    none = Table("n", ["matches at"], [["none"]])
     first = Section("What?", ["x"], [table], sources=["one", "two"])
-    second = Section("And?", sources=["two"], reading=["how"], details=[table])
+    second = Section("And?", sources=["two"], reading=["how"], details=[none])
     page = pages.html("T", "", [first, second], Section("The answer", ["yes"]))
     assert '<td class="good">matches</td>' in page and '<td class="bad">70' in page
-    assert '<td class="bad">—</td>' not in page
+    assert '<td class="bad">—</td>' not in page and "<td>none</td>" in page
     assert re.findall(r'<li id="source-(\d)">(\w+)</li>', page) == [("1", "one"), ("2", "two")]
     assert page.index("The answer") < page.index('href="#what"') < page.index('id="what"')
     assert html.unescape(page).count("<details>") == 1

@@ -111,7 +111,9 @@ def test_the_ticket_of_the_highest_match_has_the_alias_and_its_interval(register
     text = re.sub(r"\\(.)", r"\1", version.description)
     assert text.startswith("matches at 60 %: difference −0.40, 90 % interval [−")
     assert "δ = 1, p " in text and ", Holm p " in text and "n = 3 pairs" in text
-    assert text.endswith("All: matches at 30 %, 50 %, 60 %; worse at 70 %; undecided at none")
+    assert text.endswith(
+        "All: matches at 30 %, 50 %, 60 %; worse at 70 %; undecided at none; no verdict at none"
+    )
     assert version.tags["study"] == "small" and version.tags["seed"] == "1"
     main(tmp_path, "--delta", 0.3)
     lower = registered.get_model_version_by_alias(NAME, "matches")
@@ -127,6 +129,16 @@ def test_the_alias_is_deleted_when_nothing_matches(registered, tmp_path, main):
     assert not model.aliases
     (version,) = registered.search_model_versions(f"name = '{NAME}'")
     assert version.description == "no match in the last report" and "matches" not in version.tags
+
+
+def test_the_alias_of_another_study_stays_when_nothing_matches(registered, tmp_path, main):
+    number = registered.get_model_version_by_alias(NAME, "matches").version
+    registered.set_model_version_tag(NAME, number, "study", "theirs")
+    before = registered.get_model_version(NAME, number).description
+    main(tmp_path, "--delta", "0")
+    (model,) = registered.search_registered_models()
+    assert {**model.aliases} == {"matches": number}
+    assert registered.get_model_version(NAME, number).description == before
 
 
 def test_aliases_by_rule_that_a_report_of_this_study_set_are_deleted(registered, tmp_path, main):

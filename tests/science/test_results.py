@@ -15,6 +15,7 @@ from lth_scale.science import figures, matching, paper, report, results, saved
 from lth_scale.science.sections import examples, scores, transfer, verdicts
 from lth_scale.science.sections.masks import mask_facts
 from lth_scale.science.sections.masks import masks as masks_sections
+from lth_scale.tasks import registry
 
 TASKS = ["sst2", "mrpc", "wnli", "mlm"]
 FULL = {"sst2": 0.92, "mrpc": 0.85, "wnli": 0.55, "mlm": 0.63}
@@ -413,7 +414,9 @@ def test_the_ticket_of_the_highest_match_is_registered(study):
     assert mrpc.ticket == study / "jobs/search-mrpc-0-seed1/rounds/03/ticket.safetensors"
     assert mrpc.seed == 1 and mrpc.text.startswith("matches at 60 %: difference −0.40, 90 % int")
     assert "δ = 1, p " in mrpc.text and ", Holm p " in mrpc.text and "n = 3 pairs" in mrpc.text
-    assert mrpc.text.endswith("All: matches at 30 %, 50 %, 60 %; worse at 70 %; undecided at none")
+    assert mrpc.text.endswith(
+        "All: matches at 30 %, 50 %, 60 %; worse at 70 %; undecided at none; no verdict at none"
+    )
     assert wnli.ticket is None
 
 
@@ -483,7 +486,8 @@ def test_rewind_points_have_names():
 
 def test_results_csv_has_a_row_per_condition_and_metric(written, study):
     table = pandas.read_csv(study / "report/results.csv", dtype={"rewind": str})
-    assert [*table] == [*results.COLUMNS, *verdicts.VERDICT_COLUMNS, *examples.COLUMNS]
+    columns = (*results.COLUMNS, "trivial", *verdicts.VERDICT_COLUMNS, *examples.COLUMNS)
+    assert (*table,) == columns
     (row,) = table[
         (table.task == "mrpc")
         & (table.control == "random_mask")
@@ -615,6 +619,7 @@ def test_other_metrics_are_in_a_table(written):
         "network": "full network",
         "sparsity": "0 %",
         "metric": "f1",
+        "trivial": "—",
         "mean ± sd": "86.0 ± 0.4 (n = 3)",
     } in rows
     assert any(row["metric"] == "loss" and row["mean ± sd"].startswith("0.250") for row in rows)
@@ -690,7 +695,7 @@ def test_nearly_empty_matrices_are_in_a_table(tmp_path):
     rows[-1]["starved"] = {"encoder.layer.0.attention.self.key.weight": 7}
     write_json(path, rows)
     sections = report.build_sections(results.load_results(tmp_path), 1.0)
-    titled = {table.title: table for section in sections for table in section.tables}
+    titled = {table.title: table for section in sections for table in section.details}
     flaw = "starved: encoder.layer.0.attention.self.key.weight keeps 7 weights, fewer than it has"
     ((*network, text),) = titled["Dead, untrained and starved networks"].rows
     assert network == ["—", "search-sst2-0-seed1, round 4", "—"] and text == f"{flaw} outputs"
@@ -734,6 +739,79 @@ def test_networks_that_do_not_beat_a_trivial_predictor_get_no_verdict(tmp_path):
     again = plan.directory / "saved.json"
     saved.save(plan.directory, again)
     assert "constant_prediction" in again.read_text() and '"trivial"' in again.read_text()
+
+
+def test_networks_without_a_verdict_are_called_so_everywhere(tmp_path):
+    plan = Plan(tmp_path / "study", tasks=["mrpc"])
+    for seed in plan.seeds:
+        plan.search("mrpc", seed)
+    directory = plan.write()
+    for path in directory.glob("jobs/*/results.json"):
+        rows = json.loads(path.read_text())
+        for row in rows:
+            row["trivial"] = {"constant": {"accuracy": 0.82, "f1": 0.81, "loss": 0.7}}
+            row["constant_prediction"] = row["round"] == 2  # at 50 %
+        write_json(path, rows)
+    study = results.load_results(directory)
+    report.write_report(study, directory / "report", None)
+    found = tables((directory / "report/report.md").read_text())
+    (row,) = found["Highest matching sparsity (for intervals, p and n see All verdicts)"]
+    assert (row["matches at"], row["no verdict at"]) == ("30 %, 60 %", "50 %, 70 %")
+    assert row["undecided at"] == row["worse at"] == "none"
+    table = pandas.read_csv(directory / "report/results.csv")
+    answers = (
+        table[table.primary & (table.sparsity > 0)].groupby("sparsity").answer.first().to_dict()
+    )
+    assert answers == {0.3: "matches", 0.5: "no verdict", 0.6: "matches", 0.7: "no verdict"}
+    assert {*table[table.metric == "f1"].trivial} == {81.0}
+    (entry,) = verdicts.matching_tickets(study, None)
+    assert entry.text.endswith("undecided at none; no verdict at 50 %, 70 %")
+    rows = found["All networks compared with the full network"] + found["Other metrics"]
+    assert [row["trivial"] for row in rows] == ["82.0"] * 4 + ["81.0", "0.700"] * 2
+
+
+def test_a_dead_ticket_is_named_where_the_full_network_is_untrained_too(tmp_path):
+    plan = Plan(tmp_path / "study", tasks=["mrpc"])
+    for seed in plan.seeds:
+        plan.search("mrpc", seed)
+    for path in plan.write().glob("jobs/*/results.json"):
+        rows = json.loads(path.read_text())
+        for row in rows:
+            row["trivial"] = {"constant": {"accuracy": 0.9}}
+            row["constant_prediction"] = row["round"] == 4
+        write_json(path, rows)
+    sections = report.build_sections(results.load_results(plan.directory), None)
+    titled = {table.title: table for section in sections for table in section.tables}
+    flaws = {row[2]: row[3] for row in titled["Dead, untrained and starved networks"].rows}
+    assert flaws["70 %"].startswith("the IMP ticket is dead")
+    assert "untrained" in flaws["0 %"] and [*flaws] == ["0 %", "30 %", "50 %", "60 %", "70 %"]
+
+
+def test_a_report_ranks_and_names_a_task_of_a_third_party_whose_metric_is_better_if_less(
+    tmp_path, monkeypatch
+):
+    kind = replace(registry.TASKS["sst2"], metrics=("perplexity",))
+    monkeypatch.setattr(registry.TASKS, "_entries", {**registry.TASKS, "mine": kind})
+    monkeypatch.setitem(FULL, "mine", 20.0)
+    monkeypatch.setattr("test_results.TASKS", [*TASKS, "mine"])
+    plan = Plan(tmp_path / "study", tasks=["mine"])
+    for seed in plan.seeds:
+        plan.search("mine", seed)
+    plan.transfer("mine", 0.7, "random_mask", "mine")  # scores 0.2 less, which is better
+    for path in plan.write().glob("jobs/*/results.json"):
+        rows = json.loads(path.read_text())
+        for row in rows:
+            row["eval"] = {"perplexity": row["eval"]["accuracy"]}
+        write_json(path, rows)
+    study = results.load_results(plan.directory)
+    report.write_report(study, plan.directory / "report", 0.1)
+    text = (plan.directory / "report/report.md").read_text()
+    (row,) = tables(text)["Ranking by mean score"]
+    assert row["ours"] == "random_mask > IMP > full" and row["paper"] == "—"
+    assert "(perplexity: in its own unit)" in text and "|  | paper | " not in text
+    report.write_report(study, plan.directory / "report", None)
+    text = (plan.directory / "report/report.md").read_text()
+    assert "δ (not given for a metric without a default: give --delta)" in text
 
 
 def test_a_network_is_shown_to_beat_a_baseline_by_the_lower_bound_over_seeds():

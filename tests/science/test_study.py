@@ -590,15 +590,19 @@ def test_steps_are_computed_from_the_data_or_the_papers_sizes(write, sst2_data):
     ("name", "jobs", "cells"),
     [
         ("table2", 55 + 4 * 55, 55 * (1 + 9 + 4)),
+        ("table4", 55 + 4 * 55, 55 * (1 + 9 + 4)),
         # Searches; dense networks of the other seeds; each source on each target but itself.
         ("figure2_transfer", 11 + 22 + (363 - 11) + 33, 33 * (1 + 11 + 1)),
+        # A search; dense networks; the ticket and one-shot pruning at five sparsities.
+        ("universality", 1 + 32 + (33 - 1) * 5 + 33 * 5, 33 * (1 + 5 + 5)),
         ("rewinding", 33 * 6, 33 * (1 + 6)),
         # Searches; dense networks; the tickets on other tasks, and with five other weights.
         ("question3", 3 * 6 + (33 - 3) + 90 + 6 + 90 * 5, 33 + 99 + 90 * 5),
+        # Of table4, nine tasks with other controls; of universality, four other sparsities.
         (
             "paper",
-            55 + 220 + 330 + 33 + 33 * 5 + 90 * 5,
-            55 * (1 + 9 + 4) + 330 + 33 + 33 * 5 + 90 * 5,
+            55 + 220 + 180 + 330 + 33 + (30 + 33) * 4 + 33 * 5 + 90 * 5,
+            55 * (1 + 9 + 4) + 180 + 330 + 33 + (30 + 33) * 4 + 33 * 5 + 90 * 5,
         ),
         ("demo", 6 + 6 + 3 + 6 + 6 + 2 + 12, 6 * (1 + 4) + 6 + 3 + 6 + 6 + 12),
     ],

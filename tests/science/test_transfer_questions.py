@@ -50,6 +50,11 @@ def rewound(plan):
     return plan
 
 
+def test_every_question_on_transfer_has_one_table(rewound):
+    sections = report.build_sections(results.load_results(rewound.write()), None)
+    assert {len(section.tables) for section in sections if "transfer" in section.title} == {1}
+
+
 def test_starting_weights_are_compared_with_theta_0_in_a_family_of_target_and_source(rewound):
     study = results.load_results(rewound.write())
     section = starting_weights.starting_weights(study, 0.7, 1.0)
@@ -140,7 +145,7 @@ def test_transferability_counts_other_targets_beside_the_recorded_training_rows(
     study = results.load_results(plan.directory)
     assert study.training_rows == {task: ROWS[task] for task in ("sst2", "mrpc", "mlm")}
     section = transferability.transferability(study, 0.7)
-    correlations, ours, _ = section.tables
+    (correlations,), (ours, _) = section.tables, section.details
     rows = {row[0]: row[1:] for row in ours.rows}
     assert rows["mlm"] == ["language modelling", "5,000", "3 of 3", "−4.00"]
     assert rows["wnli"] == ["inference", "not known", "0 of 3", "−6.00"]

@@ -457,6 +457,23 @@ def test_a_transfer_is_pushed_with_its_first_seeds_network(server, run, transfer
     assert server.requests == before, "a push is not repeated"
 
 
+def test_the_card_of_a_dense_reference_claims_no_pruning(run, transfer, tmp_path):
+    cards = {}
+    for control in ("reinit", "dense_long", "dense_restarts"):
+        ticket = run / "rounds/01/ticket.safetensors"
+        flags = {"control": control, "keep_network": True, "output_dir": tmp_path / control}
+        cards[control] = hub.push(transfer(3, ticket=ticket, **flags), REPO, dry_run=True)[0]
+    assert "A control of a lottery ticket (`reinit`" in cards.pop("reinit")
+    for control in cards:
+        introduction = next(x for x in cards[control].splitlines() if x.startswith("A reference"))
+        assert "nothing is pruned" in introduction and "ticket of 10.01%" in introduction
+        assert "exactly zero" not in cards[control] and "0.00%" not in cards[control]
+        assert "is a reference of equal budget" in cards[control]
+        assert "sparse" not in ModelCard(cards[control]).data.tags
+    best = "its score is the best of 2, chosen on the data that it is scored on"
+    assert best in cards["dense_restarts"] and "chosen on" not in cards["dense_long"]
+
+
 def test_a_dry_run_makes_no_request_and_leaves_no_file(server, run):
     picture = run / "figures/score_against_sparsity.png"
     size = picture.stat().st_size

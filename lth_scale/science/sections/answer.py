@@ -7,7 +7,7 @@ from itertools import groupby
 from lth_scale.config.markdown import Section
 from lth_scale.pruning.registries import CONTROLS
 from lth_scale.science.matching import short_answer
-from lth_scale.science.noninferiority import FEWEST_SEEDS, Answer
+from lth_scale.science.noninferiority import FEWEST_SEEDS
 from lth_scale.science.results import Network, StudyResults
 from lth_scale.science.sections.scores import control_comparisons, spans
 from lth_scale.science.sections.verdicts import Judged, by_sparsity, families, sparsities_with
@@ -41,20 +41,15 @@ def _is_ticket(family: Network) -> bool:
 def _matching(judged_families: Families) -> str:
     """Which sparsities match at which δ, or that none does."""
     matches, worse = ([*_where(judged_families, answer)] for answer in ("matches", "worse"))
-    margins = dict.fromkeys(
-        _margin(judged.comparison.metric, judged.verdict.delta)
-        for by in judged_families.values()
-        for judged in by.values()
-    )
-    margin = f"δ = {' or '.join(margins)}"
-    text = f"No ticket is shown to match the full network at {margin}"
+    margins = _margins(judged_families)
+    text = f"No ticket is shown to match the full network ({margins})"
     if matches:
-        text = f"Tickets match the full network (a loss of {margin} or more is rejected) on "
+        text = f"Tickets match the full network (a loss of δ or more is rejected; {margins}) on "
         text += "; ".join(matches)
     return f"{text}. They are worse on {'; '.join(worse)}." if worse else f"{text}."
 
 
-def _where(judged: Families, answer: Answer) -> Iterator[str]:
+def _where(judged: Families, answer: str) -> Iterator[str]:
     """`sst2 at 20 %, 40 % (n = 5)` for each task that has the answer."""
     for family, by in judged.items():
         if sparsities := sparsities_with(by, answer):
@@ -64,12 +59,24 @@ def _where(judged: Families, answer: Answer) -> Iterator[str]:
             yield f"{family.task}{own} at {where} (n = {' or '.join(map(str, n))})"
 
 
+def _margins(judged_families: Families) -> str:
+    """`δ = 1 point`, or `δ = 1 point on sst2; δ is not given on mlm` if they differ."""
+    tasks: dict[str, dict[str, None]] = {}
+    for family, by in judged_families.items():
+        for comparison, verdict in by.values():
+            margin = _margin(comparison.metric, verdict.delta)
+            tasks.setdefault(margin, {})[family.task] = None
+    if len(tasks) == 1:
+        return f"δ {next(iter(tasks))}"
+    return "; ".join(f"δ {margin} on {', '.join(x)}" for margin, x in tasks.items())
+
+
 def _margin(metric: str, delta: float | None) -> str:
-    """`1 point`, or `0.1` of a metric that is not printed in percentage points."""
+    """`= 1 point`, or `= 0.1` of a metric that is not printed in percentage points."""
     if delta is None:
-        return "not given"
+        return "is not given (--delta)"
     points = f" point{'s' * (delta != 1)}" if metric_named(metric).scale == 100 else ""
-    return f"{delta:g}{points}"
+    return f"= {delta:g}{points}"
 
 
 def _controls(study: StudyResults, own: Sequence[Network], delta: float | None) -> str:
@@ -112,6 +119,8 @@ def _undecided(judged: Sequence[Judged]) -> str:
         text += " at the spread seen"
     if few := len(open_ones) - len(tested):
         text += f"; {few} of them have fewer than {FEWEST_SEEDS} seeds"
+    if without := sum(verdict.delta is None for verdict in open_ones):
+        text += f"; {without} of them have no δ (--delta gives one)"
     if missing := answers["no verdict"]:
         text += f". No verdict: {missing}, of networks that are dead or untrained"
     return f"{text}."

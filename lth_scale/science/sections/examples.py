@@ -19,7 +19,7 @@ READING = (
     "this test set; another training may differ, and the answer, which is over seeds, does not "
     "depend on them. McNemar's exact test can only tell that two networks differ (p < 0.05). The "
     "interval over seeds and examples is that of a bootstrap of the mean difference; it needs five "
-    "seeds, and its simulated coverage is in docs/controls.md."
+    "seeds, and its simulated coverage is in the documentation (Controls and verdicts)."
 )
 HEADER = ("this test set", "seeds and examples, 90 %")  # columns beside a verdict
 COLUMNS = (

@@ -31,14 +31,14 @@ Common = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 def masks(study: StudyResults) -> list[Section]:
-    """Sparsity by layer, and the similarity and the overlap if there are several tasks."""
+    """Sparsity by layer, and similarity and overlap if two tasks have tickets of one seed."""
     facts = study.mask_facts or mask_facts(study)
     sparsity = facts["sparsity"]
     layers = {task: [*by_seed.values()] for task, by_seed in facts["layers"].items()}
     by_layer = _by_layer(study, sparsity, layers)
-    if len(layers) < 2:
-        return [by_layer]
     common, shared = facts.get("common", {}), facts["shared"]
+    if not shared:
+        return [by_layer]
     section = Section(f"Do the tickets keep the same weights at {percent(sparsity)}?")
     if common:
         _add_similarity(section, study, sparsity, [*layers], common)

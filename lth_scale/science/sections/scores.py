@@ -22,6 +22,7 @@ from lth_scale.science.results import (
     summarize,
 )
 from lth_scale.science.sections.verdicts import (
+    ANSWERS,
     READING,
     Comparison,
     Judged,
@@ -32,6 +33,7 @@ from lth_scale.science.sections.verdicts import (
     in_order,
     judge,
     point_name,
+    sparsities_with,
     verdict_table,
 )
 from lth_scale.tasks.registry import metric_named
@@ -92,7 +94,7 @@ TABLE2 = {
 def matching(study: StudyResults, tasks: Sequence[str], delta: float | None) -> Section:
     """Which sparsities match the full network, by task."""
     rows = [_matching_row(study, task, delta) for task in tasks]
-    header = ["task", "full network", "trivial", "matches at", "worse at", "undecided at"]
+    header = ["task", "full network", "trivial", *(f"{answer} at" for answer in ANSWERS)]
     header += ["difference", "further seeds"]
     known = paper()["table4_strict_sparsity"].values()
     rules = "; ".join(f"{rule}: {meaning}" for rule, meaning in RULES.items())
@@ -108,19 +110,17 @@ def matching(study: StudyResults, tasks: Sequence[str], delta: float | None) -> 
 
 def _matching_row(study: StudyResults, task: str, delta: float | None) -> list[str]:
     judged = by_sparsity(study, Network(task), delta)
-    by_answer = {
-        answer: [x for x, (_, verdict) in judged.items() if short_answer(verdict) == answer]
-        for answer in ("matches", "worse", "undecided")
-    }
+    by_answer = {answer: sparsities_with(judged, answer) for answer in ANSWERS}
     highest = max(by_answer["matches"], default=min(judged))
-    verdict = judged[highest].verdict
+    verdict, digits = judged[highest].verdict, metric_named(study.metric(task)).digits + 1
     seeds = [x.verdict.more_seeds for x in judged.values() if x.verdict.more_seeds]
     return [
         f"{task} ({study.metric(task)})",
         score_text(study.scores(Network(task))),
-        trivial_text(study, task),
+        study.trivial_text(task),
         *(spans(x, [*judged]) or "—" for x in by_answer.values()),
-        f"{signed(verdict.difference)} {interval_text(verdict.interval)} at {percent(highest)}",
+        f"{signed(verdict.difference, digits)} {interval_text(verdict.interval, digits)} at "
+        f"{percent(highest)}",
         f"up to {max(seeds)}" if seeds else "—",
     ]
 
@@ -134,7 +134,8 @@ def table2(study: StudyResults, tasks: Sequence[str], delta: float | None) -> Se
     comparisons = [row for task in tasks for row in control_comparisons(study, task, delta)]
     rows, rankings = [], []
     for task in tasks:
-        rows += [_our_row(study, task, delta, controls, comparisons), _paper_row(task, keys)]
+        rows.append(_our_row(study, task, delta, controls, comparisons))
+        rows += [_paper_row(task, keys)] if printed(task) else []
         rankings.append(_rankings(study, task, keys))
     header = ["task", "study", "sparsity", "n", "trivial", "full network", "ticket"]
     header += [heading for heading, _ in columns.values()]
@@ -142,7 +143,7 @@ def table2(study: StudyResults, tasks: Sequence[str], delta: float | None) -> Se
     if comparisons:
         title, labels = "Controls compared with the ticket", ["task", "sparsity", "control"]
         pairs = [(row.labels, row.judged) for row in comparisons]
-        details.append(verdict_table(title, labels, pairs))
+        details.append(verdict_table(study, title, labels, pairs))
     budgets = [FAIR_BUDGETS] if any(CONTROLS[name].budget for name in controls) else []
     texts = [TABLE2_READING, *budgets]
     return Section(
@@ -174,14 +175,7 @@ def _our_row(
     }
     n = max(map(len, (full, *scores.values())))
     cells = [answered(values, n, judged.get(name)) for name, values in scores.items()]
-    return [task, "ours", text, str(n), trivial_text(study, task), short_score(full, n), *cells]
-
-
-def trivial_text(study: StudyResults, task: str) -> str:
-    """The score of the task's best trivial predictor, or `—`."""
-    baseline = study.baseline(task)
-    scale = metric_named(study.metric(task)).scale
-    return format(baseline[1], ".3f" if scale == 1 else ".1f") if baseline else "—"
+    return [task, "ours", text, str(n), study.trivial_text(task), short_score(full, n), *cells]
 
 
 def spans(chosen: Sequence[float], tested: Sequence[float]) -> str:
@@ -219,6 +213,7 @@ def _paper_row(task: str, keys: Mapping[str, str]) -> list[str]:
 def _rankings(study: StudyResults, task: str, controls: Mapping[str, str]) -> list[str]:
     """The ranking, here and in the paper, of the networks for which both have a mean.
 
+    Of a task that the paper does not have, the ranking here of those that it has for others.
     controls: as `keys` of `_paper_row`.
     """
     sparsity, text = closest_to_table2(task, study.control_sparsities(task))
@@ -227,12 +222,13 @@ def _rankings(study: StudyResults, task: str, controls: Mapping[str, str]) -> li
     keys = {"full": "full_bert_mean", "IMP": "f(m_IMP,theta0)_mean", **controls}
     means = {name: summarize(study.scores(network)).mean for name, network in networks.items()}
     both = [name for name, key in keys.items() if key and not math.isnan(means[name])]
-    papers = {name: printed(task)[keys[name]] for name in both}
-    return [task, text, ranked({name: means[name] for name in both}), ranked(papers)]
+    row, sign = printed(task), metric_named(study.metric(task)).sign
+    papers = ranked({name: row[keys[name]] for name in both}) if row else "—"
+    return [task, text, ranked({name: sign * means[name] for name in both}), papers]
 
 
 def ranked(means: Mapping[str, float]) -> str:
-    """Names by their means in points, best first; `=` between means with equal text."""
+    """Names by their means in points, the highest first; `=` between means with equal text."""
     names = sorted(means, key=means.__getitem__, reverse=True)
     texts = {name: f"{means[name]:.1f}" for name in names}
     others = [f" {'=' if texts[a] == texts[b] else '>'} {b}" for a, b in pairwise(names)]
@@ -279,7 +275,7 @@ def curves(study: StudyResults, tasks: Sequence[str]) -> Section:
         for control, scores in by_control.items():
             points = ({**scores, 0.0: dense}.get(x, NOT_PLANNED) for x in columns)
             label = CONTROLS[control].label
-            rows.append([task, label, trivial_text(study, task), *map(score_text, points)])
+            rows.append([task, label, study.trivial_text(task), *map(score_text, points)])
         lines = {
             control: {x: points.dropna().to_list() for x, points in scores.items()}
             for control, scores in by_control.items()
@@ -335,7 +331,7 @@ def rewinding(study: StudyResults, tasks: Sequence[str], delta: float | None) ->
         ]
         n = max(len(x) for x in scores.values())
         cells = [answered(x, n, judged.get(point)) for point, x in scores.items()]
-        start = [task, text, str(n), trivial_text(study, task), short_score(full, n)]
+        start = [task, text, str(n), study.trivial_text(task), short_score(full, n)]
         rows.append([*start, *cells])
         line = {point_name(point): values.dropna().to_list() for point, values in scores.items()}
         panels[f"{task}, {percent(sparsity)}"] = _panel(study, task, {"none": line}, full)
@@ -349,5 +345,5 @@ def rewinding(study: StudyResults, tasks: Sequence[str], delta: float | None) ->
         [Table("Scores by rewind point", header, rows)],
         {"rewinding.png": (caption, picture)},
         reading=[READING],
-        details=[verdict_table(title, labels, comparisons)],
+        details=[verdict_table(study, title, labels, comparisons)],
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from lth_scale.config.markdown import Section, Table
 from lth_scale.science import figures
 from lth_scale.science.results import Network, StudyResults, percent, short_score
-from lth_scale.science.sections.scores import answered, trivial_text
+from lth_scale.science.sections.scores import answered
 from lth_scale.science.sections.verdicts import (
     READING,
     Judged,
@@ -49,7 +49,7 @@ def starting_weights(study: StudyResults, sparsity: float, delta: float | None) 
         [_scores(study, families)],
         {f"starting_weights_{100 * sparsity:.3g}.png": picture},
         reading=[READING],
-        details=[verdict_table("Starting weights compared with θ₀", labels, rows)],
+        details=[verdict_table(study, "Starting weights compared with θ₀", labels, rows)],
     )
 
 
@@ -72,7 +72,7 @@ def _scores(study: StudyResults, families: Mapping[Network, Mapping[str, Judged]
         full, scores = study.scores(ticket.full), study.scores(ticket)
         others = [study.scores(ticket._replace(rewind=point)) for point in points]
         n = max(map(len, (full, scores, *others)))
-        names = [ticket.task, ticket.source, str(n), trivial_text(study, ticket.task)]
+        names = [ticket.task, ticket.source, str(n), study.trivial_text(ticket.task)]
         judged = [answered(x, n, family.get(y)) for x, y in zip(others, points, strict=True)]
         rows.append([*names, *(short_score(x, n) for x in (full, scores)), *judged])
     header = ["target", "source", "n", "trivial", "full network", *map(point_name, ["0", *points])]

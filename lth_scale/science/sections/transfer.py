@@ -11,7 +11,15 @@ from lth_scale.config.markdown import Section, Table
 from lth_scale.science import figures
 from lth_scale.science.matching import at_least, signed
 from lth_scale.science.paper import PRUNED_THETA0, figure2, sources
-from lth_scale.science.results import CLOSE, OTHER, Network, StudyResults, mean_difference, percent
+from lth_scale.science.results import (
+    CLOSE,
+    OTHER,
+    Network,
+    StudyResults,
+    mean_difference,
+    percent,
+    summarize,
+)
 from lth_scale.science.sections.verdicts import flaw_of
 from lth_scale.tasks.registry import TASKS, metric_named
 
@@ -82,8 +90,12 @@ def transfers_of(study: StudyResults, sparsity: float) -> Transfers:
 
 
 def _improvement(study: StudyResults, network: Network) -> float:
-    sign = metric_named(study.metric(network.task)).sign
-    return sign * mean_difference(study.scores(network), study.scores(network.full))
+    difference = mean_difference(study.scores(network), study.scores(network.full))
+    return _sign(study, network.task) * difference
+
+
+def _sign(study: StudyResults, task: str) -> int:
+    return metric_named(study.metric(task)).sign
 
 
 def papers_transfers() -> Transfers:
@@ -127,7 +139,9 @@ def transfer(study: StudyResults, sparsity: float) -> Section:
     heading = "Transfer minus full network, points"
     name = f"transfer_{100 * sparsity:.3g}.png"
     title = study.title(f"Transfer at {percent(sparsity)}: difference to the full network (points)")
-    _add_grid(section, ours.grid(tickets, targets), heading, name, title)
+    grid = ours.grid(tickets, targets)
+    section.tables.append(grid.table(heading))
+    _add_picture(section, grid, heading, name, title)
     columns = {"ours": ours}
     if is_papers(sparsity):
         columns["paper"] = papers_transfers()
@@ -135,8 +149,9 @@ def transfer(study: StudyResults, sparsity: float) -> Section:
         heading = "The same cells in the paper (n = 3), points"
         title = "The same cells in the paper's Figure 2 (points)"
         grid = columns["paper"].grid(tickets, targets)
-        _add_grid(section, grid, heading, "transfer_paper.png", title)
-    section.tables.append(_dark_cells(columns, tickets, targets))
+        section.details.append(grid.table(heading))
+        _add_picture(section, grid, heading, "transfer_paper.png", title)
+    section.details.append(_dark_cells(columns, tickets, targets))
     return section
 
 
@@ -151,12 +166,21 @@ def _introduction(
         f"ticket is better, n = {' or '.join(map(str, sorted(counts)))}. Dark "
         "cells (●): the ticket of another task scores at least as high as the task's own, both at "
         f"{percent(sparsity)}; this compares means, without a test. Rows are the source tasks of "
-        "the tickets, columns the target tasks."
+        "the tickets, columns the target tasks." + _trivial(study, targets)
     )
 
 
-def _add_grid(section: Section, grid: figures.Grid, heading: str, name: str, title: str) -> None:
-    section.tables.append(grid.table(heading))
+def _trivial(study: StudyResults, targets: Sequence[str]) -> str:
+    """What the best trivial predictor of each target would have in the table."""
+    parts = []
+    for target in targets:
+        if best := study.baseline(target):
+            full, sign = summarize(study.scores(Network(target))).mean, _sign(study, target)
+            parts.append(f"{target} {signed(sign * (best[1] - full))}")
+    return f" The best trivial predictor would have {', '.join(parts)}." if parts else ""
+
+
+def _add_picture(section: Section, grid: figures.Grid, heading: str, name: str, title: str) -> None:
     section.pictures[name] = (heading, figures.heat_maps({"": grid}, title, shades=SHADES))
 
 

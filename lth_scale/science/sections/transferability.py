@@ -81,7 +81,8 @@ def transferability(study: StudyResults, sparsity: float) -> Section:
         heading = "The same in the paper's Figure 2"
         section.pictures["transferability_paper.png"] = _figure(studies["paper"], heading)
         section.sources += sources(figure2().values())
-    section.tables += [_correlations(studies), *(_table(*entry) for entry in studies.items())]
+    section.tables.append(_correlations(studies))
+    section.details += [_table(*entry) for entry in studies.items()]
     return section
 
 

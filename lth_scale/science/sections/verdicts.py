@@ -25,13 +25,13 @@ from lth_scale.science.matching import (
     p_texts,
     paper_rules,
     rules_text,
+    short_answer,
     signed,
     summary,
 )
 from lth_scale.science.noninferiority import (
     FEWEST_SEEDS,
     NO_VERDICT,
-    Answer,
     Verdict,
     correct,
     verdict,
@@ -56,6 +56,9 @@ VERDICT_COLUMNS = (
     *("p", "p_worse", "holm_p", "holm_p_worse"),
     *("n", "paired", "answer", "reason", "further_seeds"),
 )
+
+
+ANSWERS = ("matches", "worse", "undecided", "no verdict")
 
 
 @dataclass(frozen=True)
@@ -107,14 +110,14 @@ def judge(
     return [*map(Judged, comparisons, correct(verdicts))]
 
 
-@functools.lru_cache(maxsize=4096)  # every table asks for the flaws of its networks
 def flaw_of(study: StudyResults, network: Network) -> str:
-    """Why a network gets no verdict, or "": it, or its task's full network, is dead or untrained.
+    """Why a network gets no verdict, or "": it, or its full network, is dead or untrained."""
+    return own_flaw(study, network.full) or own_flaw(study, network)
 
-    See `flaws.flaw_of_training`.
-    """
-    if network.sparsity and (flaw := flaw_of(study, network.full)):
-        return flaw
+
+@functools.lru_cache(maxsize=4096)  # every table asks for the flaws of its networks
+def own_flaw(study: StudyResults, network: Network) -> str:
+    """Why a network itself is dead or untrained, or "". See `flaws.flaw_of_training`."""
     name = f"the {CONTROLS[network.control].label}" if network.sparsity else "the full network"
     scores = study.scores(network).dropna()
     trainings = example_facts(study).seeds(network) if len(scores) < FEWEST_SEEDS else {}
@@ -173,7 +176,8 @@ def families(study: StudyResults) -> list[Network]:
 def with_verdicts(study: StudyResults, delta: float | None) -> pandas.DataFrame:
     """The table of a study with VERDICT_COLUMNS and those of each seed's examples.
 
-    They are on the primary metric of each subnetwork.
+    They are on the primary metric of each subnetwork. trivial: the best trivial predictor's score
+    under each metric.
     """
     compared = _compared(study, delta)
     rows = [(*one.network, True, *_columns(judged.verdict)) for one, judged in compared]
@@ -182,7 +186,10 @@ def with_verdicts(study: StudyResults, delta: float | None) -> pandas.DataFrame:
     verdicts = verdicts.astype({"sparsity": float, "primary": bool})
     verdicts = verdicts.astype({"n": "Int64", "further_seeds": "Int64"})
     by_seed = examples.example_table(study, [one for one, _ in compared])
-    table = study.table.merge(verdicts, how="left", on=keys)
+    pairs = zip(study.table.task, study.table.metric, strict=True)
+    trivial = [best and best[1] for best in (study.baseline(*pair) for pair in pairs)]
+    table = study.table.assign(trivial=pandas.Series(trivial, dtype=float))
+    table = table.merge(verdicts, how="left", on=keys)
     return table.merge(by_seed, how="left", on=[*keys, "seed"])
 
 
@@ -205,26 +212,31 @@ def _columns(verdict: Verdict) -> tuple[object, ...]:
     return (
         *(verdict.difference, *verdict.interval, *verdict.interval_95, verdict.delta),
         *(verdict.p, verdict.p_worse, verdict.holm, verdict.holm_worse),
-        *(verdict.n, verdict.paired, verdict.answer, verdict.reason, verdict.more_seeds),
+        *(verdict.n, verdict.paired, short_answer(verdict), verdict.reason, verdict.more_seeds),
     )
 
 
 def verdict_table(
-    title: str, labels: Sequence[str], rows: Sequence[tuple[Sequence[str], Judged]]
+    study: StudyResults,
+    title: str,
+    labels: Sequence[str],
+    rows: Sequence[tuple[Sequence[str], Judged]],
 ) -> Table:
-    """A table of verdicts; the first cells of a row belong to `labels`."""
-    header = [*labels, "subnetwork", "reference", "difference", "90 % interval", "95 % interval"]
-    header += ["δ", "p", "Holm p", "n", "further seeds", "answer", PAPERS_RULES]
-    return Table(title, header, [[*cells, *_cells(*judged)] for cells, judged in rows])
+    """A table of verdicts; the first cells of a row belong to `labels`, and the task is first."""
+    header = [*labels, "trivial", "subnetwork", "reference", "difference", "90 % interval"]
+    header += ["95 % interval", "δ", "p", "Holm p", "n", "further seeds", "answer", PAPERS_RULES]
+    lines = [[*x, study.trivial_text(x[0]), *_cells(*judged)] for x, judged in rows]
+    return Table(title, header, lines)
 
 
 def _cells(comparison: Comparison, verdict: Verdict) -> list[str]:
+    digits = metric_named(comparison.metric).digits + 1
     return [
         score_text(comparison.subnetwork),
         score_text(comparison.reference),
-        signed(verdict.difference),
-        interval_text(verdict.interval),
-        interval_text(verdict.interval_95),
+        signed(verdict.difference, digits),
+        interval_text(verdict.interval, digits),
+        interval_text(verdict.interval_95, digits),
         "—" if verdict.delta is None else f"{verdict.delta:g}",
         *p_texts(verdict),
         n_text(verdict),
@@ -234,9 +246,9 @@ def _cells(comparison: Comparison, verdict: Verdict) -> list[str]:
     ]
 
 
-def sparsities_with(judged: Mapping[float, Judged], answer: Answer) -> list[float]:
-    """The sparsities of a family that have this answer."""
-    return [sparsity for sparsity, (_, verdict) in judged.items() if verdict.answer == answer]
+def sparsities_with(judged: Mapping[float, Judged], answer: str) -> list[float]:
+    """The sparsities of a family that have this answer, one of ANSWERS."""
+    return [sparsity for sparsity, (_, x) in judged.items() if short_answer(x) == answer]
 
 
 def highest_by_rule(study: StudyResults, task: str) -> dict[str, str]:
@@ -260,19 +272,19 @@ def highest_matching(study: StudyResults, tasks: Sequence[str], delta: float | N
     rows = []
     for task in tasks:
         judged = by_sparsity(study, Network(task), delta)
-        paper = [f"{printed(task)[key]} %" for key in ("sparsity", "strict")]
+        row = printed(task)
+        paper = [f"{row[key]} %" if row else "—" for key in ("sparsity", "strict")]
         by_rule = highest_by_rule(study, task).items()
         rules = "; ".join(f"{rule} {sparsity}" for rule, sparsity in by_rule)
         rows.append([task, *_sparsities_by_answer(judged).values(), rules, *paper])
-    header = ["task", "matches at", "worse at", "undecided at", f"{PAPERS_RULES}, highest"]
+    header = ["task", *(f"{answer} at" for answer in ANSWERS), f"{PAPERS_RULES}, highest"]
     header += ["paper, Table 2 (within sd)", "paper, Table 4 (strict)"]
     title = "Highest matching sparsity (for intervals, p and n see All verdicts)"
     return Table(title, header, rows)
 
 
-def _sparsities_by_answer(judged: Mapping[float, Judged]) -> dict[Answer, str]:
-    answers: tuple[Answer, ...] = ("matches", "worse", "undecided")
-    by_answer = {answer: sparsities_with(judged, answer) for answer in answers}
+def _sparsities_by_answer(judged: Mapping[float, Judged]) -> dict[str, str]:
+    by_answer = {answer: sparsities_with(judged, answer) for answer in ANSWERS}
     return {answer: ", ".join(map(percent, x)) or "none" for answer, x in by_answer.items()}
 
 
@@ -313,7 +325,9 @@ def all_verdicts(study: StudyResults, delta: float | None) -> Section:
     compared, labels = _compared(study, delta), ["task", "network", "sparsity"]
     subnetworks = [one for one, _ in compared]
     title = "All networks compared with the full network"
-    verdicts = verdict_table(title, labels, [(one.cells, judged) for one, judged in compared])
+    verdicts = verdict_table(
+        study, title, labels, [(one.cells, judged) for one, judged in compared]
+    )
     tables = [
         examples.beside(study, verdicts, subnetworks),
         examples.test_set_table(study, labels, subnetworks),
@@ -360,8 +374,9 @@ def _other_metrics(study: StudyResults) -> Table:
     lines = [
         [
             *key,
-            format(summary(values.to_list()), ".3f" if metric_named(key[-1]).scale == 1 else ".1f"),
+            study.trivial_text(key[0], key[-1]),
+            format(summary(values.to_list()), f".{metric_named(key[-1]).digits}f"),
         ]
         for key, values in rows.groupby(keys).value
     ]
-    return Table("Other metrics", [*keys, "mean ± sd"], lines)
+    return Table("Other metrics", [*keys, "trivial", "mean ± sd"], lines)

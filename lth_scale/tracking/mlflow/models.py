@@ -83,13 +83,15 @@ def register(client: "MlflowClient", experiment: str, study: str, entry: Registr
     """Move the alias `matches` of the model `BASE-TASK-ticket` to the ticket that matches.
 
     The verdict becomes a tag and the description of its version. Without a ticket the alias is
-    deleted. The aliases `matches-RULE` that an earlier version set for this study are deleted.
+    deleted if this study set it. The aliases `matches-RULE` that an earlier version set for this
+    study are deleted, and versions of other studies stay as they are.
     """
     # Model names and filters do not accept quotes, slashes and colons.
     name = re.sub(r"""['"/:]""", "-", Path(entry.base).name) + f"-{entry.task}-ticket"
     models = client.search_registered_models(f"name = '{name}'")
     _delete_old_aliases(client, models, study)
-    texts = {version.version: "" for version in client.search_model_versions(f"name = '{name}'")}
+    versions = client.search_model_versions(f"name = '{name}'")
+    texts = {str(x.version): "" for x in versions if x.tags.get("study") in (None, study)}
     if entry.ticket:
         number = _version(client, experiment, name, entry, create=not models)
         ticket = describe_ticket(entry.ticket, entry.seed)
@@ -97,7 +99,7 @@ def register(client: "MlflowClient", experiment: str, study: str, entry: Registr
             client.set_model_version_tag(name, number, key, value)
         client.set_registered_model_alias(name, ALIAS, number)
         texts[number] = entry.text
-    elif models and ALIAS in models[0].aliases:
+    elif models and str(models[0].aliases.get(ALIAS)) in texts:
         client.delete_registered_model_alias(name, ALIAS)
     for number, text in texts.items():
         if text:
