@@ -350,6 +350,11 @@ def link(name: str, to: str) -> Lay:
     return lay
 
 
+def jsonl(values: list[Any]) -> str:
+    """One JSON value a line."""
+    return "".join(f"{json.dumps(value)}\n" for value in values)
+
+
 def rows(split: str, content: str | bytes) -> Lay:
     """Lay data of nine good rows a split, but for one."""
 
@@ -535,6 +540,122 @@ DATA = [
             put("data/validation.jsonl", '{"text": "short"}'),
         ),
     ),
+]
+
+
+def own(task: str, what: str, content: list[Any] | str, *named: str, validation: Any = ()) -> Case:
+    """Rows of the user's own data that are wrong: of JSON Lines, or lines of CoNLL or of text.
+
+    validation: its rows, if they differ.
+    """
+    ending = "jsonl" if not isinstance(content, str) else "conll" if "O" in content else "txt"
+    names, contents = [f"{split}.{ending}" for split in ("train", "val")], [content, validation]
+    if not validation:
+        names, contents = [names[0]] * 2, [content]
+    lays = [
+        put(f"data/{name}", rows if isinstance(rows, str) else jsonl(rows))
+        for name, rows in zip(names, contents, strict=False)
+    ]
+    files = "--train_file …/data/{} --validation_file …/data/{}".format(*names)
+    return case(
+        *("imp", f"--task {task}: {what}", *named),
+        argv=f"--task {task} {files}",
+        lay=both(*lays),
+        without=("dataset_path",),
+    )
+
+
+WORDS, TAGS = ["the", "cat"], ["O", "B-PER"]
+TAGGED = {"tokens": WORDS, "ner_tags": TAGS}
+ASKED = {"context": "the cat", "question": "who?"}
+NO_ANSWER = {"text": [], "answer_start": []}
+ELSEWHERE = {"text": ["cat"], "answer_start": [3]}
+OF_WORDS, OF_QUESTIONS, OF_TEXT = "token-classification", "question-answering", "fill-mask"
+OWN_DATA = [
+    own(
+        OF_WORDS,
+        "too few tags",
+        [TAGGED, TAGGED | {"ner_tags": ["O"]}],
+        "…/data/train.jsonl: column 'ner_tags', row 2: 1 tags for 2 words",
+        "one tag",
+    ),
+    own(
+        OF_WORDS,
+        "a tag that train does not have",
+        [TAGGED],
+        "…/data/val.jsonl: column 'ner_tags', row 2",
+        '"B-LOC"',
+        "(B-PER, O)",
+        "add rows",
+        validation=[TAGGED, TAGGED | {"ner_tags": ["O", "B-LOC"]}],
+    ),
+    own(
+        OF_WORDS,
+        "a row without words",
+        [TAGGED, {"tokens": [], "ner_tags": []}],
+        "…/data/train.jsonl: column 'tokens', row 2: has no words",
+        "remove the row",
+    ),
+    own(
+        OF_WORDS,
+        "null as a word",
+        [TAGGED, TAGGED | {"tokens": ["a", None]}],
+        "…/data/train.jsonl: column 'tokens', row 2: has a null",
+        "fill it in",
+    ),
+    own(
+        OF_WORDS,
+        "a single tag",
+        [TAGGED | {"ner_tags": ["O", "O"]}],
+        "…/data/train.jsonl: column 'ner_tags' has only the tag 'O'",
+        "two or more",
+    ),
+    own(
+        OF_WORDS,
+        "texts instead of lists",
+        [{"tokens": "the cat", "ner_tags": "O O"}],
+        "none of the columns 'tokens', 'ner_tags' holds lists of words",
+        ".conll",
+    ),
+    own(
+        OF_WORDS,
+        "columns of other names",
+        [{"a": WORDS, "b": TAGS}],
+        "columns 'a', 'b' hold lists of words",
+        "--text_column_name",
+    ),
+    own(OF_WORDS, "a line without a tag", "the O\ncat\n", "…/data/train.conll: line 2: 'cat'"),
+    own(
+        OF_QUESTIONS,
+        "a question without an answer",
+        [ASKED | {"answers": NO_ANSWER}],
+        "…/data/train.jsonl: column 'answers', row 1",
+        "--version_2_with_negative",
+    ),
+    own(
+        OF_QUESTIONS,
+        "an answer elsewhere",
+        [ASKED | {"answers": ELSEWHERE}],
+        "…/data/train.jsonl: column 'answers', row 1",
+        "not at character 3",
+        "correct answer_start",
+    ),
+    own(
+        OF_QUESTIONS,
+        "no column of contexts",
+        [{"question": "who?"}],
+        "…/data/train.jsonl: no column 'context', only 'question'",
+        "context, question, answers",
+    ),
+    own(OF_TEXT, "null as a text", [{"text": "a"}, {"text": None}], "column 'text', row 2: null"),
+    own(
+        OF_TEXT,
+        "two columns of texts",
+        [{"a": "x", "b": "y"}],
+        "columns 'a', 'b' hold texts",
+        "--text_column_name",
+    ),
+    own(OF_TEXT, "too little text", "short\n", "…/data/train.txt has too little", "add text"),
 ]
 
 
@@ -786,6 +907,17 @@ MODELS = [
         "tokenizer.json",
         argv="--model_name_or_path …/model --task squad",
         lay=model(in_python),
+    ),
+    case(
+        "imp",
+        "--task token-classification and a tokenizer in Python",
+        "--task token-classification: EsmTokenizer",
+        "…/model",
+        "tokenizer.json",
+        argv="--model_name_or_path …/model --task token-classification --train_file …/t.conll "
+        "--validation_file …/t.conll",
+        lay=both(model(in_python), put("t.conll", "the O\n")),
+        without=("dataset_path",),
     ),
     case(
         "export",
@@ -2374,6 +2506,7 @@ HUB = [  # what the Hub answers, by the name of the model
 CASES = [
     *FLAGS,
     *DATA,
+    *OWN_DATA,
     *MODELS,
     *TICKETS,
     *RUNS,

@@ -45,6 +45,8 @@ def examples_of(arrays: Arrays, metric: str) -> Examples | None:
 
     arrays: as `predictions.read` returns them.
     """
+    if "hits" in arrays:
+        return _of_counts(arrays, metric)
     if metric in arrays and _are_alike(values := arrays[metric]) and values.ndim == 1:
         return _of_values(values)
     names = ("correct", "masked") if "masked" in arrays else ("prediction", "label")
@@ -76,6 +78,20 @@ def _of_blocks(correct: ndarray, masked: ndarray) -> Examples:
         return _ratio(sums[:, 0], sums[:, 1])
 
     return Examples(masked, _columns(correct, masked), score)
+
+
+def _of_counts(arrays: Arrays, metric: str) -> Examples | None:
+    """F1 of entities, precision, recall and accuracy of words; an example is a row of words."""
+    if metric not in RATIOS or not _are_alike(*(arrays[name] for name in COUNTS)):
+        return None
+    parts = {name: arrays[name] for name in COUNTS} | {"both": arrays["found"] + arrays["entities"]}
+    part, factor, whole = RATIOS[metric]
+
+    def score(_: ndarray, sums: ndarray) -> ndarray:
+        return _ratio(factor * sums[:, 0], sums[:, 1])
+
+    rows = numpy.stack([arrays["entities"], arrays["words"]], axis=1)
+    return Examples(rows, _columns(parts[part], parts[whole]), score)
 
 
 def _accuracy(predictions: ndarray, labels: ndarray) -> Examples:
@@ -253,6 +269,14 @@ def _ratio(numerator: ndarray, denominator: ndarray) -> ndarray:
     return numpy.where(is_defined, numerator, 0) / numpy.where(is_defined, denominator, 1)
 
 
+COUNTS = ("hits", "found", "entities", "correct", "words")  # of the tags of a row
+# factor × part ÷ whole
+RATIOS = {
+    "f1": ("hits", 2, "both"),
+    "precision": ("hits", 1, "found"),
+    "recall": ("hits", 1, "entities"),
+    "accuracy": ("correct", 1, "words"),
+}
 SCORES: Mapping[str, Callable[[ndarray, ndarray], Examples]] = {
     "accuracy": _accuracy,
     "f1": _f1,

@@ -272,3 +272,41 @@ register_task(
         | {"text_column_names", "label_column_name", "label_separator", "do_regression"},
     ),
 )
+register_task(
+    "token-classification",
+    TaskKind(
+        load=lazy("lth_scale.tasks.token_classification:load_token_classification"),
+        metrics=("f1", "precision", "recall", "accuracy"),
+        pipeline="token-classification",
+        auto_class="AutoModelForTokenClassification",
+        data_flags=_SOURCES | {"text_column_name", "label_column_name"},
+    ),
+    learning_rate=5e-5,
+)
+register_task(
+    "question-answering",
+    TaskKind(
+        load=lazy("lth_scale.tasks.squad:load_question_answering"),
+        metrics=("f1", "exact_match"),
+        texts=("question", "context"),
+        pipeline="question-answering",
+        auto_class="AutoModelForQuestionAnswering",
+        category=_ANSWERING,
+        data_flags=_SOURCES | {"version_2_with_negative"},
+    ),
+    **DEFAULTS["squad"],
+)
+register_task(
+    "fill-mask",
+    TaskKind(
+        load=lazy("lth_scale.tasks.mlm:load_mlm"),
+        metrics=("accuracy",),
+        texts=("text",),
+        pipeline="fill-mask",
+        auto_class="AutoModelForMaskedLM",
+        own_head=True,
+        category=_MODELLING,
+        data_flags=_SOURCES - {"test_file"} | {"text_column_name"},
+    ),
+    **DEFAULTS["mlm"] | {"max_steps": -1, "num_train_epochs": 3.0},
+)

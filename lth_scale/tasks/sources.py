@@ -19,6 +19,7 @@ from lth_scale.tasks.tables import looks_like_data, read_table
 FORMAT = 1  # of the cached tables; another one is read from the file again
 MOST_SHOWN = 12  # names of columns in a message
 Strata = Callable[["Source"], Sequence[Hashable]]
+Prepare = Callable[["Source"], "Source"]
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,24 @@ class Source:
         )
 
 
-def load_sources(args: Training, strata: Strata | None = None) -> dict[str, Source]:
+def as_they_are(source: Source) -> Source:
+    """The source: its rows are those of the task."""
+    return source
+
+
+def load_sources(
+    args: Training, strata: Strata | None = None, prepare: Prepare = as_they_are
+) -> dict[str, Source]:
     """Load the rows of `train`, `validation` and, if there is one, `test`.
 
     strata: classes of the training rows that --validation_split_percentage keeps in proportion.
+    prepare: makes rows of those of a file, such as sentences of lines, before all else.
     --shuffle_train_dataset applies; --max_train_samples and --max_eval_samples are those of
     `limit_sources`. The same on every rank and at every start. Raises BadInput.
     """
     sources = _hub_sources(args) if args.dataset_name else {}
     for split, path in own_files(args).items():
-        sources[split] = _file_source(args, split, path)
+        sources[split] = prepare(_file_source(args, split, path))
     if "train" not in sources:
         raise BadInput(
             f"--dataset_path {args.dataset_path}: train.* is missing; add it, such as train.csv"

@@ -60,7 +60,8 @@ def unigram_scores(
 def constant_answer_scores(answers: Sequence[Sequence[str]], candidates: int = 50) -> Trivial:
     """Scores of giving every question the same answer: the best of the most frequent ones.
 
-    answers: the accepted answers of each question. Chance is left out: it depends on the contexts.
+    answers: the accepted answers of each question; the empty one is right where there are none, and
+    tried if there is such a question. Chance is left out: it depends on the contexts.
     """
     counts = Counter(text for accepted in answers for text in accepted)
     words = {text: {*normalize(text)} for text in counts}
@@ -78,7 +79,9 @@ def constant_answer_scores(answers: Sequence[Sequence[str]], candidates: int = 5
         }
 
     frequent = sorted(counts, key=lambda text: (-counts[text], text))[:candidates]
-    return {"constant": best_of([scores(text) for text in frequent])}
+    share = sum(not accepted for accepted in answers) / len(answers)
+    none = [dict.fromkeys(("f1", "exact_match"), share)] if share else []
+    return {"constant": best_of([*map(scores, frequent), *none])}
 
 
 def best_of(

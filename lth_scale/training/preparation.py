@@ -141,7 +141,7 @@ def provenance_of(net: Network) -> dict[str, Any]:
         "threads": torch.get_num_threads() * _local_ranks(),
         "base_sha256": net.base_sha256,
         "revisions": {name: commit for name, commit in commits.items() if commit},
-        **({"data": task.facts} if isinstance(task, RecordsFacts) else {}),
+        **({"data": task.facts} if isinstance(task, RecordsFacts) and task.facts else {}),
     }
 
 

@@ -30,7 +30,7 @@ def write(task: Task, dense: Path, ticket: Path, directory: Path) -> None:
     if not isinstance(task, PredictsTest) or task.test is None:
         return
     answers = [files.read_json(stage / TEST_ANSWERS) for stage in (dense, ticket)]
-    names, columns = ["row", "dense", "ticket"], [range(1, len(task.test) + 1), *answers]
+    names, columns = ["row", "dense", "ticket"], [range(1, len(answers[0]) + 1), *answers]
     if task.test_labels:
         names, columns = [*names, "label"], [*columns, task.test_labels]
     text = io.StringIO()

@@ -26,8 +26,10 @@ from lth_scale.tasks.inputs import longest_input
 from lth_scale.tasks.libraries import go_offline_unless_reachable, quiet
 from lth_scale.tasks.loading import explain_load_error, model_path
 from lth_scale.tasks.locations import embedded_path
+from lth_scale.tasks.registry import TASKS
 from lth_scale.tasks.rows import read_rows
-from lth_scale.tasks.sources import load_sources
+from lth_scale.tasks.sources import as_they_are, load_sources
+from lth_scale.tasks.token_classification import as_sentences
 from lth_scale.tasks.tokenizer import check_ids
 from lth_scale.tasks.weights import CheckpointSource
 
@@ -195,8 +197,13 @@ def _texts_of_run(run: Mapping[str, Any]) -> tuple[list[str], str]:
     if not columns:
         return sentences(), "English sentences of SST-2"
     try:
-        rows = load_sources(Training(**values))["validation"].rows[:LARGEST_SAMPLE]
-        texts = [text for column in columns for text in rows[column] if text.strip()]
+        args = Training(**values)
+        tags_words = TASKS[args.task].pipeline == "token-classification"
+        sources = load_sources(args, prepare=as_sentences if tags_words else as_they_are)
+        rows = sources["validation"].rows[:LARGEST_SAMPLE]
+        found = (value for column in columns for value in rows[column])
+        texts = [" ".join(value) if tags_words else value for value in found]
+        texts = [text for text in texts if text.strip()]
     except (BadInput, KeyError, TypeError):
         texts = []  # the files are not there any more
     if len(texts) < BATCH:
