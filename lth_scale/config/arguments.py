@@ -358,7 +358,7 @@ class Transfer(Training):
     )
     theta: str | None = data_flag(
         "start the encoder from a theta.safetensors of lth_scale.imp, or from the "
-        "weights.safetensors of a --rewind none round; --ticket must be of the same base",
+        "weights.safetensors of a --rewind none round; --ticket of the same base",
         metavar="FILE",
         grid=True,
     )

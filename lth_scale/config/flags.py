@@ -120,8 +120,10 @@ def value_type(spec: Field[Any]) -> tuple[type, bool]:
 def default_text(spec: Field[Any]) -> str:
     """` (default: …)`, by task where tasks differ, or "" if the default is None or False."""
     if (usual := GLUE_DEFAULTS.get(spec.name)) is not None:
-        by_task = {task: values[spec.name] for task, values in DEFAULTS.items()}
-        differing = [f"{task} {value}" for task, value in by_task.items() if value != usual]
+        tasks: dict[Any, list[str]] = {}
+        for task, defaults in DEFAULTS.items():
+            tasks.setdefault(defaults[spec.name], []).append(task)
+        differing = [f"{' '.join(tasks[value])} {value}" for value in tasks if value != usual]
         return f" (default: {', '.join([str(usual), *differing])})"
     values = spec.default if isinstance(spec.default, tuple) else (spec.default,)
     shown = [str(value) for value in values if value not in (None, MISSING) and value is not False]
