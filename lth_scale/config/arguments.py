@@ -357,8 +357,8 @@ class Transfer(Training):
         method=True,
     )
     theta: str | None = data_flag(
-        "start the encoder from a theta.safetensors of lth_scale.imp, or from the "
-        "weights.safetensors of a --rewind none round; --ticket of the same base",
+        "start the encoder from theta.safetensors of a search, or weights.safetensors of a "
+        "--rewind none round; --ticket of the same base",
         metavar="FILE",
         grid=True,
     )
