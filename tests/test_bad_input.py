@@ -571,7 +571,111 @@ ASKED = {"context": "the cat", "question": "who?"}
 NO_ANSWER = {"text": [], "answer_start": []}
 ELSEWHERE = {"text": ["cat"], "answer_start": [3]}
 OF_WORDS, OF_QUESTIONS, OF_TEXT = "token-classification", "question-answering", "fill-mask"
+OF_CLASSES, GOOD = "text-classification", {"text": "the cat", "label": "a"}
+OTHER = {"text": "a dog", "label": "b"}
+
+
+def own_csv(what: str, content: str, *named: str, flags: str = "", name: str = "train.csv") -> Case:
+    """Rows of text-classification in a file that is wrong."""
+    files = f"--train_file …/data/{name} --validation_split_percentage 50 {flags}"
+    return case(
+        *("imp", f"--task {OF_CLASSES}: {what}", *named),
+        argv=f"--task {OF_CLASSES} {files}",
+        lay=put(f"data/{name}", content),
+        without=("dataset_path",),
+    )
+
+
+OWN_CLASSES = [
+    *(
+        case(
+            *("imp", f"--task {OF_CLASSES} {flags}".strip(), *named),
+            argv=f"--task {OF_CLASSES} {flags}",
+            without=("dataset_path",),
+        )
+        for flags, *named in (
+            ("", "--train_file FILE, --dataset_name NAME or --dataset_path DIR"),
+            (
+                "--train_file /no/file --validation_split_percentage 5",
+                "--train_file /no/file: no such file",
+            ),
+            ("--dataset_name /no/a --train_file /b", "--train_file /b: each", "use one"),
+            ("--dataset_name /no/a --dataset_path /b", "--dataset_path /b", "use one"),
+            ("--dataset_name a/b --greater_is_better true", "--metric_name"),
+            ("--dataset_name a/b --metric_name ours", "--greater_is_better true or false"),
+            ("--dataset_name a/b --version_2_with_negative", "question-answering"),
+            ("--dataset_name a/b --validation_split_percentage 100", "1 to 99"),
+        )
+    ),
+    case("imp", "--train_file rows.csv", "--task sst2", OF_CLASSES, "omit it"),
+    case("imp", "--do_regression", "--task sst2", OF_CLASSES, "omit it"),
+    case("imp", "--task no_such_module:load", "cannot be imported", "package.module:function"),
+    own_csv("no validation rows of two", "text,label\na,x\n", "1 rows", "percentage"),
+    own_csv("tabs in a .csv", "text\tlabel\na\tx\n", "has tabs and no commas", ".tsv"),
+    own_csv("a row that is too long", "text,label\na,x\nb,y,z\n", "row 2 has 3 values", "quote"),
+    own_csv("two columns of one name", "text,text\na,x\n", "is there 2 times", "rename"),
+    own_csv("an open quote", 'text,label\n"a,x\n', "line 2", "close each quote"),
+    own_csv("a header alone", "text,label\n", "no rows"),
+    own_csv("a name without a format", "a", ".csv", ".parquet", name="train.xlsx"),
+    own_csv(
+        "no row of names", "good,1\nbad,0\nfine,1\n", "--label_column_name", "is the first row"
+    ),
+    own_csv("numbers with a fraction", "text,label\na,0.5\nb,1\nc,2\n", "row 1", "--do_regression"),
+    own_csv(
+        "words as numbers",
+        "text,label\na,0.5\nb,x\nc,2\n",
+        "row 2",
+        "omit --do_regression",
+        flags="--do_regression",
+    ),
+    own_csv(
+        "a column that is not there",
+        "text,label\na,x\nb,y\n",
+        "--label_column_name topic",
+        "'text', 'label'",
+        flags="--label_column_name topic",
+    ),
+    own(OF_CLASSES, "one class", [GOOD, GOOD], "column 'label' has 1 class ('a')", "2 at least"),
+    own(
+        OF_CLASSES,
+        "a label that train does not have",
+        [GOOD, OTHER],
+        "…/data/val.jsonl: column 'label', row 2",
+        "correct it, or remove the row",
+        validation=[GOOD, GOOD | {"label": "c"}],
+    ),
+    own(
+        OF_CLASSES,
+        "null as a label",
+        [GOOD, OTHER, GOOD | {"label": None}],
+        "…/data/train.jsonl: column 'label', row 3: has no label",
+        "remove the row",
+    ),
+    own(
+        OF_CLASSES,
+        "null as a text",
+        [GOOD, OTHER, GOOD | {"text": None}],
+        "…/data/train.jsonl: column 'text', row 3: has no text",
+        "fill it in",
+    ),
+    own(
+        OF_CLASSES,
+        "two columns of texts",
+        [GOOD | {"title": "x"}, OTHER | {"title": "x"}],
+        "2 columns of strings",
+        "--text_column_names",
+        "'text', 'label', 'title'",
+    ),
+    own(
+        OF_CLASSES,
+        "labels of two types",
+        [GOOD, GOOD | {"label": 1}],
+        "…/data/train.jsonl: column 'label', row 2: 1 is of another type",
+        "one type",
+    ),
+]
 OWN_DATA = [
+    *OWN_CLASSES,
     own(
         OF_WORDS,
         "too few tags",

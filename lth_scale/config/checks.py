@@ -66,8 +66,8 @@ def check_own_data(args: Training) -> None:
         {
             f"--task {args.task}: reads your own data; specify --train_file FILE, --dataset_name "
             "NAME or --dataset_path DIR": kinds[args.task].needs_data and not ways,
-            f"--{' --'.join(ways)}: each says where the data is; use one": len(ways) > 1,
-            f"--{' --'.join(files_given)}: --dataset_path has its own files; omit one of "
+            f"{_as_flags(args, ways)}: each says where the data is; use one": len(ways) > 1,
+            f"{_as_flags(args, files_given)}: --dataset_path has its own files; omit one of "
             "them": files_given and args.dataset_path,
             "--dataset_config_name: is of --dataset_name; omit it": args.dataset_config_name
             and not args.dataset_name,
@@ -84,6 +84,10 @@ def check_own_data(args: Training) -> None:
             and args.metric_name not in REGISTRIES["metric"],
         }
     )
+
+
+def _as_flags(args: Training, names: Sequence[str]) -> str:
+    return " ".join(f"--{name} {getattr(args, name)}" for name in names)
 
 
 def check_regexes(ignore: Sequence[str]) -> None:

@@ -109,11 +109,12 @@ def load_text_classification(args: Training) -> TextClassificationTask:
 
 
 def _strata(args: Training, train: Source) -> list[str]:
-    """What the split-off validation rows keep in proportion: the classes of a row, or nothing."""
+    """What the split-off validation rows keep in proportion: the class of a row, if it has one."""
     column = label_column(train, args.label_column_name)
-    if args.do_regression:
+    labels = Labels(train, column, args.label_separator)
+    if args.do_regression or labels.several:
         return [""] * len(train)
-    return [repr(value) for value in train.rows[column][:]]
+    return [name for [name] in labels.names(train)]
 
 
 def _targets(args: Training, labels: Labels, train: Source) -> Targets:
