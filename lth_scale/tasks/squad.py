@@ -41,6 +41,7 @@ from lth_scale.tasks.trivial import Trivial, constant_answer_scores
 METRICS = ("f1", "exact_match")
 COLUMNS = {"context": "string", "question": "string", "answers": "answers"}
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+NO_ANSWER: Mapping[str, list] = {"text": [], "answer_start": []}
 # The characters at which an answer may begin and end with a token; −1 for none.
 SPANS = ("begins", "ends")
 # max_query_length, n_best_size and max_answer_length in run_squad.py
@@ -196,11 +197,10 @@ def load_question_answering(args: Training) -> SquadTask:
 def checked_questions(args: Training, source: Source, needs_answers: bool = True) -> Dataset:
     """The rows of a source with the columns of COLUMNS. Raises BadInput for a row that is wrong.
 
-    needs_answers: False if the rows are to be predicted only.
+    needs_answers: False if the rows are to be predicted only, and null stands for none.
     """
     if not needs_answers and "answers" not in source.rows.column_names:
-        none: list[dict[str, list]] = [{"text": [], "answer_start": []}] * len(source)
-        source = replace(source, rows=source.rows.add_column("answers", none))
+        source = replace(source, rows=source.rows.add_column("answers", [None] * len(source)))
     for column in COLUMNS:
         if column not in source.rows.column_names:
             raise BadInput(
@@ -210,7 +210,10 @@ def checked_questions(args: Training, source: Source, needs_answers: bool = True
     rows = source.rows.select_columns([*COLUMNS])
 
     def checked() -> Iterator[Row]:
-        return (_checked_question(source, i, row, answerable) for i, row in enumerate(rows))
+        for i, row in enumerate(rows):
+            if not needs_answers and row["answers"] is None:
+                row["answers"] = NO_ANSWER
+            yield _checked_question(source, i, row, answerable)
 
     answerable = needs_answers and not args.version_2_with_negative
     key = data.fingerprint("questions", answerable, compat.fingerprint(rows))

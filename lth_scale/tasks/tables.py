@@ -183,13 +183,15 @@ def _questions(article: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The questions of an article of SQuAD, as flat rows."""
     for paragraph in article["paragraphs"]:
         for question in paragraph["qas"]:
-            answers = question["answers"]
+            answers = question.get("answers")  # questions to predict have none
             yield {
                 "id": str(question["id"]),
                 "title": article.get("title", ""),
                 "context": paragraph["context"],
                 "question": question["question"],
-                "answers": {
+                "answers": answers
+                if answers is None
+                else {
                     "text": [answer["text"] for answer in answers],
                     "answer_start": [answer["answer_start"] for answer in answers],
                 },

@@ -64,9 +64,9 @@ class Task(Protocol):
 class Predictions:
     """The results of one evaluation, example by example.
 
-    arrays: by name; integers of at most 32 bits or float32, with one entry for each example along
-    the first dimension. is_constant: whether the network gave one answer to all of two or more
-    examples.
+    arrays: by name; integers of at most 32 bits or float32, with one entry for each example (or for
+    each word of all examples) along the first dimension. is_constant: whether the network gave one
+    answer to all of two or more examples.
     """
 
     arrays: Mapping[str, numpy.ndarray]

@@ -309,6 +309,7 @@ def _load_rows(args: Training) -> tuple[dict[str, Source], Tagging, list[str]]:
     for split in ("train", "validation"):
         check_rows(sources[split], tagging)
     sources, test_labels = limit_sources(args, sources), list[str]()
+    check_tagged_words(sources["validation"], tagging)
     if "test" in sources:
         sources["test"], test_labels = untagged(sources["test"], tagging)
     warn_about_words(args, sources, tagging)
@@ -331,7 +332,10 @@ def load_word_tokenizer(args: Training) -> PreTrainedTokenizerBase:
     if _add_spaces(state["pre_tokenizer"]):
         with_spaces = Tokenizer.from_str(json.dumps(state)).pre_tokenizer
         tokenizer.backend_tokenizer.pre_tokenizer = with_spaces
-        tokenizer.init_kwargs["add_prefix_space"] = True  # what it is saved with
+        # What it is saved with, where its class takes it.
+        tokenizer.init_kwargs["add_prefix_space"] = True
+        if "add_prefix_space" in vars(tokenizer):
+            vars(tokenizer)["add_prefix_space"] = True
     return tokenizer
 
 
@@ -396,6 +400,17 @@ def check_rows(source: Source, tagging: Tagging) -> None:
             if problem := _tag_problem(tags or [], len(words), tagging):
                 raise source.bad(row, tagging.tags, problem)
             row += 1
+
+
+def check_tagged_words(source: Source, tagging: Tagging) -> None:
+    """Raise BadInput if all validation words are O: their F1 would be 0 for every network."""
+    outside = tagging.names.index(OUTSIDE) if OUTSIDE in tagging.names else None
+    tags = {tag for row in source.rows[tagging.tags] for tag in row}
+    if outside is not None and tags == {tagging.values[outside]}:
+        raise BadInput(
+            f"{source.name}: column {tagging.tags!r}: all tags are O, so the F1 is 0 for every "
+            "network; add other rows, or raise --max_eval_samples"
+        )
 
 
 def untagged(source: Source, tagging: Tagging) -> tuple[Source, list[str]]:

@@ -657,3 +657,14 @@ def test_a_search_predicts_questions_of_a_test_file(search, tmp_path):
     assert len(lines) == 3 and lines[0] == lines[2] | {"row": "1"}
     for line, row in zip(lines, rows, strict=True):
         assert line["ticket"] in row["context"] and line["dense"] in row["context"]
+
+
+def test_questions_to_predict_need_no_answers_in_nested_files_either(load_own, tmp_path):
+    tree = json.loads(nested(MIXED))
+    for article in tree["data"]:
+        del article["paragraphs"][0]["qas"][0]["answers"]
+    (tmp_path / "test.json").write_text(json.dumps(tree))
+    task = load_own(MIXED, version_2_with_negative=True, test_file=tmp_path / "test.json")
+    assert [*task.test_labels] == ["", "", ""]
+    with pytest.raises(BadInput, match="column 'answers', row 1: column 'answers' needs 'text'"):
+        load_own(json.dumps(tree), "train.json", version_2_with_negative=True)

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import shutil
 
 import numpy
 import pytest
@@ -372,3 +373,34 @@ def test_a_tag_that_train_does_not_have_is_refused(load):
     text = str(error.value)
     assert "val.jsonl: column 'ner_tags', row 13: tag \"B-ORG\" is none of those in train" in text
     assert "(B-LOC, B-PER, I-PER, O); correct it" in text
+
+
+def test_validation_rows_that_are_all_o_are_refused(load):
+    rows = [{"tokens": ["the", "saw"], "ner_tags": ["O", "O"]}, *ROWS]
+    with pytest.raises(BadInput, match=r"val.jsonl: column 'ner_tags': all tags are O, so the F1"):
+        load(ROWS, rows, max_eval_samples=1)
+    assert len(load(ROWS, rows, max_eval_samples=2).validation) == 2
+
+
+def test_a_validation_file_needs_the_columns_of_train(load):
+    with pytest.raises(
+        BadInput, match=r"val.jsonl has no column 'ner_tags', only 'tokens', 'tags'"
+    ):
+        load(ROWS, [{"tokens": WORDS, "tags": TAGS}])
+    with pytest.raises(BadInput, match=r"val.jsonl: column 'tokens' does not hold lists of words"):
+        load(ROWS, [{"tokens": "the cat", "ner_tags": TAGS}])
+
+
+def test_roberta_keeps_the_space_before_words_when_its_tokenizer_is_saved(
+    load, byte_level_bert, tmp_path
+):
+    config = json.loads((byte_level_bert / "tokenizer_config.json").read_text())
+    shutil.copytree(byte_level_bert, tmp_path / "roberta")
+    text = json.dumps(config | {"tokenizer_class": "RobertaTokenizer", "unk_token": "<s>"})
+    (tmp_path / "roberta/tokenizer_config.json").write_text(text)
+    task = load(ROWS, model_name_or_path=tmp_path / "roberta")
+    assert type(task.tokenizer).__name__.startswith("RobertaTokenizer")
+    task.tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    ids = again(ROWS[1]["tokens"], is_split_into_words=True)["input_ids"]
+    assert ids == task.train[1]["input_ids"] and "Ġ" in again.convert_ids_to_tokens(ids)[1]
