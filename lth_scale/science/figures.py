@@ -397,11 +397,15 @@ def _place_legend(
         figure.legend(handles, labels, ncols=columns, **style)
 
 
+def count_text(counts: Iterable[int]) -> str:
+    """`n = 3` or `n = 2–3`: how many values the means of a figure have; those of 0 are missing."""
+    known = [count for count in counts if count] or [0]
+    return "n = " + "–".join(map(str, sorted({min(known), max(known)})))
+
+
 def _count_text(panel: Panel) -> str:
-    """`n = 3` or `n = 2–3`: the seeds of the means in a panel."""
     samples = [panel.full, *(values for line in panel.lines.values() for values in line.values())]
-    counts = [len(values) for values in samples if values] or [0]
-    return "n = " + "–".join(map(str, sorted({min(counts), max(counts)})))
+    return count_text(map(len, samples))
 
 
 def _equalise(axes: "Sequence[Axes]", sign: int) -> None:

@@ -70,7 +70,7 @@ def test_each_task_has_its_own_margin_in_the_answer(tmp_path):
         path.write_text(json.dumps(rows))
     study = results.load_results(tmp_path)
     matches, _, undecided = answer(study, None).text
-    assert "rejected; δ = 1 point on sst2; δ is not given on mlm) on sst2 at" in matches
+    assert "rejected; δ = 1 point on sst2; δ needs --delta on mlm) on sst2 at" in matches
     assert undecided.endswith("; 4 of them have no δ (--delta gives one).")
     assert (
         "(a loss of δ or more is rejected; δ = 0.1 points on sst2; δ = 0.1 on mlm)"

@@ -426,7 +426,7 @@ def test_transfer_cells_are_differences_of_means_and_dark_as_in_the_paper(writte
     # 5 points of loss, 1 gained: above mrpc's own −5.00
     assert here["mlm"]["mrpc"] == "−4.00 ●"
     assert here["mrpc"]["mrpc"] == "−5.00" and here["sst2"]["mrpc"] == "−6.00"
-    assert here["mlm"]["sst2"] == "missing" and "n = 2 or 3" in written[0]
+    assert here["mlm"]["sst2"] == "missing" and "n = 2–3" in written[0]
     counts = {row["source"]: row for row in found["Dark cells by source, its own task excluded"]}
     assert counts["mlm"] == {"source": "mlm", "ours": "2 of 2", "paper": "3 of 3"}
     assert counts["θ₀ pruned"]["ours"] == "0 of 4"
@@ -517,7 +517,8 @@ def test_sparsity_by_layer_and_overlap_of_masks(written):
     for seed in (1, 2, 3):
         a, b = masks("sst2", seed, 0.7), masks("mrpc", seed, 0.7)
         both.append(sum((a[n] & b[n]).sum() for n in a) / sum(a[n].sum() for n in a))
-    (row,) = (row for row in found["Overlap of kept weights, percent"] if row[""] == "sst2")
+    rows = found["Overlap of kept weights, percent, n = 2–3"]
+    (row,) = (row for row in rows if row[""] == "sst2")
     assert row["mrpc"] == f"{100 * float(sum(both)) / 3:.1f}" and row["sst2"] == "—"
     assert "Two random masks of this sparsity share 30 %" in written[0]
 
@@ -531,7 +532,7 @@ def test_similarity_of_masks_beside_chance_in_all_by_kind_and_by_layer(written):
         own = [n for n in a if n.endswith("self.query.weight")]
         parts = sum((a[n] & b[n]).sum() for n in own) / sum((a[n] | b[n]).sum() for n in own)
         queries.append(float(parts))
-    rows = {row[""]: row for row in found["Similarity of masks, percent"]}
+    rows = {row[""]: row for row in found["Similarity of masks, percent, n = 2–3"]}
     assert rows["sst2"]["mrpc"] == rows["mrpc"]["sst2"] == f"{100 * float(sum(both)) / 3:.1f}"
     assert rows["sst2"]["sst2"] == "—"
     assert "Two random masks of this sparsity have 17.65 %" in written[0]  # 0.09 ÷ 0.51
@@ -575,7 +576,7 @@ def test_masks_include_a_source_without_trainings_and_a_ticket_without_a_pooler(
         and layer["mlm"]["pooler"] == "—"
         and layer["sst2"]["pooler"] != "—"
     )
-    assert [list(row) for row in found["Overlap of kept weights, percent"]] == [
+    assert [list(row) for row in found["Overlap of kept weights, percent, n = 1"]] == [
         ["", "sst2", "mlm"]
     ] * 2
 
@@ -781,7 +782,7 @@ def test_a_dead_ticket_is_named_where_the_full_network_is_untrained_too(tmp_path
             row["constant_prediction"] = row["round"] == 4
         write_json(path, rows)
     sections = report.build_sections(results.load_results(plan.directory), None)
-    titled = {table.title: table for section in sections for table in section.tables}
+    titled = {table.title: table for section in sections for table in section.details}
     flaws = {row[2]: row[3] for row in titled["Dead, untrained and starved networks"].rows}
     assert flaws["70 %"].startswith("the IMP ticket is dead")
     assert "untrained" in flaws["0 %"] and [*flaws] == ["0 %", "30 %", "50 %", "60 %", "70 %"]
@@ -811,7 +812,7 @@ def test_a_report_ranks_and_names_a_task_of_a_third_party_whose_metric_is_better
     assert "(perplexity: in its own unit)" in text and "|  | paper | " not in text
     report.write_report(study, plan.directory / "report", None)
     text = (plan.directory / "report/report.md").read_text()
-    assert "δ (not given for a metric without a default: give --delta)" in text
+    assert "(δ needs --delta)" in text
 
 
 def test_a_network_is_shown_to_beat_a_baseline_by_the_lower_bound_over_seeds():

@@ -60,7 +60,7 @@ def _where(judged: Families, answer: str) -> Iterator[str]:
 
 
 def _margins(judged_families: Families) -> str:
-    """`δ = 1 point`, or `δ = 1 point on sst2; δ is not given on mlm` if they differ."""
+    """`δ = 1 point`, or `δ = 1 point on sst2; δ needs --delta on mlm` if they differ."""
     tasks: dict[str, dict[str, None]] = {}
     for family, by in judged_families.items():
         for comparison, verdict in by.values():
@@ -74,7 +74,7 @@ def _margins(judged_families: Families) -> str:
 def _margin(metric: str, delta: float | None) -> str:
     """`= 1 point`, or `= 0.1` of a metric that is not printed in percentage points."""
     if delta is None:
-        return "is not given (--delta)"
+        return "needs --delta"
     points = f" point{'s' * (delta != 1)}" if metric_named(metric).scale == 100 else ""
     return f"= {delta:g}{points}"
 

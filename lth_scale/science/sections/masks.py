@@ -170,7 +170,11 @@ def _add_similarity(
         for pair, by_seed in common.items()
     }
     grid = _by_pair(tasks, by_pair)
-    heading, title = "Similarity of masks, percent", f"Similarity, chance {percent(level)}"
+    n = figures.count_text(map(len, by_pair.values()))
+    heading, title = (
+        f"Similarity of masks, percent, {n}",
+        f"Similarity, chance {percent(level)}, {n}",
+    )
     span = (100 * level, 100.0)
     picture = figures.heat_maps({"": grid}, study.title(title), "similarity (%)", span)
     section.tables.append(grid.table(heading))
@@ -218,7 +222,8 @@ def _add_overlap(
         f"share {chance}."
     )
     grid = _by_pair(tasks, {pair: [*by_seed.values()] for pair, by_seed in shared.items()})
-    heading, title = "Overlap of kept weights, percent", f"Overlap, chance {chance}"
+    n = figures.count_text(map(len, shared.values()))
+    heading, title = f"Overlap of kept weights, percent, {n}", f"Overlap, chance {chance}, {n}"
     span = (100 * (1 - sparsity), 100.0)
     picture = figures.heat_maps({"": grid}, study.title(title), "shared (%)", span)
     section.details.append(grid.table(heading))

@@ -131,23 +131,26 @@ def transfer(study: StudyResults, sparsity: float) -> Section:
     ours, targets = transfers_of(study, sparsity), targets_of(study, sparsity)
     one_shot = [PRUNED_THETA0] * any(source == PRUNED_THETA0 for source, _ in ours.values)
     tickets = [*sources_of(study, sparsity), *one_shot]
+    networks = [Network(t, sparsity, source=s) for s in tickets for t in targets if s in TASKS]
+    networks += [Network(t, sparsity, "one_shot") for t in targets]
+    n = figures.count_text(study.scores(network).count() for network in networks)
     section = Section(
         f"Do tickets transfer at {percent(sparsity)}?"
         + " (the paper's Figure 2)" * is_papers(sparsity),
-        [_introduction(study, sparsity, tickets, targets), HATCHED],
+        [_introduction(study, sparsity, n, targets), HATCHED],
     )
     heading = "Transfer minus full network, points"
     name = f"transfer_{100 * sparsity:.3g}.png"
-    title = study.title(f"Transfer at {percent(sparsity)}: difference to the full network (points)")
+    title = f"Transfer at {percent(sparsity)}: difference to the full network (points), {n}"
     grid = ours.grid(tickets, targets)
     section.tables.append(grid.table(heading))
-    _add_picture(section, grid, heading, name, title)
+    _add_picture(section, grid, heading, name, study.title(title))
     columns = {"ours": ours}
     if is_papers(sparsity):
         columns["paper"] = papers_transfers()
         section.sources += sources(figure2().values())
         heading = "The same cells in the paper (n = 3), points"
-        title = "The same cells in the paper's Figure 2 (points)"
+        title = "The same cells in the paper's Figure 2 (points), n = 3"
         grid = columns["paper"].grid(tickets, targets)
         section.details.append(grid.table(heading))
         _add_picture(section, grid, heading, "transfer_paper.png", title)
@@ -155,15 +158,10 @@ def transfer(study: StudyResults, sparsity: float) -> Section:
     return section
 
 
-def _introduction(
-    study: StudyResults, sparsity: float, tickets: Sequence[str], targets: Sequence[str]
-) -> str:
-    networks = [Network(t, sparsity, source=s) for s in tickets for t in targets if s in TASKS]
-    networks += [Network(t, sparsity, "one_shot") for t in targets]
-    counts = {study.scores(network).count() for network in networks} - {0} or {0}
+def _introduction(study: StudyResults, sparsity: float, n: str, targets: Sequence[str]) -> str:
     return (
         "Mean score of the transferred ticket minus that of the full network, positive where the "
-        f"ticket is better, n = {' or '.join(map(str, sorted(counts)))}. Dark "
+        f"ticket is better, {n}. Dark "
         "cells (●): the ticket of another task scores at least as high as the task's own, both at "
         f"{percent(sparsity)}; this compares means, without a test. Rows are the source tasks of "
         "the tickets, columns the target tasks." + _trivial(study, targets)
