@@ -357,7 +357,7 @@ class Transfer(Training):
         method=True,
     )
     theta: str | None = data_flag(
-        "start the encoder from theta.safetensors of a search, or weights.safetensors of a "
+        "start from theta.safetensors of a search, or weights.safetensors of a "
         "--rewind none round; --ticket of the same base",
         metavar="FILE",
         grid=True,
