@@ -14,11 +14,11 @@ from lth_scale.config import files
 from lth_scale.config.arguments import Arguments, Transfer, flags_with, with_current_names
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.redaction import without_secrets
-from lth_scale.config.resolution import HUB_NAME, resolve
+from lth_scale.config.resolution import HUB_NAME, with_defaults
 from lth_scale.config.texts import as_words
 from lth_scale.pruning.registries import CONTROLS
 from lth_scale.pruning.ticket import Ticket
-from lth_scale.tasks.registry import TASKS
+from lth_scale.tasks.registry import TASKS, adopt_metric
 from lth_scale.tracking.run_directory import RunDirectory
 
 PATH_KEY = re.compile(r".*(name_or_path|_path|_file|_dir)")  # in files that transformers writes
@@ -148,6 +148,7 @@ class PublishedRun:
         self.metrics = files.read_json(stage / "metrics.json")
         self.publication = Publication(saved, root, stage)
         self.task = TASKS[self.args.task]
+        adopt_metric(saved)
         self.control = self.args.control if isinstance(self.args, Transfer) else "none"
         self.seed = self.metrics.get("seed", self.args.seed)
         base = self.args.model_name_or_path
@@ -217,7 +218,7 @@ class PublishedRun:
         args = self.args
         given: dict[str, Any] = {"task": args.task}
         given |= {"preset": args.preset} if args.preset else {}
-        defaults = resolve(given, type(args)).as_dict()
+        defaults = with_defaults(given, type(args)).as_dict()
         omitted = {*flags_with("cosmetic"), *given} - {"seeds"}
         for name, value in args.as_dict().items():
             if name not in omitted and value != defaults[name]:
