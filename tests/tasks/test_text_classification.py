@@ -184,6 +184,7 @@ BAD = {
     "no number": (["1", "x"], None, ("--do_regression",), 'row 2: "x" is not a finite number'),
     "widths": ([[1, 2], [3]], None, ("--do_regression",), "row 2: has 1 numbers"),
     "nan": (["1", "nan"], None, ("--do_regression",), "row 2"),
+    "f1": (["a", "b", "c"], None, ("--metric_name", "f1"), "--metric_name f1: cannot score"),
     "column": (["a", "b"], None, ("--label_column_name", "topic"), "'text', 'label'"),
     "text": (["a", "b"], None, ("--text_column_names", "review"), "'text', 'label'"),
 }
@@ -196,7 +197,7 @@ def test_bad_labels_and_columns_are_one_line_with_file_column_and_row(case, load
         load(texts_with(labels), *words, validation=validation and texts_with(validation))
     message = str(refusal.value)
     assert expected in message and ";" in message and "\n" not in message
-    assert "train_file" in message or "validation_file" in message
+    assert any(flag in message for flag in ("train_file", "validation_file", "metric_name"))
 
 
 def test_a_column_that_is_not_unambiguous_is_not_guessed(load):

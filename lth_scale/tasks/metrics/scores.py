@@ -57,7 +57,7 @@ def metrics_of(problem_type: str, name: str | None) -> dict[str, Scorer]:
     if name is None:
         return usual
     if name in known:
-        return {name: known[name], **usual}
+        return {name: partial(_of_these_labels, name, known[name]), **usual}
     return {Path(name).stem: evaluate_metric(problem_type, name), **usual}
 
 
@@ -74,20 +74,25 @@ def evaluate_metric(problem_type: str, name: str) -> Scorer:
             f"one of {others}, which need no network"
         ) from None
     options = EVALUATE_OPTIONS.get(problem_type, {})
-    return partial(_compute, metric, Path(name).stem, options)
+    score = partial(_compute, metric, Path(name).stem, options)
+    return partial(_of_these_labels, name, score)
 
 
 def _compute(
     metric: Any, name: str, options: Mapping[str, Any], labels: ndarray, predictions: ndarray
 ) -> float:
-    """The value of the metric's own name, else its only one. Raises BadInput."""
+    """The value of the metric's own name, else its only one. Raises ValueError if it has several."""
+    scores = metric.compute(predictions=predictions, references=labels, **options)
+    if name not in scores and len(scores) != 1:
+        raise ValueError(f"it has several values, {', '.join(scores)}")
+    return float(scores.get(name, next(iter(scores.values()))))
+
+
+def _of_these_labels(name: str, score: Scorer, labels: ndarray, predictions: ndarray) -> float:
+    """The score. Raises BadInput if the metric is not one of such labels."""
     try:
-        scores = metric.compute(predictions=predictions, references=labels, **options)
-        value = scores[name] if name in scores else dict([*scores.items()]).popitem()[1]
-        if name not in scores and len(scores) != 1:
-            raise ValueError(f"it has several values, {', '.join(scores)}")
-        return float(value)
-    except Exception as error:  # a user's code
+        return float(score(labels, predictions))
+    except Exception as error:  # may be a user's code
         raise BadInput(
             f"--metric_name {name}: cannot score these labels ({first_line(error)}); use another"
         ) from None
