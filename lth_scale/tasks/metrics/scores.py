@@ -81,7 +81,7 @@ def evaluate_metric(problem_type: str, name: str) -> Scorer:
 def _compute(
     metric: Any, name: str, options: Mapping[str, Any], labels: ndarray, predictions: ndarray
 ) -> float:
-    """The value of the metric's own name, else its only one. Raises ValueError if it has several."""
+    """The value of the metric's own name, or its only one. Raises ValueError if there are more."""
     scores = metric.compute(predictions=predictions, references=labels, **options)
     if name not in scores and len(scores) != 1:
         raise ValueError(f"it has several values, {', '.join(scores)}")
