@@ -350,6 +350,11 @@ def link(name: str, to: str) -> Lay:
     return lay
 
 
+def jsonl(values: list[Any]) -> str:
+    """One JSON value a line."""
+    return "".join(f"{json.dumps(value)}\n" for value in values)
+
+
 def rows(split: str, content: str | bytes) -> Lay:
     """Lay data of nine good rows a split, but for one."""
 
@@ -535,6 +540,226 @@ DATA = [
             put("data/validation.jsonl", '{"text": "short"}'),
         ),
     ),
+]
+
+
+def own(task: str, what: str, content: list[Any] | str, *named: str, validation: Any = ()) -> Case:
+    """Rows of the user's own data that are wrong: of JSON Lines, or lines of CoNLL or of text.
+
+    validation: its rows, if they differ.
+    """
+    ending = "jsonl" if not isinstance(content, str) else "conll" if "O" in content else "txt"
+    names, contents = [f"{split}.{ending}" for split in ("train", "val")], [content, validation]
+    if not validation:
+        names, contents = [names[0]] * 2, [content]
+    lays = [
+        put(f"data/{name}", rows if isinstance(rows, str) else jsonl(rows))
+        for name, rows in zip(names, contents, strict=False)
+    ]
+    files = "--train_file …/data/{} --validation_file …/data/{}".format(*names)
+    return case(
+        *("imp", f"--task {task}: {what}", *named),
+        argv=f"--task {task} {files}",
+        lay=both(*lays),
+        without=("dataset_path",),
+    )
+
+
+WORDS, TAGS = ["the", "cat"], ["O", "B-PER"]
+TAGGED = {"tokens": WORDS, "ner_tags": TAGS}
+ASKED = {"context": "the cat", "question": "who?"}
+NO_ANSWER = {"text": [], "answer_start": []}
+ELSEWHERE = {"text": ["cat"], "answer_start": [3]}
+OF_WORDS, OF_QUESTIONS, OF_TEXT = "token-classification", "question-answering", "fill-mask"
+OF_CLASSES, GOOD = "text-classification", {"text": "the cat", "label": "a"}
+OTHER = {"text": "a dog", "label": "b"}
+
+
+def own_csv(what: str, content: str, *named: str, flags: str = "", name: str = "train.csv") -> Case:
+    """Rows of text-classification in a file that is wrong."""
+    files = f"--train_file …/data/{name} --validation_split_percentage 50 {flags}"
+    return case(
+        *("imp", f"--task {OF_CLASSES}: {what}", *named),
+        argv=f"--task {OF_CLASSES} {files}",
+        lay=put(f"data/{name}", content),
+        without=("dataset_path",),
+    )
+
+
+OWN_CLASSES = [
+    *(
+        case(
+            *("imp", f"--task {OF_CLASSES} {flags}".strip(), *named),
+            argv=f"--task {OF_CLASSES} {flags}",
+            without=("dataset_path",),
+        )
+        for flags, *named in (
+            ("", "--train_file FILE, --dataset_name NAME or --dataset_path DIR"),
+            (
+                "--train_file /no/file --validation_split_percentage 5",
+                "--train_file /no/file: no such file",
+            ),
+            ("--dataset_name /no/a --train_file /b", "--train_file /b: each", "use one"),
+            ("--dataset_name /no/a --dataset_path /b", "--dataset_path /b", "use one"),
+            ("--dataset_name a/b --greater_is_better true", "--metric_name"),
+            ("--dataset_name a/b --metric_name ours", "--greater_is_better true or false"),
+            ("--dataset_name a/b --version_2_with_negative", "question-answering"),
+            ("--dataset_name a/b --validation_split_percentage 100", "1 to 99"),
+        )
+    ),
+    case("imp", "--train_file rows.csv", "--task sst2", OF_CLASSES, "omit it"),
+    case("imp", "--do_regression", "--task sst2", OF_CLASSES, "omit it"),
+    case("imp", "--task no_such_module:load", "cannot be imported", "package.module:function"),
+    own_csv("no validation rows of two", "text,label\na,x\n", "1 rows", "percentage"),
+    own_csv("tabs in a .csv", "text\tlabel\na\tx\n", "has tabs and no commas", ".tsv"),
+    own_csv("a row that is too long", "text,label\na,x\nb,y,z\n", "row 2 has 3 values", "quote"),
+    own_csv("two columns of one name", "text,text\na,x\n", "is there 2 times", "rename"),
+    own_csv("an open quote", 'text,label\n"a,x\n', "line 2", "close each quote"),
+    own_csv("a header alone", "text,label\n", "no rows"),
+    own_csv("a name without a format", "a", ".csv", ".parquet", name="train.xlsx"),
+    own_csv(
+        "no row of names", "good,1\nbad,0\nfine,1\n", "--label_column_name", "is the first row"
+    ),
+    own_csv("numbers with a fraction", "text,label\na,0.5\nb,1\nc,2\n", "row 1", "--do_regression"),
+    own_csv(
+        "words as numbers",
+        "text,label\na,0.5\nb,x\nc,2\n",
+        "row 2",
+        "omit --do_regression",
+        flags="--do_regression",
+    ),
+    own_csv(
+        "a column that is not there",
+        "text,label\na,x\nb,y\n",
+        "--label_column_name topic",
+        "'text', 'label'",
+        flags="--label_column_name topic",
+    ),
+    own(OF_CLASSES, "one class", [GOOD, GOOD], "column 'label' has 1 class ('a')", "2 at least"),
+    own(
+        OF_CLASSES,
+        "a label that train does not have",
+        [GOOD, OTHER],
+        "…/data/val.jsonl: column 'label', row 2",
+        "correct it, or remove the row",
+        validation=[GOOD, GOOD | {"label": "c"}],
+    ),
+    own(
+        OF_CLASSES,
+        "null as a label",
+        [GOOD, OTHER, GOOD | {"label": None}],
+        "…/data/train.jsonl: column 'label', row 3: has no label",
+        "remove the row",
+    ),
+    own(
+        OF_CLASSES,
+        "null as a text",
+        [GOOD, OTHER, GOOD | {"text": None}],
+        "…/data/train.jsonl: column 'text', row 3: has no text",
+        "fill it in",
+    ),
+    own(
+        OF_CLASSES,
+        "two columns of texts",
+        [GOOD | {"title": "x"}, OTHER | {"title": "x"}],
+        "2 columns of strings",
+        "--text_column_names",
+        "'text', 'label', 'title'",
+    ),
+    own(
+        OF_CLASSES,
+        "labels of two types",
+        [GOOD, GOOD | {"label": 1}],
+        "…/data/train.jsonl: column 'label', row 2: 1 is of another type",
+        "one type",
+    ),
+]
+OWN_DATA = [
+    *OWN_CLASSES,
+    own(
+        OF_WORDS,
+        "too few tags",
+        [TAGGED, TAGGED | {"ner_tags": ["O"]}],
+        "…/data/train.jsonl: column 'ner_tags', row 2: 1 tags for 2 words",
+        "one tag",
+    ),
+    own(
+        OF_WORDS,
+        "a tag that train does not have",
+        [TAGGED],
+        "…/data/val.jsonl: column 'ner_tags', row 2",
+        '"B-LOC"',
+        "(B-PER, O)",
+        "add rows",
+        validation=[TAGGED, TAGGED | {"ner_tags": ["O", "B-LOC"]}],
+    ),
+    own(
+        OF_WORDS,
+        "a row without words",
+        [TAGGED, {"tokens": [], "ner_tags": []}],
+        "…/data/train.jsonl: column 'tokens', row 2: has no words",
+        "remove the row",
+    ),
+    own(
+        OF_WORDS,
+        "null as a word",
+        [TAGGED, TAGGED | {"tokens": ["a", None]}],
+        "…/data/train.jsonl: column 'tokens', row 2: has a null",
+        "fill it in",
+    ),
+    own(
+        OF_WORDS,
+        "a single tag",
+        [TAGGED | {"ner_tags": ["O", "O"]}],
+        "…/data/train.jsonl: column 'ner_tags' has only the tag 'O'",
+        "two or more",
+    ),
+    own(
+        OF_WORDS,
+        "texts instead of lists",
+        [{"tokens": "the cat", "ner_tags": "O O"}],
+        "none of the columns 'tokens', 'ner_tags' holds lists of words",
+        ".conll",
+    ),
+    own(
+        OF_WORDS,
+        "columns of other names",
+        [{"a": WORDS, "b": TAGS}],
+        "columns 'a', 'b' hold lists of words",
+        "--text_column_name",
+    ),
+    own(OF_WORDS, "a line without a tag", "the O\ncat\n", "…/data/train.conll: line 2: 'cat'"),
+    own(
+        OF_QUESTIONS,
+        "a question without an answer",
+        [ASKED | {"answers": NO_ANSWER}],
+        "…/data/train.jsonl: column 'answers', row 1",
+        "--version_2_with_negative",
+    ),
+    own(
+        OF_QUESTIONS,
+        "an answer elsewhere",
+        [ASKED | {"answers": ELSEWHERE}],
+        "…/data/train.jsonl: column 'answers', row 1",
+        "not at character 3",
+        "correct answer_start",
+    ),
+    own(
+        OF_QUESTIONS,
+        "no column of contexts",
+        [{"question": "who?"}],
+        "…/data/train.jsonl: no column 'context', only 'question'",
+        "context, question, answers",
+    ),
+    own(OF_TEXT, "null as a text", [{"text": "a"}, {"text": None}], "column 'text', row 2: null"),
+    own(
+        OF_TEXT,
+        "two columns of texts",
+        [{"a": "x", "b": "y"}],
+        "columns 'a', 'b' hold texts",
+        "--text_column_name",
+    ),
+    own(OF_TEXT, "too little text", "short\n", "…/data/train.txt has too little", "add text"),
 ]
 
 
@@ -786,6 +1011,17 @@ MODELS = [
         "tokenizer.json",
         argv="--model_name_or_path …/model --task squad",
         lay=model(in_python),
+    ),
+    case(
+        "imp",
+        "--task token-classification and a tokenizer in Python",
+        "--task token-classification: EsmTokenizer",
+        "…/model",
+        "tokenizer.json",
+        argv="--model_name_or_path …/model --task token-classification --train_file …/t.conll "
+        "--validation_file …/t.conll",
+        lay=both(model(in_python), put("t.conll", "the O\n")),
+        without=("dataset_path",),
     ),
     case(
         "export",
@@ -2374,6 +2610,7 @@ HUB = [  # what the Hub answers, by the name of the model
 CASES = [
     *FLAGS,
     *DATA,
+    *OWN_DATA,
     *MODELS,
     *TICKETS,
     *RUNS,

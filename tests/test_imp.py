@@ -550,7 +550,8 @@ def test_a_quick_look_is_marked_in_every_output(search, capsys, tmp_path):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_has_a_quick_preset_on_real_data_with_a_small_encoder(task):
-    args = parse(["--task", task, "--preset", "quick"])
+    own = ["--dataset_name", "a/b"] if TASKS[task].is_of_own_data else []
+    args = parse(["--task", task, "--preset", "quick", *own])
     assert (
         args.dataset_path is None
         and args.max_train_samples <= 2000

@@ -16,16 +16,18 @@ from lth_scale.config.flags import (
     COUNT,
     DELTA,
     FRACTION,
+    ON_HUB_OR_LOCAL,
     SEED,
     TOKENS,
     Group,
     Range,
-    absolute_model,
+    absolute_if_local,
     check_names,
     comparison_flag,
     data_flag,
     flags_of,
     hub_flag,
+    own_data_flag,
     precision_flag,
     report_to_flag,
     search_flag,
@@ -51,7 +53,9 @@ class Training:
     Raises BadInput for an earlier name of an entry that was renamed, such as a score.
     """
 
-    task: str = data_flag("task to train on", MISSING, registry="task", grid=True)
+    task: str = data_flag(
+        "task to train on, or package.module:function", MISSING, registry="task", grid=True
+    )
     preset: str | None = data_flag(
         "demo: embedded model and data, no network; quick: a small encoder, part of the real data",
         choices=("demo", "quick"),
@@ -67,7 +71,54 @@ class Training:
         "all but mlm: start from the checkpoint's head instead of a fresh one", False
     )
     dataset_path: str | None = data_flag(
-        "directory with train.jsonl and validation.jsonl in the Hub's columns", metavar="DIR"
+        "directory with train.jsonl and validation.jsonl; your own data: train.* and so on",
+        metavar="DIR",
+    )
+    dataset_name: str | None = own_data_flag(
+        "dataset on the Hub, or a directory of save_to_disk", metavar="NAME"
+    )
+    dataset_config_name: str | None = own_data_flag(
+        "configuration of --dataset_name", metavar="CONFIG"
+    )
+    train_file: str | None = own_data_flag(
+        "training rows: csv, tsv, json, jsonl, parquet, arrow or txt, also .gz or .xz",
+        metavar="FILE",
+    )
+    validation_file: str | None = own_data_flag("validation rows", metavar="FILE")
+    test_file: str | None = own_data_flag(
+        "rows that the dense network and the last ticket predict, in predictions.csv",
+        metavar="FILE",
+    )
+    text_column_names: str | None = own_data_flag(
+        "text-classification: column of the text, or two columns of a pair, such as a,b",
+        metavar="COLUMNS",
+    )
+    text_column_name: str | None = own_data_flag(
+        "column of the words (token-classification) or of the text (fill-mask)", metavar="COLUMN"
+    )
+    label_column_name: str | None = own_data_flag("column of the labels", metavar="COLUMN")
+    label_separator: str | None = own_data_flag(
+        "text-classification: the label column holds several, separated by this", metavar="TEXT"
+    )
+    do_regression: bool = own_data_flag(
+        "text-classification: labels are numbers to predict, not classes", False
+    )
+    version_2_with_negative: bool = own_data_flag(
+        "question-answering: some questions have no answer, as in SQuAD v2", False
+    )
+    validation_split_percentage: int | None = own_data_flag(
+        "percentage of the training rows to validate on",
+        range=Range(1, 99, "an integer from 1 to 99"),
+    )
+    shuffle_train_dataset: bool = own_data_flag(
+        "shuffle the training rows by --seed before --max_train_samples", False
+    )
+    metric_name: str | None = own_data_flag(
+        "metric of `evaluate` by which networks are compared: its name or a local path",
+        metavar="METRIC",
+    )
+    greater_is_better: str | None = own_data_flag(
+        "whether more is better in --metric_name", choices=("true", "false")
     )
     output_dir: str = data_flag(
         "directory for all output (default: below runs/)", metavar="DIR", cosmetic=True, grid=True
@@ -194,7 +245,10 @@ class Training:
         for spec, declared in flags_of(type(self)):
             if declared.path and (path := values[spec.name]) not in (None, EMBEDDED):
                 values[spec.name] = os.path.abspath(path)
-        return values | {"model_name_or_path": absolute_model(self.model_name_or_path)}
+        for name in ON_HUB_OR_LOCAL:
+            if values[name]:
+                values[name] = absolute_if_local(values[name])
+        return values
 
     @property
     def note(self) -> str:
@@ -303,8 +357,8 @@ class Transfer(Training):
         method=True,
     )
     theta: str | None = data_flag(
-        "start the encoder from a theta.safetensors of lth_scale.imp, or from the "
-        "weights.safetensors of a --rewind none round; --ticket must be of the same base",
+        "start from theta.safetensors of a search, or weights.safetensors of a "
+        "--rewind none round; --ticket of the same base",
         metavar="FILE",
         grid=True,
     )
@@ -357,6 +411,12 @@ def _registries() -> dict[str, str]:
     return {spec.name: declared.registry for spec, declared in both if declared.registry}
 
 
+def flags_in(group: Group) -> frozenset[str]:
+    """The names of the flags of a search or a transfer in a section of --help."""
+    both = (flag for kind in (Arguments, Transfer) for flag in flags_of(kind))
+    return frozenset(spec.name for spec, declared in both if declared.group == group)
+
+
 def with_current_names(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Saved flags, among other facts, with the current names of what was renamed since."""
     values = {**saved}
@@ -369,7 +429,7 @@ def with_current_names(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 def same_value(name: str, one: Any, other: Any) -> bool:
     """True if two values of the flag `name` are equal or paths to the same place."""
-    is_path = name == "model_name_or_path" or name in flags_with("path")
+    is_path = name in ON_HUB_OR_LOCAL or name in flags_with("path")
     if one == other or not is_path or not (isinstance(one, str) and isinstance(other, str)):
         return bool(one == other)
     return EMBEDDED not in (one, other) and os.path.realpath(one) == os.path.realpath(other)

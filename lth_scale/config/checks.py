@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lth_scale.config import files, run_files
-from lth_scale.config.arguments import Arguments, Training, Transfer
+from lth_scale.config.arguments import Arguments, Training, Transfer, flags_in
 from lth_scale.config.defaults import DEMO, ELSEWHERE, EMBEDDED
 from lth_scale.config.errors import BadInput
-from lth_scale.config.flags import check_ranges
+from lth_scale.config.flags import Group, check_ranges
 from lth_scale.config.registry import REGISTRIES, parse_with
 
 MOST_ROUNDS = 1_000
+_EVALUATION_FILES = ("validation_file", "test_file")
 _LARGEST_STEP = 2**24  # examples per device and optimizer step, whose row numbers are in memory
 
 
@@ -29,6 +30,7 @@ def check_training(args: Training) -> None:
             "--bf16 --fp16: mutually exclusive; use one": args.bf16 and args.fp16,
         }
     )
+    check_own_data(args)
     check_regexes(args.ignore or ())
     options = parse_optim_args(args.optim_args, args.optim)
     is_plain = not options.get("momentum") or options.get("dampening")
@@ -44,6 +46,48 @@ def check_training(args: Training) -> None:
             "omit the flag": args.keep_head and has_head,
         }
     )
+
+
+def check_own_data(args: Training) -> None:
+    """Raise BadInput for flags about the user's own data that --task or each other rule out."""
+    kinds: dict[str, Any] = {**REGISTRIES["task"], args.task: REGISTRIES["task"][args.task]}
+    given = [flag for flag in sorted(flags_in(Group.OWN_DATA)) if getattr(args, flag)]
+    for flag in given:
+        takers = [name for name, kind in kinds.items() if flag in kind.data_flags]
+        if args.task not in takers:
+            raise BadInput(
+                f"--{flag} {getattr(args, flag)}: --task {args.task} does not take it; use it with "
+                f"--task {', '.join(takers)}, or omit it"
+            )
+    ways = [flag for flag in ("dataset_path", "dataset_name", "train_file") if getattr(args, flag)]
+    files_given = [flag for flag in _EVALUATION_FILES if getattr(args, flag)]
+    percentage = args.validation_split_percentage
+    _refuse(
+        {
+            f"--task {args.task}: reads your own data; specify --train_file FILE, --dataset_name "
+            "NAME or --dataset_path DIR": kinds[args.task].needs_data and not ways,
+            f"{_as_flags(args, ways)}: each says where the data is; use one": len(ways) > 1,
+            f"{_as_flags(args, files_given)}: --dataset_path has its own files; omit one of "
+            "them": files_given and args.dataset_path,
+            "--dataset_config_name: is of --dataset_name; omit it": args.dataset_config_name
+            and not args.dataset_name,
+            f"--validation_split_percentage {percentage}: --validation_file has the validation "
+            "rows; omit one of them": percentage and args.validation_file,
+            f"--train_file {args.train_file}: no validation rows; specify --validation_file, or "
+            "--validation_split_percentage such as 10": args.train_file
+            and not (args.validation_file or percentage),
+            f"--greater_is_better {args.greater_is_better}: is about --metric_name; specify it, or "
+            "omit the flag": args.greater_is_better and not args.metric_name,
+            f"--metric_name {args.metric_name}: whether more is better is not known; specify "
+            "--greater_is_better true or false": args.metric_name
+            and not args.greater_is_better
+            and args.metric_name not in REGISTRIES["metric"],
+        }
+    )
+
+
+def _as_flags(args: Training, names: Sequence[str]) -> str:
+    return " ".join(f"--{name} {getattr(args, name)}" for name in names)
 
 
 def check_regexes(ignore: Sequence[str]) -> None:
@@ -91,6 +135,8 @@ def check_search(args: Arguments) -> None:
             and args.dense,
             "--early_bird: requires a schedule of its own for each round; "
             "use --lr_span round": one_schedule and args.early_bird,
+            f"--test_file {args.test_file}: round 0 of --dense is not trained here, so its network "
+            "is not there to predict; omit one of them": args.test_file and args.dense,
             f"--dense: --score {args.score} needs sums over round 0, which are not stored; "
             "omit --dense or use --score magnitude": accumulates and args.dense,
             f"--score {args.score}: sums gradients over training; use --max_steps above 0, and "
@@ -121,6 +167,8 @@ def check_transfer(args: Transfer) -> None:
             "them": has_budget and args.connectivity,
             f"--scope {args.scope}: only for --control one_shot with --target_sparsity; "
             "omit it": args.scope and not (controls[control].by_scope and sparsity),
+            f"--test_file {args.test_file}: predicted by lth_scale.imp only; omit "
+            "it": args.test_file,
             f"--connectivity: requires two seeds, but there is one ({args.seeds[0]}); "
             "use --seeds 1 2": args.connectivity and len(args.seeds) < 2,
         }
@@ -201,20 +249,23 @@ def check_paths(args: Training) -> None:
         )
     for name in ("ticket", "theta"):
         if (path := getattr(args, name, None)) is not None:
-            _check_file(name, path)
+            _check_file(name, path, f"a {name}.safetensors")
+    for name in ("train_file", "validation_file", "test_file"):
+        if (path := getattr(args, name)) is not None:
+            _check_file(name, path, "a file of rows")
     for name in ("dense", "compare_with"):
         if (path := getattr(args, name, None)) is not None:
             _check_run(name, path)
     _check_model(args.model_name_or_path)
 
 
-def _check_file(name: str, path: str) -> None:
+def _check_file(name: str, path: str, expected: str) -> None:
     try:
         files.check_regular(Path(path))
     except OSError as problem:
         is_absent = problem.errno in (errno.ENOENT, errno.ENOTDIR) or Path(path).is_dir()
         why = "no such file" if is_absent else problem.strerror
-        raise BadInput(f"--{name} {path}: {why}; use a {name}.safetensors") from None
+        raise BadInput(f"--{name} {path}: {why}; use {expected}") from None
 
 
 def _check_run(name: str, run: str) -> None:

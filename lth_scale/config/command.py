@@ -220,7 +220,8 @@ def _add_flag(to: argparse._ActionsContainer, spec: Field[Any], flag: Flag) -> N
         options["action"] = "store_true"
     else:
         parse = partial(_current_name, flag.registry) if flag.registry else kind
-        options |= {"type": parse, "choices": choices or None, "nargs": "+" if several else None}
+        accepted = REGISTRIES[flag.registry] if flag.registry else choices
+        options |= {"type": parse, "choices": accepted or None, "nargs": "+" if several else None}
         options |= {"metavar": _value_name(spec, flag)} if is_long or not choices else {}
     if flag.positional:
         to.add_argument(spec.name, **options)

@@ -19,6 +19,7 @@ class Group(StrEnum):
     """The sections of `--help`, in order."""
 
     DATA = "what to train"
+    OWN_DATA = "your own data"
     SEARCH = "search"
     COMPARISON = "comparison"
     TRAINING = "training"
@@ -44,6 +45,10 @@ TOKENS = Range(1, 2**20)
 FRACTION = Range(0, math.nextafter(1, 0), "a fraction, at least 0 and below 1, such as 0.7")
 DELTA = Range(0, 1e9, "a number of 0 or more")  # in the unit of any metric
 SEED = Range(0, 2**32 - 1, "an integer from 0 to 4294967295")
+
+
+# Flags that take a name on the Hub or a local directory.
+ON_HUB_OR_LOCAL = ("model_name_or_path", "dataset_name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +88,16 @@ def flag(help: str, default: Any = None, **facts: Any) -> Any:
     return field(default=default, metadata={"flag": Flag(help=help, **facts)})
 
 
-data_flag, search_flag, comparison_flag, training_flag, precision_flag, tracking_flag, hub_flag = (
-    partial(flag, group=group) for group in Group
-)
+(
+    data_flag,
+    own_data_flag,
+    search_flag,
+    comparison_flag,
+    training_flag,
+    precision_flag,
+    tracking_flag,
+    hub_flag,
+) = (partial(flag, group=group) for group in Group)
 
 
 def report_to_flag(**facts: Any) -> Any:
@@ -108,8 +120,10 @@ def value_type(spec: Field[Any]) -> tuple[type, bool]:
 def default_text(spec: Field[Any]) -> str:
     """` (default: …)`, by task where tasks differ, or "" if the default is None or False."""
     if (usual := GLUE_DEFAULTS.get(spec.name)) is not None:
-        by_task = {task: values[spec.name] for task, values in DEFAULTS.items()}
-        differing = [f"{task} {value}" for task, value in by_task.items() if value != usual]
+        tasks: dict[Any, list[str]] = {}
+        for task, defaults in DEFAULTS.items():
+            tasks.setdefault(defaults[spec.name], []).append(task)
+        differing = [f"{' '.join(tasks[value])} {value}" for value in tasks if value != usual]
         return f" (default: {', '.join([str(usual), *differing])})"
     values = spec.default if isinstance(spec.default, tuple) else (spec.default,)
     shown = [str(value) for value in values if value not in (None, MISSING) and value is not False]
@@ -144,6 +158,6 @@ def is_local(name: str) -> bool:
     return name == EMBEDDED or Path(name).exists()
 
 
-def absolute_model(name: str) -> str:
-    """The name of a model, as an absolute path if it is a local directory."""
+def absolute_if_local(name: str) -> str:
+    """A name on the Hub, or an absolute path if it is that of a local directory."""
     return os.path.abspath(name) if is_local(name) and name != EMBEDDED else name

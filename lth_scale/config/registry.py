@@ -19,13 +19,15 @@ class Renamed(NamedTuple):
 class Registry(Mapping[str, Entry]):
     """Entries by name, in the order of registration.
 
-    kind: what messages call an entry, and the key of the registry in `REGISTRIES`. renamed: earlier
-    names, which new commands may not use and which saved flags may have.
+    kind: what messages call an entry, and the key of the registry in `REGISTRIES`. find: the entry
+    of a name that is not registered, or None. renamed: earlier names, which new commands may not
+    use and which saved flags may have. aliases: further names of entries in this process.
     """
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, find: Callable[[str], Entry | None] = lambda name: None):
+        self.kind, self.find = kind, find
         self.renamed: dict[str, Renamed] = {}
+        self.aliases: dict[str, str] = {}
         self._entries: dict[str, Entry] = {}
         REGISTRIES[kind] = self
 
@@ -35,6 +37,16 @@ class Registry(Mapping[str, Entry]):
             raise ValueError(f"the {self.kind} {name!r} is registered already")
         self._entries[name] = entry
         return entry
+
+    def alias(self, name: str, entry: str) -> None:
+        """Know the entry under a further name, in this process. Raises ValueError if it is taken.
+
+        Another alias is replaced.
+        """
+        if name in self._entries and name not in self.aliases:
+            raise ValueError(f"the {self.kind} {name!r} is registered already")
+        self._entries[name] = self[entry]
+        self.aliases[name] = entry
 
     def rename(self, old: str, name: str, why: str) -> None:
         """Refuse the name `old` of the entry `name` from now on; saved flags may still have it."""
@@ -48,6 +60,8 @@ class Registry(Mapping[str, Entry]):
         return f"is called {current} now, because {why}; use {current}"
 
     def __getitem__(self, name: str) -> Entry:
+        if name not in self._entries and (entry := self.find(name)) is not None:
+            return entry
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:

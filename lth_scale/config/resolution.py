@@ -52,6 +52,15 @@ def resolve(values: Values, kind: type[Kind] = Arguments) -> Kind:  # type: igno
     Defaults are the preset's, else the paper's for the task. Raises BadInput (a ValueError), which
     names the flag, its value and the remedy.
     """
+    args = with_defaults(values, kind)
+    check_training(args)
+    _STEPS[kind][1](args)
+    check_paths(args)
+    return args
+
+
+def with_defaults(values: Values, kind: type[Kind]) -> Kind:
+    """As `resolve`, but contradictions, ranges and paths are not checked."""
     resolved, given = _task_defaults(values, kind) | {"ignore": ()}, dict(values)
     if ticket := values.get("ticket"):
         if os.path.isdir(ticket):
@@ -62,13 +71,8 @@ def resolve(values: Values, kind: type[Kind] = Arguments) -> Kind:  # type: igno
             resolved |= _base_model_of(ticket, header)
     resolved |= given
     resolved["ignore"] = tuple(resolved["ignore"])
-    fill_in, check = _STEPS[kind]
-    fill_in(resolved)
-    args = kind(**resolved)
-    check_training(args)
-    check(args)
-    check_paths(args)
-    return args
+    _STEPS[kind][0](resolved)
+    return kind(**resolved)
 
 
 def _task_defaults(values: Values, kind: type[Training]) -> Values:

@@ -8,13 +8,15 @@ from lth_scale.config.directories import HELD
 from lth_scale.config.files import check_regular, read_json
 
 PREDICTIONS = "predictions.safetensors"  # of a stage; missing in runs that kept none
+# The answers to the rows of --test_file: of a stage, a JSON list, and of a run.
+TEST_ANSWERS, TEST_TABLE = "test_answers.json", "predictions.csv"
 _STAGES = ("rounds/[0-9]*", "seeds/[0-9]*", "controls/*/[0-9]*")
 _TENSORS = (
     *("ticket.safetensors", "theta.safetensors", "theta-[0-9]*.safetensors"),
     *("weights.safetensors", "model.safetensors", "model-*-of-*.safetensors"),
     PREDICTIONS,
 )
-_TABLES = ("results", "controls", "restarts")  # JSON lists
+_TABLES = ("results", "controls", "restarts", "test_answers")  # JSON lists
 _METRICS = "sparsity pruned prunable threshold steps train_loss eval seconds"
 _KEYS = {  # JSON objects, with at least these keys
     "metrics": {*_METRICS.split()},

@@ -22,8 +22,7 @@ def check_flags(plan: Plan, directory: Path) -> None:
         old = before.get(job.id, flags)
         if not output.exists() or not difference(old, flags, cosmetic):
             continue
-        args = job.args
-        digests = provenance.input_digests(args.task, args.model_name_or_path, args.dataset_path)
+        digests = provenance.input_digests(provenance.Inputs.of(job.args))
         same = provenance.flags_with_digests(_started_with(output), digests)
         if differ := difference(old, flags, cosmetic | same):
             raise BadInput(
@@ -57,10 +56,10 @@ def check_content(plan: Plan, directory: Path) -> None:
     """Raise BadInput if a job was started with other data or another model."""
     content = functools.cache(provenance.input_digests)  # many jobs, few files
     for job in plan.jobs.values():
-        output, args = directory / "jobs" / job.id, job.args
+        output = directory / "jobs" / job.id
         if not (started := _started_with(output)):
             continue
-        digests = content(args.task, args.model_name_or_path, args.dataset_path)
+        digests = content(provenance.Inputs.of(job.args))
         if differ := provenance.differences(started, {"digests": digests}):
             raise BadInput(
                 f"--output_dir {directory}: {job.id} was started with other content "

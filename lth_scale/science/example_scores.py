@@ -3,8 +3,10 @@
 They are computed from the arrays that evaluations keep (`tracking.predictions`).
 """
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy
 from numpy import ndarray
@@ -43,19 +45,23 @@ def examples_of(arrays: Arrays, metric: str) -> Examples | None:
 
     arrays: as `predictions.read` returns them.
     """
-    if metric in arrays and _are_alike(values := arrays[metric]):
+    if "hits" in arrays:
+        return _of_counts(arrays, metric)
+    if metric in arrays and _are_alike(values := arrays[metric]) and values.ndim == 1:
         return _of_values(values)
     names = ("correct", "masked") if "masked" in arrays else ("prediction", "label")
     pair = [arrays[name] for name in names if name in arrays]
     scores = {"accuracy": _of_blocks} if "masked" in arrays else SCORES
-    if metric not in scores or len(pair) < 2 or not _are_alike(*pair):
+    if len(pair) < 2 or not _are_alike(*pair):
         return None
-    return scores[metric](*pair)
+    are_numbers = pair[0].dtype.kind == "f"
+    by_metric = scores if pair[0].ndim == 1 else NUMBERS if are_numbers else SEVERAL_LABELS
+    return by_metric[metric](*pair) if metric in by_metric else None
 
 
 def _are_alike(*arrays: ndarray) -> bool:
-    """True if each has one number for each of the same examples."""
-    return arrays[0].ndim == 1 and arrays[0].size > 0 and len({x.shape for x in arrays}) == 1
+    """True if each has one number, or a row of them, for each of the same examples."""
+    return arrays[0].ndim <= 2 and arrays[0].size > 0 and len({x.shape for x in arrays}) == 1
 
 
 def _of_values(values: ndarray) -> Examples:
@@ -72,6 +78,20 @@ def _of_blocks(correct: ndarray, masked: ndarray) -> Examples:
         return _ratio(sums[:, 0], sums[:, 1])
 
     return Examples(masked, _columns(correct, masked), score)
+
+
+def _of_counts(arrays: Arrays, metric: str) -> Examples | None:
+    """F1 of entities, precision, recall and accuracy of words; an example is a row of words."""
+    if metric not in RATIOS or not _are_alike(*(arrays[name] for name in COUNTS)):
+        return None
+    parts = {name: arrays[name] for name in COUNTS} | {"both": arrays["found"] + arrays["entities"]}
+    part, factor, whole = RATIOS[metric]
+
+    def score(_: ndarray, sums: ndarray) -> ndarray:
+        return _ratio(factor * sums[:, 0], sums[:, 1])
+
+    rows = numpy.stack([arrays["entities"], arrays["words"]], axis=1)
+    return Examples(rows, _columns(parts[part], parts[whole]), score)
 
 
 def _accuracy(predictions: ndarray, labels: ndarray) -> Examples:
@@ -97,6 +117,78 @@ def _f1(predictions: ndarray, labels: ndarray) -> Examples:
         return _ratio(2 * hits, ours + theirs)
 
     return Examples(labels, _columns(ours & theirs, ours, theirs), score)
+
+
+def _macro_f1(predictions: ndarray, labels: ndarray) -> Examples:
+    """The mean F1 of the classes that are predicted or correct in a sample."""
+    classes = numpy.union1d(predictions, labels)
+    ours, theirs = (classes[:, None] == values for values in (predictions, labels))
+    return _mean_f1(labels, ours, theirs, only_present=True)
+
+
+def _mean_f1(rows: ndarray, ours: ndarray, theirs: ndarray, only_present: bool) -> Examples:
+    """The mean F1 of classes; ours, theirs: bool (classes, examples)."""
+
+    def score(_: ndarray, sums: ndarray) -> ndarray:
+        hits, p, t = numpy.split(sums, 3, axis=1)
+        counted = (p + t > 0) if only_present else numpy.ones_like(p)
+        return _ratio(_ratio(2 * hits, p + t).sum(axis=1), counted.sum(axis=1))
+
+    return Examples(rows, _columns(*(ours & theirs), *ours, *theirs), score)
+
+
+def _macro_f1_of_labels(predictions: ndarray, labels: ndarray) -> Examples:
+    """The mean F1 of all labels; one that is neither predicted nor correct counts as 0."""
+    ours, theirs = predictions.T > 0, labels.T > 0
+    return _mean_f1(_identities(labels), ours, theirs, only_present=False)
+
+
+def _micro_f1_of_labels(predictions: ndarray, labels: ndarray) -> Examples:
+    ours, theirs = predictions > 0, labels > 0
+
+    def score(_: ndarray, sums: ndarray) -> ndarray:
+        hits, p, t = sums.T
+        return _ratio(2 * hits, p + t)
+
+    parts = _columns(*(values.sum(axis=1) for values in (ours & theirs, ours, theirs)))
+    return Examples(_identities(labels), parts, score)
+
+
+def _accuracy_of_labels(predictions: ndarray, labels: ndarray) -> Examples:
+    """The share of examples whose labels are all right."""
+    right = (predictions == labels).all(axis=1)
+    return Examples(_identities(labels), _columns(right), _mean, right)
+
+
+def _mean_of_outputs(
+    kind: Callable[[ndarray, ndarray], Examples], predictions: ndarray, labels: ndarray
+) -> Examples:
+    """The mean of a score over several outputs, (examples, outputs)."""
+    each = [kind(*pair) for pair in zip(predictions.T, labels.T, strict=True)]
+    ends = numpy.cumsum([output.parts.shape[1] for output in each])[:-1]
+
+    def score(weights: ndarray, sums: ndarray) -> ndarray:
+        own = numpy.split(sums, ends, axis=1)
+        pairs = zip(each, own, strict=True)
+        return numpy.mean([output.score(weights, part) for output, part in pairs], axis=0)
+
+    parts = numpy.concatenate([output.parts for output in each], axis=1)
+    return Examples(_identities(labels), parts, score)
+
+
+def _identities(labels: ndarray) -> ndarray:
+    """A number for each example that depends on its labels, int64 (examples,)."""
+    return numpy.array([zlib.crc32(row.tobytes()) for row in labels])
+
+
+def _squared(predictions: ndarray, labels: ndarray) -> Examples:
+    errors = (predictions.astype(float) - labels) ** 2
+    return Examples(labels, _columns(errors), _mean)
+
+
+def _absolute(predictions: ndarray, labels: ndarray) -> Examples:
+    errors = numpy.abs(predictions.astype(float) - labels)
+    return Examples(labels, _columns(errors), _mean)
 
 
 def _matthews(predictions: ndarray, labels: ndarray) -> Examples:
@@ -177,10 +269,30 @@ def _ratio(numerator: ndarray, denominator: ndarray) -> ndarray:
     return numpy.where(is_defined, numerator, 0) / numpy.where(is_defined, denominator, 1)
 
 
+COUNTS = ("hits", "found", "entities", "correct", "words")  # of the tags of a row
+# factor × part ÷ whole
+RATIOS = {
+    "f1": ("hits", 2, "both"),
+    "precision": ("hits", 1, "found"),
+    "recall": ("hits", 1, "entities"),
+    "accuracy": ("correct", 1, "words"),
+}
 SCORES: Mapping[str, Callable[[ndarray, ndarray], Examples]] = {
     "accuracy": _accuracy,
     "f1": _f1,
+    "macro_f1": _macro_f1,
     "matthews_correlation": _matthews,
     "pearson": _pearson,
     "spearman": _spearman,
+    "mse": _squared,
+    "mae": _absolute,
+}
+# Of arrays with several labels or several numbers an example.
+SEVERAL_LABELS: Mapping[str, Callable[[ndarray, ndarray], Examples]] = {
+    "accuracy": _accuracy_of_labels,
+    "micro_f1": _micro_f1_of_labels,
+    "macro_f1": _macro_f1_of_labels,
+}
+NUMBERS: Mapping[str, Callable[[ndarray, ndarray], Examples]] = {
+    name: partial(_mean_of_outputs, SCORES[name]) for name in ("pearson", "spearman", "mse", "mae")
 }

@@ -14,6 +14,8 @@ PREDICTORS = {
     "constant": "the best constant prediction",
     "chance": "random predictions",
     "unigram": "the unigram model",
+    "majority": "the most frequent tag",
+    "outside": "a network that tags no word",
 }
 DEAD = "is dead (one prediction for all rows)"
 

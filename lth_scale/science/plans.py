@@ -24,7 +24,8 @@ THETA = "theta.safetensors"  # θᵢ in the directory of a search
 class Job:
     """A search (`imp`) or a transfer with its flags, and the jobs whose files it needs.
 
-    trainings: how many times the steps of a transfer its control takes, by its budget.
+    trainings: how many times the steps of a transfer its control takes, by its budget. task: as the
+    study calls it.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Job:
     flags: Flags
     needs: tuple[str, ...] = ()
     trainings: int = 1
+    task: str = ""
 
     @functools.cached_property
     def args(self) -> Training:
@@ -139,14 +141,14 @@ class Plan:
         grid = {"seed": seed, "control": "none", "target_sparsity": max(sparsities)}
         needs = (_search_id(task, seed),) if "dense" in flags else ()
         all_flags = {**study.flags_of(task, "imp"), **grid, **flags}
-        self.add(Job(_search_id(task, seed, point), "imp", all_flags, needs))
+        self.add(Job(_search_id(task, seed, point), "imp", all_flags, needs, task=task))
 
     def add_dense(self, study: StudySpec, task: str, seed: int) -> None:
         """Add a dense network: round 0 of a search, if planned, or a job of its own."""
         job = _search_id(task, seed)
         if job not in self.jobs:
             flags = {**study.flags_of(task, "transfer"), "seeds": seed}
-            job = self.add(Job(f"dense-{task}-seed{seed}", "transfer", flags))
+            job = self.add(Job(f"dense-{task}-seed{seed}", "transfer", flags, task=task))
         self.conditions[Condition(task, seed)] = job
 
     def add_subnetwork(self, study: StudySpec, condition: Condition, ticket_seed: int) -> None:
@@ -165,7 +167,7 @@ class Plan:
             scope = study.flags_of(task, "imp").get("scope")
             if scope and entry.by_scope:
                 flags["scope"] = scope
-            job = self.add(Job(f"{prefix}-{suffix}", "transfer", flags))
+            job = self.add(Job(f"{prefix}-{suffix}", "transfer", flags, task=task))
         else:
             job = _search_id(str(condition.source), ticket_seed)
             number = self.round_at(job, sparsity)
@@ -173,10 +175,10 @@ class Plan:
             if entry and entry.budget:
                 name = f"{prefix}-{number}-rounds-{control}"
                 trainings = entry.budget(number).total
-                job = self.add(self._shared(Job(name, "transfer", flags, (job,), trainings)))
+                job = self.add(self._shared(Job(name, "transfer", flags, (job,), trainings, task)))
             elif control != "none" or job != _search_id(task, condition.seed):
                 name = f"{prefix}-from-{condition.source}-seed{ticket_seed}-{suffix}"
-                job = self.add(Job(name, "transfer", flags, (job,)))
+                job = self.add(Job(name, "transfer", flags, (job,), task=task))
         self.conditions[condition] = job
 
     def _shared(self, job: Job) -> Job:
@@ -199,7 +201,7 @@ class Plan:
         flags = {**study.flags_of(task, "transfer"), "seeds": seed, "control": "none", **files}
         name = f"{_transfer_id(task, seed)}-from-{condition.source}-seed{ticket_seed}"
         name += f"-{_sparsity_text(condition.sparsity)}-none-rewind{point}"
-        self.conditions[condition] = self.add(Job(name, "transfer", flags, (search,)))
+        self.conditions[condition] = self.add(Job(name, "transfer", flags, (search,), task=task))
 
     def _check_kept(self, search: str, condition: Condition) -> None:
         """Raise BadInput if a search that does not rewind deletes a condition's weights."""
@@ -210,6 +212,10 @@ class Plan:
                 f"sparsity {last:g}, and not those of {condition.sparsity:g}; use one sparsity, "
                 "or a study for each"
             )
+
+    def _names(self) -> set[str]:
+        """The tasks of all jobs, as the study calls them."""
+        return {job.task for job in self.jobs.values()}
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of study.json."""
@@ -222,6 +228,9 @@ class Plan:
             "name": first.name,
             "note": "; ".join(filter(None, notes)),
             "model": ", ".join(sorted({job.args.model_name_or_path for job in jobs})),
+            "kinds": {
+                name: TASKS.aliases[name] for name in sorted(self._names() & TASKS.aliases.keys())
+            },
             "tasks": [task for task in TASKS if any(task == c.task for c in self.conditions)],
             "sparsities": sorted({c.sparsity for c in self.conditions if c.sparsity}),
             "jobs": [{**asdict(job), "directory": f"jobs/{job.id}"} for job in jobs],

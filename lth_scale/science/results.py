@@ -21,7 +21,7 @@ from lth_scale.science.study_record import (
     parse_record,
     read_json,
 )
-from lth_scale.tasks.registry import TASKS, best_trivial, metric_named
+from lth_scale.tasks.registry import TASKS, adopt_metric, best_trivial, metric_named
 from lth_scale.tracking.stages import (
     Row,
     has_constant_prediction,
@@ -273,6 +273,8 @@ def study_results(
     example_facts: Mapping[str, Any] | None = None,
 ) -> StudyResults:
     """Combine the plan of a study in `directory` with the rows of its jobs."""
+    for job in record.jobs:
+        adopt_metric(job.flags)
     searches = [
         _search(job, directory, rows[job.id])
         for job in record.jobs
@@ -293,7 +295,7 @@ def study_results(
         if (recorded := recorded_trivial(rows[condition.job]))
     }
     training_rows = {
-        str(job.flags["task"]): count
+        job.task_name: count
         for job in record.jobs
         if job.kind == "imp" and (count := recorded_training_rows(rows[job.id]))
     }
@@ -371,7 +373,7 @@ def _search(job: JobRecord, directory: Path, rows: list[Row]) -> SearchResult:
         for row in rows
     }
     flags: Any = job.flags  # checked by JobRecord
-    return SearchResult(flags["task"], flags["seed"], flags["target_sparsity"], tickets)
+    return SearchResult(job.task_name, flags["seed"], flags["target_sparsity"], tickets)
 
 
 def percent(fraction: float) -> str:

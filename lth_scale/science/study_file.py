@@ -14,14 +14,17 @@ from lth_scale.config.arguments import Arguments, Training, Transfer, flags_with
 from lth_scale.config.errors import BadInput
 from lth_scale.config.texts import brief
 from lth_scale.science.study_schema import StudySchema, parse_study
+from lth_scale.tasks.registry import TASKS
 
 Flags = dict[str, Any]
 KINDS: dict[str, type[Training]] = {"imp": Arguments, "transfer": Transfer}
 FLAGS = {kind: {spec.name for spec in fields(of)} for kind, of in KINDS.items()}
 # Only one-shot pruning uses the scope of a transfer; `plans` sets it to that of the searches.
-FLAGS["transfer"].discard("scope")
+# Only searches predict test rows.
+FLAGS["transfer"] -= {"scope", "test_file"}
 RESERVED = flags_with("grid")  # set by the grid
 LISTS = flags_with("several") - RESERVED  # take several values
+NAME = re.compile(r"\w[\w-]{0,60}", re.ASCII)  # of a task; part of a directory's name
 MOST_BYTES, MOST_NAME_BYTES = 2**18, 200
 # Of a study with all that it includes.
 MOST_FILES, MOST_TRAININGS = 100, 10_000
@@ -49,7 +52,7 @@ class StudySpec:
         return self.content.name if "name" in self.content.model_fields_set else self.file.stem
 
     def flags_of(self, task: str, kind: str) -> Flags:
-        """The flags of a task's jobs of one kind."""
+        """The flags of a task's jobs of one kind; `task` may be a name of the file's own."""
         flags = {
             name: value.replace("{task}", task) if isinstance(value, str) else value
             for name, value in self.tasks.get(task, self.flags).items()
@@ -107,14 +110,34 @@ def _include(
 def _resolve(file: Path, content: StudySchema, overrides: Flags) -> StudySpec:
     flags = {**content.flags, **overrides}
     tasks = {task: {**flags, **own, **overrides} for task, own in content.tasks.items()}
+    _name_tasks(tasks)
     for name, value in (flag for part in (flags, *tasks.values()) for flag in part.items()):
-        if name in RESERVED:
+        if name in RESERVED and not (name == "task" and name not in flags):
             raise BadInput(f"--{name} {value}: set by the study's grid; remove it")
         if name not in FLAGS["imp"] | FLAGS["transfer"]:
             raise BadInput(
                 f"--{name} {value}: not a flag of lth_scale.imp or lth_scale.transfer; see --help"
             )
     return StudySpec(file, content, flags, tasks)
+
+
+def _name_tasks(tasks: Mapping[str, Flags]) -> None:
+    """Know the names that the file gives to kinds of tasks. Raises BadInput."""
+    for name, flags in tasks.items():
+        if "task" not in flags:
+            continue
+        kind = flags["task"]
+        if not NAME.fullmatch(name):
+            raise BadInput(f"tasks: {brief(name)}: not a name; use letters, digits, - and _")
+        try:
+            TASKS.alias(name, kind)
+        except ValueError:
+            raise BadInput(f"tasks: {name}: is a task of its own; use another name") from None
+        except KeyError:
+            raise BadInput(
+                f"tasks: {name}: task: {brief(str(kind))}: no such task; use one of "
+                f"{', '.join(task for task in TASKS if task not in TASKS.aliases)}"
+            ) from None
 
 
 class PlainLoader(yaml.SafeLoader):

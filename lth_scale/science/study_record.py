@@ -62,12 +62,18 @@ class SearchFlags(_Part):
 
 
 class JobRecord(_Part):
-    """A job; `directory` is relative to the study's."""
+    """A job; `directory` is relative to the study's. task: its name in the study, if recorded."""
 
     id: str
     kind: str
+    task: str = ""
     directory: Annotated[str, AfterValidator(_check_inside)]
     flags: dict[str, object]
+
+    @property
+    def task_name(self) -> str:
+        """The task as the study calls it."""
+        return self.task or str(self.flags["task"])
 
     @field_validator("flags")
     @classmethod
@@ -90,14 +96,24 @@ class ConditionRecord(_Part):
 
 
 class StudyRecord(_Part):
-    """The contents of study.json."""
+    """The contents of study.json. kinds: the tasks behind names of the study's own."""
 
     name: str
     note: str
     model: str
+    kinds: dict[str, str] = {}
     tasks: list[TaskName]
     jobs: list[JobRecord]
     cells: list[ConditionRecord]
+
+    @field_validator("kinds")
+    @classmethod
+    def _know_names(cls, kinds: dict[str, str]) -> dict[str, str]:
+        for name, task in kinds.items():
+            if task not in TASKS:
+                raise ValueError(f"{task} is not one of {', '.join(TASKS)}")
+            TASKS.alias(name, task)
+        return kinds
 
     @field_validator("cells")
     @classmethod

@@ -65,9 +65,9 @@ def write(folder: Path, run: PublishedRun, repo: str, online: bool) -> None:
         flaw=flaw_of_rows(run_directory.directory, [run.metrics], run.control),
     )
     files.write_bytes(folder / "README.md", run.publication.text(printable(card)).encode())
-    if args.dataset_path == EMBEDDED:
-        return
-    dataset, config = run.task.dataset
+    if args.dataset_path == EMBEDDED or (run.is_of_own_data and not run.hub_dataset):
+        return  # nobody else has this data
+    dataset, config = run.hub_dataset or run.task.dataset
     metric, value = next(iter(run.metrics["eval"].items()))
     notes = f"{metric} at {run.ticket.sparsity:.2%} sparsity, seed {run.seed}; {run.evaluated_on}"
     notes += f"; the best of {restarts} trainings, chosen on this data" if restarts > 1 else ""
@@ -81,29 +81,31 @@ def write(folder: Path, run: PublishedRun, repo: str, online: bool) -> None:
 
 def _metadata(run: PublishedRun, repo: str, licence: dict[str, Any]) -> hf.ModelCardData:
     """Return base model, task, data, and the scores as `model-index`."""
-    path, (dataset, config) = run.args.dataset_path, run.task.dataset
+    on_hub, (dataset, config) = run.hub_dataset, run.hub_dataset or run.task.dataset
     name_of_data = f"{dataset} ({config})"
-    if path == EMBEDDED:
+    if run.args.dataset_path == EMBEDDED:
         name_of_data = "demo data of lth_scale"
-    elif path is not None:
+    elif run.is_of_own_data and not on_hub:
+        name_of_data = "local files"
+    elif not on_hub:
         name_of_data = f"local files in the columns of {name_of_data}"
     scores, pattern = run.metrics["eval"], run.ticket.arguments.get("pattern", "unstructured")
     tags = [*TAGS, *([] if pattern == "unstructured" else [pattern])] if run.ticket.pruned else []
     return hf.ModelCardData(
         base_model=run.base_model,
-        datasets=[dataset] if path is None else None,
-        language="en" if path is None else None,
+        datasets=[dataset] if on_hub else None,
+        language="en" if on_hub and not run.is_of_own_data else None,
         library_name="transformers",
         metrics=[METRICS.get(name, name) for name in scores if name != "loss"],
-        pipeline_tag=run.task.pipeline,
+        pipeline_tag=run.task.pipeline or None,
         tags=[*tags, "lth_scale", run.args.task],
         model_name=repo.split("/")[-1],
         eval_results=[
             hf.EvalResult(
-                task_type=run.task.pipeline,
-                dataset_type=dataset if path is None else "local",
+                task_type=run.task.pipeline or "other",
+                dataset_type=dataset if on_hub else "local",
                 dataset_name=name_of_data,
-                dataset_config=config,
+                dataset_config=config or None,
                 dataset_split="validation",
                 metric_type=METRICS.get(name, name),
                 metric_value=value,

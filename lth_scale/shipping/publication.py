@@ -14,11 +14,11 @@ from lth_scale.config import files
 from lth_scale.config.arguments import Arguments, Transfer, flags_with, with_current_names
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.redaction import without_secrets
-from lth_scale.config.resolution import HUB_NAME, resolve
+from lth_scale.config.resolution import HUB_NAME, with_defaults
 from lth_scale.config.texts import as_words
 from lth_scale.pruning.registries import CONTROLS
 from lth_scale.pruning.ticket import Ticket
-from lth_scale.tasks.registry import TASKS
+from lth_scale.tasks.registry import TASKS, adopt_metric
 from lth_scale.tracking.run_directory import RunDirectory
 
 PATH_KEY = re.compile(r".*(name_or_path|_path|_file|_dir)")  # in files that transformers writes
@@ -99,6 +99,8 @@ class Publication:
             return value
         if key == "model_name_or_path":
             return self.text(self.model(value))
+        if key == "dataset_name":
+            return self.text(value if re.fullmatch(HUB_NAME, value, re.ASCII) else bare(value))
         local = key in flags_with("path") or (
             PATH_KEY.fullmatch(key) and (ABSOLUTE.match(value) or value in self.names)
         )
@@ -146,6 +148,7 @@ class PublishedRun:
         self.metrics = files.read_json(stage / "metrics.json")
         self.publication = Publication(saved, root, stage)
         self.task = TASKS[self.args.task]
+        adopt_metric(saved)
         self.control = self.args.control if isinstance(self.args, Transfer) else "none"
         self.seed = self.metrics.get("seed", self.args.seed)
         base = self.args.model_name_or_path
@@ -171,14 +174,37 @@ class PublishedRun:
         return args.rewind == "weights" and args.rewind_step in ("0", "0.0")
 
     @property
+    def is_of_own_data(self) -> bool:
+        """True if the flags, and not the task, say where the data is."""
+        return self.task.is_of_own_data
+
+    @property
+    def hub_dataset(self) -> tuple[str, str] | None:
+        """Name and configuration of the Hub's dataset, or None if the data is local."""
+        args = self.args
+        if args.dataset_path or args.train_file:
+            return None
+        if not args.dataset_name:
+            return self.task.dataset if self.task.dataset[0] else None
+        if "dataset_name" in self.publication.flags.get("digests", {}):
+            return None  # a directory
+        return args.dataset_name, args.dataset_config_name or "default"
+
+    @property
     def evaluated_on(self) -> str:
         """The data of the scores: the Hub's dataset or local files, and how much of it."""
-        args, dataset = self.args, "`{}`, `{}`".format(*self.task.dataset)
+        args, dataset = self.args, "`{}`, `{}`".format(*(self.hub_dataset or self.task.dataset))
         if args.dataset_path == EMBEDDED:
             data = "the small data that lth_scale brings for its demo"
+        elif self.is_of_own_data and not self.hub_dataset:
+            share = args.validation_split_percentage
+            part = f"{share} % of local files, not trained on" if share else "local files"
+            data = f"{part}, for which nobody else's scores are known"
         elif args.dataset_path:
             columns = f"local files in the columns of {dataset}"
             data = f"{columns}: its score only if these are its files"
+        elif args.validation_split_percentage:
+            data = f"{args.validation_split_percentage} % of the training split of {dataset}"
         else:
             part = "text held out of" if args.task == "mlm" else "the validation split of"
             data = f"{part} {dataset}"
@@ -192,7 +218,7 @@ class PublishedRun:
         args = self.args
         given: dict[str, Any] = {"task": args.task}
         given |= {"preset": args.preset} if args.preset else {}
-        defaults = resolve(given, type(args)).as_dict()
+        defaults = with_defaults(given, type(args)).as_dict()
         omitted = {*flags_with("cosmetic"), *given} - {"seeds"}
         for name, value in args.as_dict().items():
             if name not in omitted and value != defaults[name]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict, Features, IterableDatasetDict
 from datasets.exceptions import DatasetGenerationError
@@ -158,6 +159,23 @@ def materialize(
     """Write `rows()` to the cache under `key`, once. Raises BadInput, also that of a row."""
     make = partial(Dataset.from_generator, rows, features=features)
     return _cached(lambda key: make(fingerprint=key), key)
+
+
+def materialize_table(table: Callable[[], pyarrow.Table], key: str) -> Dataset:
+    """Write `table()` to the cache under `key`, once. Raises BadInput, also that of `table`."""
+    return _cached(partial(_written_table, table), key)
+
+
+def _written_table(table: Callable[[], pyarrow.Table], key: str) -> Dataset:
+    path = Path(datasets.config.HF_DATASETS_CACHE, "lth_scale", f"{key}.arrow")
+    if not path.exists():
+        content = table()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.temporary_path(path) as unfinished:
+            with pyarrow.ipc.new_stream(unfinished, content.schema) as writer:
+                writer.write_table(content, max_chunksize=1_000)
+            os.replace(unfinished, path)
+    return Dataset.from_file(str(path))
 
 
 def _cached(make: Callable[[str], Dataset], key: str) -> Dataset:

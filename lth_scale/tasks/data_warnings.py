@@ -11,6 +11,8 @@ from pyarrow import compute
 
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import warn
+from lth_scale.config.texts import brief
+from lth_scale.tasks.locations import data_origin
 from lth_scale.tasks.registry import TASKS
 from lth_scale.tasks.rows import shown
 
@@ -21,9 +23,7 @@ LEAKED = 0.5  # share of the distinct validation rows that are also in train
 
 def split_name(args: Training, split: str) -> str:
     """A split in a message: where its data comes from, and its name."""
-    if args.dataset_path:
-        return f"--dataset_path {args.dataset_path}: {split}"
-    return f"dataset {TASKS[args.task].dataset[0]}: {split}"
+    return f"{data_origin(args, TASKS[args.task].dataset)}: {split}"
 
 
 def warn_about_texts(
@@ -83,16 +83,31 @@ def _remedy(args: Training, split: str, count: int) -> str:
     return f"shuffle the file, or raise --{flag}" if is_limited else "add other rows"
 
 
-def warn_about_labels(args: Training, split: str, labels: Sequence[int], classes: int) -> None:
-    """Warn if a class is missing from a split, or one class makes up nearly all of validation."""
+def warn_about_labels(
+    args: Training, split: str, labels: Sequence[int], classes: int, names: Sequence[str] = ()
+) -> None:
+    """Warn if a class is missing from a split, or one class makes up nearly all of validation.
+
+    names: of the classes, if they are not the numbers themselves.
+    """
     if missing := sorted({*range(classes)} - {*labels}):
-        always = f", so label {labels[0]} is always correct" if len(missing) == classes - 1 else ""
-        warn(
-            f"{split_name(args, split)}: none of its {len(labels)} rows has label "
-            f"{', '.join(map(str, missing))}{always}; {_remedy(args, split, len(labels))}"
-        )
+        named = [repr(names[number]) if names else str(number) for number in missing]
+        only = repr(names[labels[0]]) if names else labels[0]
+        always = f", so label {only} is always correct" if len(missing) == classes - 1 else ""
+        warn_about_absent(args, split, len(labels), named, always)
     elif split != "train":
-        warn_if_constant(args, split, labels, len(labels), "label")
+        kept = [names[label] for label in labels] if names else labels
+        warn_if_constant(args, split, kept, len(labels), "label")
+
+
+def warn_about_absent(
+    args: Training, split: str, count: int, names: Sequence[str], consequence: str = ""
+) -> None:
+    """Warn that none of the `count` rows of a split has the labels `names`."""
+    warn(
+        f"{split_name(args, split)}: none of its {count} rows has label "
+        f"{brief(', '.join(names))}{consequence}; {_remedy(args, split, count)}"
+    )
 
 
 def warn_if_constant(

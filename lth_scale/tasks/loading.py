@@ -13,7 +13,7 @@ from lth_scale.config import startup
 from lth_scale.config.arguments import Training
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
-from lth_scale.config.flags import absolute_model, is_local
+from lth_scale.config.flags import absolute_if_local, is_local
 from lth_scale.config.texts import brief, first_line
 from lth_scale.tasks.checkpoint_checks import (
     check_checkpoint,
@@ -46,7 +46,7 @@ PACKAGE = re.compile(
 def model_path(args: Training) -> str:
     """What `from_pretrained` loads and a saved config names; absolute if it is a directory."""
     name = args.model_name_or_path
-    return str(embedded_path("bert")) if name == EMBEDDED else absolute_model(name)
+    return str(embedded_path("bert")) if name == EMBEDDED else absolute_if_local(name)
 
 
 def load_tokenizer(args: Training) -> PreTrainedTokenizerBase:

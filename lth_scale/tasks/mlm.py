@@ -3,8 +3,9 @@
 Source: paper_reference, mlm_details.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -22,11 +23,13 @@ from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput, warn
 from lth_scale.distributed.pieces import base_model
 from lth_scale.tasks import data, data_warnings
+from lth_scale.tasks.columns import ColumnKind, find_column, is_text
 from lth_scale.tasks.inputs import agree_on_inputs, special_tokens_around
 from lth_scale.tasks.loading import load_model, load_tokenizer
 from lth_scale.tasks.locations import local_directory
 from lth_scale.tasks.metrics import is_constant, prediction_rows, prediction_scores
 from lth_scale.tasks.registry import TASKS
+from lth_scale.tasks.sources import Source, load_sources
 from lth_scale.tasks.task import Batch, LoadedTask, Predictions, Row, label_config
 from lth_scale.tasks.tokenizer import tokenizer_digest
 from lth_scale.tasks.trivial import Trivial, unigram_scores
@@ -40,9 +43,25 @@ HELD_OUT_BLOCKS = 1_000
 SHUFFLE_BUFFER = 10_000
 
 
+TEXT = ColumnKind("texts", "text_column_name", ("text",), "use a text file, or one with such rows")
+
+
+class Texts(NamedTuple):
+    """Where texts are, for messages, rows with a column `text`, and its name in the file."""
+
+    name: str
+    rows: Dataset
+    column: str = "text"
+
+
 @dataclass(kw_only=True)
 class MlmTask(LoadedTask):
-    """Masked language modelling; evaluation predicts the same tokens every time."""
+    """Masked language modelling; evaluation predicts the same tokens every time.
+
+    facts: what was taken from the user's own data.
+    """
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def eval_collate(self, rows: list[Row]) -> Batch:
         """Masked blocks of one length as tensors; training blocks are masked anew."""
@@ -101,9 +120,14 @@ def load_mlm(args: Training) -> MlmTask:
             f"--task mlm: the tokenizer of {args.model_name_or_path} has no mask token; "
             "use an encoder pre-trained by MLM"
         )
+    is_own, texts = TASKS[args.task].is_of_own_data, _load_texts(args)
     loaded = load_model(args, AutoModelForMaskedLM, tokenizer, **label_config())
     inputs = agree_on_inputs(args, loaded.model, tokenizer, equal_lengths=True)
-    train, validation = _load_blocks(args, tokenizer, inputs.length)
+    train, validation = (
+        _pack_texts(args, tokenizer, texts, inputs.length)
+        if texts
+        else _stream_blocks(args, tokenizer, inputs.length)
+    )
     validation = data.encode(validation, mask_for_evaluation, tokenizer, seed=EVAL_SEED)
     _check_masked(args, validation)
     choose_positions(loaded.model)
@@ -113,26 +137,49 @@ def load_mlm(args: Training) -> MlmTask:
         validation=validation,
         grouped=False,
         collator=DataCollatorForLanguageModeling(tokenizer),
+        facts={"text_columns": [texts["train"].column]} if texts and is_own else {},
     )
 
 
-def _load_blocks(args: Training, tokenizer: PreTrainedTokenizerBase, length: int) -> list[Dataset]:
-    """The blocks of train and validation."""
-    directory = local_directory(args.task, args.dataset_path)
-    if directory is None:
-        return _stream_blocks(args, tokenizer, length)
-    texts, blocks = {}, []
-    for split in TASKS["mlm"].splits:
-        file = data.local_file(directory, split)
-        texts[split] = data.load_local(file, {"text": "string"})
-        packed = data.encode(texts[split], pack, tokenizer, length=length)
+def _load_texts(args: Training) -> dict[str, Texts] | None:
+    """The texts of train and validation, or None of the paper's stream. Raises BadInput."""
+    if TASKS[args.task].is_of_own_data:
+        return {split: _own_texts(args, source) for split, source in load_sources(args).items()}
+    if directory := local_directory(args.task, args.dataset_path):
+        paths = {split: data.local_file(directory, split) for split in TASKS["mlm"].splits}
+        return {
+            split: Texts(str(path), data.load_local(path, {"text": "string"}))
+            for split, path in paths.items()
+        }
+    return None
+
+
+def _own_texts(args: Training, source: Source) -> Texts:
+    """The column of a source that holds texts. Raises BadInput."""
+    strings = [name for name in source.rows.column_names if is_text(source.rows, name)]
+    column = find_column(source, TEXT, strings, args.text_column_name)
+    rows = source.rows.select_columns([column]).rename_columns({column: "text"})
+    if rows.data["text"].null_count:
+        first = rows["text"][:].index(None)
+        raise source.bad(first, column, "null is no text; write a string, or remove the row")
+    return Texts(source.name, rows, column)
+
+
+def _pack_texts(
+    args: Training, tokenizer: PreTrainedTokenizerBase, texts: dict[str, Texts], length: int
+) -> list[Dataset]:
+    """The blocks of train and validation. Raises BadInput if there is not enough text for one."""
+    blocks = []
+    for split in ("train", "validation"):
+        packed = data.encode(texts[split].rows, pack, tokenizer, length=length)
         if len(packed) == 0:
             raise BadInput(
-                f"--max_seq_length {length}: {file} has too little text for one block; add text, "
-                "or use a smaller length"
+                f"--max_seq_length {length}: {texts[split].name} has too little text for one "
+                "block; add text, or use a smaller length"
             )
         blocks.append(data.limit_rows(args, split, packed))
-    data_warnings.warn_about_texts(args, texts, ("text",))
+    rows = {split: texts[split].rows for split in ("train", "validation")}
+    data_warnings.warn_about_texts(args, rows, ("text",))
     return blocks
 
 

@@ -1,21 +1,37 @@
 """The tasks that --task may name, one line an entry. Does not import torch."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lth_scale.config.arguments import Training
+from lth_scale.config.arguments import Training, flags_in
 from lth_scale.config.defaults import DEFAULTS, GLUE_DEFAULTS
+from lth_scale.config.errors import BadInput
+from lth_scale.config.flags import Group
 from lth_scale.config.registry import Registry, lazy
 
 if TYPE_CHECKING:
     from lth_scale.tasks.task import Task
 
 
+FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")  # package.module:function
 # Groups of tasks, as GLUE's paper (Wang et al. 2019, arXiv:1804.07461) has them, and the others.
 _SINGLE, _SIMILARITY, _INFERENCE = "single sentence", "similarity and paraphrase", "inference"
 _ANSWERING, _MODELLING = "question answering", "language modelling"
 CATEGORIES = (_SINGLE, _SIMILARITY, _INFERENCE, _ANSWERING, _MODELLING, "other")
+
+
+# Flags by which the user's own data is read, and those that every kind of task on it takes.
+OWN_DATA = flags_in(Group.OWN_DATA)
+_SOURCES = frozenset(
+    {
+        *("dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file"),
+        *("validation_split_percentage", "shuffle_train_dataset"),
+    }
+)
+_METRIC = frozenset({"metric_name", "greater_is_better"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +43,13 @@ class TaskKind:
     tokens), or None if rounds are counted in steps. texts: the text columns. labels: the names of
     the classes, in order; a single one means regression. validation: the validation split. more:
     additional ones, by the suffix of their metrics; their local files are optional. pipeline,
-    auto_class: transformers' names for a network with this head. own_head: the task trains the head
-    that the encoder was pre-trained with. category: what is asked of the text, one of CATEGORIES.
+    auto_class: transformers' names for a network with this head, or "" if it may have any.
+    own_head: the task trains the head that the encoder was pre-trained with. category: what is
+    asked of the text, one of CATEGORIES. data_flags: the flags of `OWN_DATA` that it takes.
     """
 
     load: Callable[[Training], "Task"]
-    dataset: tuple[str, str]
+    dataset: tuple[str, str] = ("", "")
     metrics: tuple[str, ...]
     training_rows: int | None = None
     texts: tuple[str, ...] = ()
@@ -43,6 +60,17 @@ class TaskKind:
     auto_class: str = "AutoModelForSequenceClassification"
     own_head: bool = False
     category: str = "other"
+    data_flags: frozenset[str] = frozenset()
+
+    @property
+    def is_of_own_data(self) -> bool:
+        """True if the flags say where the data is: there is no dataset of this name."""
+        return "train_file" in self.data_flags
+
+    @property
+    def needs_data(self) -> bool:
+        """True if the flags must say where the data is: no function of the user's brings it."""
+        return self.is_of_own_data and bool(self.auto_class)
 
     @property
     def metric(self) -> str:
@@ -74,16 +102,36 @@ class Metric:
         return 1 if self.scale == 100 else 3
 
 
-_PERCENT = "accuracy f1 exact_match matthews_correlation pearson spearman"
-METRICS: Mapping[str, Metric] = {
-    **{name: Metric(delta=1.0) for name in _PERCENT.split()},
-    **{name: Metric(scale=1, sign=-1) for name in ("loss", "perplexity")},
-}
+METRICS: Registry[Metric] = Registry("metric")
+for _name in ["accuracy", "f1", "exact_match", "matthews_correlation", "pearson", "spearman"]:
+    METRICS.register(_name, Metric(delta=1.0))
+for _name in ("macro_f1", "micro_f1"):
+    METRICS.register(_name, Metric(delta=1.0))
+for _name in ("loss", "perplexity", "mse", "mae"):
+    METRICS.register(_name, Metric(scale=1, sign=-1))
 
 
 def metric_named(name: str) -> Metric:
     """How the metric `name` is printed and compared; one that is not in METRICS is a fraction."""
     return METRICS.get(name, Metric())
+
+
+def adopt_metric(flags: Mapping[str, Any]) -> None:
+    """Know the metric of --metric_name as --greater_is_better says: the flags of a run decide.
+
+    It is printed as it is, and has no default δ. Raises BadInput if another run says the opposite.
+    """
+    name, greater = flags.get("metric_name"), flags.get("greater_is_better")
+    if not name or not greater:
+        return
+    name, sign = Path(name).stem, 1 if greater == "true" else -1
+    if name not in METRICS:
+        METRICS.register(name, Metric(scale=1, sign=sign))
+    elif METRICS[name].sign != sign:
+        raise BadInput(
+            f"--greater_is_better {greater}: --metric_name {name} is known with the opposite; "
+            "omit the flag, or use the value of the other runs"
+        )
 
 
 def best_trivial(
@@ -101,7 +149,20 @@ def best_trivial(
     return best, known[best]
 
 
-TASKS: Registry[TaskKind] = Registry("task")
+def _custom_kind(name: str) -> TaskKind | None:
+    """The kind of `package.module:function`, or None for another name."""
+    if not FUNCTION.fullmatch(name):
+        return None
+    return TaskKind(
+        load=lazy("lth_scale.tasks.custom:load_custom"),
+        metrics=("score",),
+        pipeline="",
+        auto_class="",
+        data_flags=OWN_DATA,
+    )
+
+
+TASKS: Registry[TaskKind] = Registry("task", find=_custom_kind)
 
 
 def register_task(name: str, kind: TaskKind, **defaults: Any) -> None:
@@ -115,6 +176,7 @@ def register_task(name: str, kind: TaskKind, **defaults: Any) -> None:
 
 def load_task(args: Training) -> "Task":
     """Load the model, the encoded data and the metric of --task. Raises BadInput."""
+    adopt_metric(args.as_dict())
     return TASKS[args.task].load(args)
 
 
@@ -199,4 +261,52 @@ register_task(
         own_head=True,
         category=_MODELLING,
     ),
+)
+register_task(
+    "text-classification",
+    TaskKind(
+        load=lazy("lth_scale.tasks.text_classification:load_text_classification"),
+        metrics=("accuracy", "macro_f1"),
+        data_flags=_SOURCES
+        | _METRIC
+        | {"text_column_names", "label_column_name", "label_separator", "do_regression"},
+    ),
+)
+register_task(
+    "token-classification",
+    TaskKind(
+        load=lazy("lth_scale.tasks.token_classification:load_token_classification"),
+        metrics=("f1", "precision", "recall", "accuracy"),
+        pipeline="token-classification",
+        auto_class="AutoModelForTokenClassification",
+        data_flags=_SOURCES | {"text_column_name", "label_column_name"},
+    ),
+    learning_rate=5e-5,
+)
+register_task(
+    "question-answering",
+    TaskKind(
+        load=lazy("lth_scale.tasks.squad:load_question_answering"),
+        metrics=("f1", "exact_match"),
+        texts=("question", "context"),
+        pipeline="question-answering",
+        auto_class="AutoModelForQuestionAnswering",
+        category=_ANSWERING,
+        data_flags=_SOURCES | {"version_2_with_negative"},
+    ),
+    **DEFAULTS["squad"],
+)
+register_task(
+    "fill-mask",
+    TaskKind(
+        load=lazy("lth_scale.tasks.mlm:load_mlm"),
+        metrics=("accuracy",),
+        texts=("text",),
+        pipeline="fill-mask",
+        auto_class="AutoModelForMaskedLM",
+        own_head=True,
+        category=_MODELLING,
+        data_flags=_SOURCES - {"test_file"} | {"text_column_name"},
+    ),
+    **DEFAULTS["mlm"] | {"max_steps": -1, "num_train_epochs": 3.0},
 )

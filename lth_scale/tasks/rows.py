@@ -164,6 +164,34 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 
 
+def json_values(file: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
+    """Line number and value of each line of a JSON Lines file, or element of a single array.
+
+    Raises ValueError with the number of the line.
+    """
+    return _values(_lines(file))
+
+
+def decode_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that makes up the text and has the key "data", or None.
+
+    Raises ValueError for an object with duplicate keys.
+    """
+    if not text.lstrip().startswith("{"):
+        return None
+    value, end = _decode_value(1, text, _skip_blanks(text, 0))
+    return value if end == len(text) and "data" in value else None
+
+
+def without_surrogates(value: Any) -> Any:
+    """A JSON value with U+FFFD in place of each unpaired surrogate in its strings."""
+    if isinstance(value, list):
+        return [without_surrogates(entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: without_surrogates(entry) for name, entry in value.items()}
+    return _without_surrogates(value)
+
+
 def _checked_row(row: Any, columns: Columns, bounds: Bounds | None) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object; write one object per line, with the Hub's columns")
@@ -179,7 +207,12 @@ def _checked_row(row: Any, columns: Columns, bounds: Bounds | None) -> dict[str,
             raise ValueError(f"column {column!r} is {shown(row[column])}; it must be {expected}")
     checked = {column: _without_surrogates(row[column]) for column in columns}
     if "answers" in checked:
-        checked["answers"] = _checked_answers(row["answers"], checked["context"])
+        checked["answers"] = checked_answers(row["answers"], checked["context"])
+        if not checked["answers"]["text"]:
+            raise ValueError(
+                "column 'answers' is empty, and SQuAD v1.1 has at least one answer; remove such "
+                "rows"
+            )
     if bounds and not bounds[0] <= row["label"] <= bounds[1]:
         raise ValueError(
             f"label {shown(row['label'])} is out of range {bounds[0]} … {bounds[1]}; "
@@ -193,15 +226,12 @@ def _without_surrogates(value: Any) -> Any:
     return SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
 
 
-def _checked_answers(answers: dict[str, Any], context: str) -> dict[str, list]:
+def checked_answers(answers: dict[str, Any], context: str) -> dict[str, list]:
+    """The answers to a question, none or more. Raises ValueError if one is not in the context."""
     texts, starts = answers.get("text"), answers.get("answer_start")
     if not (isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)):
         raise ValueError(
             "column 'answers' needs 'text' and 'answer_start': write two lists of equal length"
-        )
-    if not texts:
-        raise ValueError(
-            "column 'answers' is empty, and SQuAD v1.1 has at least one answer; remove such rows"
         )
     texts = [_without_surrogates(text) for text in texts]
     for text, start in zip(texts, starts, strict=True):

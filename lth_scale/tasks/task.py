@@ -64,9 +64,9 @@ class Task(Protocol):
 class Predictions:
     """The results of one evaluation, example by example.
 
-    arrays: by name; integers of at most 32 bits or float32, with one entry for each example along
-    the first dimension. is_constant: whether the network gave one answer to all of two or more
-    examples.
+    arrays: by name; integers of at most 32 bits or float32, with one entry for each example (or for
+    each word of all examples) along the first dimension. is_constant: whether the network gave one
+    answer to all of two or more examples.
     """
 
     arrays: Mapping[str, numpy.ndarray]
@@ -98,6 +98,28 @@ class KnowsTrivialScores(Protocol):
 
         Names of further validation splits have their suffix. Called once in a run.
         """
+
+
+@runtime_checkable
+class PredictsTest(Protocol):
+    """A task with rows that are predicted once, by the dense network and the last ticket. Optional.
+
+    test: encoded rows, with labels that are not used; None if there are none. test_labels: of each
+    row as text, or () if they are unknown.
+    """
+
+    test: Dataset | None
+    test_labels: Sequence[str]
+
+    def answers(self, table: numpy.ndarray, order: numpy.ndarray) -> list[str]:
+        """The prediction of each test row as text; the arguments are those of `predictions`."""
+
+
+@runtime_checkable
+class RecordsFacts(Protocol):
+    """A task that says what it took from the user's data, for arguments.json. Optional."""
+
+    facts: Mapping[str, Any]
 
 
 def in_row_order(table: numpy.ndarray, order: numpy.ndarray) -> numpy.ndarray:

@@ -1,7 +1,7 @@
 """Scores of trivial predictors: what a network must beat before its score means anything."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy
 
@@ -24,7 +24,7 @@ def trivial_scores(labels: numpy.ndarray, classes: int, metrics: Sequence[str]) 
         return metric.compute(predictions=predictions, references=labels)
 
     candidates = [labels.mean()] if classes == 1 else range(classes)
-    constant = _best([scores(numpy.full_like(labels, value)) for value in candidates])
+    constant = best_of([scores(numpy.full_like(labels, value)) for value in candidates])
     if classes == 1:
         return {"constant": constant}
     generator = numpy.random.default_rng(0)
@@ -60,7 +60,8 @@ def unigram_scores(
 def constant_answer_scores(answers: Sequence[Sequence[str]], candidates: int = 50) -> Trivial:
     """Scores of giving every question the same answer: the best of the most frequent ones.
 
-    answers: the accepted answers of each question. Chance is left out: it depends on the contexts.
+    answers: the accepted answers of each question; the empty one is right where there are none, and
+    tried if there is such a question. Chance is left out: it depends on the contexts.
     """
     counts = Counter(text for accepted in answers for text in accepted)
     words = {text: {*normalize(text)} for text in counts}
@@ -78,8 +79,16 @@ def constant_answer_scores(answers: Sequence[Sequence[str]], candidates: int = 5
         }
 
     frequent = sorted(counts, key=lambda text: (-counts[text], text))[:candidates]
-    return {"constant": _best([scores(text) for text in frequent])}
+    share = sum(not accepted for accepted in answers) / len(answers)
+    none = [dict.fromkeys(("f1", "exact_match"), share)] if share else []
+    return {"constant": best_of([*map(scores, frequent), *none])}
 
 
-def _best(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: max(each[name] for each in scores) for name in scores[0]}
+def best_of(
+    scores: Sequence[Mapping[str, float]], less_is_better: Collection[str] = ()
+) -> dict[str, float]:
+    """The best of several scores under each metric."""
+    return {
+        name: (min if name in less_is_better else max)(each[name] for each in scores)
+        for name in scores[0]
+    }

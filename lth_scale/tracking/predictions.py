@@ -25,7 +25,8 @@ def read(stage: Path) -> "dict[str, numpy.ndarray]":
 
     stage: the directory of a round, a control or a seed. Which arrays there are depends on the
     task: `prediction` and `label` of classes and scores; `f1` and `exact_match` of SQuAD's
-    questions; `loss`, `masked` and `correct` of the blocks of masked language modelling. Those of
+    questions; `loss`, `masked` and `correct` of the blocks of masked language modelling; those of
+    `TokenTask.predictions` of tagged words. Those of
     further validation sets have a suffix (MNLI: `prediction_mismatched`). Empty if the run kept
     none: an older version, or a task of a third party. Raises ValueError if the file is damaged.
     """

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice, zip_longest
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
 from lth_scale.config import files, manifest
 from lth_scale.config.arguments import Training
 from lth_scale.config.defaults import EMBEDDED
 from lth_scale.config.errors import BadInput
 from lth_scale.config.flags import is_local
-from lth_scale.tasks.locations import data_file, embedded_path, local_directory
+from lth_scale.tasks.locations import data_file, embedded_path, files_of, local_directory
 from lth_scale.tasks.registry import TASKS
 
 Facts = Mapping[str, Any]  # of arguments.json, by name
@@ -26,17 +26,35 @@ Digests = dict[str, dict[str, str]]  # SHA-256 by input (a key of FLAGS) and fil
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # The flag of each input, if its name differs.
 FLAGS = {"model": "model_name_or_path", "tokenizer": "model_name_or_path", "data": "dataset_path"}
-SINGLE_FILES = ("ticket", "theta")  # may have any name
+DATA_FILES = ("train_file", "validation_file", "test_file")
+SINGLE_FILES = ("ticket", "theta", *DATA_FILES)  # may have any name
 # What --dense starts from; the ticket holds the digest of θᵢ.
 DENSE = ("rounds/00/ticket.safetensors", "rounds/00/metrics.json")
-MAY_CHANGE = {"threads", "versions"}
+MAY_CHANGE = {"threads", "versions", "data"}  # what the data is follows from its digests
+
+
+class Inputs(NamedTuple):
+    """The flags of a run that name its model and its data."""
+
+    task: str
+    model_name_or_path: str
+    dataset_path: str | None = None
+    dataset_name: str | None = None
+    train_file: str | None = None
+    validation_file: str | None = None
+    test_file: str | None = None
+
+    @classmethod
+    def of(cls, args: Training) -> "Inputs":
+        """Those of a run's flags."""
+        return cls(*(getattr(args, name) for name in cls._fields))
 
 
 def digests(args: Training) -> Digests:
     """Return the digests of all local files that a run reads. Raises BadInput."""
-    inputs = input_digests(args.task, args.model_name_or_path, args.dataset_path)
+    inputs = input_digests(Inputs.of(args))
     flags = args.as_dict()
-    for name in SINGLE_FILES:
+    for name in ("ticket", "theta"):
         if path := flags.get(name):
             inputs[name] = _digests(name, [Path(path)])
     if dense := flags.get("dense"):
@@ -44,12 +62,13 @@ def digests(args: Training) -> Digests:
     return inputs
 
 
-def input_digests(task: str, model: str, dataset: str | None) -> Digests:
+def input_digests(given: Inputs) -> Digests:
     """Return the digests of a local model, its tokenizer and local data; none of those on the Hub.
 
     Raises BadInput if a file cannot be read.
     """
     inputs: Digests = {}
+    model = given.model_name_or_path
     if is_local(model):
         home = embedded_path("bert") if model == EMBEDDED else Path(model)
         names = {"model": ("config.json", *_weights(home)), "tokenizer": manifest.TOKENIZER}
@@ -57,9 +76,18 @@ def input_digests(task: str, model: str, dataset: str | None) -> Digests:
             paths = (home / file for file in candidates)
             present = (path for path in paths if os.path.lexists(path) and not path.is_dir())
             inputs[name] = _digests(name, present)
-    if directory := local_directory(task, dataset):
-        data = (data_file(directory, split) for split in TASKS[task].splits)
-        inputs["data"] = _digests("data", filter(None, data))
+    if directory := local_directory(given.task, given.dataset_path):
+        kind = TASKS[given.task]
+        data = [data_file(directory, split) for split in kind.splits]
+        if kind.is_of_own_data:
+            data += files_of(directory).values()
+        inputs["data"] = _digests("data", {path for path in data if path})
+    for name in DATA_FILES:
+        if path := getattr(given, name):
+            inputs[name] = _digests(name, [Path(path)])
+    if given.dataset_name and Path(given.dataset_name).is_dir():
+        saved = (path for path in Path(given.dataset_name).rglob("*") if path.is_file())
+        inputs["dataset_name"] = _digests("dataset_name", saved, Path(given.dataset_name))
     return inputs
 
 
@@ -74,9 +102,13 @@ def _weights(home: Path) -> set[str]:
         return {INDEX}  # missing or damaged: loading reports it
 
 
-def _digests(name: str, paths: Iterable[Path]) -> dict[str, str]:
+def _digests(name: str, paths: Iterable[Path], home: Path | None = None) -> dict[str, str]:
+    """Return the digests of files by name, or by path inside `home`. Raises BadInput."""
     try:
-        return {path.name: files.sha256(path) for path in sorted(paths)}
+        return {
+            str(path.relative_to(home)) if home else path.name: files.sha256(path)
+            for path in sorted(paths)
+        }
     except OSError as error:
         raise BadInput(
             f"--{_flag(name)} {error.filename}: cannot be read ({error.strerror}); use a readable "
@@ -101,6 +133,7 @@ def _is_map(value: Any, *types: type) -> bool:
 
 VALID: dict[str, Callable[[Any], bool]] = {
     "digests": lambda value: _is_map(value, dict) and all(_is_map(v, str) for v in value.values()),
+    "data": lambda value: isinstance(value, dict),
     "revisions": lambda value: _is_map(value, str),
     "versions": lambda value: _is_map(value, str, NoneType),
     "ladder": lambda value: isinstance(value, list) and {*map(type, value)} <= {int, float},

@@ -22,6 +22,7 @@ from lth_scale.config.arguments import (
 from lth_scale.config.errors import BadInput
 from lth_scale.config.redaction import redacted
 from lth_scale.config.resolution import launched_precision
+from lth_scale.tasks.registry import adopt_metric
 from lth_scale.tracking import provenance
 from lth_scale.tracking.machine import git_commit, versions
 from lth_scale.tracking.provenance import Facts
@@ -36,6 +37,7 @@ NAMES = (
     *("arguments.json", "rounds", "seeds", "controls", "connectivity", "figures", "complete"),
     *("results.json", "controls.json", "connectivity.json", "ticket.safetensors", ".lock"),
     *("theta.safetensors", "theta-[0-9]*.safetensors", "mlflow.json", "mlflow.jsonl", "hub.json"),
+    run_files.TEST_TABLE,
 )
 
 
@@ -53,6 +55,7 @@ class RunDirectory:
         Refuses another run, files that lth_scale did not write, links and damaged files. Changes
         nothing.
         """
+        adopt_metric(args.as_dict())
         run_directory = cls(Path(args.output_dir), args)
         run_directory._check()
         return run_directory

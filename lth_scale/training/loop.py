@@ -158,10 +158,8 @@ def evaluate(net: Network, on_batch: Callable[[], None] = lambda: None) -> Evalu
 def _evaluate_split(
     net: Network, rows: datasets.Dataset, on_batch: Callable[[], None]
 ) -> Evaluation:
-    task, order = net.task, numpy.arange(len(rows))
-    if task.grouped:  # the longest rows first
-        order = numpy.argsort(-numpy.array(token_counts(rows)), kind="stable")
-    table = _score_rows(net, rows, order.tolist(), on_batch)
+    task = net.task
+    table, order = results_of(net, rows, on_batch)
     if not numpy.isfinite(table[:, -1]).all():
         raise Diverged(
             f"the loss of a validation row is NaN or infinite after step {net.step}; completed "
@@ -173,6 +171,16 @@ def _evaluate_split(
         return Evaluation(scores)
     kept = task.predictions(table, rows, order)
     return Evaluation(scores, kept.arrays, kept.is_constant)
+
+
+def results_of(
+    net: Network, rows: datasets.Dataset, on_batch: Callable[[], None] = lambda: None
+) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Return the task's `rows` of a split, and the number of the row at each position of them."""
+    order = numpy.arange(len(rows))
+    if net.task.grouped:  # the longest rows first
+        order = numpy.argsort(-numpy.array(token_counts(rows)), kind="stable")
+    return _score_rows(net, rows, order.tolist(), on_batch), order
 
 
 @torch.no_grad()

@@ -16,13 +16,14 @@ from accelerate.utils import DynamoBackend
 
 from lth_scale.config.arguments import Training
 from lth_scale.config.errors import BadInput, warn
+from lth_scale.config.flags import is_local
 from lth_scale.config.resolution import launched_precision
 from lth_scale.distributed import compat, launch, watchdog
 from lth_scale.distributed.pieces import base_model
 from lth_scale.pruning import prunable_set
 from lth_scale.pruning.ticket import Ticket
 from lth_scale.tasks import data, registry
-from lth_scale.tasks.task import Task
+from lth_scale.tasks.task import RecordsFacts, Task
 from lth_scale.tracking import console
 from lth_scale.tracking.machine import usable_cores
 from lth_scale.tracking.run_directory import RunDirectory
@@ -130,8 +131,9 @@ def _recorded_prunable_set(args: Training, dense: str | None, task: Task) -> tup
 def provenance_of(net: Network) -> dict[str, Any]:
     """Return the facts of `provenance` that are known once everything is loaded."""
     dynamo, commits = net.accelerator.state.dynamo_plugin, {"model": net.task.revision}
-    if not net.args.dataset_path:
-        commits["data"] = data.hub_revision(net.task.train)
+    task = net.task
+    if not (net.args.dataset_path or net.args.train_file or is_local(net.args.dataset_name or "")):
+        commits["data"] = data.hub_revision(task.train)
     return {
         "precision": net.accelerator.mixed_precision,
         "matmul_precision": torch.get_float32_matmul_precision(),
@@ -139,6 +141,7 @@ def provenance_of(net: Network) -> dict[str, Any]:
         "threads": torch.get_num_threads() * _local_ranks(),
         "base_sha256": net.base_sha256,
         "revisions": {name: commit for name, commit in commits.items() if commit},
+        **({"data": task.facts} if isinstance(task, RecordsFacts) and task.facts else {}),
     }
 
 
@@ -149,7 +152,7 @@ def open_run(run_directory: RunDirectory, net: Network, facts: dict[str, Any]) -
     """
     run_directory.check_facts(facts)
     if net.accelerator.is_main_process:
-        for line in (*run_directory.notices(facts), net.task.remark):
+        for line in (*run_directory.notices(facts), *net.task.remark.split("\n")):
             if line:
                 console.print_line(line)
         run_directory.begin(facts)

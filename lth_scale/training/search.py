@@ -22,7 +22,7 @@ from lth_scale.science import figures
 from lth_scale.tracking import predictions
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.stages import TICKET_SPARSITY, Stage, has_constant_prediction
-from lth_scale.training import loop, networks, preparation
+from lth_scale.training import loop, networks, preparation, test_rows
 from lth_scale.training.loop import Evaluation
 from lth_scale.training.networks import Weights
 from lth_scale.training.run import Run
@@ -280,6 +280,12 @@ class Search(Run):
         )
         return parse_pattern(self.args.pattern).prune(step)
 
+    def evaluate(self) -> None:
+        """Score the trained network; the dense one and the last also predict the test rows."""
+        super().evaluate()
+        if not self.stage.is_control and self.stage.number in (0, self.rounds[-1]):
+            test_rows.predict(self.net, self.stage_directory)
+
     def prune(self) -> None:
         """Compute the next round's mask from the trained weights, and write it."""
         if not self._is_last:
@@ -316,6 +322,8 @@ class Search(Run):
             for k in self.rounds[self._kept_networks : -1]:  # a kill may have left networks
                 if (self._round(k) / "model" / manifest.LISTING).is_file():
                     self.run_directory.delete_network(Stage.round(k))
+            last = self._round(self.rounds[-1])
+            test_rows.write(self.net.task, self._round(0), last, self.run_directory.directory)
         super().finish()
 
     def pictures(self) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from lth_scale.config import files
 from lth_scale.config.arguments import Arguments, Training, Transfer, flags_with, same_value
 from lth_scale.config.checks import MOST_ROUNDS, check_rounds, parse_rewind_step
 from lth_scale.config.errors import BadInput, warn
-from lth_scale.config.flags import absolute_model
+from lth_scale.config.flags import absolute_if_local
 from lth_scale.config.redaction import redacted
 from lth_scale.config.resolution import launched_precision
 from lth_scale.distributed.pieces import base_model
@@ -78,7 +78,7 @@ def _masks_to_apply(ticket: Ticket, net: Network) -> dict[str, Tensor]:
 
 def base_metadata(net: Network) -> dict[str, str]:
     """Return the metadata that name the base model in tickets and files of θᵢ."""
-    base = absolute_model(net.args.model_name_or_path)
+    base = absolute_if_local(net.args.model_name_or_path)
     return {"base_model": redacted(base), "base_sha256": net.base_sha256}
 
 

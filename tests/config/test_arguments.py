@@ -70,7 +70,8 @@ def test_the_facts_of_flags_are_those_of_earlier_versions():
     assert flags_with("grid") == {*grid.split()}
     method = "scope pattern score rewind rewind_step distill early_bird"
     assert flags_with("method") == {*method.split()}
-    paths = "dataset_path output_dir dense compare_with ticket theta"
+    paths = """dataset_path output_dir dense compare_with ticket theta train_file validation_file
+        test_file"""
     assert flags_with("path") == {*paths.split()}
     assert flags_with("several") == {"ignore", "seeds"}
 
@@ -87,11 +88,14 @@ def test_a_registered_name_becomes_a_choice(monkeypatch):
         resolution.parse(["--task", "sst2", "--preset", "demo", "--schedule", "ours"])
 
 
-def test_help_of_a_flag_has_at_most_two_lines_that_fit_the_terminal(helped):
+def test_help_of_a_flag_is_short_and_fits_the_terminal(helped):
     kind, text = helped
     found = entries(text)
     assert {*found} == {"verbose", *(spec.name for spec in fields(kind))}
-    assert [name for name, lines in found.items() if len(lines) > 2] == []
+    lists = {spec.name for spec, declared in flags_of(kind) if declared.registry}
+    long_name = {"per_device_train_batch_size": 3}  # takes a line of its own
+    most = dict.fromkeys(found, 2) | dict.fromkeys(lists, 4) | long_name
+    assert [name for name, lines in found.items() if len(lines) > most[name]] == []
     assert max(map(len, text.splitlines())) <= 100
     assert text.startswith("usage: python -m lth_scale.") and text.splitlines()[0].endswith(
         " --task TASK [flags]"
@@ -107,7 +111,8 @@ def test_help_names_defaults_and_choices(helped):
         assert all(choice in said[spec.name] for choice in spec.metadata["flag"].names)
     for name in DEFAULTS["mlm"]:
         usual, *others = re.search(r"\(default: (.*)\)", said[name])[1].split(", ")
-        by_task = dict(other.split() for other in others)
+        groups = [other.split() for other in others]  # tasks, and the default that they share
+        by_task = {task: value for *tasks, value in groups for task in tasks}
         assert all(
             by_task.get(task, usual) == str(values[name]) for task, values in DEFAULTS.items()
         )

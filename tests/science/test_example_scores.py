@@ -6,6 +6,9 @@ from scipy import stats
 
 from lth_scale.science.example_scores import examples_of
 from lth_scale.tasks.metrics.glue.glue import METRICS
+from lth_scale.tasks.metrics.scores import SCORES
+
+SEVERAL = ("multi_label_classification", "regression")
 
 
 def classes(generator, n, count):
@@ -39,13 +42,34 @@ def test_correlations_are_those_of_the_task(metric):
     agree_with_the_task(generator, metric, scores(generator, 80))
 
 
-def agree_with_the_task(generator, metric, arrays):
+@pytest.mark.parametrize(
+    ("metric", "problem"),
+    [
+        *(("macro_f1", "single_label_classification"), ("mse", "regression")),
+        *((name, kind) for kind in SEVERAL for name in SCORES[kind]),
+    ],
+)
+def test_scores_of_own_data_are_those_of_the_task(metric, problem):
+    generator = numpy.random.default_rng(0)
+    if metric == "macro_f1" and problem not in SEVERAL:
+        arrays = classes(generator, 80, 30)  # some classes are missing from some samples
+    elif problem == "regression":
+        one, other = scores(generator, 80), scores(generator, 80)
+        arrays = {name: numpy.stack([one[name], other[name]], axis=1) for name in one}
+    else:
+        labels = generator.random((80, 4)) < [0.5, 0.3, 0.1, 0.02]
+        noise = generator.random((80, 4)) < 0.2
+        arrays = {"label": labels.astype("int8"), "prediction": (labels ^ noise).astype("int8")}
+    agree_with_the_task(generator, metric, arrays, SCORES[problem])
+
+
+def agree_with_the_task(generator, metric, arrays, scores_of=METRICS):
     examples = examples_of(arrays, metric)
-    expected = METRICS[metric](arrays["label"], arrays["prediction"])
+    expected = scores_of[metric](arrays["label"], arrays["prediction"])
     assert examples.value == pytest.approx(expected)
     drawn = generator.integers(80, size=(5, 80))
     weights = numpy.stack([numpy.bincount(rows, minlength=80) for rows in drawn]).astype(float)
-    expected = [METRICS[metric](arrays["label"][x], arrays["prediction"][x]) for x in drawn]
+    expected = [scores_of[metric](arrays["label"][x], arrays["prediction"][x]) for x in drawn]
     assert resampled(examples, weights) == pytest.approx(expected)
 
 

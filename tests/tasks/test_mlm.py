@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 import transformers as hf
-from conftest import write_jsonl
+from conftest import sentence, write_jsonl
 from datasets import Dataset
 from torch import nn
 from torch.nn import functional as F
@@ -146,3 +146,44 @@ def mask_nothing(batch: dict, tokenizer, seed: int) -> dict:
         "input_ids": batch["input_ids"],
         "labels": [[-100] * len(ids) for ids in batch["input_ids"]],
     }
+
+
+@pytest.mark.parametrize("name", ["train.txt", "train.jsonl", "train.csv"])
+def test_own_text_gives_the_blocks_of_the_same_rows(name, small, tmp_path, text_data):
+    texts = [sentence(i) for i in range(120)]
+    path = tmp_path / name
+    if name.endswith(".jsonl"):
+        write_jsonl(path, [{"id": i, "text": text} for i, text in enumerate(texts)])
+    else:
+        path.write_text("\n".join(["text", *texts] if name.endswith(".csv") else texts) + "\n")
+    files = {"train_file": path, "validation_file": path, "dataset_path": None}
+    ours = registry.load_task(parse(small(task="fill-mask", max_train_samples=9, **files)))
+    theirs = registry.load_task(parse(small(task="mlm", dataset_path=text_data)))
+    assert len(ours.train) == 9
+    assert ours.train.to_dict() == theirs.train.select(range(9)).to_dict()
+
+
+def test_a_share_of_own_text_can_be_held_out(small, tmp_path):
+    (tmp_path / "all.txt").write_text("\n".join(sentence(i) for i in range(200)))
+    flags = {"train_file": tmp_path / "all.txt", "dataset_path": None}
+    task = registry.load_task(
+        parse(small(task="fill-mask", validation_split_percentage=25, **flags))
+    )
+    assert 2 < len(task.train) / len(task.validation) < 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "a"}, {"text": None}], "column 'text', row 2: null is no text; write a string"),
+        ([{"a": "x", "b": "y"}], "columns 'a', 'b' hold texts; choose one with --text_column_name"),
+        ([{"a": 1}], "none of the columns 'a' holds texts; use a text file"),
+        ([{"text": "a"}], "has too little text for one block; add text, or use a smaller length"),
+    ],
+)
+def test_own_text_that_cannot_be_used_is_refused(rows, message, small, tmp_path):
+    path = write_jsonl(tmp_path / "train.jsonl", rows)
+    files = {"train_file": path, "validation_file": path, "dataset_path": None}
+    with pytest.raises(BadInput) as error:
+        registry.load_task(parse(small(task="fill-mask", **files)))
+    assert "train.jsonl" in str(error.value) and message in str(error.value)

@@ -1,5 +1,6 @@
 """tasks/squad.py: windows, labels, and answers that are copied from the context."""
 
+import csv
 import json
 import shutil
 import time
@@ -480,3 +481,190 @@ def test_invalid_rows_are_refused_with_the_line(change, named, tmp_path):
     with pytest.raises(BadInput, match=f"line 2: .*{named}"):
         list(read_rows(path, squad.COLUMNS))
     assert json.loads(path.read_text().splitlines()[0]) == GOOD
+
+
+def unanswerable(i: int) -> dict:
+    return example(sentence(i), "", "who is the king ?") | {"answers": NONE}
+
+
+NONE = {"text": [], "answer_start": []}
+MIXED = [example("the dog ran far .", "ran far"), unanswerable(3), example(LONG, "good dog")]
+
+
+@pytest.fixture
+def load_own(small, tmp_path):
+    """Question answering on a file of these rows."""
+
+    def go(rows, name: str = "train.jsonl", **flags) -> Task:
+        path = tmp_path / name
+        path.write_text(rows) if isinstance(rows, str) else write_jsonl(path, rows)
+        files = {"train_file": path, "validation_file": path, "dataset_path": None}
+        return registry.load_task(
+            parse(
+                small(
+                    **{"task": "question-answering", "max_seq_length": 32, "doc_stride": 8}
+                    | files
+                    | flags
+                )
+            )
+        )
+
+    return go
+
+
+def nested(rows: list[dict]) -> str:
+    """The rows as SQuAD's own files have them, with an article each."""
+    articles = []
+    for row in rows:
+        pairs = zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)
+        answers = [{"text": text, "answer_start": start} for text, start in pairs]
+        question = {"id": row["id"], "question": row["question"], "answers": answers}
+        paragraph = {"context": row["context"], "qas": [question | {"is_impossible": not answers}]}
+        articles.append({"title": "T", "paragraphs": [paragraph]})
+    return json.dumps({"version": "v2.0", "data": articles})
+
+
+def test_own_questions_give_the_windows_and_scores_of_squad(load, load_own):
+    rows = [example(LONG, "good dog"), example("the dog ran far .", "ran far")]
+    ours, theirs = load_own(rows), load(rows)
+    for split in ("train", "validation"):
+        assert getattr(ours, split).to_dict() == getattr(theirs, split).to_dict()
+    assert evaluated(ours) == evaluated(theirs) and evaluated(ours)["f1"] == 1
+
+
+def test_nested_and_flat_files_give_the_same_windows(load_own):
+    flags = {"version_2_with_negative": True}
+    flat, tree = load_own(MIXED, **flags), load_own(nested(MIXED), "squad.json", **flags)
+    assert flat.train.to_dict() == tree.train.to_dict()
+    assert flat.validation.to_dict() == tree.validation.to_dict()
+    assert {*flat.train.column_names} == {*INPUTS, "start_positions", "end_positions"}
+
+
+def test_answers_may_be_a_list_of_objects(load_own):
+    rows = [MIXED[0], MIXED[2]]
+    pairs = [(row["answers"]["text"][0], row["answers"]["answer_start"][0]) for row in rows]
+    objects = [
+        row | {"answers": [{"text": text, "answer_start": start}]}
+        for row, (text, start) in zip(rows, pairs, strict=True)
+    ]
+    ours, theirs = load_own(objects, "objects.jsonl"), load_own(rows)
+    assert ours.validation.to_dict() == theirs.validation.to_dict()
+
+
+def test_windows_without_an_answer_are_learned_as_cls(load_own):
+    task = load_own(MIXED, version_2_with_negative=True)
+    no_answer = task.question_of == 1
+    for name in ("start_positions", "end_positions"):
+        positions = numpy.array(task.validation[name][:])
+        assert (positions[no_answer] == 0).all() and (positions[task.question_of == 0] > 0).all()
+    assert task.validation["cls"][:] == [0] * len(task.validation)
+
+
+def test_a_perfect_network_is_right_about_questions_of_both_kinds(load_own):
+    task = load_own(MIXED, version_2_with_negative=True)
+    assert [*evaluated(task)] == [
+        *("f1", "exact_match", "HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact", "loss")
+    ]
+    assert {value for name, value in evaluated(task).items() if name != "loss"} == {1.0}
+
+
+@pytest.mark.parametrize(("cls", "expected"), [(8.9, "ran far"), (9.0, "ran far"), (9.1, "")])
+def test_the_empty_answer_wins_if_cls_scores_higher_than_the_best_span(cls, expected, load_own):
+    """null_score_diff_threshold of run_qa.py is 0: a tie goes to the span."""
+    task = load_own([MIXED[0], MIXED[1]], version_2_with_negative=True)
+    batch = task.eval_collate([task.validation[0]])
+    logits = pointing(batch)
+    logits[:, :, 0] = cls
+    rows = task.rows(logits, batch)
+    assert rows.shape == (1, 6) and rows[0, 4] == pytest.approx(2 * cls)
+    assert task._answers(rows)[0] == [expected]
+
+
+def test_the_null_score_is_the_lowest_of_a_questions_windows(load_own):
+    task = load_own([MIXED[2], MIXED[1]], version_2_with_negative=True)
+    first = [i for i, question in enumerate(task.question_of) if question == 0]
+    batch = task.eval_collate([task.validation[i] for i in first])
+    logits = pointing(batch)
+    logits[:, :, 0] = 20.0  # all windows say that there is no answer,
+    assert task._answers(task.rows(logits, batch))[0] == [""]
+    logits[1, :, 0] = 0.0  # except for one
+    assert task._answers(task.rows(logits, batch))[0] == ["good dog"]
+
+
+def test_scores_of_both_kinds_are_those_of_squad_v2():
+    """Computed by the official evaluate-v2.0.py."""
+    given = ["the dog", "a small dog", "", "cat"]
+    accepted = [["dog"], ["dog", "big dog"], [], []]
+    assert squad.scores_by_kind(given, accepted) == pytest.approx(
+        {
+            **{"f1": (1 + 2 / 3 + 1) / 4, "exact_match": 2 / 4},
+            **{"HasAns_f1": (1 + 2 / 3) / 2, "HasAns_exact": 1 / 2},
+            **{"NoAns_f1": 1 / 2, "NoAns_exact": 1 / 2},
+        }
+    )
+    assert "NoAns_f1" not in squad.scores_by_kind(["a"], [["a"]])
+
+
+def test_kept_predictions_of_both_kinds_give_the_score(load_own):
+    task = load_own(MIXED, version_2_with_negative=True)
+    batch = task.eval_collate([task.validation[i] for i in range(len(task.validation))])
+    table = task.rows(torch.zeros(len(task.validation), 2, 32), batch)
+    kept = task.predictions(table, task.validation, numpy.arange(len(task.validation))).arrays
+    score = task.score(table)
+    for name in ("f1", "exact_match"):
+        assert len(kept[name]) == 3 and kept[name].mean() == pytest.approx(score[name])
+
+
+def test_no_answer_is_the_best_constant_if_most_questions_have_none(load_own):
+    task = load_own([MIXED[0], MIXED[1], unanswerable(4)], version_2_with_negative=True)
+    assert task.trivial() == {"constant": {"f1": 2 / 3, "exact_match": 2 / 3}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answers": NONE}, "column 'answers', row 2: the question has no answer; use --version_2"),
+        ({"answers": {"text": ["ran"], "answer_start": [5]}}, 'row 2: answer "ran" is not at'),
+        ({"answers": {"text": ["ran"], "answer_start": []}}, "row 2: column 'answers' needs 'te"),
+        ({"answers": None}, "column 'answers', row 2: column 'answers' needs 'text' and"),
+        ({"question": None}, "column 'question', row 2: null is no text; write a string"),
+    ],
+)
+def test_an_own_row_that_is_wrong_is_refused_by_file_column_and_row(change, message, load_own):
+    with pytest.raises(BadInput) as error:
+        load_own([MIXED[0], MIXED[0] | change])
+    assert "train.jsonl" in str(error.value) and message in str(error.value)
+
+
+def test_own_data_without_a_column_is_refused_with_those_it_has(load_own):
+    rows = [{"question": "a", "text": "b"}]
+    with pytest.raises(BadInput, match="no column 'context', only 'question', 'text'; use SQuAD's"):
+        load_own(rows)
+
+
+def test_a_search_predicts_questions_of_a_test_file(search, tmp_path):
+    rows = [MIXED[0], MIXED[2], MIXED[0]]
+    train = write_jsonl(tmp_path / "train.jsonl", [*MIXED, *MIXED])
+    without = [{name: row[name] for name in ("question", "context")} for row in rows]
+    flags = {
+        **{"task": "question-answering", "dataset_path": None, "train_file": train},
+        **{"validation_file": train, "version_2_with_negative": True, "doc_stride": 8},
+        **{"test_file": write_jsonl(tmp_path / "test.jsonl", without)},
+    }
+    out = search(**flags, max_steps=2, target_sparsity=0.1)
+    with (out / "predictions.csv").open() as file:
+        lines = [*csv.DictReader(file)]
+    assert len(lines) == 3 and lines[0] == lines[2] | {"row": "1"}
+    for line, row in zip(lines, rows, strict=True):
+        assert line["ticket"] in row["context"] and line["dense"] in row["context"]
+
+
+def test_questions_to_predict_need_no_answers_in_nested_files_either(load_own, tmp_path):
+    tree = json.loads(nested(MIXED))
+    for article in tree["data"]:
+        del article["paragraphs"][0]["qas"][0]["answers"]
+    (tmp_path / "test.json").write_text(json.dumps(tree))
+    task = load_own(MIXED, version_2_with_negative=True, test_file=tmp_path / "test.json")
+    assert [*task.test_labels] == ["", "", ""]
+    with pytest.raises(BadInput, match="column 'answers', row 1: column 'answers' needs 'text'"):
+        load_own(json.dumps(tree), "train.json", version_2_with_negative=True)

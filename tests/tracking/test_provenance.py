@@ -416,7 +416,7 @@ def test_only_weights_that_are_loaded_have_digests(whole, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     for name in (names[0], "c.safetensors", *(["model.safetensors"] if whole else [])):
         (tmp_path / name).write_text(name)
-    found = provenance.input_digests("sst2", str(tmp_path), None)["model"]
+    found = provenance.input_digests(provenance.Inputs("sst2", str(tmp_path)))["model"]
     assert [*found] == (
         ["model.safetensors"] if whole else ["a.safetensors", "model.safetensors.index.json"]
     )

@@ -1,8 +1,8 @@
 """What is exported or timed: a dense network with zeros as its mask, and inputs to run it on."""
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,16 @@ from lth_scale.tasks.inputs import longest_input
 from lth_scale.tasks.libraries import go_offline_unless_reachable, quiet
 from lth_scale.tasks.loading import explain_load_error, model_path
 from lth_scale.tasks.locations import embedded_path
+from lth_scale.tasks.registry import TASKS
 from lth_scale.tasks.rows import read_rows
+from lth_scale.tasks.sources import as_they_are, load_sources
+from lth_scale.tasks.token_classification import as_sentences
 from lth_scale.tasks.tokenizer import check_ids
 from lth_scale.tasks.weights import CheckpointSource
 
 TOKENIZER_FILES = ("tokenizer*.json", "vocab.*", "*.model", "merges.txt")
 BATCH = 8  # sentences in the padded batch
+LARGEST_SAMPLE = 1_000  # rows among which they are chosen
 LONGEST = 512  # tokens of the single sequence, if the model takes as many
 
 
@@ -154,8 +158,8 @@ def real_inputs(source: ExportSource) -> tuple[list[dict[str, Tensor]], str]:
     model, tokenizer = source.model, source.tokenizer
     limit = longest(model, tokenizer)
     if tokenizer:
-        texts, origin = sentences(), "English sentences of SST-2"
-        by_length = sorted(texts, key=len)[:: len(texts) // BATCH][:BATCH]
+        texts, origin = _texts_of_run(source.run)
+        by_length = sorted(texts, key=len)[:: max(1, len(texts) // BATCH)][:BATCH]
         words = " ".join(texts).split()[:limit]  # of at least one token each
         options: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt"}
         batches = [
@@ -183,6 +187,28 @@ def _random_ids(model: PreTrainedModel, limit: int) -> list[dict[str, Tensor]]:
 
     rising = [max(1, limit * (i + 1) // (2 * BATCH)) for i in range(BATCH)]
     return [draw(rising), draw([limit])]
+
+
+def _texts_of_run(run: Mapping[str, Any]) -> tuple[list[str], str]:
+    """Return validation texts of the user's own data, and what they are; else those of SST-2."""
+    columns = run.get("data", {}).get("text_columns", ())
+    flags = {spec.name for spec in fields(Training)}
+    values = {name: value for name, value in run.items() if name in flags and name != "ignore"}
+    if not columns:
+        return sentences(), "English sentences of SST-2"
+    try:
+        args = Training(**values)
+        tags_words = TASKS[args.task].pipeline == "token-classification"
+        sources = load_sources(args, prepare=as_sentences if tags_words else as_they_are)
+        rows = sources["validation"].rows[:LARGEST_SAMPLE]
+        found = (value for column in columns for value in rows[column])
+        texts = [" ".join(value) if tags_words else value for value in found]
+        texts = [text for text in texts if text.strip()]
+    except (BadInput, KeyError, TypeError):
+        texts = []  # the files are not there any more
+    if len(texts) < BATCH:
+        return sentences(), "English sentences of SST-2"
+    return texts, "rows of the task's validation data"
 
 
 def sentences() -> list[str]:

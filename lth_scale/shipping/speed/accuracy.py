@@ -20,7 +20,10 @@ from lth_scale.tasks.mlm import CHOSEN, pack
 from lth_scale.tasks.task import Batch, Task
 
 EVAL_BATCH, CALIBRATION = 32, 64  # examples to score at a time, and to calibrate on
-DATA_FLAGS = ("dataset_path", "max_seq_length", "doc_stride")  # those of the network's own run
+# Flags of the network's own run: the seed decides which rows are split off for validation.
+DATA_FLAGS = ("dataset_path", "max_seq_length", "doc_stride", "seed", *registry.OWN_DATA)
+# What --dataset_path replaces.
+WAYS = ("train_file", "validation_file", "dataset_name", "dataset_config_name")
 
 
 def text_inputs(source: ExportSource, batch: int, length: int) -> Batch:
@@ -69,6 +72,9 @@ def load_task(source: ExportSource, flags: dict[str, Any]) -> tuple[Task | None,
         return None, f"{source.path}: its task is unknown; {remedy}"
     inherited = {key: source.run.get(key) for key in DATA_FLAGS if name == own}
     values = {key: value for key, value in inherited.items() if value is not None}
+    values.pop("test_file", None)
+    if "dataset_path" in flags:
+        values = {key: value for key, value in values.items() if key not in WAYS}
     values |= flags | {"task": name, "max_train_samples": CALIBRATION}
     try:
         return _load_task(source, values), ""

@@ -76,9 +76,9 @@ def _open_experiment(client: MlflowClient, artifacts: str | None) -> str:
     return experiment.experiment_id
 
 
-def by_percent(task: str) -> str:
+def by_percent(task: str, metric: str) -> str:
     """Return the metric of a curve: the task's score, with the sparsity in percent as its step."""
-    return f"{task} {TASKS[task].metric} by percent pruned"
+    return f"{task} {metric} by percent pruned"
 
 
 def _view() -> str:
@@ -87,7 +87,7 @@ def _view() -> str:
     view.json holds its parts, in the format of saved views in MLflow 3.17; see docs/mlflow.md.
     """
     parts = files.read_json(Path(__file__).with_name("view.json"))
-    keys = {task: by_percent(task) for task in TASKS}
+    keys = {task: by_percent(task, kind.metric) for task, kind in TASKS.items()}
     charts = [
         {**parts["chart"], "uuid": task, "metricKey": key, "selectedMetricKeys": [key]}
         for task, key in keys.items()

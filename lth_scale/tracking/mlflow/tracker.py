@@ -138,7 +138,8 @@ class MlflowTracker(Listener):
             name: float(value) for name, value in row.items() if isinstance(value, int | float)
         }
         scores = {name: float(value) for name, value in row["eval"].items()}
-        point = {by_percent(self.args.task): next(iter(scores.values()))}
+        metric, score = next(iter(scores.items()))
+        point = {by_percent(self.args.task, metric): score}
         evaluated = {f"eval/{name}": value for name, value in scores.items()}
         trivial = {
             f"trivial/{predictor}/{metric}": score
@@ -222,8 +223,9 @@ def _method_name(args: Training, control: str) -> str:
 
 def _describe_data(task: "Task", args: Training) -> list[dict[str, str]]:
     """Describe the tokenized splits of a task as MLflow data sets."""
-    path = args.dataset_path
-    source = {"uri": path} if path else {"path": TASKS[args.task].dataset[0]}
+    path = args.dataset_path or args.train_file
+    name = args.dataset_name or TASKS[args.task].dataset[0]
+    source = {"uri": path} if path else {"path": name}
     more = {f"validation_{suffix}": rows for suffix, rows in task.more.items()}
     return [
         {
