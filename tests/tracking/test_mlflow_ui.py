@@ -212,7 +212,7 @@ def test_a_parents_page_shows_its_table_its_figure_and_its_data(browser, server,
 def test_the_reports_page_shows_the_figure_of_the_study(browser, server, store, keep):
     browser.goto(server + run_named(store, "report · toy") + "?workflowType=machine_learning")
     browser.get_by_text("Show more").click()
-    browser.get_by_text("Tickets compared with the full network").wait_for()
+    browser.get_by_text("Do the tickets match the full network?").first.wait_for()
     figure = browser.locator("img[src*='scores.png']")
     figure.scroll_into_view_if_needed()
     browser.wait_for_function("i => i.naturalWidth > 500", arg=figure.element_handle())
