@@ -63,6 +63,8 @@ class Labels:
                 raise source.bad(row, self.column, MISSING)
             return value
         if self.separator is None:
+            if isinstance(value, str) and not value.strip():
+                raise source.bad(row, self.column, MISSING)
             return [value]
         if not isinstance(value, str):
             raise source.bad(

@@ -180,6 +180,7 @@ BAD = {
     "unknown": (["a", "b"], ["a", "c"], (), "validation.jsonl: column 'label', row 2: label \"c\""),
     "one class": (["a", "a"], None, (), "1 class"),
     "missing": (["a", None, "b"], None, (), "row 2: has no label"),
+    "blank": (["a", " ", "b"], None, (), "row 2: has no label"),
     "fraction": ([0.5, 1.0], None, (), "--do_regression"),
     "no number": (["1", "x"], None, ("--do_regression",), 'row 2: "x" is not a finite number'),
     "widths": ([[1, 2], [3]], None, ("--do_regression",), "row 2: has 1 numbers"),
