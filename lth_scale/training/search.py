@@ -22,7 +22,7 @@ from lth_scale.science import figures
 from lth_scale.tracking import predictions
 from lth_scale.tracking.run_directory import RunDirectory
 from lth_scale.tracking.stages import TICKET_SPARSITY, Stage, has_constant_prediction
-from lth_scale.training import loop, networks, preparation, test_rows
+from lth_scale.training import answers, loop, networks, preparation
 from lth_scale.training.loop import Evaluation
 from lth_scale.training.networks import Weights
 from lth_scale.training.run import Run
@@ -284,7 +284,7 @@ class Search(Run):
         """Score the trained network; the dense one and the last also predict the test rows."""
         super().evaluate()
         if not self.stage.is_control and self.stage.number in (0, self.rounds[-1]):
-            test_rows.predict(self.net, self.stage_directory)
+            answers.predict(self.net, self.stage_directory)
 
     def prune(self) -> None:
         """Compute the next round's mask from the trained weights, and write it."""
@@ -323,7 +323,7 @@ class Search(Run):
                 if (self._round(k) / "model" / manifest.LISTING).is_file():
                     self.run_directory.delete_network(Stage.round(k))
             last = self._round(self.rounds[-1])
-            test_rows.write(self.net.task, self._round(0), last, self.run_directory.directory)
+            answers.write(self.net.task, self._round(0), last, self.run_directory.directory)
         super().finish()
 
     def pictures(self) -> dict[str, bytes]:

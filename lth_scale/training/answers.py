@@ -29,8 +29,8 @@ def write(task: Task, dense: Path, ticket: Path, directory: Path) -> None:
     """
     if not isinstance(task, PredictsTest) or task.test is None:
         return
-    answers = [files.read_json(stage / TEST_ANSWERS) for stage in (dense, ticket)]
-    names, columns = ["row", "dense", "ticket"], [range(1, len(answers[0]) + 1), *answers]
+    given = [files.read_json(stage / TEST_ANSWERS) for stage in (dense, ticket)]
+    names, columns = ["row", "dense", "ticket"], [range(1, len(given[0]) + 1), *given]
     if task.test_labels:
         names, columns = [*names, "label"], [*columns, task.test_labels]
     text = io.StringIO()
