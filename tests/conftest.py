@@ -31,6 +31,14 @@ def pytest_configure(config):
         )
 
 
+@pytest.fixture(autouse=True)
+def restored_threads():
+    """A test that changes the number of PyTorch's threads leaves it to no later one."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--machine",
