@@ -284,6 +284,21 @@ def study_results(
         [row for condition in record.cells for row in _tidy(condition, rows[condition.job])],
         columns=[*COLUMNS],
     ).astype({"sparsity": float, "value": float, "primary": bool, "constant": bool})
+    about = (record.name, record.note, record.model, record.tasks)
+    return StudyResults(
+        *about,
+        states=states,
+        table=table,
+        searches=searches,
+        mask_facts=mask_facts,
+        stages=_stages(record, rows, directory),
+        example_facts=example_facts,
+        **_recorded(record, rows),
+    )
+
+
+def _recorded(record: StudyRecord, rows: Rows) -> dict[str, Any]:
+    """What the rows say besides scores: `starved`, `trivial` and `training_rows`."""
     starved = [
         (job, f"{key} {number}", description)
         for job, results in rows.items()
@@ -299,25 +314,17 @@ def study_results(
         for job in record.jobs
         if job.kind == "imp" and (count := recorded_training_rows(rows[job.id]))
     }
+    return {"starved": starved, "trivial": trivial, "training_rows": training_rows}
+
+
+def _stages(record: StudyRecord, rows: Rows, directory: Path) -> dict[tuple[Network, int], Path]:
+    """The directory of each finished training."""
     directories = {job.id: directory / job.directory for job in record.jobs}
-    stages = {
+    return {
         (_network(condition), condition.seed): directories[condition.job] / stage_of(row).path
         for condition in record.cells
         if (row := _row_of(condition, rows[condition.job]))
     }
-    about = (record.name, record.note, record.model, record.tasks)
-    return StudyResults(
-        *about,
-        states=states,
-        table=table,
-        searches=searches,
-        mask_facts=mask_facts,
-        starved=starved,
-        trivial=trivial,
-        training_rows=training_rows,
-        stages=stages,
-        example_facts=example_facts,
-    )
 
 
 def _tidy(condition: ConditionRecord, rows: list[Row]) -> list[tuple[Any, ...]]:
